@@ -1,0 +1,1 @@
+"""Side-by-side figures, each one command: `python -m benchmarks NAME`."""

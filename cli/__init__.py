@@ -1,0 +1,1 @@
+"""The `fedcaptor` command."""

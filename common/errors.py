@@ -1,0 +1,37 @@
+"""Errors that a person reads: each names the value, the bound and the remedy."""
+
+
+class FedcaptorError(Exception):
+    """Base of all errors that the command line prints without a traceback."""
+
+
+class ConfigError(FedcaptorError):
+    """A configuration value is unknown or outside its bound."""
+
+
+class DataError(FedcaptorError):
+    """A data source breaks a rule; the message names the file and the rule."""
+
+
+class ModelError(FedcaptorError):
+    """A model or its weights cannot be loaded, traced or sliced."""
+
+
+class PlanError(FedcaptorError):
+    """A budget cannot be met; the message names the nearest possible one."""
+
+
+class PrivacyError(FedcaptorError):
+    """A request would break a privacy promise; the phone or server declines."""
+
+
+class StateError(FedcaptorError):
+    """Stored state is damaged or belongs to another run."""
+
+
+class WireError(FedcaptorError):
+    """A message is malformed. `reason` is a short code from `common.messages.REASONS`, safe as a metric label."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason

@@ -1,0 +1,74 @@
+"""A pruning plan: which channels of each group stay."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from common.errors import PlanError
+from common.groups import ChannelGroups
+
+Indices = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """`kept`: sorted channel numbers to keep, by group name; an absent group keeps all. The output group's channels
+    are the class labels of the base model. `base`: `ChannelGroups.digest` of the network that it cuts.
+    """
+
+    base: str
+    kept: Mapping[str, Indices]
+
+    @classmethod
+    def of(cls, groups: ChannelGroups, kept: Mapping[str, npt.ArrayLike]) -> Plan:
+        """Validated plan. Raises PlanError naming the group, the value and the bound."""
+        checked: dict[str, Indices] = {}
+        for name, channels in kept.items():
+            group = groups.by_name.get(name)
+            if group is None:
+                raise PlanError(f"plan names group {name!r}, the model has {sorted(groups.by_name)}: plan it again")
+            index = np.unique(np.asarray(channels, dtype=np.int64))
+            if index.size == 0:
+                raise PlanError(f"plan empties group {name!r}, must keep at least 1 channel: raise the budget")
+            if index[0] < 0 or index[-1] >= group.channels:
+                raise PlanError(
+                    f"plan keeps channels {index[0]}..{index[-1]} of {name!r}, must lie in 0..{group.channels - 1}"
+                )
+            checked[name] = index
+        return cls(groups.digest, checked)
+
+    def counts(self) -> dict[str, int]:
+        """Kept channels by group, as the cost model wants them."""
+        return {name: len(index) for name, index in self.kept.items()}
+
+    def classes(self, groups: ChannelGroups) -> Indices:
+        """Original labels of the submodel's outputs, in their order."""
+        return self.kept.get(groups.output.name, np.arange(groups.classes))
+
+    def to_json(self) -> str:
+        kept = {name: index.tolist() for name, index in self.kept.items()}
+        return json.dumps({"base": self.base, "kept": kept}, sort_keys=True, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str, groups: ChannelGroups) -> Plan:
+        """Inverse of `to_json`. Raises PlanError when it was made for another network."""
+        try:
+            raw = json.loads(text)
+            base, kept = raw["base"], dict(raw["kept"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise PlanError(f"plan is not readable ({error}): plan it again") from error
+        if base != groups.digest:
+            raise PlanError(f"plan was made for network {base[:12]}, this one is {groups.digest[:12]}: plan it again")
+        return cls.of(groups, kept)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256, hex."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()

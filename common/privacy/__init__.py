@@ -1,0 +1,1 @@
+"""Secure-sum interface, noise and accounting."""

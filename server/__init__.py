@@ -1,0 +1,1 @@
+"""What runs beside Flower's SuperLink: rounds, clusters, plans, catalogue, metrics."""

@@ -1,0 +1,1 @@
+"""Populations of phones, scenarios, the runner and its report."""
