@@ -1,0 +1,172 @@
+"""Headers of the messages between server and phone, and the tensors that each may carry.
+
+Every field is bounded and unknown fields are refused. A change of meaning raises `VERSION`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Annotated, ClassVar, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from common.errors import WireError
+from common.privacy.sums import MAX_LENGTH, SumSpec
+
+VERSION: Literal[1] = 1
+MAX_CLUSTERS = 32
+MAX_PHONES = 10_000_000
+
+REASONS = (
+    "malformed",  # a record, header or field is not what the schema says
+    "oversized",  # a header, tensor or message is above its bound
+    "nan",  # a tensor holds a value that is not finite
+    "wrong_kind",  # another message than the expected one
+    "wrong_version",
+    "wrong_run",
+    "wrong_round",
+    "wrong_digest",  # of a sum, plan, submodel or base model
+    "replayed",  # a reply to another request, or a second reply to this one
+    "unexpected_tensor",
+    "missing_tensor",
+    "wrong_dtype",
+    "wrong_shape",
+    "unknown_node",  # the sender was not asked
+)
+
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Count = Annotated[int, Field(ge=1, le=MAX_PHONES)]
+Positive = Annotated[float, Field(gt=0, le=1e18, allow_inf_nan=False)]
+Kind = Literal["usage", "scores", "outcome"]
+
+
+@dataclass(frozen=True)
+class TensorRule:
+    """What a named tensor may be. A name that ends in `.*` stands for one tensor per cluster: `plan.0`, `plan.1`."""
+
+    dtypes: tuple[str, ...]
+    max_elements: int
+    required: bool = False
+
+
+Rules = Mapping[str, TensorRule]
+
+
+def _rules(**rules: TensorRule) -> Rules:
+    return MappingProxyType({name.replace("__each", ".*"): rule for name, rule in rules.items()})
+
+
+class Body(BaseModel):
+    """Base of all parts of a header: frozen, strict, nothing unknown."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Header(Body):
+    """Base of all headers; `TENSORS` names what may travel with it."""
+
+    TENSORS: ClassVar[Rules] = _rules()
+
+    version: Literal[1] = VERSION
+    run: Digest
+    round: Annotated[int, Field(ge=0, le=1_000_000)]
+    request: Annotated[str, Field(pattern=r"^[0-9a-f]{32,64}$")]
+
+
+class SumFields(Body):
+    """The fields of a `SumSpec` on the wire; `spec()` applies its privacy checks."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$")]
+    length: Annotated[int, Field(ge=1, le=MAX_LENGTH)]
+    clip: Positive
+    scale: Positive
+    noise_multiplier: Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
+    cohort: Count
+    min_survivors: Count
+    min_cohort: Count
+    bits: Annotated[int, Field(ge=8, le=32)] = 32
+    small_cohorts: bool = False
+
+    @classmethod
+    def of(cls, spec: SumSpec) -> Self:
+        """The wire form of `spec`."""
+        return cls(**{name: getattr(spec, name) for name in cls.model_fields})
+
+    def spec(self) -> SumSpec:
+        """The checked value; raises PrivacyError when the sum is not safe."""
+        return SumSpec(**self.model_dump())
+
+
+class SumRequest(Header):
+    """Server to phone: add your vector to one sum."""
+
+    TENSORS: ClassVar[Rules] = _rules(
+        centroids=TensorRule(("float32",), 1 << 22),
+        plan__each=TensorRule(("uint8",), 1 << 22),
+    )
+
+    message: Literal["sum_request"] = "sum_request"
+    kind: Kind
+    sum: SumFields
+
+
+class SumReply(Header):
+    """Phone to server: the encoded vector, with the phone's share of the noise."""
+
+    TENSORS: ClassVar[Rules] = _rules(values=TensorRule(("uint32",), MAX_LENGTH, required=True))
+
+    message: Literal["sum_reply"] = "sum_reply"
+    kind: Kind
+    sum_digest: Digest
+
+    @classmethod
+    def to(cls, request: SumRequest) -> Self:
+        """The header that answers `request`."""
+        digest = request.sum.spec().digest
+        return cls(run=request.run, round=request.round, request=request.request, kind=request.kind, sum_digest=digest)
+
+
+class DeliverRequest(Header):
+    """Server to phone: the plans of all clusters (`plan`), or the submodels named here (`submodel`)."""
+
+    TENSORS: ClassVar[Rules] = _rules(
+        centroids=TensorRule(("float32",), 1 << 22),
+        preference=TensorRule(("float32",), 1 << 24),
+        plan__each=TensorRule(("uint8",), 1 << 22),
+        submodel__each=TensorRule(("uint8",), 1 << 29),
+    )
+
+    message: Literal["deliver_request"] = "deliver_request"
+    mode: Literal["plan", "submodel"]
+    clusters: Annotated[tuple[Annotated[int, Field(ge=0, lt=MAX_CLUSTERS)], ...], Field(min_length=1, max_length=32)]
+    digests: Annotated[tuple[Digest, ...], Field(min_length=1, max_length=32)]
+
+    @model_validator(mode="after")
+    def _one_digest_each(self) -> Self:
+        if len(self.clusters) != len(self.digests) or len(set(self.clusters)) != len(self.clusters):
+            raise ValueError("clusters must differ and have one digest each")
+        return self
+
+
+class DeliverReply(Header):
+    """Phone to server: whether the delivery arrived whole. Says nothing of the owner's classes."""
+
+    message: Literal["deliver_reply"] = "deliver_reply"
+    accepted: bool
+
+
+def check_answers(request: Header, reply: Header) -> None:
+    """Raise WireError unless `reply` answers `request`: run, round, request id and, for sums, kind and digest."""
+    if reply.run != request.run:
+        raise WireError("wrong_run", "the reply belongs to another run; restart the phone's app")
+    if reply.round != request.round:
+        raise WireError("wrong_round", f"the reply is for round {reply.round}, not {request.round}")
+    if reply.request != request.request:
+        raise WireError("replayed", "the reply answers another request")
+    if isinstance(request, SumRequest) != isinstance(reply, SumReply):
+        raise WireError("wrong_kind", f"{type(reply).__name__} does not answer {type(request).__name__}")
+    if isinstance(request, SumRequest) and isinstance(reply, SumReply):
+        if reply.kind != request.kind:
+            raise WireError("wrong_kind", f"the reply is a {reply.kind} sum, not {request.kind}")
+        if reply.sum_digest != request.sum.spec().digest:
+            raise WireError("wrong_digest", "the reply was encoded for another sum")

@@ -1,0 +1,193 @@
+"""Sums over a cohort with noise added in shares by the phones; integers modulo 2**bits.
+
+Source of the noise: Kairouz, Liu and Steinke, "The Distributed Discrete Gaussian Mechanism for Federated Learning
+with Secure Aggregation", ICML 2021. Rounding here is truncation towards zero, so no conditional rounding is needed.
+"""
+
+import hashlib
+import json
+import math
+from dataclasses import asdict, dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.errors import PrivacyError
+from common.privacy.noise import discrete_gaussian
+
+MIN_COHORT = 20
+MAX_LENGTH = 1 << 24
+
+
+def _require(holds: bool, message: str) -> None:
+    if not holds:
+        raise PrivacyError(message)
+
+
+@dataclass(frozen=True)
+class SumSpec:
+    """What a phone is asked to add to one sum; both sides check it. Raises PrivacyError when it is not safe.
+
+    `length`: entries. `clip`: joint L2 bound of one phone's vector, in its own units. `scale`: quanta per unit.
+    `noise_multiplier`: standard deviation of the total noise over `clip`, reached with `min_survivors` shares;
+    0 switches it off. `cohort`: phones asked. `min_survivors`: fewest phones whose share is in the sum.
+    `min_cohort`: fewest replies that may be published; at least 20 unless `small_cohorts` (testing) is set.
+    """
+
+    name: str
+    length: int
+    clip: float
+    scale: float
+    noise_multiplier: float
+    cohort: int
+    min_survivors: int
+    min_cohort: int = 50
+    bits: int = 32
+    small_cohorts: bool = False
+
+    def __post_init__(self) -> None:
+        floor = 1 if self.small_cohorts else MIN_COHORT
+        _require(bool(self.name), "sum name is empty; give the sum a name")
+        _require(
+            1 <= self.length <= MAX_LENGTH,
+            f"sum {self.name}: length {self.length} is outside 1 to {MAX_LENGTH}; split the sum",
+        )
+        _require(8 <= self.bits <= 32, f"sum {self.name}: bits {self.bits} is outside 8 to 32; use 32")
+        for field in ("clip", "scale"):
+            value = getattr(self, field)
+            _require(
+                math.isfinite(value) and value > 0,
+                f"sum {self.name}: {field} {value} must be above 0 and finite; set a positive {field}",
+            )
+        _require(
+            math.isfinite(self.noise_multiplier) and self.noise_multiplier >= 0,
+            f"sum {self.name}: noise_multiplier {self.noise_multiplier} must be finite and at least 0; calibrate it",
+        )
+        _require(
+            self.min_cohort >= floor,
+            f"sum {self.name}: min_cohort {self.min_cohort} is below {floor}; raise it (testing.small_cohorts lifts "
+            "the bound in tests)",
+        )
+        _require(
+            self.cohort >= self.min_cohort,
+            f"sum {self.name}: cohort {self.cohort} is below min_cohort {self.min_cohort}; ask more phones",
+        )
+        _require(
+            1 <= self.min_survivors <= self.cohort,
+            f"sum {self.name}: min_survivors {self.min_survivors} is outside 1 to cohort {self.cohort}; set it inside",
+        )
+        reach = self.cohort * self.sensitivity + 12 * self.sigma * math.sqrt(self.cohort / self.min_survivors)
+        _require(
+            reach < 2 ** (self.bits - 1),
+            f"sum {self.name}: {reach:.4g} quanta could wrap around 2**{self.bits - 1}; lower scale below "
+            f"{self.scale * 2 ** (self.bits - 1) / reach:.4g}",
+        )
+
+    @property
+    def sensitivity(self) -> float:
+        """Joint L2 bound of one encoded vector before noise, in quanta."""
+        return self.scale * self.clip
+
+    @property
+    def sigma(self) -> float:
+        """Standard deviation of the noise of `min_survivors` shares, in quanta."""
+        return self.noise_multiplier * self.sensitivity
+
+    @property
+    def share_variance(self) -> float:
+        """Variance parameter of one phone's share, in squared quanta."""
+        return self.sigma**2 / self.min_survivors
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (hex) of every field: a spec that differs in anything is another request."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+
+
+def encode(vector: NDArray[np.floating], spec: SumSpec, rng: np.random.Generator) -> NDArray[np.uint32]:
+    """One phone's reply, uint32 [length]: clipped, in quanta truncated towards zero, with its share of the noise.
+
+    `vector` is [length] in units of `clip`. Raises PrivacyError on a wrong shape or a value that is not finite.
+    Truncation never increases the norm, so the sensitivity stays scale × clip.
+    """
+    _require(
+        vector.shape == (spec.length,),
+        f"sum {spec.name}: vector of shape {vector.shape}, expected ({spec.length},); rebuild it from the request",
+    )
+    x = vector.astype(np.float64)
+    _require(
+        bool(np.isfinite(x).all()),
+        f"sum {spec.name}: {int((~np.isfinite(x)).sum())} values are not finite, 0 allowed; leave this report out",
+    )
+    peak = float(np.abs(x).max())
+    if peak > spec.clip:  # first by the largest entry, so that the norm cannot overflow
+        x = x / peak * spec.clip
+    norm = float(np.linalg.norm(x))
+    if norm > spec.clip:
+        x *= spec.clip / norm
+    quanta = np.trunc(x * spec.scale)
+    if float(quanta @ quanta) > spec.sensitivity**2:  # float rounding alone
+        quanta = np.trunc(quanta * (1 - 1e-9))
+    total = quanta.astype(np.int64) + discrete_gaussian(spec.share_variance, spec.length, rng)
+    return (total & np.int64(2**spec.bits - 1)).astype(np.uint32)
+
+
+class Aggregator(Protocol):
+    """The server's side of one sum. `label` says in outputs what protects the single replies."""
+
+    label: str
+
+    @property
+    def count(self) -> int: ...
+
+    def add(self, reply: NDArray[np.uint32]) -> None: ...
+
+    def finish(self) -> NDArray[np.float64]: ...
+
+
+class PlainAggregator:
+    """Adds replies as they come, in one accumulator; it sees each of them, so it serves tests and simulation."""
+
+    label = "sums not encrypted"
+
+    def __init__(self, spec: SumSpec) -> None:
+        self._spec = spec
+        self._total = np.zeros(spec.length, np.uint32)
+        self._count = 0
+
+    @property
+    def count(self) -> int:
+        """Replies added so far."""
+        return self._count
+
+    def add(self, reply: NDArray[np.uint32]) -> None:
+        """Add one reply, uint32 [length]. Raises PrivacyError on another type, shape, range or one reply too many."""
+        spec = self._spec
+        _require(
+            reply.dtype == np.uint32 and reply.shape == (spec.length,),
+            f"sum {spec.name}: reply is {reply.dtype} {reply.shape}, expected uint32 ({spec.length},); discard it",
+        )
+        _require(
+            int(reply.max()) < 2**spec.bits,
+            f"sum {spec.name}: reply holds {int(reply.max())}, the bound is 2**{spec.bits} - 1; discard it",
+        )
+        _require(
+            self._count < spec.cohort,
+            f"sum {spec.name}: more replies than the cohort of {spec.cohort}; discard the reply, it is a duplicate",
+        )
+        self._total += reply
+        self._count += 1
+
+    def finish(self) -> NDArray[np.float64]:
+        """The decoded sum, float64 [length] in the units of `clip`. Raises PrivacyError on too few replies."""
+        spec = self._spec
+        needed = max(spec.min_cohort, spec.min_survivors)
+        _require(
+            self._count >= needed,
+            f"sum {spec.name}: {self._count} replies, at least {needed} needed; wait longer or ask a larger cohort",
+        )
+        half = np.int64(2 ** (spec.bits - 1))
+        mask = np.int64(2**spec.bits - 1)
+        signed = ((self._total.astype(np.int64) + half) & mask) - half
+        return signed / spec.scale

@@ -1,0 +1,104 @@
+"""Second-order channel selection: optimal brain surgeon on whole channels (Hassibi & Stork 1993).
+
+Seen on the needed classes alone, most channels of a layer are nearly linear combinations of a few. Removing a channel
+costs only what the remaining ones cannot reconstruct of it, weighted by how much the needed outputs feel it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from common.plan import Indices
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """How one consumer reads a group of C channels.
+
+    `covariance` [C, C]: of the channels at the consumer's input, on images of the needed classes.
+    `gram` [C, C]: Wᵀ·diag(F)·W summed over outputs and kernel taps, F the squared sensitivity of the needed logits
+    to each output, times the number of output positions: the loss of a reconstruction error e is eᵀ·gram·e.
+    """
+
+    covariance: Floats
+    gram: Floats
+
+
+@dataclass(frozen=True, eq=False)
+class RemovalCurve:
+    """`order` [C]: channels from first to last removed. `cost` [C]: loss that each removal adds, never negative."""
+
+    order: Indices
+    cost: Floats
+
+    def kept(self, count: int) -> Indices:
+        """The `count` channels that stay longest, sorted."""
+        return np.sort(self.order[len(self.order) - count :])
+
+
+def ridge_of(covariance: Floats, ridge: float) -> float:
+    """Ridge in units of the mean variance; a floor keeps dead layers invertible."""
+    return ridge * float(np.trace(covariance)) / len(covariance) + 1e-8
+
+
+def removal_curve(readings: Sequence[Reading], ridge: float = 0.01) -> RemovalCurve:
+    """Backward elimination over all C channels of a group, O(C³) a consumer.
+
+    Removing j costs gram_jj / (Σ + λ)⁻¹_jj, summed over consumers; then j's weights move to the others by the best
+    linear reconstruction (a rank-two update of gram) and the inverse is down-dated.
+    """
+    channels = len(readings[0].covariance)
+    inverses: list[Floats] = [
+        np.linalg.inv(r.covariance + ridge_of(r.covariance, ridge) * np.eye(channels)) for r in readings
+    ]
+    grams = [np.array(r.gram, dtype=np.float64) for r in readings]
+    alive = np.ones(channels, dtype=bool)
+    order, cost = np.empty(channels, dtype=np.int64), np.empty(channels)
+    for step in range(channels):
+        total = np.zeros(channels)
+        for inverse, gram in zip(inverses, grams, strict=True):
+            total += np.diag(gram) / np.maximum(np.diag(inverse), 1e-12)
+        j = int(np.argmin(np.where(alive, total, np.inf)))
+        order[step], cost[step], alive[j] = j, max(float(total[j]), 0.0), False
+        for inverse, gram in zip(inverses, grams, strict=True):
+            _eliminate(inverse, gram, j, alive)
+    return RemovalCurve(order, cost)
+
+
+def _eliminate(inverse: Floats, gram: Floats, j: int, alive: npt.NDArray[np.bool_]) -> None:
+    """Remove channel j in place; rows of removed channels are left at zero."""
+    pivot = max(float(inverse[j, j]), 1e-12)
+    share = np.where(alive, -inverse[:, j] / pivot, 0.0)
+    column = gram[:, j].copy()
+    gram += np.outer(share, column) + np.outer(column, share) + column[j] * np.outer(share, share)
+    inverse -= np.outer(inverse[:, j], inverse[j]) / pivot
+    for matrix in (gram, inverse):
+        matrix[j, :] = 0.0
+        matrix[:, j] = 0.0
+
+
+def reconstruction(
+    full: Floats, cut: Floats, kept: Indices, ridge: float = 0.01, constant: bool = True
+) -> tuple[Floats, Floats]:
+    """Affine map from the cut model's kept channels to the full model's channels: x_full ≈ A·x_cut + b.
+
+    `constant` false: b is zero, for a consumer that has nowhere to put it.
+
+    `full` [R, C], `cut` [R, K]: the same R observations in both models; `kept` [K]: their channel numbers.
+    Ridge regression towards "kept channels stand for themselves". Returns A [C, K], b [C].
+    """
+    mean_full, mean_cut = full.mean(0) * constant, cut.mean(0) * constant
+    centred = cut - mean_cut
+    within = centred.T @ centred / len(cut)
+    across = (full - mean_full).T @ centred / len(cut)
+    strength = ridge_of(within, ridge)
+    identity = np.zeros((full.shape[1], len(kept)))
+    identity[kept, np.arange(len(kept))] = 1.0
+    matrix = np.linalg.solve(within + strength * np.eye(len(kept)), (across + strength * identity).T).T
+    return matrix, mean_full - matrix @ mean_cut

@@ -1,0 +1,102 @@
+"""A base model with all that is needed to prune it: architecture, weights, channel groups, input statistics."""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from torch import nn
+
+from common.errors import ModelError
+from common.groups import ChannelGroups, State
+from common.plan import Indices, Plan
+from common.torch_engine.forward import Images, logits, normalise
+from common.torch_engine.network import load_state, network
+from common.torch_engine.registry import build
+from common.torch_engine.trace import trace
+
+
+@dataclass(frozen=True, eq=False)
+class BaseModel:
+    """`mean`, `std`: per input channel, of images in [0, 1]. `module`: the full network in eval mode."""
+
+    name: str
+    state: State
+    groups: ChannelGroups
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    module: nn.Module
+
+    @classmethod
+    def load(cls, weights: Path, name: str, input_shape: tuple[int, int, int]) -> BaseModel:
+        """Weights with their channel groups, traced once and kept beside them as JSON where the folder is writable.
+
+        The number of classes is read from the weights. Raises ModelError when they are not of this architecture.
+        """
+        state, metadata = load_state(weights)
+        classes = _output_size(state, weights)
+        module = network(build(name, classes, input_shape), state)
+        groups = _groups(weights, module, name, input_shape)
+        return cls(
+            name,
+            state,
+            groups,
+            _statistic(metadata, "mean", 0.5, input_shape[0]),
+            _statistic(metadata, "std", 0.5, input_shape[0]),
+            module,
+        )
+
+    def rebuild(self, state: State) -> nn.Module:
+        """A network of this architecture with other, possibly sliced, tensors."""
+        return network(build(self.name, self.groups.classes, self.groups.input_shape), state)
+
+
+@dataclass(frozen=True, eq=False)
+class Submodel:
+    """A physically smaller network that answers in the original label space."""
+
+    base: BaseModel
+    plan: Plan
+    module: nn.Module
+
+    @property
+    def classes(self) -> Indices:
+        """Original labels [k] of its outputs."""
+        return self.plan.classes(self.base.groups)
+
+    def predict(self, images: Images) -> npt.NDArray[np.int64]:
+        """Original labels [N] of uint8 images [N, H, W, C]."""
+        scores = logits(self.module, normalise(images, self.base.mean, self.base.std))
+        return self.classes[scores.argmax(1)]
+
+    def macs_ratio(self) -> float:
+        return self.base.groups.macs(self.plan.counts()) / self.base.groups.macs()
+
+    def parameters_ratio(self) -> float:
+        return self.base.groups.parameters(self.plan.counts()) / self.base.groups.parameters()
+
+
+def _output_size(state: State, weights: Path) -> int:
+    matrices = [tensor for name, tensor in state.items() if name.endswith("weight") and tensor.ndim == 2]
+    if not matrices:
+        raise ModelError(f"{weights} holds no linear layer, the last one must give the classes: use other weights")
+    return int(matrices[-1].shape[0])
+
+
+def _statistic(metadata: dict[str, str], key: str, default: float, channels: int) -> tuple[float, ...]:
+    values = ast.literal_eval(metadata[key]) if key in metadata else (default,) * channels
+    if len(values) != channels:
+        raise ModelError(f"weights give {len(values)} values of {key}, the images have {channels} channels")
+    return tuple(float(v) for v in values)
+
+
+def _groups(weights: Path, module: nn.Module, name: str, input_shape: tuple[int, int, int]) -> ChannelGroups:
+    beside = weights.with_suffix(".groups.json")
+    if beside.exists():
+        groups = ChannelGroups.from_json(beside.read_text())
+        if groups.model == name and groups.input_shape == input_shape:
+            return groups
+    return trace(module, name, input_shape)

@@ -1,0 +1,136 @@
+"""What the engine sees of the needed classes: channels at each consumer's input, and how the needed logits feel them.
+
+Unlabelled images suffice: forward passes, and one backward pass a batch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from common.groups import ChannelGroups, Consumer, Group
+from common.plan import Indices
+from common.selection import Floats, Reading
+
+Rows = dict[str, npt.NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Chooses the same map positions in every model: at most `rows` observations a layer, seeded by the layer."""
+
+    images: int
+    rows: int = 8192
+    seed: int = 0
+
+    def positions(self, layer: str, available: int) -> torch.Tensor:
+        wanted = min(available, max(1, self.rows // max(1, self.images)))
+        rng = np.random.default_rng([self.seed, *layer.encode()])
+        return torch.from_numpy(np.sort(rng.choice(available, wanted, replace=False)))
+
+
+@contextlib.contextmanager
+def hooks(handles: list[Any]) -> Iterator[None]:
+    """Removes the hooks whatever happens inside."""
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def consumers(groups: ChannelGroups) -> list[tuple[Group, Consumer]]:
+    """Every (group, consumer) pair of the prunable groups, in execution order of the groups."""
+    return [(group, consumer) for group in groups.prunable for consumer in group.consumers]
+
+
+def observe(x: torch.Tensor, channels: int, consumer: Consumer, sampler: Sampler) -> npt.NDArray[np.float32]:
+    """Observations [R, channels] in a consumer's input: [N, C, H, W], or [N, C·taps] behind a flatten."""
+    x = x[:, consumer.offset : consumer.offset + channels * consumer.taps]
+    maps = x.reshape(len(x), channels, -1)
+    maps = maps[:, :, sampler.positions(consumer.layer, maps.shape[2])]
+    return maps.permute(0, 2, 1).reshape(-1, channels).numpy()
+
+
+@torch.no_grad()
+def collect_rows(model: nn.Module, groups: ChannelGroups, x: torch.Tensor, sampler: Sampler, batch: int = 64) -> Rows:
+    """Channels of every group at each consumer's input, in one pass over the images."""
+    found: dict[str, list[npt.NDArray[np.float32]]] = {}
+
+    def watch(group: Group, consumer: Consumer) -> Callable[..., None]:
+        def hook(_module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+            found.setdefault(consumer.layer, []).append(observe(inputs[0], group.channels, consumer, sampler))
+
+        return hook
+
+    modules = dict(model.named_modules())
+    with hooks([modules[c.layer].register_forward_pre_hook(watch(g, c)) for g, c in consumers(groups)]):
+        for part in x.split(batch):
+            model(part)
+    return {layer: np.concatenate(parts) for layer, parts in found.items()}
+
+
+def output_sensitivity(
+    model: nn.Module, groups: ChannelGroups, classes: Indices, x: torch.Tensor, seed: int = 0, batch: int = 32
+) -> dict[str, Floats]:
+    """Gauss-Newton diagonal [O] of "keep the needed logits" at each consumer's outputs, summed over map positions.
+
+    Mean over images of (∂ vᵀz_S / ∂ output)² with random signs v on the needed logits, centred over them because a
+    softmax ignores a common shift. Needs no labels.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    modules = dict(model.named_modules())
+    outputs: dict[str, torch.Tensor] = {}
+    totals: dict[str, torch.Tensor] = {}
+
+    def watch(layer: str) -> Callable[..., torch.Tensor]:
+        def hook(_module: nn.Module, _inputs: Any, output: torch.Tensor) -> torch.Tensor:
+            # A copy goes on: in-place activations behind the layer would destroy what is differentiated.
+            outputs[layer] = output if output.requires_grad else output.requires_grad_()
+            return outputs[layer].clone()
+
+        return hook
+
+    names = list(dict.fromkeys(c.layer for _, c in consumers(groups)))
+    needed = torch.from_numpy(np.asarray(classes))
+    with hooks([modules[name].register_forward_hook(watch(name)) for name in names]):
+        for part in x.split(batch):
+            z = model(part)[:, needed]
+            signs = torch.randint(0, 2, z.shape, generator=generator).to(z.dtype) * 2 - 1
+            loss = ((z - z.mean(1, keepdim=True)) * signs).sum()
+            gradients = torch.autograd.grad(loss, [outputs[name] for name in names])
+            for name, gradient in zip(names, gradients, strict=True):
+                square = gradient.square().flatten(2).sum(2) if gradient.dim() > 2 else gradient.square()
+                totals[name] = totals.get(name, torch.zeros(())) + square.sum(0).double()
+    return {name: (total / len(x)).numpy() for name, total in totals.items()}
+
+
+def readings(model: nn.Module, group: Group, rows: Rows, sensitivity: dict[str, Floats]) -> list[Reading]:
+    """What each consumer of the group needs of it."""
+    modules = dict(model.named_modules())
+    result = []
+    for consumer in group.consumers:
+        observed = rows[consumer.layer]
+        module: Any = modules[consumer.layer]
+        weight = consumer_weight(module.weight.detach(), group.channels, consumer)
+        weighted = weight * torch.from_numpy(sensitivity[consumer.layer]).float().sqrt().view(-1, 1, 1)
+        flat = weighted.permute(0, 2, 1).reshape(-1, group.channels).double()
+        result.append(
+            Reading(
+                np.cov(observed, rowvar=False).astype(np.float64).reshape(group.channels, -1), (flat.T @ flat).numpy()
+            )
+        )
+    return result
+
+
+def consumer_weight(weight: torch.Tensor, channels: int, consumer: Consumer) -> torch.Tensor:
+    """The part [O, channels, taps] of a consumer's weights that reads the group."""
+    part = weight[:, consumer.offset : consumer.offset + channels * consumer.taps]
+    return part.reshape(len(weight), channels, -1)

@@ -1,0 +1,26 @@
+"""Images into networks and logits out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+Images = npt.NDArray[np.uint8]
+
+
+def normalise(images: Images, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
+    """uint8 [N, H, W, C] to float [N, C, H, W], (x / 255 - mean) / std by channel."""
+    x = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 255
+    shape = (1, -1, 1, 1)
+    x = (x - torch.tensor(mean, dtype=torch.float32).view(shape)) / torch.tensor(std, dtype=torch.float32).view(shape)
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+@torch.no_grad()
+def logits(model: nn.Module, x: torch.Tensor, batch: int = 256) -> npt.NDArray[np.float32]:
+    """[N, classes] of normalised images, in batches."""
+    return np.concatenate([model(part).numpy() for part in x.split(batch)])

@@ -1,0 +1,154 @@
+"""Headers and tensors in Flower records: the only module that sees raw records.
+
+A message is one RecordDict: a ConfigRecord with the header as JSON and an ArrayRecord of raw little-endian bytes.
+Nothing is unpickled and `numpy.load` is never called; each bound is checked before memory is taken.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from common.errors import WireError
+from common.messages import Header, Rules, TensorRule
+
+HEADER = "fedcaptor.header"
+TENSORS = "fedcaptor.tensors"
+STYPE = "fedcaptor.raw"
+DTYPES = {
+    "uint8": "|u1",
+    "uint32": "<u4",
+    "int32": "<i4",
+    "int64": "<i8",
+    "float32": "<f4",
+    "float64": "<f8",
+}
+MAX_DIMENSIONS = 8
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}(\.[0-9]{1,2})?")
+_CHECK_BLOCK = 1 << 20
+
+H = TypeVar("H", bound=Header)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds of one message: bytes of its header, bytes of all tensors together, number of tensors."""
+
+    header_bytes: int = 1 << 16
+    tensor_bytes: int = 1 << 29
+    tensors: int = 80
+
+
+DEFAULT_LIMITS = Limits()
+
+
+def _rule(name: object, rules: Rules) -> TensorRule:
+    if not isinstance(name, str) or _NAME.fullmatch(name) is None:
+        raise WireError("unexpected_tensor", "a tensor's name breaks the schema")
+    rule = rules.get(name) or rules.get(re.sub(r"\.[0-9]+$", ".*", name))
+    if rule is None:
+        raise WireError("unexpected_tensor", f"tensor {name} does not belong to this message")
+    return rule
+
+
+def _check(name: str, rule: TensorRule, dtype: str, shape: tuple[int, ...], size: int) -> None:
+    if dtype not in rule.dtypes or dtype not in DTYPES:
+        raise WireError("wrong_dtype", f"tensor {name} must be {' or '.join(rule.dtypes)}")
+    if len(shape) > MAX_DIMENSIONS or any(isinstance(n, bool) or not isinstance(n, int) or n < 0 for n in shape):
+        raise WireError("wrong_shape", f"tensor {name} has more than {MAX_DIMENSIONS} dimensions or a negative one")
+    elements = 1
+    for n in shape:
+        elements *= n
+        if n > rule.max_elements or elements > rule.max_elements:
+            raise WireError("oversized", f"tensor {name} has more than {rule.max_elements} elements")
+    if elements * np.dtype(DTYPES[dtype]).itemsize != size:
+        raise WireError("wrong_shape", f"tensor {name} of {elements} {dtype} elements cannot fill {size} bytes")
+
+
+def _check_finite(name: str, flat: NDArray) -> None:
+    if flat.dtype.kind == "f":
+        for start in range(0, flat.size, _CHECK_BLOCK):
+            if not np.isfinite(flat[start : start + _CHECK_BLOCK]).all():
+                raise WireError("nan", f"tensor {name} holds a value that is not finite")
+
+
+def _check_required(names: Mapping[str, object], rules: Rules) -> None:
+    for name, rule in rules.items():
+        if rule.required and name not in names:
+            raise WireError("missing_tensor", f"tensor {name} is missing")
+
+
+def _check_totals(sizes: list[int], limits: Limits) -> None:
+    if len(sizes) > limits.tensors or sum(sizes) > limits.tensor_bytes:
+        raise WireError("oversized", f"above {limits.tensors} tensors or {limits.tensor_bytes} bytes of tensors")
+
+
+def pack(header: Header, tensors: Mapping[str, NDArray], limits: Limits = DEFAULT_LIMITS) -> RecordDict:
+    """`header` and `tensors` as a Flower record. Raises WireError on what the receiver would refuse."""
+    text = header.model_dump_json()
+    if len(text.encode()) > limits.header_bytes:
+        raise WireError("oversized", f"the header is above {limits.header_bytes} bytes")
+    _check_totals([a.nbytes for a in tensors.values()], limits)
+    _check_required(tensors, header.TENSORS)
+    arrays: dict[str, Array] = {}
+    for name, value in tensors.items():
+        dtype = value.dtype.name
+        _check(name, _rule(name, header.TENSORS), dtype, value.shape, value.nbytes)
+        raw = np.asarray(value, dtype=DTYPES[dtype], order="C")
+        _check_finite(name, raw.reshape(-1))
+        arrays[name] = Array(dtype=dtype, shape=tuple(value.shape), stype=STYPE, data=raw.tobytes())
+    return RecordDict({HEADER: ConfigRecord({"json": text}), TENSORS: ArrayRecord(arrays)})
+
+
+def _header(record: RecordDict, expected: type[H], limits: Limits) -> H:
+    config = record.get(HEADER)
+    text = config.get("json") if isinstance(config, ConfigRecord) and len(config) == 1 else None
+    if not isinstance(text, str):
+        raise WireError("malformed", "the header record is missing or is not one JSON text")
+    if len(text) > limits.header_bytes:
+        raise WireError("oversized", f"the header is above {limits.header_bytes} bytes")
+    try:
+        return expected.model_validate_json(text)
+    except ValidationError as error:
+        faults = error.errors(include_input=False, include_url=False, include_context=False)
+        fields = [str(fault["loc"][0]) if fault["loc"] else "header" for fault in faults]
+        for field, reason in (("version", "wrong_version"), ("message", "wrong_kind")):
+            if field in fields and faults[fields.index(field)]["type"] == "literal_error":
+                raise WireError(reason, f"expected {expected.__name__}, {field} differs") from None
+        known = [field for field in fields if field in {*expected.model_fields, "header"}]
+        raise WireError("malformed", f"{expected.__name__}: {known[0] if known else 'an unknown field'}") from None
+    except (ValueError, RecursionError):
+        raise WireError("malformed", f"the header is no {expected.__name__}") from None
+
+
+def unpack(record: RecordDict, expected: type[H], limits: Limits = DEFAULT_LIMITS) -> tuple[H, dict[str, NDArray]]:
+    """The header and the named tensors (read-only views of the received bytes). Raises WireError on any violation.
+
+    Error texts repeat nothing that the sender chose, except names that the schema knows.
+    """
+    if not isinstance(record, RecordDict) or set(record.keys()) != {HEADER, TENSORS}:
+        raise WireError("malformed", "the message must hold one header and one tensor record")
+    header = _header(record, expected, limits)
+    arrays = record[TENSORS]
+    if not isinstance(arrays, ArrayRecord):
+        raise WireError("malformed", "the tensor record is of another type")
+    _check_totals([len(array.data) for array in arrays.values()], limits)
+    _check_required(arrays, expected.TENSORS)
+    tensors: dict[str, NDArray] = {}
+    for name, array in arrays.items():
+        rule = _rule(name, expected.TENSORS)
+        if array.stype != STYPE:
+            raise WireError("malformed", f"tensor {name} is not raw bytes")
+        shape = tuple(array.shape)
+        _check(name, rule, array.dtype, shape, len(array.data))
+        flat = np.frombuffer(array.data, dtype=DTYPES[array.dtype])
+        _check_finite(name, flat)
+        value = flat.reshape(shape).astype(array.dtype, copy=False)
+        value.flags.writeable = False
+        tensors[name] = value
+    return header, tensors

@@ -1,0 +1,186 @@
+"""The server's state: every finished phase, stored before the next begins, so that a resume is a replay.
+
+One database by URL (SQLite or any that SQLAlchemy reaches). A kill at any moment costs the phase in flight at most.
+"""
+
+import hashlib
+import json
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from sqlalchemy import (
+    Column,
+    Connection,
+    Float,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Row,
+    String,
+    Table,
+    Text,
+    create_engine,
+    func,
+    insert,
+    select,
+    update,
+)
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+
+from common.errors import StateError
+from common.messages import REASONS
+
+Result = tuple[dict[str, Any], dict[str, NDArray[Any]]]
+
+_metadata = MetaData()
+_run = Table(
+    "run",
+    _metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("digest", String(64), nullable=False),
+    Column("started", Float, nullable=False),
+)
+_phases = Table(
+    "phases",
+    _metadata,
+    Column("round", Integer, primary_key=True, autoincrement=False),
+    Column("phase", String(64), primary_key=True),
+    Column("outcome", Text, nullable=False),
+    Column("tensors", LargeBinary((1 << 32) - 1), nullable=False),
+    Column("checksum", String(64), nullable=False),
+    Column("seconds", Float, nullable=False),
+)
+_refused = Table(
+    "refused",
+    _metadata,
+    Column("round", Integer, primary_key=True, autoincrement=False),
+    Column("phase", String(64), primary_key=True),
+    Column("reason", String(32), primary_key=True),
+    Column("count", Integer, nullable=False),
+)
+
+
+def _checksum(outcome: str, blob: bytes) -> str:
+    return hashlib.sha256(hashlib.sha256(outcome.encode()).digest() + blob).hexdigest()
+
+
+def _encode(result: Result) -> tuple[str, bytes]:
+    outcome, tensors = result
+    text = json.dumps(outcome, sort_keys=True, allow_nan=False)
+    return text, safetensors.numpy.save({name: np.array(value, order="C") for name, value in tensors.items()})
+
+
+def _decode(row: Row[Any]) -> Result:
+    blob = bytes(row.tensors)
+    if _checksum(row.outcome, blob) != row.checksum:
+        raise StateError(f"round {row.round}, phase {row.phase}: stored state is damaged; restore the database")
+    try:
+        return json.loads(row.outcome), safetensors.numpy.load(blob)
+    except (ValueError, SafetensorError) as error:
+        raise StateError(f"round {row.round}, phase {row.phase}: stored state cannot be read: {error}") from error
+
+
+class Journal:
+    """Finished phases of one run. `run_digest` names the configuration; another one is refused with StateError."""
+
+    def __init__(self, url: str, run_digest: str) -> None:
+        try:
+            self._engine = create_engine(url)
+            _metadata.create_all(self._engine)
+            with self._engine.begin() as connection:
+                stored = connection.execute(select(_run.c.digest)).scalar_one_or_none()
+                if stored is None:
+                    connection.execute(insert(_run).values(id=1, digest=run_digest, started=time.time()))
+        except SQLAlchemyError as error:
+            detail = type(getattr(error, "orig", None) or error).__name__  # the text may hold the URL's password
+            raise StateError(f"the state database cannot be opened ({detail}); check the URL and the disk") from error
+        if stored is not None and stored != run_digest:
+            self.close()
+            raise StateError(
+                f"the database belongs to run {stored[:12]}, not {run_digest[:12]}; "
+                "use the old configuration or another database"
+            )
+        self._pending: Counter[tuple[int, str, str]] = Counter()
+
+    def phase(self, round: int, name: str, compute: Callable[[], Result]) -> Result:
+        """The stored result of phase `name`, or that of `compute`, stored in one transaction with its refusals.
+
+        A fresh result is read back from what was stored: a replay sees the very same values. When `compute` raises,
+        nothing is stored.
+        """
+        found = self.stored(round, name)
+        if found is not None:
+            return found
+        self._forget(round, name)
+        begin = time.monotonic()
+        try:
+            result = compute()
+        except BaseException:
+            self._forget(round, name)
+            raise
+        seconds = time.monotonic() - begin
+        try:
+            outcome, blob = _encode(result)
+        except (TypeError, ValueError, SafetensorError) as error:
+            raise StateError(f"round {round}, phase {name}: the result cannot be stored: {error}") from error
+        checksum = _checksum(outcome, blob)
+        row = {"round": round, "phase": name, "outcome": outcome, "tensors": blob, "checksum": checksum}
+        try:
+            with self._engine.begin() as connection:
+                connection.execute(insert(_phases).values(**row, seconds=seconds))
+                self._flush(connection, round, name)
+        except IntegrityError as error:
+            raise StateError(f"round {round}, phase {name}: another server writes this database; stop one") from error
+        except SQLAlchemyError as error:
+            detail = type(getattr(error, "orig", None) or error).__name__
+            raise StateError(f"round {round}, phase {name}: cannot be stored ({detail}); check the disk") from error
+        self._forget(round, name)
+        return json.loads(outcome), safetensors.numpy.load(blob)
+
+    def stored(self, round: int, name: str) -> Result | None:
+        """The stored result of a phase, or None. Raises StateError when it is damaged."""
+        with self._engine.connect() as connection:
+            query = select(_phases).where(_phases.c.round == round, _phases.c.phase == name)
+            row = connection.execute(query).one_or_none()
+        return None if row is None else _decode(row)
+
+    def refuse(self, round: int, name: str, reason: str) -> None:
+        """Count a refused reply of the phase in flight; stored with the phase. Unknown reasons count as malformed."""
+        self._pending[(round, name, reason if reason in REASONS else "malformed")] += 1
+
+    def refused(self, round: int | None = None) -> dict[str, int]:
+        """Stored refusals by reason, of one round or of all."""
+        query = select(_refused.c.reason, func.sum(_refused.c.count)).group_by(_refused.c.reason)
+        if round is not None:
+            query = query.where(_refused.c.round == round)
+        with self._engine.connect() as connection:
+            return {reason: int(count) for reason, count in connection.execute(query)}
+
+    def seconds(self) -> dict[tuple[int, str], float]:
+        """Duration of every finished phase by (round, phase)."""
+        with self._engine.connect() as connection:
+            rows = connection.execute(select(_phases.c.round, _phases.c.phase, _phases.c.seconds))
+            return {(row.round, row.phase): row.seconds for row in rows}
+
+    def close(self) -> None:
+        """Give the connections back."""
+        self._engine.dispose()
+
+    def _forget(self, round: int, name: str) -> None:
+        for key in [key for key in self._pending if key[:2] == (round, name)]:
+            del self._pending[key]
+
+    def _flush(self, connection: Connection, round: int, name: str) -> None:
+        for (at, phase, reason), count in self._pending.items():
+            if (at, phase) == (round, name):
+                values = {"round": at, "phase": phase, "reason": reason}
+                where = (_refused.c.round == at, _refused.c.phase == phase, _refused.c.reason == reason)
+                added = connection.execute(update(_refused).where(*where).values(count=_refused.c.count + count))
+                if added.rowcount == 0:
+                    connection.execute(insert(_refused).values(**values, count=count))

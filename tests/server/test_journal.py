@@ -1,0 +1,107 @@
+"""Journal: a phase is computed once, a resume replays it, and damage or another run is refused."""
+
+import numpy as np
+import pytest
+from sqlalchemy import create_engine, text
+
+from common.errors import StateError
+from server.journal import Journal
+
+DIGEST = "a" * 64
+
+
+@pytest.fixture
+def url(tmp_path):
+    return f"sqlite:///{tmp_path / 'state.db'}"
+
+
+def never():
+    raise AssertionError("computed twice")
+
+
+def test_a_resume_replays_the_very_same_values(url):
+    strided = np.arange(12, dtype=np.float32).reshape(3, 4).T
+    tensors = {"x": strided, "scalar": np.array(3.5), "n": np.array([1, 2], dtype=np.uint32)}
+    first = Journal(url, DIGEST)
+    fresh = first.phase(1, "usage", lambda: ({"pair": (1, 2), "epsilon": 0.1}, tensors))
+    first.close()
+    again = Journal(url, DIGEST)
+    replayed = again.phase(1, "usage", never)
+    assert fresh[0] == replayed[0] == {"pair": [1, 2], "epsilon": 0.1}
+    for name, value in tensors.items():
+        for result in (fresh, replayed):
+            np.testing.assert_array_equal(result[1][name], value)
+            assert result[1][name].dtype == value.dtype
+            assert result[1][name].shape == value.shape
+    assert again.stored(2, "usage") is None
+    assert again.phase(2, "usage", lambda: ({}, {})) == ({}, {})
+    assert set(again.seconds()) == {(1, "usage"), (2, "usage")}
+
+
+def test_a_failed_phase_leaves_nothing(url):
+    journal = Journal(url, DIGEST)
+
+    def fail():
+        journal.refuse(1, "usage", "nan")
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        journal.phase(1, "usage", fail)
+    assert journal.stored(1, "usage") is None
+    journal.phase(1, "usage", lambda: ({}, {}))
+    assert journal.refused() == {}
+
+
+def test_refusals_are_stored_once_with_their_phase(url):
+    journal = Journal(url, DIGEST)
+
+    def compute():
+        for reason in ("nan", "nan", "replayed", "made up by a phone"):
+            journal.refuse(1, "usage", reason)
+        return {}, {}
+
+    for _ in range(2):
+        journal.phase(1, "usage", compute)
+    assert journal.refused(1) == {"nan": 2, "replayed": 1, "malformed": 1}
+    assert journal.refused(2) == {}
+
+
+def test_another_configuration_is_refused(url):
+    Journal(url, DIGEST).close()
+    with pytest.raises(StateError, match="belongs to run"):
+        Journal(url, "b" * 64)
+
+
+def test_damage_is_found(url):
+    Journal(url, DIGEST).phase(1, "usage", lambda: ({"k": 1}, {"x": np.ones(3)}))
+    engine = create_engine(url)
+    with engine.begin() as connection:
+        connection.execute(text("update phases set outcome = '{\"k\": 2}'"))
+    engine.dispose()
+    with pytest.raises(StateError, match="damaged"):
+        Journal(url, DIGEST).phase(1, "usage", never)
+
+
+@pytest.mark.parametrize("outcome", [{"x": float("nan")}, {"x": object()}])
+def test_results_that_cannot_be_stored_are_refused(url, outcome):
+    journal = Journal(url, DIGEST)
+    with pytest.raises(StateError, match="cannot be stored"):
+        journal.phase(1, "usage", lambda: (outcome, {}))
+    assert journal.stored(1, "usage") is None
+
+
+def test_two_servers_on_one_database(url):
+    one, two = Journal(url, DIGEST), Journal(url, DIGEST)
+
+    def compute():
+        two.phase(1, "usage", lambda: ({"by": "two"}, {}))
+        return {"by": "one"}, {}
+
+    with pytest.raises(StateError, match="another server"):
+        one.phase(1, "usage", compute)
+    assert one.stored(1, "usage") == ({"by": "two"}, {})
+
+
+def test_a_database_that_cannot_be_opened(tmp_path):
+    with pytest.raises(StateError, match="cannot be opened"):
+        Journal(f"sqlite:///{tmp_path / 'missing' / 'state.db'}", DIGEST)
