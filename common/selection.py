@@ -55,7 +55,8 @@ def removal_curve(readings: Sequence[Reading], ridge: float = 0.01) -> RemovalCu
     """
     channels = len(readings[0].covariance)
     inverses: list[Floats] = [
-        np.linalg.inv(r.covariance + ridge_of(r.covariance, ridge) * np.eye(channels)) for r in readings
+        np.linalg.inv(r.covariance + ridge_of(r.covariance, ridge) * np.eye(channels)).astype(np.float64)
+        for r in readings
     ]
     grams = [np.array(r.gram, dtype=np.float64) for r in readings]
     alive = np.ones(channels, dtype=bool)

@@ -40,7 +40,7 @@ def epsilon(specs: Iterable[SumSpec], delta: float, dishonest: float = 0.0) -> f
 
     Raises PrivacyError when `delta` is not strictly between 0 and 1, and as `sum_zcdp` does.
     """
-    return _convert((sum_zcdp(spec, dishonest) for spec in specs), delta)
+    return to_epsilon((sum_zcdp(spec, dishonest) for spec in specs), delta)
 
 
 def noise_multiplier(
@@ -64,8 +64,8 @@ def noise_multiplier(
 
     def reached(multiplier: float) -> float:
         if isinstance(sums, int):
-            return _convert([sums / (2 * multiplier**2)], delta)
-        return _convert((_zcdp(s, multiplier, dishonest, strict=False) for s in sums), delta)
+            return to_epsilon([sums / (2 * multiplier**2)], delta)
+        return to_epsilon((_zcdp(s, multiplier, dishonest, strict=False) for s in sums), delta)
 
     low, high = 0.0, 1.0
     while reached(high) > target_epsilon:
@@ -105,7 +105,8 @@ def _zcdp(spec: SumSpec, multiplier: float, dishonest: float, strict: bool = Tru
     return concentrated**2 / 2
 
 
-def _convert(rhos: Iterable[float], delta: float) -> float:
+def to_epsilon(rhos: Iterable[float], delta: float) -> float:
+    """ε at `delta` of zCDP charges composed; 0 for none, infinite when one is."""
     if not 0 < delta < 1:
         raise PrivacyError(f"delta {delta} is outside 0 to 1 (both excluded); set it below 1 / number of phones")
     parts = list(rhos)

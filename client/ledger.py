@@ -1,0 +1,293 @@
+"""The phone's own privacy ledger: what it answered, what that cost, and when it declines.
+
+An answer is charged and stored in one transaction before it is sent, so neither a kill nor a server that asks again
+draws a second noise for one charge. Of the owner's classes it holds nothing beyond the answers, noise included.
+"""
+
+import hashlib
+import math
+import re
+import sqlite3
+import time
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from client.usage import PhoneFile
+from common.errors import ConfigError, PrivacyError
+from common.privacy.accounting import to_epsilon, sum_zcdp
+from common.privacy.sums import SumSpec
+
+DECLINED = "declined"  # all that a message may say of a PrivacyError raised here
+MAX_ANSWERS = 64
+MAX_ANSWER_BYTES = 1 << 28
+MAX_CHARGES = 4096  # in one period, however small
+KEPT_CHARGES = 1024  # charges out of the period that stay, should the clock have jumped ahead
+_DAY_SECONDS = 86_400.0
+_ROUNDING = 1e-9  # relative, of a budget calibrated to be met exactly
+_DIGEST = re.compile(r"[0-9a-f]{32,64}")
+
+_SCHEMA = (
+    """
+CREATE TABLE IF NOT EXISTS ledger_charges (
+    id INTEGER PRIMARY KEY,
+    at REAL NOT NULL,
+    request TEXT NOT NULL,
+    spec TEXT NOT NULL,
+    kind TEXT NOT NULL,
+    rho REAL NOT NULL CHECK (rho > 0),
+    checksum INTEGER NOT NULL
+)
+""",
+    """
+CREATE TABLE IF NOT EXISTS ledger_answers (
+    charge INTEGER PRIMARY KEY,
+    answer BLOB NOT NULL,
+    checksum TEXT NOT NULL
+)
+""",
+    "CREATE TABLE IF NOT EXISTS ledger_off (id INTEGER PRIMARY KEY CHECK (id = 1))",
+)
+_KEPT_ON_ERASE = {"ledger_charges", "ledger_off"}
+
+
+@dataclass(frozen=True)
+class Charge:
+    """One answer's price: `at` in seconds since the epoch, `rho` in zCDP; `answered` while the answer is kept."""
+
+    at: float
+    request: str
+    kind: str
+    rho: float
+    answered: bool
+
+
+@lru_cache(maxsize=4096)
+def _epsilon(rho: float, delta: float) -> float:
+    return to_epsilon([rho] if rho else [], delta)
+
+
+def _checksum(at: float, request: str, spec: str, kind: str, rho: float) -> int:
+    return zlib.crc32(repr((at, request, spec, kind, rho)).encode())
+
+
+class Ledger:
+    """Charges and answers of one phone in `path` (the usage log may share the file).
+
+    Answers are given while ε at `delta` over the last `period_days`, the new answer included, is at most
+    `budget_epsilon` (infinite switches the limit off). The price of a sum is that of `min_survivors` replies of which
+    a fraction `dishonest` of the cohort adds no noise. `clock` is in seconds since the epoch. Raises ConfigError on a
+    bad argument and StateError when the file is damaged or cannot be used.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        durable: bool = True,
+        clock: Callable[[], float] = time.time,
+        delta: float,
+        budget_epsilon: float,
+        period_days: int = 90,
+        dishonest: float = 0.0,
+    ) -> None:
+        if not 0 < delta < 1:
+            raise ConfigError(f"delta {delta} is outside 0 to 1 (both excluded); set it below 1 / number of phones")
+        if not budget_epsilon > 0:
+            raise ConfigError(f"budget_epsilon {budget_epsilon} must be above 0; raise it")
+        if period_days < 1:
+            raise ConfigError(f"period_days {period_days} is below 1; raise it")
+        if not 0 <= dishonest < 1:
+            raise ConfigError(f"dishonest fraction {dishonest} is outside 0 to 1 (excluded); change it")
+        self._clock = clock
+        self._delta = delta
+        self._budget = budget_epsilon
+        self._period = period_days * _DAY_SECONDS
+        self._dishonest = dishonest
+        self._file = PhoneFile(path, _SCHEMA, durable)
+        try:
+            self._open()
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self) -> None:
+        with self._file.transaction(write=False) as connection:
+            self._charges(connection)
+            oldest = connection.execute(
+                "SELECT min(at) FROM ledger_answers JOIN ledger_charges ON charge = id"
+            ).fetchone()[0]
+        if oldest is not None and oldest <= self._clock() - self._period:
+            with self._file.transaction() as connection:
+                self._trim(connection)
+
+    def answer(
+        self, spec: SumSpec, request_digest: str, compute: Callable[[], NDArray[np.uint32]], kind: str | None = None
+    ) -> NDArray[np.uint32]:
+        """The reply to a request, uint32 [length]: charged and on the disk before this returns.
+
+        `compute` encodes it, noise included; it runs outside the transaction, and a result that was not stored is
+        dropped. The same `request_digest` (32 to 64 hex digits) with the same `spec` gets the same values again for
+        no charge while the answer is kept: within the period, the newest 64 and 256 MiB, not erased. Afterwards it is
+        a new request with new noise and a new charge. `kind` (default: the sum's name) is shown to the owner.
+        Raises PrivacyError when the phone is off, the budget does not allow it or the result breaks the spec; send
+        `DECLINED` alone, the text is for the owner. What `compute` raises passes through, and nothing is charged.
+        """
+        if not _DIGEST.fullmatch(request_digest):
+            raise PrivacyError(f"{DECLINED}: the request digest is not 32 to 64 hex digits; pass its SHA-256")
+        kind = spec.name if kind is None else kind
+        with self._file.transaction(write=False) as connection:
+            blob = self._kept(connection, spec, request_digest)
+            if blob is None:
+                self._price(connection, spec, kind)  # decline before the work, not after it
+        if blob is None:
+            blob = self._store(spec, request_digest, kind, _packed(spec, compute()))
+        return np.frombuffer(blob, "<u4").astype(np.uint32)
+
+    def spent(self) -> float:
+        """ε at `delta` of all charges in the period that ends now; 0 for none."""
+        with self._file.transaction(write=False) as connection:
+            return _epsilon(math.fsum(self._rhos(connection)), self._delta)
+
+    def entries(self) -> list[Charge]:
+        """All charges still kept, oldest first; those out of the period no longer count."""
+        with self._file.transaction(write=False) as connection:
+            return self._charges(connection)
+
+    def off(self) -> None:
+        """Decline every request from now on, also one answered before."""
+        with self._file.transaction() as connection:
+            connection.execute("INSERT OR REPLACE INTO ledger_off VALUES (1)")
+
+    def on(self) -> None:
+        """Answer again, within the budget."""
+        with self._file.transaction() as connection:
+            connection.execute("DELETE FROM ledger_off")
+
+    @property
+    def is_off(self) -> bool:
+        """Whether the owner switched answers off."""
+        with self._file.transaction(write=False) as connection:
+            return self._off(connection)
+
+    def erase(self) -> None:
+        """Empty every table of the file, a usage log's too, except charges and the switch: erasing refunds nothing."""
+        with self._file.transaction() as connection:
+            tables = connection.execute(
+                "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'"
+            ).fetchall()
+            for (name,) in tables:
+                if name not in _KEPT_ON_ERASE:
+                    quoted = name.replace('"', '""')
+                    connection.execute(f'DELETE FROM "{quoted}"')
+
+    def close(self) -> None:
+        """Give the file back."""
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _store(self, spec: SumSpec, request: str, kind: str, blob: bytes) -> bytes:
+        with self._file.transaction() as connection:
+            other = self._kept(connection, spec, request)
+            if other is not None:  # answered meanwhile by another thread: its noise is the one that counts
+                return other
+            rho = self._price(connection, spec, kind)
+            row = (float(self._clock()), request, spec.digest, kind, rho)
+            charge = connection.execute(
+                "INSERT INTO ledger_charges (at, request, spec, kind, rho, checksum) VALUES (?, ?, ?, ?, ?, ?)",
+                (*row, _checksum(*row)),
+            ).lastrowid
+            connection.execute(
+                "INSERT INTO ledger_answers VALUES (?, ?, ?)", (charge, blob, hashlib.sha256(blob).hexdigest())
+            )
+            self._trim(connection)
+        return blob
+
+    def _kept(self, connection: sqlite3.Connection, spec: SumSpec, request: str) -> bytes | None:
+        if self._off(connection):
+            raise PrivacyError(f"{DECLINED}: answers are switched off on this phone; switch them on")
+        found = connection.execute(
+            "SELECT answer, a.checksum FROM ledger_answers a JOIN ledger_charges ON charge = id "
+            "WHERE request = ? AND spec = ? ORDER BY id DESC LIMIT 1",
+            (request, spec.digest),
+        ).fetchone()
+        if found is None:
+            return None
+        blob, checksum = found
+        if not isinstance(blob, bytes) or hashlib.sha256(blob).hexdigest() != checksum:
+            raise self._file.damaged("the checksum of a stored answer differs")
+        return blob
+
+    def _price(self, connection: sqlite3.Connection, spec: SumSpec, kind: str) -> float:
+        """rho of one answer. Raises PrivacyError when it does not fit in the budget."""
+        rho = sum_zcdp(spec, self._dishonest)
+        rhos = self._rhos(connection)
+        if len(rhos) >= MAX_CHARGES:
+            raise PrivacyError(f"{DECLINED}: {len(rhos)} answers in the period, the bound is {MAX_CHARGES}; wait")
+        spent = math.fsum(rhos)
+        after = _epsilon(spent + rho, self._delta)
+        if after > self._budget * (1 + _ROUNDING):
+            raise PrivacyError(
+                f"{DECLINED}: {kind} would raise epsilon from {_epsilon(spent, self._delta):.4g} to {after:.4g} at "
+                f"delta {self._delta:g}, the budget is {self._budget:g} in {self._period / _DAY_SECONDS:g} days; "
+                "wait until older answers leave the period or raise the budget"
+            )
+        return rho
+
+    def _off(self, connection: sqlite3.Connection) -> bool:
+        return connection.execute("SELECT 1 FROM ledger_off").fetchone() is not None
+
+    def _rhos(self, connection: sqlite3.Connection) -> list[float]:
+        start = self._clock() - self._period  # charges ahead of a clock that was set back count too
+        return [charge.rho for charge in self._charges(connection) if charge.at > start]
+
+    def _charges(self, connection: sqlite3.Connection) -> list[Charge]:
+        charges = []
+        for at, request, spec, kind, rho, checksum, answered in connection.execute(
+            "SELECT at, request, spec, kind, rho, c.checksum, charge IS NOT NULL FROM ledger_charges c "
+            "LEFT JOIN ledger_answers ON charge = id ORDER BY id"
+        ):
+            if _checksum(at, request, spec, kind, rho) != checksum:
+                raise self._file.damaged("the checksum of a charge differs")
+            charges.append(Charge(at, request, kind, rho, bool(answered)))
+        return charges
+
+    def _trim(self, connection: sqlite3.Connection) -> None:
+        start = self._clock() - self._period
+        connection.execute(
+            "DELETE FROM ledger_answers WHERE charge IN (SELECT id FROM ledger_charges WHERE at <= ?)", (start,)
+        )
+        kept = connection.execute("SELECT charge, length(answer) FROM ledger_answers ORDER BY charge DESC").fetchall()
+        size = 0
+        for place, (charge, length) in enumerate(kept):
+            size += length
+            if place >= MAX_ANSWERS or (place and size > MAX_ANSWER_BYTES):
+                connection.execute("DELETE FROM ledger_answers WHERE charge = ?", (charge,))
+        connection.execute(
+            "DELETE FROM ledger_charges WHERE at <= ? AND id <= (SELECT max(id) FROM ledger_charges) - ?",
+            (start, KEPT_CHARGES),
+        )
+
+
+def _packed(spec: SumSpec, values: NDArray[np.uint32]) -> bytes:
+    if values.dtype != np.uint32 or values.shape != (spec.length,):
+        raise PrivacyError(
+            f"{DECLINED}: the reply is {values.dtype} {values.shape}, expected uint32 ({spec.length},); encode it anew"
+        )
+    if int(values.max()) >= 2**spec.bits:
+        raise PrivacyError(f"{DECLINED}: the reply holds {int(values.max())}, the bound is 2**{spec.bits} - 1")
+    return values.astype("<u4").tobytes()

@@ -1,0 +1,320 @@
+"""The phone's own log of what its owner meets: decaying weights per class in one SQLite file, no history.
+
+`PhoneFile` is the file itself; the ledger opens the same one. It never leaves the phone.
+"""
+
+import os
+import sqlite3
+import threading
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from common.distances import js_divergence, normalise
+from common.errors import ConfigError, DataError, StateError
+
+MAX_CLASSES = 65_536
+MAX_DAY = 1_000_000
+FORGOTTEN = 2.0**-20  # a weight that decayed below it, 20 half-lives after one prediction, becomes 0
+_SHARE_TOLERANCE = 1e-12
+_WAIT_SECONDS = 10.0
+_CHECKED_BYTES = 4 << 20  # larger files are not checked whole on opening
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS usage_log (
+    id INTEGER PRIMARY KEY CHECK (id = 1),
+    weights BLOB NOT NULL,
+    mark BLOB,
+    recorded INTEGER NOT NULL,
+    corrected INTEGER NOT NULL,
+    days INTEGER NOT NULL,
+    last_day INTEGER NOT NULL,
+    checksum INTEGER NOT NULL
+)
+"""
+
+
+class PhoneFile:
+    """One SQLite file with the phone's state, for its owner's eyes alone (mode 0600, erased rows overwritten).
+
+    A transaction is whole or absent after a kill at any moment; with `durable` after a power cut too (off in
+    simulations). `schema` is one statement each. Errors of the file are StateError with its name and the remedy.
+    """
+
+    def __init__(self, path: str | Path, schema: tuple[str, ...], durable: bool) -> None:
+        self.path = Path(path)
+        self._lock = threading.RLock()
+        try:  # only when it is new: opening and closing an existing one would drop SQLite's locks on it
+            os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+        except FileExistsError:
+            pass
+        except OSError as error:
+            raise self._unusable(error) from error
+        with self._errors():
+            self._connection = sqlite3.connect(
+                self.path, timeout=_WAIT_SECONDS, isolation_level=None, check_same_thread=False
+            )
+        try:
+            self._prepare(schema, durable)
+        except BaseException:
+            self.close()
+            raise
+
+    def _prepare(self, schema: tuple[str, ...], durable: bool) -> None:
+        with self._errors():
+            run = self._connection.execute
+            run(f"PRAGMA synchronous = {'EXTRA' if durable else 'OFF'}")
+            run("PRAGMA secure_delete = ON")
+            pages, size = run("PRAGMA page_count").fetchone()[0], run("PRAGMA page_size").fetchone()[0]
+            if pages * size <= _CHECKED_BYTES:
+                found = run("PRAGMA quick_check(1)").fetchone()[0]
+                if found != "ok":
+                    raise self.damaged(" ".join(str(found).split()))
+            for statement in schema:
+                run(statement)
+
+    @contextmanager
+    def transaction(self, write: bool = True) -> Iterator[sqlite3.Connection]:
+        """All or nothing of what is executed inside; committed, with `durable` on the disk, when it returns."""
+        with self._lock, self._errors():
+            self._connection.execute("BEGIN IMMEDIATE" if write else "BEGIN")
+            try:
+                yield self._connection
+                self._connection.execute("COMMIT")
+            except BaseException:
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+                raise
+
+    def damaged(self, detail: str) -> StateError:
+        """The error for content that breaks a rule of the file."""
+        return StateError(
+            f"{self.path} is damaged ({detail}); restore a backup, or move it away to start empty and, because the "
+            "privacy charges in it are lost, stay out of sums for one budget period"
+        )
+
+    def close(self) -> None:
+        """Give the file back; closing twice is fine."""
+        self._connection.close()
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.OperationalError, sqlite3.ProgrammingError) as error:
+            raise self._unusable(error) from error
+        except sqlite3.Error as error:
+            raise self.damaged(str(error)) from error
+
+    def _unusable(self, error: Exception) -> StateError:
+        return StateError(
+            f"{self.path} cannot be used ({error}); check that its folder exists, may be written and has free space, "
+            "and that no other program holds the file"
+        )
+
+
+@dataclass(frozen=True)
+class _State:
+    """The one row of the log; `weights` and `mark` are float64 [classes]."""
+
+    weights: NDArray[np.float64]
+    mark: NDArray[np.float64] | None = None
+    recorded: int = 0
+    corrected: int = 0
+    days: int = 0
+    last_day: int = -1
+
+    def row(self) -> tuple[bytes | int | None, ...]:
+        weights = self.weights.astype("<f8").tobytes()
+        mark = None if self.mark is None else self.mark.astype("<f8").tobytes()
+        counters = (self.recorded, self.corrected, self.days, self.last_day)
+        return weights, mark, *counters, _checksum(weights, mark, counters)
+
+
+def _checksum(weights: bytes, mark: bytes | None, counters: tuple[int, ...]) -> int:
+    return zlib.crc32(repr(counters).encode() + (b"" if mark is None else b"m" + mark), zlib.crc32(weights))
+
+
+class UsageLog:
+    """Decaying weight of each class among the phone's predictions, kept in `path` (the ledger may share the file).
+
+    Every prediction multiplies all weights by 2**(-1 / half_life) and adds 1 to its class, so their sum stays below
+    1 + half_life / ln 2 and the file holds O(classes) numbers for ever. `half_life` is in predictions and may change
+    between openings. Raises ConfigError on a bad argument, StateError when the file is damaged, cannot be used or was
+    written for another number of classes.
+    """
+
+    def __init__(self, path: str | Path, classes: int, half_life: float, durable: bool = True) -> None:
+        if not 1 <= classes <= MAX_CLASSES:
+            raise ConfigError(f"{classes} classes is outside 1 to {MAX_CLASSES}; change the number of classes")
+        if not (np.isfinite(half_life) and half_life > 0):
+            raise ConfigError(f"half_life {half_life} must be above 0 and finite; give a number of predictions")
+        self.classes = classes
+        self._decay = 2.0 ** (-1 / half_life)
+        self._file = PhoneFile(path, (_SCHEMA,), durable)
+        try:
+            self._state()
+        except BaseException:
+            self.close()
+            raise
+
+    def record(self, labels: ArrayLike, day: int) -> None:
+        """Add predictions, int [n] in the order they were made, of `day` (days since any fixed one) in one write.
+
+        A day before the last one is taken as the last one. Raises DataError when a label or the day is out of bounds.
+        """
+        seen = np.asarray(labels)
+        if seen.size == 0:
+            return
+        if seen.ndim != 1 or seen.dtype.kind not in "iu":
+            raise DataError(f"labels are {seen.dtype} {seen.shape}, expected integers on one axis; convert them")
+        for extreme in (int(seen.min()), int(seen.max())):
+            self._check_label(extreme)
+        if not 0 <= day <= MAX_DAY:
+            raise DataError(f"day {day} is outside 0 to {MAX_DAY}; count days from a fixed one")
+        n = seen.size
+        ages = np.arange(n - 1, -1, -1, dtype=np.float64)
+        fresh = np.bincount(seen.astype(np.int64), weights=self._decay**ages, minlength=self.classes)
+        with self._file.transaction() as connection:
+            old = self._load(connection)
+            weights = old.weights * self._decay**n + fresh
+            weights[weights < FORGOTTEN] = 0
+            self._store(
+                connection,
+                replace(
+                    old,
+                    weights=weights,
+                    recorded=old.recorded + n,
+                    days=old.days + (day > old.last_day),
+                    last_day=max(day, old.last_day),
+                ),
+            )
+
+    def correct(self, old_label: int, new_label: int) -> float:
+        """Move one prediction's weight, or what is left of it, to the class the owner named; returns the weight moved.
+
+        Raises DataError when a label is out of bounds.
+        """
+        self._check_label(old_label)
+        self._check_label(new_label)
+        if old_label == new_label:
+            return 0.0
+        with self._file.transaction() as connection:
+            old = self._load(connection)
+            weights = old.weights.copy()
+            moved = min(1.0, float(weights[old_label]))
+            weights[old_label] -= moved
+            weights[new_label] += moved
+            self._store(connection, replace(old, weights=weights, corrected=old.corrected + 1))
+        return moved
+
+    def counts(self) -> NDArray[np.float64]:
+        """Decayed weights, float64 [classes], in predictions."""
+        return self._state().weights
+
+    def distribution(self, smoothing: float = 0.0) -> NDArray[np.float64]:
+        """Share of each class, float64 [classes]; `smoothing` in predictions per class. Uniform for an empty log."""
+        return normalise(self.counts(), smoothing)
+
+    def own_classes(self, min_share: float, max_classes: int) -> NDArray[np.int64]:
+        """The owner's classes, int64 sorted: at most `max_classes`, the largest shares first, ties to lower labels.
+
+        A class is the owner's when its share of the decayed weight is at least `min_share`: 0.02 is one in 50 of the
+        recent predictions, 0 any class not forgotten. When none reaches it, the largest one is. Raises DataError on a
+        bad bound or an empty log.
+        """
+        if not 0 <= min_share <= 1:
+            raise DataError(f"min_share {min_share} is outside 0 to 1; change it")
+        if max_classes < 1:
+            raise DataError(f"max_classes {max_classes} is below 1; raise it")
+        weights = self.counts()
+        total = float(weights.sum())
+        if total == 0:
+            raise DataError("0 predictions recorded, at least 1 needed for the owner's classes; use the phone first")
+        share = weights / total
+        order = np.argsort(-share, kind="stable")
+        held = (share[order] >= min_share - _SHARE_TOLERANCE) & (share[order] > 0)
+        return np.sort(order[: min(max(int(held.sum()), 1), max_classes)]).astype(np.int64)
+
+    def mark(self) -> None:
+        """Remember the weights of now as those of the last personalisation."""
+        with self._file.transaction() as connection:
+            old = self._load(connection)
+            self._store(connection, replace(old, mark=old.weights))
+
+    def drift(self, smoothing: float = 0.0) -> float:
+        """Jensen–Shannon divergence in bits, 0 to 1, between the mark's distribution and now; 0 without a mark."""
+        state = self._state()
+        if state.mark is None:
+            return 0.0
+        return js_divergence(normalise(state.mark, smoothing), normalise(state.weights, smoothing))
+
+    @property
+    def recorded(self) -> int:
+        """Predictions recorded so far, decayed ones included."""
+        return self._state().recorded
+
+    @property
+    def corrected(self) -> int:
+        """Corrections so far."""
+        return self._state().corrected
+
+    @property
+    def days(self) -> int:
+        """Days on which something was recorded."""
+        return self._state().days
+
+    def erase(self) -> None:
+        """Forget everything, mark and counters included."""
+        with self._file.transaction() as connection:
+            connection.execute("DELETE FROM usage_log")
+
+    def close(self) -> None:
+        """Give the file back."""
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _check_label(self, label: int) -> None:
+        if not 0 <= label < self.classes:
+            raise DataError(f"label {label} is outside 0 to {self.classes - 1}; leave it out or fix the class list")
+
+    def _state(self) -> _State:
+        with self._file.transaction(write=False) as connection:
+            return self._load(connection)
+
+    def _load(self, connection: sqlite3.Connection) -> _State:
+        row = connection.execute(
+            "SELECT weights, mark, recorded, corrected, days, last_day, checksum FROM usage_log"
+        ).fetchone()
+        if row is None:
+            return _State(np.zeros(self.classes))
+        weights, mark, *counters, checksum = row
+        if not isinstance(weights, bytes) or not isinstance(mark, bytes | None):
+            raise self._file.damaged("the usage log holds another type")
+        if _checksum(weights, mark, tuple(counters)) != checksum:
+            raise self._file.damaged("the usage log's checksum differs")
+        if len(weights) != 8 * self.classes:
+            raise StateError(
+                f"{self._file.path} was written for {len(weights) // 8} classes, not {self.classes}; use the same "
+                "class list or erase the usage log"
+            )
+        vectors = [None if blob is None else np.frombuffer(blob, "<f8").astype(np.float64) for blob in (weights, mark)]
+        assert vectors[0] is not None
+        return _State(vectors[0], vectors[1], *counters)
+
+    def _store(self, connection: sqlite3.Connection, state: _State) -> None:
+        connection.execute("INSERT OR REPLACE INTO usage_log VALUES (1, ?, ?, ?, ?, ?, ?, ?)", state.row())

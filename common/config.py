@@ -1,0 +1,290 @@
+"""One configuration for simulation and deployment: sections of a TOML file, each key documented where it is defined."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from common.errors import ConfigError
+
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Ratio = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Section(BaseModel):
+    """Frozen, unknown keys refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Run(Section):
+    seed: int = Field(0, ge=0, description="Seed of everything that a simulation draws.")
+    rounds: int = Field(1, ge=1, le=1000, description="Personalisation rounds.")
+
+
+class Data(Section):
+    source: str = Field(
+        "embedded", description="`embedded`, an `.npz` file, a folder of class folders, or `torchvision:NAME`."
+    )
+
+
+class Model(Section):
+    name: str = Field("small-cnn", description="Registered model, or `package.module:factory`.")
+    weights: str = Field("", description="Weights as safetensors; empty = those shipped for the embedded data.")
+
+
+class Population(Section):
+    """Simulated phones and their owners' habits."""
+
+    phones: int = Field(
+        120, ge=1, le=1_000_000, description='Number of phones; with `law = "owners"` at most this many.'
+    )
+    law: Literal["habits", "dirichlet", "owners"] = Field(
+        "habits",
+        description="`habits`: owners belong to groups with favourite classes; `dirichlet`: every owner draws own "
+        "shares; `owners`: natural owners of the images.",
+    )
+    groups: int = Field(4, ge=1, le=32, description="Groups of owners (`habits`).")
+    classes_min: int = Field(2, ge=1, description="Fewest classes of an owner.")
+    classes_max: int = Field(4, ge=1, description="Most classes of an owner.")
+    typical: Share = Field(
+        0.85, description="Share of an owner's classes taken from the group's favourites (`habits`)."
+    )
+    concentration: Positive = Field(4.0, description="Dirichlet concentration of the shares among an owner's classes.")
+    use_images: int = Field(40, ge=1, le=100_000, description="Images a round that the phone learns its owner from.")
+    check_images: int = Field(20, ge=1, le=100_000, description="Images a round that decide: keep or fall back.")
+    test_images: int = Field(40, ge=0, le=100_000, description="Images that the simulator alone reads.")
+    out_of_set: Share = Field(
+        0.05, description="Share of test images from classes that the owner does not usually meet."
+    )
+    drift_round: int = Field(0, ge=0, description="Round in which habits change; 0 = never.")
+    drift_share: Share = Field(0.5, description="Share of owners whose habits change then.")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.classes_min > self.classes_max:
+            raise ValueError(f"classes_min {self.classes_min} is above classes_max {self.classes_max}: lower it")
+        return self
+
+
+class Usage(Section):
+    half_life: Positive = Field(2000.0, description="Predictions after which an old one counts half.")
+    corrections: Share = Field(0.0, description="Simulation: share of wrong predictions that the owner corrects.")
+    prior: float = Field(
+        3.0, ge=0, description="Weight, in images, of the nearest published centroid in the usage estimate."
+    )
+    min_share: Ratio = Field(0.06, description="A class with at least this share of the usage is the owner's own.")
+    max_classes: int = Field(8, ge=1, description="Most own classes.")
+    drift: Share = Field(0.1, description="Jensen-Shannon divergence (bits) from which a phone personalises anew.")
+
+
+class Scores(Section):
+    enabled: bool = Field(True, description="Collect Taylor scores of filters by class in one private sum.")
+    clusters_per_layer: int = Field(8, ge=1, le=256, description="Filter clusters a layer; scores are pooled by them.")
+    weight: Share = Field(
+        0.5, description="Exponent of the preference in the cost of removing a filter; 0 = ignore it."
+    )
+    measured: Share = Field(0.5, description="Weight of the phones' half against feature visualisation.")
+    shrink: float = Field(20.0, ge=0, description="Phones of a class at which the measured half counts half.")
+
+
+class Visualise(Section):
+    enabled: bool = Field(True, description="Feature visualisation of every filter, on the server, without user data.")
+    steps: int = Field(24, ge=1, le=10_000, description="Ascent steps a picture.")
+
+
+class Clusters(Section):
+    k: int = Field(0, ge=0, le=32, description="Preference clusters; 0 = chosen from `ladder`.")
+    ladder: tuple[Annotated[int, Field(ge=1, le=32)], ...] = Field(
+        (2, 4, 6), description="Numbers of clusters to choose from."
+    )
+    iterations: int = Field(
+        3, ge=1, le=5, description="Private k-means iterations in the first round; later rounds take one."
+    )
+
+
+class Planner(Section):
+    macs: Ratio = Field(0.3, description="MACs of a cluster's submodel over those of the full model.")
+    multiple: int = Field(8, ge=1, description="Kept channels are multiples of this.")
+    images: int = Field(600, ge=1, description="Reference images that the server plans each cluster with.")
+    coverage: Ratio = Field(0.9, description="A cluster's submodel serves its most used classes up to this share.")
+
+
+class Personal(Section):
+    enabled: bool = Field(True, description="Each phone refines its cluster's submodel to its own classes.")
+    ladder: tuple[Ratio, ...] = Field((0.15, 0.2, 0.3), description="MACs ratios tried, smallest first.")
+    tolerance: Share = Field(
+        0.04, description="Disagreement with the full model, limited to the own classes, that is accepted."
+    )
+    reference: int = Field(20, ge=0, description="Reference images a class that every phone receives; 0 = none.")
+    start: Literal["cluster", "base"] = Field("cluster", description="Channels to select from: the cluster's, or all.")
+
+
+class Delivery(Section):
+    mode: Literal["plan", "submodel"] = Field(
+        "plan",
+        description="`plan`: every phone fetches all plans and slices for itself; `submodel`: it fetches its own.",
+    )
+
+
+class Fallback(Section):
+    score: Literal["energy", "max-softmax"] = Field("energy", description="Out-of-set score of the submodel.")
+    retention: Ratio = Field(0.96, description="Share of own images that the submodel answers itself.")
+
+
+class Privacy(Section):
+    noise: bool = Field(True, description="Discrete Gaussian noise in shares; false only in simulation, and marked.")
+    epsilon: Positive = Field(8.0, description="ε of the whole run for the worst phone.")
+    delta: Annotated[float, Field(gt=0, lt=1)] = Field(1e-5, description="δ of the whole run.")
+    min_cohort: int = Field(50, ge=1, description="Fewest phones in a published sum; at least 20 outside tests.")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.1, description="Largest share of asked phones that may fail to answer."
+    )
+    dishonest: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="Share of phones that may leave out their noise."
+    )
+    outcome_share: Ratio = Field(0.15, description="Share of the budget for fleet figures.")
+    scores_share: Ratio = Field(0.3, description="Share of the budget for filter scores; usage takes the rest.")
+
+    @model_validator(mode="after")
+    def _shares(self) -> Self:
+        if self.outcome_share + self.scores_share >= 1:
+            raise ValueError(
+                f"outcome_share {self.outcome_share} and scores_share {self.scores_share} leave nothing for usage: "
+                "lower one below a sum of 1"
+            )
+        return self
+
+
+class Rounds(Section):
+    cohort: int = Field(0, ge=0, description="Phones asked in a sum; 0 = all.")
+    deadline: Positive = Field(3600.0, description="Seconds that the server waits for replies.")
+    attempts: int = Field(3, ge=1, le=100, description="Times that a sum with too few replies is asked again.")
+    poll: Positive = Field(0.5, description="Seconds between two looks for replies.")
+
+
+class Faults(Section):
+    """Simulated faults, as shares of messages."""
+
+    dropout: Share = Field(0.0, description="Answered by an error.")
+    silence: Share = Field(0.0, description="Never answered.")
+    rubbish: Share = Field(0.0, description="Answered by a damaged reply.")
+
+
+class Testing(Section):
+    small_cohorts: bool = Field(False, description="Lifts the floor of 20 under `min_cohort`; marked in every output.")
+
+
+class Config(Section):
+    """Everything that a run depends on, its output folder excepted."""
+
+    run: Run = Run()
+    data: Data = Data()
+    model: Model = Model()
+    population: Population = Population()
+    usage: Usage = Usage()
+    scores: Scores = Scores()
+    visualise: Visualise = Visualise()
+    clusters: Clusters = Clusters()
+    planner: Planner = Planner()
+    personal: Personal = Personal()
+    delivery: Delivery = Delivery()
+    fallback: Fallback = Fallback()
+    privacy: Privacy = Privacy()
+    rounds: Rounds = Rounds()
+    faults: Faults = Faults()
+    testing: Testing = Testing()
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (hex) of all values."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+
+    @property
+    def marks(self) -> list[str]:
+        """What every output of the run must say of it."""
+        marks = ["sums not encrypted", "seeded noise"]
+        if not self.privacy.noise:
+            marks.append("noise off")
+        if self.testing.small_cohorts:
+            marks.append("small cohorts")
+        return marks
+
+
+def load_config(path: Path | None = None, overrides: Iterable[str] = ()) -> Config:
+    """Defaults, then the TOML file, then `section.key=value` overrides. Raises ConfigError naming key and remedy."""
+    values: dict[str, Any] = {}
+    if path is not None:
+        try:
+            values = tomllib.loads(path.read_text())
+        except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path} cannot be read as TOML ({error}): correct the file") from error
+    for override in overrides:
+        _apply(values, override)
+    return parse(values)
+
+
+def parse(values: Mapping[str, Any]) -> Config:
+    """Validated configuration from nested sections."""
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError("; ".join(_explain(fault) for fault in error.errors(include_url=False))) from None
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    section, dot, name = key.strip().partition(".")
+    if not equals or not dot or not name:
+        raise ConfigError(f"override {override!r} is not section.key=value, for example run.seed=1")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    if not isinstance(values.setdefault(section, {}), dict):
+        raise ConfigError(f"[{section}] is {values[section]!r}, must be a section")
+    values[section] = {**values[section], name: value}
+
+
+def _explain(fault: Any) -> str:
+    path = [str(part) for part in fault["loc"]]
+    key = ".".join(path)
+    if fault["type"] == "extra_forbidden":
+        known = _keys(path)
+        near = difflib.get_close_matches(path[-1], known, 1)
+        return f"{key} is unknown" + (f": did you mean {near[0]}?" if near else f", known are {', '.join(known)}")
+    return f"{key} is {fault['input']!r}: {fault['msg'].removeprefix('Value error, ')}"
+
+
+def _keys(path: list[str]) -> list[str]:
+    if len(path) == 1:
+        return list(Config.model_fields)
+    section = Config.model_fields.get(path[0])
+    return list(section.annotation.model_fields) if section and section.annotation else []
+
+
+def reference_page() -> str:
+    """docs/configuration.md."""
+    lines = ["# Configuration", "", "Made by `fedcaptor config`; do not edit by hand.", ""]
+    for name, field in Config.model_fields.items():
+        section: Any = field.annotation
+        lines += [f"## [{name}]", "", "| key | default | meaning |", "|---|---|---|"]
+        for key, value in section.model_fields.items():
+            lines.append(f"| `{key}` | `{_toml(value.default)}` | {value.description} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return str(list(value))
+    return f'"{value}"' if isinstance(value, str) else str(value)
