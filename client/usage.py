@@ -271,6 +271,11 @@ class UsageLog:
         """Days on which something was recorded."""
         return self._state().days
 
+    @property
+    def last_day(self) -> int:
+        """The newest day on which something was recorded, -1 for an empty log."""
+        return self._state().last_day
+
     def erase(self) -> None:
         """Forget everything, mark and counters included."""
         with self._file.transaction() as connection:

@@ -101,13 +101,9 @@ class Visualise(Section):
 
 
 class Clusters(Section):
-    k: int = Field(0, ge=0, le=32, description="Preference clusters; 0 = chosen from `ladder`.")
-    ladder: tuple[Annotated[int, Field(ge=1, le=32)], ...] = Field(
-        (2, 4, 6), description="Numbers of clusters to choose from."
-    )
-    iterations: int = Field(
-        3, ge=1, le=5, description="Private k-means iterations in the first round; later rounds take one."
-    )
+    k: int = Field(0, ge=0, le=32, description="Preference clusters; 0 = chosen, see `most`.")
+    most: int = Field(8, ge=1, le=32, description="Clusters to begin with where `k` is 0; small and alike ones merge.")
+    iterations: int = Field(2, ge=1, le=5, description="Private k-means iterations in the first round; later take one.")
 
 
 class Planner(Section):
@@ -124,6 +120,7 @@ class Personal(Section):
         0.04, description="Disagreement with the full model, limited to the own classes, that is accepted."
     )
     reference: int = Field(20, ge=0, description="Reference images a class that every phone receives; 0 = none.")
+    rows: int = Field(2048, ge=64, description="Observations a layer that merging on the phone uses at most.")
     start: Literal["cluster", "base"] = Field("cluster", description="Channels to select from: the cluster's, or all.")
 
 

@@ -98,11 +98,15 @@ class SumFields(Body):
 
 
 class SumRequest(Header):
-    """Server to phone: add your vector to one sum."""
+    """Server to phone: add your vector to one sum.
+
+    `centroids` [K, classes]: usage and outcome sums hold a block per cluster; a usage sum without them asks for class
+    co-occurrence. `pool` [F]: cluster of each filter, for a sum of scores.
+    """
 
     TENSORS: ClassVar[Rules] = _rules(
         centroids=TensorRule(("float32",), 1 << 22),
-        plan__each=TensorRule(("uint8",), 1 << 22),
+        pool=TensorRule(("int32",), 1 << 22),
     )
 
     message: Literal["sum_request"] = "sum_request"
@@ -127,19 +131,26 @@ class SumReply(Header):
 
 
 class DeliverRequest(Header):
-    """Server to phone: the plans of all clusters (`plan`), or the submodels named here (`submodel`)."""
+    """Server to phone. `plan`: the plans of all clusters; `choose`: name the nearest centroid; `submodel`: the file.
+
+    `reference` [R, H, W, C] with `reference_labels` [R]: the server's own images. `preference` [F, classes]: which
+    filters serve which classes. `plan.k`: kept channels of cluster k, packed bits over all groups. `submodel.k`:
+    safetensors bytes.
+    """
 
     TENSORS: ClassVar[Rules] = _rules(
         centroids=TensorRule(("float32",), 1 << 22),
         preference=TensorRule(("float32",), 1 << 24),
+        reference=TensorRule(("uint8",), 1 << 28),
+        reference_labels=TensorRule(("int32",), 1 << 20),
         plan__each=TensorRule(("uint8",), 1 << 22),
         submodel__each=TensorRule(("uint8",), 1 << 29),
     )
 
     message: Literal["deliver_request"] = "deliver_request"
-    mode: Literal["plan", "submodel"]
-    clusters: Annotated[tuple[Annotated[int, Field(ge=0, lt=MAX_CLUSTERS)], ...], Field(min_length=1, max_length=32)]
-    digests: Annotated[tuple[Digest, ...], Field(min_length=1, max_length=32)]
+    mode: Literal["plan", "choose", "submodel"]
+    clusters: Annotated[tuple[Annotated[int, Field(ge=0, lt=MAX_CLUSTERS)], ...], Field(max_length=32)]
+    digests: Annotated[tuple[Digest, ...], Field(max_length=32)]
 
     @model_validator(mode="after")
     def _one_digest_each(self) -> Self:
@@ -149,10 +160,11 @@ class DeliverRequest(Header):
 
 
 class DeliverReply(Header):
-    """Phone to server: whether the delivery arrived whole. Says nothing of the owner's classes."""
+    """Phone to server: whether the delivery arrived whole. `cluster` answers `choose` alone: the leak of that mode."""
 
     message: Literal["deliver_reply"] = "deliver_reply"
     accepted: bool
+    cluster: Annotated[int, Field(ge=0, lt=MAX_CLUSTERS)] | None = None
 
 
 def check_answers(request: Header, reply: Header) -> None:

@@ -47,11 +47,14 @@ def ridge_of(covariance: Floats, ridge: float) -> float:
     return ridge * float(np.trace(covariance)) / len(covariance) + 1e-8
 
 
-def removal_curve(readings: Sequence[Reading], ridge: float = 0.01) -> RemovalCurve:
+def removal_curve(
+    readings: Sequence[Reading], ridge: float = 0.01, *, importance: Floats | None = None, start: Indices | None = None
+) -> RemovalCurve:
     """Backward elimination over all C channels of a group, O(C³) a consumer.
 
     Removing j costs gram_jj / (Σ + λ)⁻¹_jj, summed over consumers; then j's weights move to the others by the best
-    linear reconstruction (a rank-two update of gram) and the inverse is down-dated.
+    linear reconstruction (a rank-two update of gram) and the inverse is down-dated. `importance` [C] multiplies the costs.
+    Channels outside `start` go first and count nothing: they are already gone.
     """
     channels = len(readings[0].covariance)
     inverses: list[Floats] = [
@@ -60,13 +63,18 @@ def removal_curve(readings: Sequence[Reading], ridge: float = 0.01) -> RemovalCu
     ]
     grams = [np.array(r.gram, dtype=np.float64) for r in readings]
     alive = np.ones(channels, dtype=bool)
+    factor = np.ones(channels) if importance is None else importance
+    gone = np.zeros(channels, dtype=bool)
+    if start is not None:
+        gone = ~np.isin(np.arange(channels), start)
     order, cost = np.empty(channels, dtype=np.int64), np.empty(channels)
     for step in range(channels):
         total = np.zeros(channels)
         for inverse, gram in zip(inverses, grams, strict=True):
             total += np.diag(gram) / np.maximum(np.diag(inverse), 1e-12)
-        j = int(np.argmin(np.where(alive, total, np.inf)))
-        order[step], cost[step], alive[j] = j, max(float(total[j]), 0.0), False
+        candidates = alive & gone if (alive & gone).any() else alive
+        j = int(np.argmin(np.where(candidates, total * factor, np.inf)))
+        order[step], cost[step], alive[j] = j, 0.0 if gone[j] else max(float(total[j] * factor[j]), 0.0), False
         for inverse, gram in zip(inverses, grams, strict=True):
             _eliminate(inverse, gram, j, alive)
     return RemovalCurve(order, cost)

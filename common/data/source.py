@@ -193,7 +193,7 @@ def _folder(path: Path) -> Dataset:
         _need(images, folder, "a class folder without images", f"add {', '.join(SUFFIXES)} files or remove the folder")
         files += images
         labels += [label] * len(images)
-    x = _decode(path, files)
+    x = decode(path, files)
     names = np.array([folder.name for folder in classes])
     return _dataset(path.resolve().name, path, {"x": x, "y": np.array(labels), "names": names})
 
@@ -206,7 +206,7 @@ def _entries(folder: Path) -> list[Path]:
         raise DataError(f"{folder}: cannot be read ({error.strerror}): check its permissions") from None
 
 
-def _decode(path: Path, files: list[Path]) -> NDArray[np.uint8]:
+def decode(path: Path, files: list[Path]) -> NDArray[np.uint8]:
     """Images [N, H, W, C]; grey when every file is grey, otherwise RGB. Sizes are checked before pixels are read."""
     heads = [_open(file, lambda image: (image.size, image.mode)) for file in files]
     size, _ = heads[0]

@@ -15,7 +15,7 @@ from common.groups import ChannelGroups, State
 from common.plan import Indices, Plan
 from common.torch_engine.forward import Images, logits, normalise
 from common.torch_engine.network import load_state, network
-from common.torch_engine.registry import build
+from common.torch_engine.registry import skeleton
 from common.torch_engine.trace import trace
 
 
@@ -38,7 +38,7 @@ class BaseModel:
         """
         state, metadata = load_state(weights)
         classes = _output_size(state, weights)
-        module = network(build(name, classes, input_shape), state)
+        module = network(skeleton(name, classes, input_shape), state)
         groups = _groups(weights, module, name, input_shape)
         return cls(
             name,
@@ -51,7 +51,7 @@ class BaseModel:
 
     def rebuild(self, state: State) -> nn.Module:
         """A network of this architecture with other, possibly sliced, tensors."""
-        return network(build(self.name, self.groups.classes, self.groups.input_shape), state)
+        return network(skeleton(self.name, self.groups.classes, self.groups.input_shape), state)
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,8 +69,11 @@ class Submodel:
 
     def predict(self, images: Images) -> npt.NDArray[np.int64]:
         """Original labels [N] of uint8 images [N, H, W, C]."""
-        scores = logits(self.module, normalise(images, self.base.mean, self.base.std))
-        return self.classes[scores.argmax(1)]
+        return self.classes[self.scores(images).argmax(1)]
+
+    def scores(self, images: Images) -> npt.NDArray[np.float32]:
+        """Logits [N, k] in the order of `classes`."""
+        return logits(self.module, normalise(images, self.base.mean, self.base.std))
 
     def macs_ratio(self) -> float:
         return self.base.groups.macs(self.plan.counts()) / self.base.groups.macs()

@@ -2,17 +2,81 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 import numpy as np
+import torch
 
 from common.errors import DataError
-from common.plan import Indices
+from common.plan import Indices, Plan
 from common.planner import Budget, plan
-from common.selection import removal_curve
+from common.selection import Floats, RemovalCurve, removal_curve
 from common.slicer import slice_state
 from common.torch_engine.base import BaseModel, Submodel
-from common.torch_engine.evidence import Sampler, collect_rows, output_sensitivity, readings
+from common.torch_engine.evidence import Rows, Sampler, collect_rows, output_sensitivity, readings
 from common.torch_engine.forward import Images, normalise
 from common.torch_engine.merge import merge
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """What the full model shows of its needed classes on calibration images: one serves a whole ladder of budgets.
+
+    `x`: normalised images. `rows`: the full model's observations of them. `curves`: removal curve of each group.
+    """
+
+    base: BaseModel
+    classes: Indices
+    x: torch.Tensor
+    sampler: Sampler
+    rows: Rows
+    curves: Mapping[str, RemovalCurve]
+
+    @classmethod
+    def gather(
+        cls,
+        base: BaseModel,
+        classes: Indices,
+        images: Images,
+        *,
+        start: Plan | None = None,
+        importance: Mapping[str, Floats] | None = None,
+        seed: int = 0,
+        rows: int = 8192,
+    ) -> Evidence:
+        """Observe unlabelled `images` uint8 [N, H, W, C] of the needed `classes`.
+
+        `start`: channels outside this plan are removed first. `importance`: factors [channels] on the cost of removing
+        a group's channels. Raises DataError without images.
+        """
+        if len(images) == 0:
+            raise DataError("0 calibration images, at least 1 is needed: give images of the needed classes")
+        groups, needed = base.groups, np.unique(classes)
+        x = normalise(images, base.mean, base.std)
+        sampler = Sampler(len(x), rows, seed)
+        seen = collect_rows(base.module, groups, x, sampler)
+        sensitivity = output_sensitivity(base.module, groups, needed, x, seed)
+        curves = {
+            group.name: removal_curve(
+                readings(base.module, group, seen, sensitivity),
+                importance=None if importance is None else importance.get(group.name),
+                start=None if start is None else start.kept.get(group.name),
+            )
+            for group in groups.prunable
+            if group.consumers
+        }
+        return cls(base, needed, x, sampler, seen, curves)
+
+    def submodel(self, budget: Budget) -> Submodel:
+        """Plan, slice and merge. Raises PlanError for an impossible budget."""
+        return self.merged(plan(self.base.groups, self.curves, self.classes, budget))
+
+    def merged(self, chosen: Plan) -> Submodel:
+        """The submodel of any plan, merged on these images."""
+        module = self.base.rebuild(slice_state(self.base.state, self.base.groups, chosen))
+        merge(module, self.base.state, self.base.groups, chosen, self.x, self.rows, self.sampler)
+        return Submodel(self.base, chosen, module)
 
 
 def prune(base: BaseModel, classes: Indices, images: Images, budget: Budget, seed: int = 0) -> Submodel:
@@ -21,19 +85,4 @@ def prune(base: BaseModel, classes: Indices, images: Images, budget: Budget, see
     Class-conditional second-order selection, global allocation, then sequential merging; no training.
     Raises PlanError for an impossible budget or class, DataError without images.
     """
-    if len(images) == 0:
-        raise DataError("0 calibration images, at least 1 is needed: give images of the needed classes")
-    groups, needed = base.groups, np.unique(classes)
-    x = normalise(images, base.mean, base.std)
-    sampler = Sampler(len(x), seed=seed)
-    rows = collect_rows(base.module, groups, x, sampler)
-    sensitivity = output_sensitivity(base.module, groups, needed, x, seed)
-    curves = {
-        group.name: removal_curve(readings(base.module, group, rows, sensitivity))
-        for group in groups.prunable
-        if group.consumers
-    }
-    chosen = plan(groups, curves, needed, budget)
-    module = base.rebuild(slice_state(base.state, groups, chosen))
-    merge(module, base.state, groups, chosen, x, rows, sampler)
-    return Submodel(base, chosen, module)
+    return Evidence.gather(base, classes, images, seed=seed).submodel(budget)

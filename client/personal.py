@@ -1,0 +1,187 @@
+"""The personal step: from a cluster's plan to a submodel of exactly the owner's classes, on the phone alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from common.config import Config
+from common.distances import normalise as distribution
+from common.errors import PlanError
+from common.plan import Indices, Plan
+from common.planner import Budget
+from common.preference import layer_slices
+from common.statistics import nearest
+from common.torch_engine.base import BaseModel, Submodel
+from common.torch_engine.forward import Images, logits, normalise
+from common.torch_engine.prune import Evidence
+
+Scores = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class Offer:
+    """What every phone receives alike: a plan and a usage centroid per cluster, the server's own reference images
+    [R, H, W, C] with labels [R], and which filters serve which classes [F, C] (None: unknown).
+    """
+
+    plans: Sequence[Plan] = ()
+    centroids: npt.NDArray[Any] = field(default_factory=lambda: np.zeros((0, 0)))
+    reference: Images | None = None
+    labels: Indices | None = None
+    preference: npt.NDArray[Any] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Personalised:
+    """`kind`: "personal", "cluster" or "full" (nothing smaller was good enough; `submodel` is None).
+
+    `agreement`: with the full model limited to the same classes, on check images; `agreement_cluster` that of the
+    cluster's submodel. `threshold`: an image whose out-of-set score is below it goes to the full model; `escalated`:
+    share of own images that do.
+    """
+
+    kind: str
+    classes: Indices
+    submodel: Submodel | None
+    agreement: float
+    agreement_cluster: float
+    threshold: float
+    escalated: float
+    cluster: int
+
+
+def own_classes(counts: npt.NDArray[np.float64], offer: Offer, config: Config) -> tuple[Indices, int]:
+    """The owner's classes and nearest cluster: counts, with the centroid as prior, above the smallest share."""
+    usage = distribution(counts, 0.0)
+    cluster = nearest(usage, offer.centroids) if len(offer.centroids) else -1
+    if cluster >= 0:
+        usage = distribution(counts + config.usage.prior * offer.centroids[cluster], 0.0)
+    order = np.argsort(-usage, kind="stable")[: config.usage.max_classes]
+    own = order[usage[order] >= config.usage.min_share]
+    return np.sort(own if len(own) else order[:1]), cluster
+
+
+def importance(
+    base: BaseModel, preference: npt.NDArray[Any] | None, usage: npt.NDArray[Any], weight: float
+) -> Mapping[str, npt.NDArray[np.float64]] | None:
+    """Factor [channels] a group on the cost of removing a filter: its preference for the used classes, 1 = neutral."""
+    if preference is None or weight == 0:
+        return None
+    served = np.maximum(preference @ usage * len(usage), 1e-3) ** weight
+    return {g.name: served[rows] for g, rows in zip(base.groups.prunable, layer_slices(base.groups), strict=True)}
+
+
+def out_of_set_score(scores: Scores, kind: str) -> npt.NDArray[np.float64]:
+    """How sure the submodel is that the image is of its classes [N]: logsumexp of logits (Liu et al. 2020), or the
+    largest softmax probability (Hendrycks & Gimpel 2017).
+    """
+    z = scores.astype(np.float64)
+    top = z.max(1)
+    energy = top + np.log(np.exp(z - top[:, None]).sum(1))
+    return np.asarray(energy if kind == "energy" else np.exp(top - energy))
+
+
+def personalise(
+    base: BaseModel,
+    offer: Offer,
+    counts: npt.NDArray[np.float64],
+    use: Images,
+    check: Images,
+    config: Config,
+    seed: int = 0,
+) -> Personalised:
+    """Refine, check on the owner's own images, keep or fall back. No labels: the full model's answers stand for them."""
+    own, cluster = own_classes(counts, offer, config)
+    full_use, full_check = _answers(base, use), _answers(base, check)
+    calibration = _calibration(offer, own, use[np.isin(full_use.argmax(1), own)])
+    trusted = np.isin(full_check.argmax(1), own)
+    judge = _Judge(base, check[trusted], full_check[trusted], own)
+    if len(calibration) == 0:
+        return _kept_full(own, cluster)
+    start = offer.plans[cluster] if cluster >= 0 and offer.plans else None
+    usage = distribution(counts, 0.0)
+    evidence = Evidence.gather(
+        base,
+        own,
+        calibration,
+        start=start if config.personal.start == "cluster" and start is not None else None,
+        importance=importance(base, offer.preference, usage, config.scores.weight),
+        seed=seed,
+        rows=config.personal.rows,
+    )
+    best, agreement, kind = None, 0.0, "full"
+    at_cluster = 0.0
+    if start is not None:
+        best = evidence.merged(_with_classes(start, own, base))
+        at_cluster = agreement = judge.agreement(best)
+        kind = "cluster" if 1 - agreement <= 2 * config.personal.tolerance else "full"
+    for ratio in sorted(config.personal.ladder) if config.personal.enabled else ():
+        try:
+            candidate = evidence.submodel(Budget(ratio, config.planner.multiple))
+        except PlanError:  # the smallest model of these classes is larger: try the next rung
+            continue
+        reached = judge.agreement(candidate)
+        if 1 - reached <= config.personal.tolerance or (
+            ratio == max(config.personal.ladder) and 1 - reached <= 2 * config.personal.tolerance
+        ):
+            best, agreement, kind = candidate, reached, "personal"
+            break
+    if best is None or kind == "full":
+        return _kept_full(own, cluster, at_cluster)
+    threshold, escalated = _threshold(best, use, full_use, check, full_check, own, config)
+    return Personalised(kind, own, best, agreement, at_cluster, threshold, escalated, cluster)
+
+
+@dataclass(frozen=True, eq=False)
+class _Judge:
+    """Agreement with the full model's answers among the own classes, on check images that it takes for own."""
+
+    base: BaseModel
+    images: Images
+    full: Scores
+    own: Indices
+
+    def agreement(self, submodel: Submodel) -> float:
+        """Share of images [0, 1]; 1 without images: there is nothing to hold against it."""
+        if len(self.images) == 0:
+            return 1.0
+        return float((submodel.predict(self.images) == self.own[self.full[:, self.own].argmax(1)]).mean())
+
+
+def _kept_full(own: Indices, cluster: int, at_cluster: float = 0.0) -> Personalised:
+    return Personalised("full", own, None, 1.0, at_cluster, -np.inf, 0.0, cluster)
+
+
+def _answers(base: BaseModel, images: Images) -> Scores:
+    if len(images) == 0:
+        return np.zeros((0, base.groups.classes), dtype=np.float32)
+    return logits(base.module, normalise(images, base.mean, base.std))
+
+
+def _calibration(offer: Offer, own: Indices, images: Images) -> Images:
+    if offer.reference is None or offer.labels is None:
+        return images
+    return np.concatenate([images, offer.reference[np.isin(offer.labels, own)]])
+
+
+def _with_classes(plan: Plan, own: Indices, base: BaseModel) -> Plan:
+    """The plan's channels with the owner's classes as outputs."""
+    return Plan.of(base.groups, {**plan.kept, base.groups.output.name: own})
+
+
+def _threshold(
+    submodel: Submodel, use: Images, full_use: Scores, check: Images, full_check: Scores, own: Indices, config: Config
+) -> tuple[float, float]:
+    """Score below which an image is escalated, such that the wanted share of own images is kept; and the share lost."""
+    images, full = np.concatenate([use, check]), np.concatenate([full_use, full_check])
+    inside = images[np.isin(full.argmax(1), own)]
+    if len(inside) == 0:
+        return -np.inf, 0.0
+    scores = out_of_set_score(submodel.scores(inside), config.fallback.score)
+    threshold = float(np.quantile(scores, 1 - config.fallback.retention))
+    return threshold, float((scores < threshold).mean())

@@ -1,0 +1,88 @@
+"""Which filters serve which classes: matrices [F, classes] over all prunable filters, groups in their order.
+
+Numpy alone: phones and server compute the same numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from common.groups import ChannelGroups
+from common.plan import Indices
+
+Matrix = npt.NDArray[np.floating[Any]]
+
+
+def layer_slices(groups: ChannelGroups) -> list[slice]:
+    """Rows of each prunable group in a matrix [F, …]."""
+    ends = np.cumsum([0, *(group.channels for group in groups.prunable)])
+    return [slice(int(start), int(stop)) for start, stop in pairwise(ends)]
+
+
+def normalise(blocks: Sequence[Matrix]) -> npt.NDArray[np.float32]:
+    """Blocks [channels, classes], one a group, below each other; each column of each block in unit L2 norm.
+
+    A class gets the same say in every layer, and every class the same, however many images stood behind it. A column
+    of zeros (an absent class) stays zero.
+    """
+    return np.concatenate([_unit_columns(np.asarray(block, dtype=np.float64)) for block in blocks]).astype(np.float32)
+
+
+def _unit_columns(block: Matrix) -> Matrix:
+    largest = np.abs(block).max(0, keepdims=True, initial=0.0)
+    block = np.divide(block, largest, out=np.zeros_like(block), where=largest > 0)  # squares of tiny numbers vanish
+    length = np.linalg.norm(block, axis=0, keepdims=True)
+    return np.divide(block, length, out=np.zeros_like(block), where=length > 0)
+
+
+def pool(matrix: Matrix, assignment: Indices, clusters: int) -> Matrix:
+    """[F, classes] to [clusters, classes]: mean over the filters of each cluster, zero for an empty one."""
+    total = np.zeros((clusters, matrix.shape[1]))
+    np.add.at(total, assignment, matrix)
+    members = np.bincount(assignment, minlength=clusters)
+    return (total / np.maximum(members, 1)[:, None]).astype(matrix.dtype)
+
+
+def unpool(pooled: Matrix, assignment: Indices) -> Matrix:
+    """[clusters, classes] to [F, classes]: every filter gets its cluster's row."""
+    return pooled[assignment]
+
+
+def join(
+    measured: Matrix, presence: npt.NDArray[Any], visual: Matrix, weight: float, shrink: float
+) -> npt.NDArray[np.float32]:
+    """One preference profile [F, C], rows summing to one, of a measured half and a data-free half.
+
+    `measured` [F, C]: normalised class-wise scores, possibly noisy; negative values count as zero. `presence` [C]:
+    images behind each class, possibly noisy. `visual` [F, C]: profiles from pictures, not negative. `weight`: the
+    visual half's share of the result, in [0, 1]. `shrink`: number of images at which measurement and pictures are
+    believed alike. The result mixes both halves; a caller that needs them later keeps them itself.
+
+    Class c of the measured half is believed to r_c = presence_c / (presence_c + shrink). A measured row is scaled such
+    that it hands out, over the classes it was measured on, just the share that the visual row gives to them
+    (Σ r_c·measured_c = Σ r_c·visual_c); the rest 1 − r_c comes from the visual row. So a class that nobody has seen
+    neither counts as unwanted by every filter nor inflates the others, and rows keep their sum. All classes seen:
+    the measured row over its sum. None seen, or nothing measured of a filter: the visual row.
+    """
+    if not 0 <= weight <= 1 or shrink < 0:
+        raise ValueError(f"weight is {weight}, must be in [0, 1]; shrink is {shrink}, must not be negative")
+    pictured = _distribution(visual)
+    seen = np.maximum(np.asarray(presence, dtype=np.float64), 0)
+    belief = np.divide(seen, seen + shrink, out=np.zeros_like(seen), where=seen > 0)
+    found = np.maximum(np.asarray(measured, dtype=np.float64), 0) * belief
+    total = found.sum(1, keepdims=True)
+    share = (pictured * belief).sum(1, keepdims=True)
+    shrunk = np.divide(found * share, total, out=pictured * belief, where=total > 0) + pictured * (1 - belief)
+    return ((1 - weight) * shrunk + weight * pictured).astype(np.float32)
+
+
+def _distribution(matrix: Matrix) -> npt.NDArray[np.float64]:
+    """Rows over their sum; a row of zeros becomes uniform."""
+    positive = np.maximum(np.asarray(matrix, dtype=np.float64), 0)
+    total = positive.sum(1, keepdims=True)
+    return np.divide(positive, total, out=np.full_like(positive, 1 / positive.shape[1]), where=total > 0)

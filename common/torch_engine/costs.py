@@ -1,0 +1,58 @@
+"""Cost model of a network: every convolution and linear layer with the groups that it reads and makes."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from common.groups import Group, Layer
+from common.torch_engine.network import is_depthwise, mixes
+
+
+def layers_of(network: nn.Module, positions: Mapping[str, int], groups: Sequence[Group]) -> tuple[Layer, ...]:
+    """Layers in the order of `positions` (output map positions by layer, as executed).
+
+    A layer behind a concatenation has one entry for each group that it reads.
+    """
+    read: dict[str, list[tuple[str, int, int]]] = defaultdict(list)
+    made: dict[str, list[tuple[str, int]]] = defaultdict(list)
+    for group in groups:
+        for consumer in group.consumers:
+            read[consumer.layer].append((group.name, group.channels, consumer.taps))
+        for cut in group.cuts:
+            layer, _, attribute = cut.tensor.rpartition(".")
+            if cut.dim == 0 and attribute == "weight":
+                made[layer].append((group.name, group.channels))
+    modules = dict(network.named_modules())
+    layers = []
+    for name, pixels in positions.items():
+        module: Any = modules[name]
+        if is_depthwise(module):
+            layers += _depthwise(name, pixels, module, made[name])
+        elif mixes(module):
+            layers += _mixing(name, pixels, module, read[name], made[name])
+    return tuple(layers)
+
+
+def _depthwise(name: str, positions: int, module: Any, made: list[tuple[str, int]]) -> list[Layer]:
+    kernel, fixed = math.prod(module.kernel_size), module.out_channels - sum(channels for _, channels in made)
+    parts: list[tuple[str | None, int]] = [*made, *([(None, fixed)] if fixed else [])]
+    return [Layer(name, positions, kernel, channels, channels, group, group, True) for group, channels in parts]
+
+
+def _mixing(
+    name: str, positions: int, module: Any, read: list[tuple[str, int, int]], made: list[tuple[str, int]]
+) -> list[Layer]:
+    linear = isinstance(module, nn.Linear)
+    kernel = 1 if linear else math.prod(module.kernel_size)
+    outputs, inputs = module.weight.shape[:2]
+    fixed = inputs - sum(channels * taps for _, channels, taps in read)
+    parts: list[tuple[str | None, int, int]] = [*read, *([(None, fixed, 1)] if fixed else [])]
+    target = made[0][0] if made else None
+    return [
+        Layer(name, positions, kernel, channels, outputs, group, target, False, taps) for group, channels, taps in parts
+    ]

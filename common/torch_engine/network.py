@@ -1,0 +1,142 @@
+"""Weights on disk, and networks that take on the shape of their weights."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+from torch import nn
+
+from common.errors import ModelError
+from common.groups import State
+
+_ORDER = "fedcaptor.tensors"  # metadata key: the file format sorts tensors, the network's order is kept here
+
+
+CONVOLUTION = nn.modules.conv._ConvNd
+PER_CHANNEL = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm, nn.PReLU)
+
+
+def load_state(path: Path) -> tuple[State, dict[str, str]]:
+    """Tensors of a safetensors file as numpy arrays in the network's order, floats widened to float32, and metadata.
+
+    A file from elsewhere is ordered by name, numbers by value. Raises ModelError when the file cannot be read.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = dict(file.metadata() or {})
+            found = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  not a dict
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{path} is not a readable safetensors file ({error}): give weights in that format") from error
+    order = json.loads(metadata.pop(_ORDER, "null"))
+    if order is None or sorted(order) != sorted(found):
+        order = sorted(found, key=_natural)
+    return {key: _widen(found[key]) for key in order}, metadata
+
+
+def save_state(path: Path, state: State, metadata: dict[str, str]) -> None:
+    """Write atomically: floats in half precision, other tensors unchanged.
+
+    A tensor with values beyond half precision (a large variance) is written in single precision.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        arrays = {name: _narrow(np.asarray(array)) for name, array in state.items()}
+        save_file(arrays, temporary, {**metadata, _ORDER: json.dumps(list(state))})
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def network(module: nn.Module, state: State) -> nn.Module:
+    """Fill `module` (from `registry.build` or `registry.skeleton`) with copies of possibly sliced tensors, in place.
+
+    Layers take their sizes from the tensors. Returns it in eval mode, parameters without gradients.
+    Raises ModelError when a tensor is missing, unknown, or no slice of the network's.
+    """
+    modules = dict(module.named_modules(remove_duplicate=False))
+    wanted = module.state_dict()
+    unknown = next((key for key in state if key not in wanted), None)
+    if unknown is not None:
+        raise ModelError(f"tensor {unknown} is not in the network: use the weights of this model")
+    for key, full in wanted.items():
+        owner, _, attribute = key.rpartition(".")
+        if key not in state:
+            raise ModelError(f"tensor {key} {tuple(full.shape)} is missing: use the weights of this model")
+        _check(key, tuple(state[key].shape), tuple(full.shape), _sliceable(modules[owner], attribute))
+        tensor = torch.from_numpy(np.array(state[key], dtype=np.float32 if full.is_floating_point() else None))
+        is_parameter = isinstance(getattr(modules[owner], attribute), nn.Parameter)
+        setattr(modules[owner], attribute, nn.Parameter(tensor, requires_grad=False) if is_parameter else tensor)
+    for name, layer in modules.items():
+        _fit(name, layer)
+    return module.eval()
+
+
+def _natural(key: str) -> list[tuple[int, str]]:
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", key)]
+
+
+def _widen(tensor: torch.Tensor) -> np.ndarray:
+    """A copy, so that nothing refers to the mapped file."""
+    return tensor.to(torch.float32 if tensor.is_floating_point() else tensor.dtype, copy=True).numpy()
+
+
+def _narrow(array: np.ndarray) -> np.ndarray:
+    if not np.issubdtype(array.dtype, np.floating):
+        return array.copy(order="C")
+    with np.errstate(over="ignore"):
+        half = array.astype(np.float16, order="C")
+    return half if np.array_equal(np.isfinite(half), np.isfinite(array)) else array.astype(np.float32, order="C")
+
+
+def _sliceable(layer: nn.Module, attribute: str) -> int:
+    """How many leading dimensions of a layer's tensor may be sliced."""
+    if is_depthwise(layer):
+        return 1
+    if isinstance(layer, nn.Linear) or (isinstance(layer, CONVOLUTION) and layer.groups == 1):
+        return 2 if attribute == "weight" else 1
+    return 1 if isinstance(layer, PER_CHANNEL) else 0
+
+
+def is_depthwise(layer: Any) -> bool:
+    """A convolution with one filter a channel (and more than one channel)."""
+    return isinstance(layer, CONVOLUTION) and 1 < layer.groups == layer.in_channels == layer.out_channels
+
+
+def mixes(layer: nn.Module) -> bool:
+    """A linear layer or a convolution that is not depthwise."""
+    return isinstance(layer, nn.Linear) or (isinstance(layer, CONVOLUTION) and not is_depthwise(layer))
+
+
+def _check(key: str, shape: tuple[int, ...], full: tuple[int, ...], free: int) -> None:
+    fits = len(shape) == len(full) and shape[free:] == full[free:]
+    if not fits or any(not 0 < a <= b for a, b in zip(shape[:free], full[:free], strict=True)):
+        raise ModelError(f"tensor {key} is {shape}, the network has {full}: use the weights of this model")
+
+
+def _fit(name: str, layer: Any) -> None:
+    """Let a layer's attributes follow its tensors."""
+    tensors = {
+        key: tensor for key, tensor in [*layer._parameters.items(), *layer._buffers.items()] if tensor is not None
+    }
+    sizes = {len(tensor) for tensor in tensors.values() if tensor.dim()}
+    if isinstance(layer, (CONVOLUTION, nn.Linear, *PER_CHANNEL)) and len(sizes) > 1:
+        shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+        raise ModelError(f"tensors of {name} disagree on its channels, {shapes}: slice them by one plan")
+    if isinstance(layer, CONVOLUTION):
+        layer.groups = len(layer.weight) if is_depthwise(layer) else layer.groups
+        layer.out_channels, layer.in_channels = len(layer.weight), layer.weight.shape[1] * layer.groups
+    elif isinstance(layer, nn.Linear):
+        layer.out_features, layer.in_features = layer.weight.shape
+    elif isinstance(layer, nn.PReLU):
+        layer.num_parameters = len(layer.weight)
+    elif isinstance(layer, PER_CHANNEL) and sizes:
+        layer.num_features = sizes.pop()

@@ -1,0 +1,77 @@
+"""Networks by name: registered ones, and a user's own as `package.module:factory`."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import os
+import sys
+from functools import lru_cache
+
+import torch
+from torch import nn
+
+from common.errors import ModelError
+from common.torch_engine import torchvision_models  # noqa: F401  registers its models
+from common.torch_engine.models import MODELS, Factory, Shape
+
+
+def names() -> list[str]:
+    """Registered names, sorted."""
+    return sorted(MODELS)
+
+
+def build(name: str, classes: int, input_shape: Shape) -> nn.Module:
+    """A network with random weights in eval mode, from [N, *input_shape] to [N, classes].
+
+    `name` is registered or `package.module:factory`, imported with the current directory on the path; the factory is
+    called with (classes, input_shape). Raises ModelError for an unknown name or what the factory raises.
+    """
+    return _call(name, _factory(name), classes, input_shape).eval()
+
+
+def skeleton(name: str, classes: int, input_shape: Shape) -> nn.Module:
+    """The same network for `common.torch_engine.network.network` to fill: tensors have no storage, so that nothing is
+    drawn at random. A user's own network is built as it is, since it may compute with its tensors.
+    """
+    if name not in MODELS:
+        return build(name, classes, input_shape)
+    return copy.deepcopy(_skeleton(name, classes, tuple(input_shape)))
+
+
+@lru_cache(maxsize=8)
+def _skeleton(name: str, classes: int, input_shape: Shape) -> nn.Module:
+    with torch.device("meta"):
+        return build(name, classes, input_shape)
+
+
+def _factory(name: str) -> Factory:
+    if name in MODELS:
+        return MODELS[name]
+    path, colon, attribute = name.partition(":")
+    if not colon:
+        raise ModelError(f"model is {name!r}, must be one of {', '.join(names())} or package.module:factory")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        factory = getattr(importlib.import_module(path), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ModelError(
+            f"model {name!r} cannot be imported ({error}): run where {path or 'the package'} lies, "
+            f"or use one of {', '.join(names())}"
+        ) from error
+    return factory
+
+
+def _call(name: str, factory: Factory, classes: int, input_shape: Shape) -> nn.Module:
+    try:
+        network = factory(classes, input_shape)
+    except ModelError:
+        raise
+    except Exception as error:
+        raise ModelError(
+            f"factory of {name!r} failed for {classes} classes and images {input_shape}: {error}"
+        ) from error
+    if not isinstance(network, nn.Module):
+        raise ModelError(f"factory of {name!r} gave a {type(network).__name__}, must give a torch.nn.Module")
+    return network

@@ -1,0 +1,201 @@
+"""Trace a network once into channel groups: what must be cut together, who reads it, what it costs.
+
+Dependencies come from Torch-Pruning's DependencyGraph (Fang et al., CVPR 2023); what is read from it is checked by
+slicing at random and comparing outputs, because a graph of operations does not show every use of a channel number.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from common.errors import ModelError
+from common.groups import ChannelGroups, Consumer, Cut, Group
+from common.torch_engine.costs import layers_of
+from common.torch_engine.network import CONVOLUTION, PER_CHANNEL, is_depthwise, mixes
+from common.torch_engine.verify import verify
+
+
+def trace(module: nn.Module, name: str, input_shape: tuple[int, int, int]) -> ChannelGroups:
+    """Channel groups of `module` (called `name`) for images [N, *input_shape].
+
+    Raises ModelError naming the layer that cannot be sliced, or when sliced and full network disagree.
+    """
+    network = copy.deepcopy(module).requires_grad_(True).eval()
+    positions = _positions(network, name, input_shape)
+    reader = _Reader(network, name, input_shape, list(positions))
+    found = [reader.group(root) for root in reader.roots()]
+    kept = tuple(group for group in found if group.output or group.consumers)
+    if sum(group.output for group in kept) != 1:
+        raise ModelError(f"{name}: the classes must be the outputs of one linear layer or convolution, end it with one")
+    groups = ChannelGroups(name, input_shape, kept, layers_of(network, positions, kept), reader.tensors)
+    verify(network, groups)
+    return groups
+
+
+def _positions(network: nn.Module, name: str, input_shape: tuple[int, int, int]) -> dict[str, int]:
+    """Map positions of the output of each layer with tensors, in execution order. Raises ModelError when one is used
+    twice, or the network does not run.
+    """
+    positions: dict[str, int] = {}
+
+    def record(layer: str, module: nn.Module) -> Any:
+        def hook(_module: nn.Module, _inputs: Any, output: torch.Tensor) -> None:
+            if layer in positions:
+                raise ModelError(f"{name}: layer {layer} is used twice, must be used once: give each use its own layer")
+            channels = getattr(module, "out_channels", getattr(module, "out_features", 1))
+            positions[layer] = output[0].numel() // channels
+
+        return module.register_forward_hook(hook)
+
+    names = [key for key, _ in network.named_parameters(remove_duplicate=False)]
+    if len(names) != len(list(network.parameters())):
+        raise ModelError(f"{name}: layers share tensors, must not: give each layer its own")
+    handles = [record(n, m) for n, m in network.named_modules() if [*m.parameters(False), *m.buffers(False)]]
+    try:
+        with torch.no_grad():
+            network(torch.zeros(1, *input_shape))
+    except (RuntimeError, ValueError, IndexError) as error:
+        raise ModelError(f"{name} does not run on images {input_shape} ({error}): use another image size") from error
+    finally:
+        for handle in handles:
+            handle.remove()
+    return positions
+
+
+@dataclass(frozen=True)
+class _Member:
+    """One use of a group's channels. `reads`: the layer mixes them; `ends`: they are the network's output.
+    `pairs`: (root channel, element along the layer's dimension), sorted. `layer` is empty for a final bare operation.
+    """
+
+    layer: str
+    reads: bool
+    ends: bool
+    pairs: list[tuple[int, int]]
+
+
+class _Reader:
+    """Reads groups off the dependency graph."""
+
+    def __init__(self, network: nn.Module, name: str, input_shape: tuple[int, int, int], order: list[str]) -> None:
+        self.name, self.order = name, order
+        self.tensors = {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
+        self.modules = dict(network.named_modules())
+        self.names = {module: key for key, module in self.modules.items()}
+        with torch.enable_grad():
+            self.graph = _dependency_graph(network, name, torch.zeros(1, *input_shape))
+        self.last: Any = next(iter(self.graph.module2node))  # the graph is walked from the output
+
+    def roots(self) -> list[str]:
+        """First producer of each group, in execution order."""
+        roots, seen = [], set()
+        for layer in self.order:
+            module = self.modules[layer]
+            if layer in seen or module not in self.graph.module2node or not _produces(module, self.name, layer):
+                continue
+            roots.append(layer)
+            seen |= {member.layer for member in self._members(layer) if not member.reads}
+        return roots
+
+    def _members(self, root: str) -> list[_Member]:
+        """All that is cut with the root's channels, in execution order."""
+        module = self.modules[root]
+        pruner = self.graph.get_pruner_of_module(module)
+        every = list(range(pruner.get_out_channels(module)))
+        members = []
+        for item in self.graph.get_pruning_group(module, pruner.prune_out_channels, every):
+            target = item.dep.target.module
+            if isinstance(target, nn.Parameter):
+                raise ModelError(f"{self.name}: a bare parameter meets the channels of {root}: put it into a layer")
+            if target in self.names:
+                reads = mixes(target) and not self.graph.is_out_channel_pruning_fn(item.dep.handler)
+                pairs = sorted(zip(item.root_idxs, item.idxs, strict=True))
+                members.append(_Member(self.names[target], reads, target is self.last and not reads, pairs))
+            elif target is self.last:
+                members.append(_Member("", False, True, []))
+        return sorted(members, key=lambda m: self.order.index(m.layer) if m.layer else -1)
+
+    def group(self, root: str) -> Group:
+        """The group whose first producer is `root`."""
+        members = self._members(root)
+        channels = self.tensors[f"{root}.weight"][0]
+        cuts: list[Cut] = []
+        producers: list[str] = []
+        consumers: list[Consumer] = []
+        for layer, reads, pairs in ((m.layer, m.reads, m.pairs) for m in members if m.layer):
+            taps, offset = self._pattern(layer, channels, pairs)
+            module: Any = self.modules[layer]
+            if reads:
+                cuts.append(Cut(f"{layer}.weight", 1, taps, offset))
+                kind = "linear" if isinstance(module, nn.Linear) else "conv"
+                consumers.append(Consumer(layer, kind, taps, offset, module.bias is not None, self._norm(module)))
+                continue
+            if _produces(module, self.name, layer):
+                self._require_whole(root, layer, channels, taps, offset)
+                producers.append(layer)
+            cuts += [Cut(key, 0, taps, offset) for key in self._per_channel(layer, module)]
+        output = any(m.ends for m in members) and not consumers
+        return Group(root, channels, tuple(cuts), tuple(producers), tuple(consumers), output)
+
+    def _pattern(self, layer: str, channels: int, pairs: list[tuple[int, int]]) -> tuple[int, int]:
+        """(taps, offset) with elements = offset + channel·taps + t."""
+        taps, offset = len(pairs) // channels, min((element for _, element in pairs), default=0)
+        expected = [(c, offset + c * taps + t) for c in range(channels) for t in range(taps)]
+        if not pairs or pairs != expected:
+            raise ModelError(f"{self.name}: channels reach layer {layer} in an order that cannot be sliced: change it")
+        return taps, offset
+
+    def _require_whole(self, root: str, layer: str, channels: int, taps: int, offset: int) -> None:
+        if (taps, offset, self.tensors[f"{layer}.weight"][0]) != (1, 0, channels):
+            raise ModelError(
+                f"{self.name}: layer {layer} is tied to a part of {root} by a sum or concatenation: separate them"
+            )
+
+    def _per_channel(self, layer: str, module: nn.Module) -> list[str]:
+        """State-dict keys of a layer's tensors whose first dimension is its channels."""
+        if not isinstance(module, (CONVOLUTION, nn.Linear, *PER_CHANNEL)):
+            raise ModelError(f"{self.name}: layer {layer} ({type(module).__name__}) cannot be sliced: replace it")
+        if isinstance(module, nn.PReLU) and module.num_parameters == 1:
+            return []
+        keys = [f"{layer}.{key}" for key in ("weight", "bias", "running_mean", "running_var")]
+        return [key for key in keys if key in self.tensors]
+
+    def _norm(self, module: nn.Module) -> str | None:
+        """The batch norm with running statistics that alone reads the layer's output."""
+        following = [node.module for node in self.graph.module2node[module].outputs]
+        if len(following) != 1 or not isinstance(following[0], nn.modules.batchnorm._BatchNorm):
+            return None
+        return self.names[following[0]] if following[0].running_mean is not None else None
+
+
+def _dependency_graph(network: nn.Module, name: str, x: torch.Tensor) -> Any:
+    """Torch-Pruning's graph without the views of parameters, whose sizes it would take for channel numbers."""
+    import torch_pruning
+
+    class Graph(torch_pruning.DependencyGraph):
+        def _trace(self, *arguments: Any, **options: Any) -> Any:
+            nodes = super()._trace(*arguments, **options)
+            layers = set(network.modules())
+            for node in nodes.values():
+                node.inputs = [
+                    n for n in node.inputs if n.inputs or n.module in layers or isinstance(n.module, nn.Parameter)
+                ]
+            return nodes
+
+    try:
+        return Graph().build_dependency(network, [x], verbose=False)
+    except Exception as error:  # the library raises whatever it stumbles over
+        raise ModelError(f"{name} cannot be traced ({error!r}): avoid reshapes and splits of channels") from error
+
+
+def _produces(module: Any, name: str, layer: str) -> bool:
+    """Whether the layer makes new channels. Raises ModelError on grouped and transposed convolutions."""
+    if isinstance(module, CONVOLUTION) and not is_depthwise(module) and (module.groups > 1 or module.transposed):
+        kind = "transposed" if module.transposed else f"grouped ({module.groups} groups)"
+        raise ModelError(f"{name}: convolution {layer} is {kind}, must be plain or depthwise: replace it")
+    return mixes(module)

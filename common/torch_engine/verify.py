@@ -1,0 +1,67 @@
+"""Check channel groups on the network itself: cutting channels must equal hiding them from whoever reads them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from common.errors import ModelError
+from common.groups import ChannelGroups, Consumer
+from common.plan import Plan
+from common.slicer import slice_state
+from common.torch_engine.network import network
+
+
+@torch.no_grad()
+def verify(module: nn.Module, groups: ChannelGroups, seed: int = 0, tolerance: float = 1e-3) -> None:
+    """Slice half of each group at random; raises ModelError when outputs differ from the full network's, in which
+    each consumer reads zeros instead of the removed channels, by more than `tolerance` of the largest output.
+    """
+    rng = np.random.default_rng(seed)
+    kept = {g.name: rng.choice(g.channels, -(-g.channels // 2), replace=False) for g in groups.groups}
+    plan = Plan.of(groups, kept)
+    x = torch.from_numpy(rng.standard_normal((2, *groups.input_shape)).astype(np.float32))
+    expected = hidden_outputs(module, groups, plan, x)
+    try:
+        state = {key: tensor.detach().numpy() for key, tensor in module.state_dict().items()}
+        found = network(copy.deepcopy(module), slice_state(state, groups, plan))(x)
+        error = float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
+    except RuntimeError as problem:
+        raise ModelError(
+            f"{groups.model} does not run when sliced ({problem}): avoid fixed channel numbers"
+        ) from problem
+    if not error <= tolerance:
+        raise ModelError(
+            f"{groups.model} answers otherwise when sliced (relative error {error:.2g}, at most {tolerance:.0e}): "
+            "avoid operations over channels other than convolutions, linear layers and batch norms"
+        )
+
+
+def hidden_outputs(module: nn.Module, groups: ChannelGroups, plan: Plan, x: torch.Tensor) -> torch.Tensor:
+    """Outputs [N, kept classes] of the full network, removed channels replaced by zeros at each consumer's input."""
+    modules = dict(module.named_modules())
+
+    def hide(consumer: Consumer, removed: torch.Tensor) -> Callable[..., Any]:
+        elements = (removed[:, None] * consumer.taps + torch.arange(consumer.taps)).flatten() + consumer.offset
+
+        def hook(_module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+            return (inputs[0].index_fill(1, elements, 0.0), *inputs[1:])
+
+        return hook
+
+    handles = []
+    for group in groups.prunable:
+        removed = torch.from_numpy(
+            np.setdiff1d(np.arange(group.channels), plan.kept.get(group.name, range(group.channels)))
+        )
+        handles += [modules[c.layer].register_forward_pre_hook(hide(c, removed)) for c in group.consumers]
+    try:
+        return module(x)[:, torch.from_numpy(plan.classes(groups))]
+    finally:
+        for handle in handles:
+            handle.remove()

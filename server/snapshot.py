@@ -1,0 +1,168 @@
+"""The run's figures for monitoring: one small JSON file, replaced whole after each phase and read by the exporter.
+
+It holds totals, ratios and private estimates alone: nothing in it names a phone.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from common.errors import StateError
+from common.messages import Digest
+
+FILE = "snapshot.json"
+MAX_BYTES = 1 << 20
+OTHER = "other"
+BUCKETS = (0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 14400.0)
+
+logger = logging.getLogger(__name__)
+
+
+def _known(value: Any) -> Any:
+    """None for a number that is not finite: a figure without a value is no reason to fail."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+Ratio = Annotated[float | None, BeforeValidator(_known)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=0)]
+Code = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Fleet(_Part):
+    """Averages over all phones, as ratios of the full model; None while unknown."""
+
+    macs_ratio: Ratio = None
+    parameters_ratio: Ratio = None
+    download_ratio: Ratio = None
+    accuracy_before: Ratio = None
+    accuracy_after: Ratio = None
+    fallback_ratio: Ratio = None
+
+
+class Cluster(_Part):
+    """One cluster: `phones` is a private estimate, so it may be a fraction or even negative."""
+
+    cluster: Annotated[str, Field(pattern=r"^([0-9]|[12][0-9]|3[01]|other)$")]
+    phones: Finite
+    macs_ratio: Ratio = None
+    parameters_ratio: Ratio = None
+    download_ratio: Ratio = None
+
+
+class Rounds(_Part):
+    """Rounds by their end."""
+
+    finished: Count = 0
+    failed: Count = 0
+
+
+class RoundSeconds(_Part):
+    """A classic histogram of round durations: cumulative counts by upper bound, `+Inf` among them."""
+
+    buckets: Annotated[dict[str, Count], Field(max_length=64)]
+    sum: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    count: Count
+
+    @classmethod
+    def of(cls, seconds: Iterable[float]) -> Self:
+        """The histogram of `seconds`."""
+        values = list(seconds)
+        buckets = {f"{bound:g}": sum(value <= bound for value in values) for bound in BUCKETS}
+        return cls(buckets=buckets | {"+Inf": len(values)}, sum=math.fsum(values), count=len(values))
+
+    @property
+    def cumulative(self) -> list[tuple[float, int]]:
+        """Buckets by upper bound, lowest first."""
+        return sorted((float(bound), count) for bound, count in self.buckets.items())
+
+    @model_validator(mode="after")
+    def _classic(self) -> Self:
+        try:
+            buckets = self.cumulative
+        except ValueError as error:
+            raise ValueError("bucket bounds must be numbers or +Inf") from error
+        bounds, counts = [bound for bound, _ in buckets], [count for _, count in buckets]
+        if not bounds or bounds[-1] != math.inf or any(map(math.isnan, bounds)) or len(set(bounds)) != len(bounds):
+            raise ValueError("bucket bounds must differ and end with +Inf")
+        if counts != sorted(counts) or counts[-1] != self.count:
+            raise ValueError("bucket counts must be cumulative and end with count")
+        return self
+
+
+class Snapshot(_Part):
+    """What the exporter serves. `epsilon` None: noise is off. `updated`: unix seconds."""
+
+    version: Literal[1] = 1
+    run: Digest
+    status: Literal["running", "ended", "failed"]
+    updated: Finite
+    round: Count
+    phones: Count
+    fleet: Fleet = Field(default_factory=Fleet)
+    clusters: Annotated[tuple[Cluster, ...], Field(max_length=33)] = ()
+    rounds: Rounds = Field(default_factory=Rounds)
+    round_seconds: RoundSeconds = Field(default_factory=lambda: RoundSeconds.of(()))
+    replies: Annotated[dict[Code, Count], Field(max_length=16)] = Field(default_factory=dict)
+    refused: Annotated[dict[Code, Count], Field(max_length=32)] = Field(default_factory=dict)
+    epsilon: Annotated[Annotated[float, Field(ge=0)] | None, BeforeValidator(_known)]
+    delta: Annotated[float, Field(ge=0, le=1)]
+    simulated: bool
+    marks: Annotated[tuple[Annotated[str, Field(max_length=120)], ...], Field(max_length=16)] = ()
+
+    @field_validator("clusters")
+    @classmethod
+    def _once(cls, clusters: tuple[Cluster, ...]) -> tuple[Cluster, ...]:
+        if len({cluster.cluster for cluster in clusters}) != len(clusters):
+            raise ValueError("a cluster may appear once only")
+        return clusters
+
+
+def write(path: Path, snapshot: Snapshot) -> None:
+    """Replace the file at `path` in one step. A failure is logged: monitoring never stops a run."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(snapshot.model_dump_json().encode())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, ValueError) as error:
+        logger.warning("the snapshot %s cannot be written (%s); the run goes on without it", path, error)
+        try:
+            temporary.unlink(missing_ok=True)
+        except OSError:
+            logger.debug("%s stays behind", temporary)
+
+
+def read(path: Path) -> Snapshot:
+    """The snapshot at `path`. Raises StateError when it is missing, damaged or of another version."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise StateError(
+            f"the snapshot {path} cannot be read ({error.strerror}); start a run that writes it or give its directory"
+        ) from error
+    if len(content) > MAX_BYTES:
+        raise StateError(f"the snapshot {path} is larger than {MAX_BYTES} bytes; delete it, the run writes a new one")
+    try:
+        return Snapshot.model_validate_json(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"])) or "file"
+        raise StateError(
+            f"the snapshot {path} is damaged ({where}: {first['msg']}); delete it, the run writes a new one"
+        ) from error
