@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from client.usage import PhoneFile
 from common.errors import ConfigError, PrivacyError
-from common.privacy.accounting import to_epsilon, sum_zcdp
+from common.privacy.accounting import sum_zcdp, to_epsilon
 from common.privacy.sums import SumSpec
 
 DECLINED = "declined"  # all that a message may say of a PrivacyError raised here

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +14,7 @@ from common.distances import normalise as distribution
 from common.errors import PlanError
 from common.plan import Indices, Plan
 from common.planner import Budget
-from common.preference import layer_slices
+from common.preference import importance
 from common.statistics import nearest
 from common.torch_engine.base import BaseModel, Submodel
 from common.torch_engine.forward import Images, logits, normalise
@@ -66,16 +66,6 @@ def own_classes(counts: npt.NDArray[np.float64], offer: Offer, config: Config) -
     return np.sort(own if len(own) else order[:1]), cluster
 
 
-def importance(
-    base: BaseModel, preference: npt.NDArray[Any] | None, usage: npt.NDArray[Any], weight: float
-) -> Mapping[str, npt.NDArray[np.float64]] | None:
-    """Factor [channels] a group on the cost of removing a filter: its preference for the used classes, 1 = neutral."""
-    if preference is None or weight == 0:
-        return None
-    served = np.maximum(preference @ usage * len(usage), 1e-3) ** weight
-    return {g.name: served[rows] for g, rows in zip(base.groups.prunable, layer_slices(base.groups), strict=True)}
-
-
 def out_of_set_score(scores: Scores, kind: str) -> npt.NDArray[np.float64]:
     """How sure the submodel is that the image is of its classes [N]: logsumexp of logits (Liu et al. 2020), or the
     largest softmax probability (Hendrycks & Gimpel 2017).
@@ -95,7 +85,7 @@ def personalise(
     config: Config,
     seed: int = 0,
 ) -> Personalised:
-    """Refine, check on the owner's own images, keep or fall back. No labels: the full model's answers stand for them."""
+    """Refine, check on the owner's own images, keep or fall back; the full model's answers stand for labels."""
     own, cluster = own_classes(counts, offer, config)
     full_use, full_check = _answers(base, use), _answers(base, check)
     calibration = _calibration(offer, own, use[np.isin(full_use.argmax(1), own)])
@@ -110,7 +100,7 @@ def personalise(
         own,
         calibration,
         start=start if config.personal.start == "cluster" and start is not None else None,
-        importance=importance(base, offer.preference, usage, config.scores.weight),
+        importance=importance(base.groups, offer.preference, usage, config.scores.weight),
         seed=seed,
         rows=config.personal.rows,
     )

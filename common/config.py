@@ -102,6 +102,7 @@ class Visualise(Section):
 
 class Clusters(Section):
     k: int = Field(0, ge=0, le=32, description="Preference clusters; 0 = chosen, see `most`.")
+    alike: float = Field(0.05, ge=0, le=1, description="Centroids closer than this (bits) merge where `k` is 0.")
     most: int = Field(8, ge=1, le=32, description="Clusters to begin with where `k` is 0; small and alike ones merge.")
     iterations: int = Field(2, ge=1, le=5, description="Private k-means iterations in the first round; later take one.")
 

@@ -62,3 +62,38 @@ def _next_count(count: int, multiple: int) -> int:
     """The next smaller multiple, `count` itself when there is none above zero."""
     smaller = (count - 1) // multiple * multiple
     return smaller if smaller > 0 else count
+
+
+def explain(
+    groups: ChannelGroups, curves: Mapping[str, RemovalCurve], chosen: Plan, multiple: int
+) -> list[dict[str, float | int | str]]:
+    """Why each group kept what it kept: its share of the full model's MACs and what the next cut would have cost."""
+    counts = chosen.counts()
+    now, full = groups.macs(counts), groups.macs()
+    rows: list[dict[str, float | int | str]] = []
+    for name, curve in curves.items():
+        channels, kept = groups.by_name[name].channels, counts.get(name, groups.by_name[name].channels)
+        smaller = _next_count(kept, multiple)
+        saved = now - groups.macs(counts | {name: smaller})
+        removed = channels - kept
+        loss = float(curve.cost[removed : removed + kept - smaller].sum())
+        spent = float(curve.cost[:removed].sum())
+        rows.append(
+            {
+                "group": name,
+                "channels": channels,
+                "kept": kept,
+                "share_of_macs": (full - groups.macs({name: 0})) / full,
+                "next_loss_per_mac": loss / saved if saved else 0.0,
+                "why": _reason(kept, channels, smaller, spent, loss),
+            }
+        )
+    return rows
+
+
+def _reason(kept: int, channels: int, smaller: int, spent: float, loss: float) -> str:
+    if kept == channels:
+        return f"kept whole: {smaller} of {channels} would add a loss of {loss:.3g}, dearer per MAC than other layers"
+    if kept == smaller:
+        return f"at its smallest multiple; the removed channels cost a loss of {spent:.3g}"
+    return f"the removed channels cost a loss of {spent:.3g}; going on to {smaller} would add {loss:.3g}"

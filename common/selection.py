@@ -53,8 +53,8 @@ def removal_curve(
     """Backward elimination over all C channels of a group, O(C³) a consumer.
 
     Removing j costs gram_jj / (Σ + λ)⁻¹_jj, summed over consumers; then j's weights move to the others by the best
-    linear reconstruction (a rank-two update of gram) and the inverse is down-dated. `importance` [C] multiplies the costs.
-    Channels outside `start` go first and count nothing: they are already gone.
+    linear reconstruction (a rank-two update of gram) and the inverse is down-dated. `importance` [C] multiplies the
+    costs. Channels outside `start` go first and count nothing: they are already gone.
     """
     channels = len(readings[0].covariance)
     inverses: list[Floats] = [

@@ -42,8 +42,8 @@ class Visualisation:
 
     steps: int = 20
     batch: int = 64
-    rate: float = 0.08
-    shift: int = 2
+    rate: float = 0.2
+    shift: int = 1
     smooth: float = 0.02
     calm: float = 0.01
     leak: float = 0.1
@@ -101,12 +101,13 @@ def visualise_group(base: BaseModel, number: int, settings: Visualisation = DEFA
 def class_preference(base: BaseModel, group: Group, targets: torch.Tensor, pictures: Images) -> NDArray[np.float32]:
     """Profile [n, classes] of filters `targets` [n] of a group, from one picture [n, H, W, C] each.
 
-    p_c · |t_c| over its sum. p: softmax of the logits of the picture, standardised over the classes, so that the
+    √(p_c · |t_c|) over its sum. p: softmax of the logits of the picture, standardised over the classes, so that the
     network's confidence does not decide how many classes a filter has. t: change of each logit with a gate on the
     filter, ∂z/∂gate = Σ a·∂z/∂a, centred over the classes because a softmax ignores a common shift. It is the
     data-free form of the measured Taylor score: what the filter does to class c, on a picture that is an image of
     class c to degree p_c. Without p a filter would count for the classes it suppresses, without t for what its
-    picture happens to look like. A filter that changes no logit gets equal shares.
+    picture happens to look like; the root, their geometric mean, keeps profiles as flat as measured ones are.
+    A filter that changes no logit gets equal shares.
     """
     x = normalise(pictures, base.mean, base.std)
     step = 1 / 16  # central difference: needs no more of the network than that it runs
@@ -124,10 +125,10 @@ def class_preference(base: BaseModel, group: Group, targets: torch.Tensor, pictu
     response = (response - response.mean(1, keepdim=True)) / response.std(1, keepdim=True).clamp_min(1e-9)
     effect = (more - less) / (2 * step)
     effect = (effect - effect.mean(1, keepdim=True)).abs()
-    product = response.softmax(1) * effect
-    total = product.sum(1, keepdim=True)
-    shares = torch.where(total > 1e-9, product / total.clamp_min(1e-9), torch.full_like(product, 1 / product.shape[1]))
-    return shares.float().numpy()
+    evidence = (response.softmax(1) * effect).sqrt()
+    total = evidence.sum(1, keepdim=True)
+    equal = torch.full_like(evidence, 1 / evidence.shape[1])
+    return torch.where(total > 1e-6, evidence / total.clamp_min(1e-6), equal).float().numpy()
 
 
 def _paint(

@@ -1,0 +1,96 @@
+"""Flower's view of a phone: messages in, messages out. All that is decided is decided in `client.phone`."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+from numpy.typing import NDArray
+
+from client.images import FolderFeed, MappedFeed
+from client.ledger import DECLINED
+from client.phone import Phone
+from common.config import Config, load_config
+from common.errors import ConfigError, PrivacyError, WireError
+from common.messages import DeliverReply, DeliverRequest, SumReply, SumRequest
+from common.torch_engine.base import BaseModel
+from common.wire import pack, unpack
+
+logger = logging.getLogger(__name__)
+
+PhoneOf = Callable[[Context], Phone]
+
+
+def make_app(phone_of: PhoneOf) -> ClientApp:
+    """A ClientApp whose phones come from `phone_of`."""
+    app = ClientApp()
+
+    @app.query("sum")
+    def add(message: Message, context: Context) -> Message:
+        request, tensors = unpack(message.content, SumRequest)
+        digest = request_digest(request, tensors)
+        try:
+            values = phone_of(context).answer(request, tensors, digest)
+        except PrivacyError:
+            raise PrivacyError(DECLINED) from None  # why is the owner's business
+        return Message(pack(SumReply.to(request), {"values": values}), reply_to=message)
+
+    @app.query("deliver")
+    def deliver(message: Message, context: Context) -> Message:
+        request, tensors = unpack(message.content, DeliverRequest)
+        cluster, accepted = None, True
+        try:
+            cluster = phone_of(context).deliver(request, tensors)
+        except WireError as error:
+            logger.warning("delivery refused: %s", error.reason)
+            accepted = False
+        reply = DeliverReply(
+            run=request.run, round=request.round, request=request.request, accepted=accepted, cluster=cluster
+        )
+        return Message(pack(reply, {}), reply_to=message)
+
+    return app
+
+
+def request_digest(request: SumRequest, tensors: Mapping[str, NDArray[Any]]) -> str:
+    """SHA-256 (hex) of the whole request: a request that differs in anything is another one."""
+    digest = hashlib.sha256(request.model_dump_json().encode())
+    for name in sorted(tensors):
+        digest.update(f"{name}{tensors[name].dtype}{tensors[name].shape}".encode() + tensors[name].tobytes())
+    return digest.hexdigest()
+
+
+@lru_cache(maxsize=2)
+def load_base(weights: Path, name: str, input_shape: tuple[int, int, int]) -> BaseModel:
+    """The base model, loaded once a process."""
+    torch.set_num_threads(1)  # results do not depend on the machine's cores, and phones run side by side
+    return BaseModel.load(weights, name, input_shape)
+
+
+def simulated_phone(directory: Path, config: Config, base: BaseModel, number: int) -> Phone:
+    """Phone `number` (`partition-id`) of a simulated population in `directory`."""
+    feed = MappedFeed(directory / "population", number)
+    folder = directory / "phones" / f"{number:06d}"
+    return Phone(folder, base, feed, config, seed=(config.run.seed, number), durable=False)
+
+
+def device_phone(context: Context) -> Phone:
+    """A real device: everything from its node configuration."""
+    node = context.node_config
+    for key in ("folder", "images", "weights", "model", "config", "input-shape"):
+        if key not in node:
+            raise ConfigError(f"node configuration lacks {key!r}: start the node with --node-config '{key}=…'")
+    shape = tuple(int(n) for n in str(node["input-shape"]).split("x"))
+    base = load_base(Path(str(node["weights"])), str(node["model"]), (shape[0], shape[1], shape[2]))
+    config = load_config(Path(str(node["config"])))
+    return Phone(Path(str(node["folder"])), base, FolderFeed(Path(str(node["images"]))), config)
+
+
+app = make_app(device_phone)

@@ -1,0 +1,138 @@
+"""How a run's ε is divided: one noise multiplier per sum, calibrated on all sums of the run together."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from common import statistics
+from common.config import Config
+from common.errors import PrivacyError
+from common.groups import ChannelGroups
+from common.privacy.accounting import epsilon, sum_zcdp
+from common.privacy.sums import SumSpec
+
+_RESOLUTION = 24
+"""Quanta: a phone's share of the noise has a standard deviation of at least about this many, or, without noise, a
+clipped report's norm is 2^this/8 quanta."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One sum of the run: in round `round` (from 1), `kind` as in the messages, `index` within the round."""
+
+    round: int
+    kind: str
+    index: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind}-{self.index}"
+
+
+def steps(config: Config) -> list[Step]:
+    """Every sum of the run in order: co-occurrence, k-means iterations, scores in the first round, outcome."""
+    result: list[Step] = []
+    for round in range(1, config.run.rounds + 1):
+        iterations = config.clusters.iterations if round == 1 else 1
+        start = 0 if round == 1 else 1  # co-occurrence only seeds the first centroids
+        result += [Step(round, "usage", i) for i in range(start, start + iterations + (round == 1))]
+        if config.scores.enabled and round == 1:
+            result.append(Step(round, "scores", 0))
+        result.append(Step(round, "outcome", 0))
+    return result
+
+
+class SumBudget:
+    """Specs of all sums of a run over `phones` phones, composed to at most the configured ε.
+
+    Raises PrivacyError when cohorts are too small or ε is out of reach.
+    """
+
+    def __init__(self, config: Config, groups: ChannelGroups, phones: int) -> None:
+        self._config, self._groups = config, groups
+        self.cohort = min(phones, config.rounds.cohort or phones)
+        privacy = config.privacy
+        if self.cohort < privacy.min_cohort:
+            raise PrivacyError(
+                f"the cohort has {self.cohort} phones, privacy.min_cohort is {privacy.min_cohort}: "
+                "simulate more phones or lower it (20 at least)"
+            )
+        self.survivors = max(privacy.min_cohort, math.ceil((1 - privacy.dropout) * self.cohort))
+        self._multipliers = self._calibrate() if privacy.noise else {}
+
+    def spec(self, step: Step, blocks: int = 1) -> SumSpec:
+        """The sum of a step; `blocks`: clusters, for its length."""
+        return self._spec(step, self._multipliers.get(step.kind, 0.0), self._length(step, blocks))
+
+    def epsilon(self, specs: list[SumSpec]) -> float | None:
+        """ε of answering all `specs`, None without noise."""
+        if not self._config.privacy.noise:
+            return None
+        return epsilon(specs, self._config.privacy.delta, self._config.privacy.dishonest)
+
+    def charge(self, spec: SumSpec) -> float | None:
+        """zCDP ρ of one sum, None without noise."""
+        return sum_zcdp(spec, self._config.privacy.dishonest) if self._config.privacy.noise else None
+
+    def _spec(self, step: Step, multiplier: float, length: int) -> SumSpec:
+        clip = {
+            "usage": statistics.USAGE_CLIP,
+            "scores": statistics.SCORES_CLIP,
+            "outcome": statistics.OUTCOME_CLIP,
+        }[step.kind]
+        share = multiplier / math.sqrt(self.survivors)  # of one phone's noise, in units of clip
+        quanta = _RESOLUTION / share if share else 2.0 ** (_RESOLUTION - 3) / max(self.cohort / 64, 1)
+        return SumSpec(
+            name=f"{step.round}-{step.name}",
+            length=length,
+            clip=clip,
+            scale=quanta / clip,
+            noise_multiplier=multiplier,
+            cohort=self.cohort,
+            min_survivors=self.survivors,
+            min_cohort=self._config.privacy.min_cohort,
+            small_cohorts=self._config.testing.small_cohorts,
+        )
+
+    def _length(self, step: Step, blocks: int) -> int:
+        classes = self._groups.classes
+        if step.kind == "scores":
+            return statistics.scores_length(self._groups, blocks)
+        if step.kind == "outcome":
+            return blocks * len(statistics.OUTCOME)
+        return classes * (classes + 1) // 2 if step.index == 0 else blocks * classes
+
+    def _calibrate(self) -> dict[str, float]:
+        """Noise multiplier by kind. ρ is divided as configured; the total is found on the real specs, τ included."""
+        privacy, plan = self._config.privacy, steps(self._config)
+        shares = {
+            "outcome": privacy.outcome_share,
+            "scores": privacy.scores_share if self._config.scores.enabled else 0.0,
+        }
+        shares["usage"] = 1 - sum(shares.values())
+        number = {kind: sum(step.kind == kind for step in plan) for kind in shares}
+        relative = {k: math.sqrt(number[k] / share) for k, share in shares.items() if share and number[k]}
+        longest = {"usage": 32 * self._groups.classes, "scores": 0, "outcome": 32 * len(statistics.OUTCOME)}
+        longest["scores"] = sum(g.channels for g in self._groups.prunable) * self._groups.classes
+
+        def specs(scale: float) -> list[SumSpec]:
+            return [self._spec(step, scale * relative[step.kind], max(longest[step.kind], 1)) for step in plan]
+
+        low, high = 0.0, 1.0
+        while epsilon(specs(high), privacy.delta, privacy.dishonest) > privacy.epsilon:
+            low, high = high, 2 * high
+            if high > 1e6:
+                raise PrivacyError(f"privacy.epsilon {privacy.epsilon} is out of reach: raise it or lower dishonest")
+        for _ in range(40):
+            middle = float(np.mean([low, high]))
+            fits = epsilon(specs(middle), privacy.delta, privacy.dishonest) <= privacy.epsilon
+            low, high = (low, middle) if fits else (middle, high)
+        return {kind: high * factor for kind, factor in relative.items()}
+
+
+def with_length(spec: SumSpec, length: int) -> SumSpec:
+    """The same sum over another number of entries."""
+    return replace(spec, length=length)

@@ -1,0 +1,80 @@
+"""Preference clusters of phones by federated k-means: private sums in, published centroids out (pure functions)."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.cluster import KMeans
+
+from common.distances import js_divergence
+from common.statistics import cooccurrence_matrix
+
+Floats = npt.NDArray[np.float64]
+
+
+def to_simplex(values: Floats) -> Floats:
+    """Nearest distribution (Euclidean) of each row [K, C]: free post-processing of noisy usage (Duchi et al. 2008)."""
+    ordered = -np.sort(-values, axis=1)
+    excess = (np.cumsum(ordered, axis=1) - 1) / np.arange(1, values.shape[1] + 1)
+    count = (ordered > excess).sum(1)
+    shift = excess[np.arange(len(values)), count - 1]
+    return np.asarray(np.maximum(values - shift[:, None], 0.0))
+
+
+def first_centroids(total: Floats, classes: int, k: int, seed: int) -> Floats:
+    """[≤ k, C] from a noisy sum of co-occurrences: row c over its sum is the mean usage of those who meet class c.
+
+    Weighted k-means of these rows joins classes that are met together; no further private data is needed.
+    """
+    matrix = np.maximum(cooccurrence_matrix(total, classes), 0)
+    weight = matrix.sum(1)
+    met = weight > 1e-9
+    if not met.any():
+        return np.full((1, classes), 1 / classes)
+    rows = matrix[met] / weight[met][:, None]
+    k = min(k, len(rows))
+    fitted = KMeans(k, n_init=8, random_state=seed).fit(rows, sample_weight=weight[met])
+    return to_simplex(np.asarray(fitted.cluster_centers_, dtype=np.float64))
+
+
+def next_centroids(total: Floats, before: Floats, deviation: float) -> tuple[Floats, Floats]:
+    """One k-means step: new centroids [K, C] and phones in each [K], from a noisy sum of usage blocks.
+
+    Usage sums to one, so a block's total counts its phones. A block that noise alone could explain (total below two
+    standard deviations; `deviation`: of one entry) keeps its centroid.
+    """
+    blocks = total.reshape(before.shape)
+    counts = blocks.sum(1)
+    real = counts > 2 * deviation * np.sqrt(before.shape[1])
+    moved = to_simplex(blocks / np.where(real, counts, 1.0)[:, None])
+    return np.where(real[:, None], moved, before), counts
+
+
+def publishable(
+    centroids: Floats, counts: Floats, floor: float, alike: float, merge_alike: bool
+) -> tuple[Floats, Floats]:
+    """Clusters that may be published: fewer than `floor` phones join the nearest one, as do centroids closer than
+    `alike` bits where `merge_alike`. At least one is left.
+    """
+    centroids, counts = centroids.copy(), np.maximum(counts, 0.0)
+    while len(centroids) > 1:
+        i = int(counts.argmin())
+        j, distance = _closest(centroids, i)
+        if counts[i] >= floor:
+            if not merge_alike:
+                break
+            pairs = [(*_closest(centroids, a), a) for a in range(len(centroids))]
+            j, distance, i = min(pairs, key=lambda pair: pair[1])
+            if distance >= alike:
+                break
+        weight = counts[i] + counts[j]
+        share = counts[i] / weight if weight > 0 else 0.5
+        centroids[j] = share * centroids[i] + (1 - share) * centroids[j]
+        counts[j] = weight
+        centroids, counts = np.delete(centroids, i, 0), np.delete(counts, i)
+    return centroids, counts
+
+
+def _closest(centroids: Floats, i: int) -> tuple[int, float]:
+    distances = [np.inf if j == i else js_divergence(centroids[i], centroids[j]) for j in range(len(centroids))]
+    return int(np.argmin(distances)), float(np.min(distances))

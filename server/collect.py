@@ -1,0 +1,173 @@
+"""One private sum over the grid: push, pull until a deadline, check each reply, keep one accumulator."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+from numpy.typing import NDArray
+
+from common.config import Rounds
+from common.errors import PrivacyError, WireError
+from common.messages import DeliverReply, DeliverRequest, Header, SumFields, SumReply, SumRequest, check_answers
+from common.privacy.sums import PlainAggregator, SumSpec
+from common.wire import pack, unpack
+
+Tensors = Mapping[str, NDArray[Any]]
+OnReply = Callable[[int, int], None]
+
+
+@dataclass
+class Tally:
+    """What became of the messages of one phase."""
+
+    asked: int = 0
+    replies: int = 0
+    dropped: int = 0
+    bytes_down: int = 0
+    bytes_up: int = 0
+    refused: Counter[str] = field(default_factory=Counter)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "asked": self.asked,
+            "replies": self.replies,
+            "dropped": self.dropped,
+            "bytes_down": self.bytes_down,
+            "bytes_up": self.bytes_up,
+            "refused": dict(sorted(self.refused.items())),
+        }
+
+
+@dataclass(frozen=True)
+class Courier:
+    """Sends requests of one run and hands valid replies on. `on_reply(done, asked)` is for progress."""
+
+    grid: Grid
+    run: str
+    rounds: Rounds
+    on_reply: OnReply = lambda done, asked: None
+    sleep: Callable[[float], None] = time.sleep
+    clock: Callable[[], float] = time.monotonic
+
+    def sum(
+        self, round: int, kind: Any, spec: SumSpec, tensors: Tensors, nodes: Iterable[int]
+    ) -> tuple[NDArray[Any], Tally]:
+        """The decoded sum [length]. Raises PrivacyError when fewer phones answer than the sum needs."""
+        request = SumRequest(
+            run=self.run,
+            round=round,
+            request=self._request(spec.digest, tensors),
+            kind=kind,
+            sum=SumFields.of(spec),
+        )
+        aggregator, tally = PlainAggregator(spec), Tally()
+
+        def take(reply: Message) -> None:
+            header, values = unpack(reply.content, SumReply)
+            check_answers(request, header)
+            try:
+                aggregator.add(values["values"])
+            except PrivacyError as error:
+                raise WireError("wrong_shape", str(error)) from None
+
+        self._exchange("query.sum", request, tensors, list(nodes), take, tally, enough=spec.cohort)
+        return aggregator.finish(), tally
+
+    def deliver(self, request: DeliverRequest, tensors: Tensors, nodes: Iterable[int]) -> tuple[dict[int, int], Tally]:
+        """Clusters that phones named, by node (mode `choose` alone), and how the delivery went."""
+        named: dict[int, int] = {}
+        tally = Tally()
+
+        def take(reply: Message) -> None:
+            header, _ = unpack(reply.content, DeliverReply)
+            check_answers(request, header)
+            if not header.accepted:
+                raise WireError("wrong_digest", "the phone refused the delivery")
+            if header.cluster is not None:
+                named[reply.metadata.src_node_id] = header.cluster
+
+        nodes = list(nodes)
+        self._exchange("query.deliver", request, tensors, nodes, take, tally, enough=len(nodes))
+        return named, tally
+
+    def request_id(self, *parts: str) -> str:
+        """A request's id: the same for the same question, so that a phone that is asked again answers alike."""
+        return hashlib.sha256("/".join((self.run, *parts)).encode()).hexdigest()
+
+    def _request(self, digest: str, tensors: Tensors) -> str:
+        inside = hashlib.sha256()
+        for name in sorted(tensors):
+            inside.update(name.encode() + tensors[name].tobytes())
+        return self.request_id(digest, inside.hexdigest())
+
+    def _exchange(
+        self,
+        kind: str,
+        request: Header,
+        tensors: Tensors,
+        nodes: list[int],
+        take: Callable[[Message], None],
+        tally: Tally,
+        enough: int,
+    ) -> None:
+        """Ask all nodes, then those again that did not answer well, until enough did or the attempts are spent."""
+        content = pack(request, tensors)
+        waiting = set(nodes)
+        tally.asked = len(nodes)
+        for attempt in range(self.rounds.attempts):
+            if not waiting or tally.replies >= enough:
+                return
+            group = f"{request.round}/{request.request[:16]}/{attempt}"
+            tally.bytes_down += size_of(content) * len(waiting)
+            asked = dict(self._push(content, kind, sorted(waiting), group))
+            for reply in self._replies(asked):
+                node = asked.pop(reply.metadata.reply_to_message_id, None)
+                if node is None or node not in waiting:
+                    tally.refused["replayed"] += 1
+                    continue
+                if reply.has_error():
+                    tally.dropped += 1
+                    continue
+                tally.bytes_up += size_of(reply.content)
+                try:
+                    take(reply)
+                except WireError as error:
+                    tally.refused[error.reason] += 1
+                    continue
+                waiting.discard(node)
+                tally.replies += 1
+                self.on_reply(tally.replies, tally.asked)
+            tally.dropped += len(asked)
+
+    def _push(self, content: Any, kind: str, nodes: list[int], group: str) -> Iterable[tuple[str, int]]:
+        messages = [self.grid.create_message(content, kind, node, group) for node in nodes]
+        return zip(self.grid.push_messages(messages), nodes, strict=True)
+
+    def _replies(self, asked: dict[str, int]) -> Iterable[Message]:
+        """Replies as they come, until all are there or the deadline is over."""
+        end = self.clock() + self.rounds.deadline
+        open_ids = set(asked)
+        while open_ids:
+            came = 0
+            for reply in self.grid.pull_messages(sorted(open_ids)):
+                open_ids.discard(reply.metadata.reply_to_message_id)
+                came += 1
+                yield reply
+            if not open_ids or self.clock() >= end:
+                return
+            if not came:
+                self.sleep(min(self.rounds.poll, max(end - self.clock(), 0.0)))
+
+
+def size_of(content: RecordDict) -> int:
+    """Payload bytes of a message: array data and texts, without Flower's framing."""
+    arrays = sum(len(a.data) for record in content.array_records.values() for a in record.values())
+    texts = sum(len(str(v)) for record in content.config_records.values() for v in record.values())
+    return arrays + texts

@@ -1,0 +1,275 @@
+"""The server's side of a run, top to bottom: usage, scores, plans, delivery, outcome.
+
+Every phase is memoised in the journal, so a restarted server replays what is finished and goes on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from flwr.serverapp import Grid
+
+from common import statistics
+from common.config import Config
+from common.messages import DeliverRequest
+from common.plan import Plan
+from common.preference import importance, join, layer_slices, normalise, unpool
+from common.privacy.sums import SumSpec
+from common.torch_engine.base import BaseModel
+from common.torch_engine.forward import normalise as to_input
+from common.torch_engine.scores import taylor_scores
+from server import clusters
+from server.budget import Step, SumBudget, steps
+from server.collect import Courier, Tally
+from server.filter_clusters import filter_clusters
+from server.journal import Journal, Result
+from server.planning import ClusterPlan, Reference, canonical, plan_cluster
+from server.visualise import Visualisation, visualise
+
+Floats = npt.NDArray[np.float64]
+OnProgress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Published:
+    """What a round ends with. `counts` [K]: estimated phones; `fleet` [K, len(OUTCOME)]: noisy sums of outcomes."""
+
+    round: int
+    centroids: Floats
+    counts: Floats
+    plans: list[Plan]
+    states: list[dict[str, npt.NDArray[Any]]]
+    why: list[list[dict[str, Any]]]
+    fleet: Floats
+    delivered_bytes: float
+
+
+class Flow:
+    """One run. `folder`: for pictures in progress. `on_progress(phase, done, total)`; `on_phase(round, phase)` after
+    each phase. `reference`: the server's own images.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        grid: Grid,
+        base: BaseModel,
+        reference: Reference,
+        journal: Journal,
+        folder: Path,
+        courier: Courier,
+        on_progress: OnProgress = lambda phase, done, total: None,
+        on_phase: Callable[[int, str], None] = lambda round, phase: None,
+    ) -> None:
+        self.config, self.base, self.reference, self.journal = config, base, reference, journal
+        self.nodes = sorted(grid.get_node_ids())
+        self.budget = SumBudget(config, base.groups, len(self.nodes))
+        self.sums: list[SumSpec] = []
+        self.phases: list[dict[str, Any]] = []
+        self.atlas: dict[str, npt.NDArray[Any]] = {}
+        self._folder, self._courier = folder, courier
+        self._on_progress, self._on_phase = on_progress, on_phase
+        self.published: list[Published] = []
+
+    def run(self) -> list[Published]:
+        """All rounds. Raises PrivacyError when a cohort is too small to publish."""
+        preference: npt.NDArray[Any] | None = None
+        centroids: Floats | None = None
+        for round in range(1, self.config.run.rounds + 1):
+            plan = [step for step in steps(self.config) if step.round == round]
+            centroids, counts = self._usage([s for s in plan if s.kind == "usage"], centroids)
+            if round == 1:
+                preference = self._preference([s for s in plan if s.kind == "scores"])
+            cluster_plans, why, states = self._plans(round, centroids, preference)
+            delivered = self._deliver(round, centroids, cluster_plans, states, preference)
+            fleet = self._outcome(next(s for s in plan if s.kind == "outcome"), centroids)
+            self.published.append(Published(round, centroids, counts, cluster_plans, states, why, fleet, delivered))
+            self._on_phase(round, "end")
+        return self.published
+
+    @property
+    def epsilon(self) -> float | None:
+        """ε of all sums so far for a phone that answered each; None without noise."""
+        return self.budget.epsilon(self.sums)
+
+    def _phase(self, round: int, name: str, compute: Callable[[], Result]) -> Result:
+        result = self.journal.phase(round, name, compute)
+        seconds = self.journal.seconds()[round, name]
+        tally = result[0].get(
+            "tally", {"asked": 0, "replies": 0, "dropped": 0, "refused": {}, "bytes_down": 0, "bytes_up": 0}
+        )
+        self.phases.append({"round": round, "phase": name, "seconds": seconds, **tally})
+        self._on_phase(round, name)
+        return result
+
+    def _sum(self, step: Step, tensors: dict[str, npt.NDArray[Any]], blocks: int) -> Floats:
+        spec = self.budget.spec(step, blocks)
+
+        def compute() -> Result:
+            nodes = self._cohort(spec)
+            total, tally = self._courier.sum(step.round, step.kind, spec, tensors, nodes)
+            self._refuse(step.round, step.name, tally)
+            return {"tally": tally.as_dict()}, {"total": total}
+
+        _, stored = self._phase(step.round, step.name, compute)
+        self.sums.append(spec)
+        return np.asarray(stored["total"])
+
+    def _refuse(self, round: int, name: str, tally: Tally) -> None:
+        for reason, count in tally.refused.items():
+            for _ in range(count):
+                self.journal.refuse(round, name, reason)
+
+    def _cohort(self, spec: SumSpec) -> list[int]:
+        """The phones asked: all, or a sample drawn by the sum's digest, the same after a restart."""
+        if spec.cohort >= len(self.nodes):
+            return self.nodes
+        rng = np.random.default_rng([self.config.run.seed, int(spec.digest[:15], 16)])
+        return sorted(rng.choice(self.nodes, spec.cohort, replace=False).tolist())
+
+    def _deviation(self, step: Step, blocks: int) -> float:
+        """Standard deviation of one entry of a sum, all shares of the cohort counted."""
+        spec = self.budget.spec(step, blocks)
+        return spec.noise_multiplier * spec.clip * float(np.sqrt(spec.cohort / spec.min_survivors))
+
+    def _usage(self, plan: list[Step], centroids: Floats | None) -> tuple[Floats, Floats]:
+        classes, settings = self.base.groups.classes, self.config.clusters
+        counts = np.zeros(0)
+        for step in plan:
+            if centroids is None:
+                total = self._sum(step, {}, 1)
+                k = settings.k or min(settings.most, classes)
+                centroids = clusters.first_centroids(total, classes, k, self.config.run.seed)
+                continue
+            sent = np.round(centroids, 6).astype(np.float32)
+            total = self._sum(step, {"centroids": sent}, len(sent))
+            deviation = self._deviation(step, len(sent))
+            centroids, counts = clusters.next_centroids(total, sent.astype(np.float64), deviation)
+            floor = self.config.privacy.min_cohort + 2 * deviation * float(np.sqrt(classes))
+            centroids, counts = clusters.publishable(centroids, counts, floor, settings.alike, settings.k == 0)
+        assert centroids is not None
+        return np.round(centroids, 6).astype(np.float32).astype(np.float64), counts
+
+    def _preference(self, plan: list[Step]) -> npt.NDArray[np.float32] | None:
+        """Filter preference [F, C]: pictures and the phones' private scores, both halves joined."""
+        visual = self._visual()
+        settings, groups = self.config.scores, self.base.groups
+        pool = filter_clusters(visual, groups, settings.clusters_per_layer, self.config.run.seed)
+        for group, rows in zip(groups.prunable, layer_slices(groups), strict=True):
+            self.atlas[f"profile.{group.name}"] = visual[rows]
+            self.atlas[f"cluster.{group.name}"] = pool[rows]
+        if not plan:
+            return None
+        total = self._sum(plan[0], {"pool": pool.astype(np.int32)}, int(pool.max()) + 1)
+        mean, presence = statistics.scores_mean(total, len(groups.prunable), groups.classes)
+        measured = unpool(mean, pool) * np.maximum(
+            visual, 1e-6
+        )  # a cluster's score, shared out by its members' pictures
+        joined = join(measured, presence, visual, 1 - settings.measured, settings.shrink)
+        for group, rows in zip(groups.prunable, layer_slices(groups), strict=True):
+            self.atlas[f"profile.{group.name}"] = joined[rows]
+        return joined
+
+    def _visual(self) -> npt.NDArray[np.float32]:
+        groups = self.base.groups
+        if not self.config.visualise.enabled:
+            x = to_input(self.reference.x[:512], self.base.mean, self.base.std)
+            scores = taylor_scores(self.base.module, groups, x, self.reference.y[:512])
+            profile = normalise(list(scores.scores.values()))
+            return np.asarray((profile + 1e-9) / (profile + 1e-9).sum(1, keepdims=True), dtype=np.float32)
+
+        def compute() -> Result:
+            settings = Visualisation(steps=self.config.visualise.steps, seed=self.config.run.seed)
+            found = visualise(
+                self.base, settings, self._folder, lambda done, total: self._on_progress("visualise", done, total)
+            )
+            tensors: dict[str, npt.NDArray[Any]] = {}
+            for name, seen in found.items():
+                tensors |= {f"picture.{name}": seen.pictures, f"profile.{name}": seen.profile}
+            return {}, tensors
+
+        _, stored = self._phase(1, "visualise", compute)
+        self.atlas |= stored
+        return np.concatenate([stored[f"profile.{group.name}"] for group in groups.prunable])
+
+    def _plans(
+        self, round: int, centroids: Floats, preference: npt.NDArray[Any] | None
+    ) -> tuple[list[Plan], list[list[dict[str, Any]]], list[dict[str, npt.NDArray[Any]]]]:
+        groups, settings = self.base.groups, self.config
+
+        def one(centroid: Floats) -> ClusterPlan:
+            factors = importance(groups, preference, centroid, settings.scores.weight)
+            return plan_cluster(self.base, centroid, self.reference, settings.planner, factors, settings.run.seed)
+
+        def compute() -> Result:
+            tensors: dict[str, npt.NDArray[Any]] = {}
+            why = []
+            for k, centroid in enumerate(centroids):
+                made = one(centroid)
+                why.append(made.why)
+                tensors[f"{k}/plan"] = statistics.pack_plan(dict(made.plan.kept), groups)
+                for name, tensor in made.submodel.module.state_dict().items():
+                    tensors[f"{k}/state/{name}"] = tensor.numpy()
+                self._on_progress("plans", k + 1, len(centroids))
+            return {"why": why}, tensors
+
+        outcome, stored = self._phase(round, "plans", compute)
+        plans = [Plan.of(groups, statistics.unpack_plan(stored[f"{k}/plan"], groups)) for k in range(len(centroids))]
+        states = []
+        for k in range(len(centroids)):
+            prefix = f"{k}/state/"
+            states.append({n.removeprefix(prefix): t for n, t in stored.items() if n.startswith(prefix)})
+        return [canonical(plan, groups) for plan in plans], outcome["why"], states
+
+    def _deliver(
+        self,
+        round: int,
+        centroids: Floats,
+        plans: list[Plan],
+        states: list[dict[str, npt.NDArray[Any]]],
+        preference: npt.NDArray[Any] | None,
+    ) -> float:
+        """Payload bytes that one phone fetched."""
+
+        def compute() -> Result:
+            tensors, request = self._offer(round, centroids, plans, preference)
+            _, tally = self._courier.deliver(request, tensors, self.nodes)
+            self._refuse(round, "deliver", tally)
+            return {"tally": tally.as_dict()}, {}
+
+        outcome, _ = self._phase(round, "deliver", compute)
+        return float(outcome["tally"]["bytes_down"]) / max(len(self.nodes), 1)
+
+    def _offer(
+        self, round: int, centroids: Floats, plans: list[Plan], preference: npt.NDArray[Any] | None
+    ) -> tuple[dict[str, npt.NDArray[Any]], DeliverRequest]:
+        tensors: dict[str, npt.NDArray[Any]] = {"centroids": centroids.astype(np.float32)}
+        if self.config.personal.reference:
+            rng = np.random.default_rng([self.config.run.seed, 7])
+            chosen = self.reference.pack(self.config.personal.reference, rng)
+            tensors["reference"] = self.reference.x[chosen]
+            tensors["reference_labels"] = self.reference.y[chosen].astype(np.int32)
+        if preference is not None and self.config.scores.weight > 0:
+            tensors["preference"] = preference.astype(np.float32)
+        for k, plan in enumerate(plans):
+            tensors[f"plan.{k}"] = statistics.pack_plan(dict(plan.kept), self.base.groups)
+        digest = hashlib.sha256(b"".join(tensors[name].tobytes() for name in sorted(tensors))).hexdigest()
+        request = DeliverRequest(
+            run=self._courier.run,
+            round=round,
+            request=self._courier.request_id(str(round), "deliver", digest),
+            mode="plan",
+            clusters=tuple(range(len(plans))),
+            digests=tuple(plan.digest for plan in plans),
+        )
+        return tensors, request
+
+    def _outcome(self, step: Step, centroids: Floats) -> Floats:
+        total = self._sum(step, {"centroids": centroids.astype(np.float32)}, len(centroids))
+        return total.reshape(len(centroids), len(statistics.OUTCOME))

@@ -1,0 +1,124 @@
+"""What no phone and no server can know: true accuracy, from the labels that the simulator keeps to itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.metrics import roc_auc_score
+
+from client.personal import out_of_set_score
+from client.phone import read_outcome, read_submodel
+from common.config import Config
+from common.plan import Indices
+from common.torch_engine.base import BaseModel, Submodel
+from common.torch_engine.forward import Images, logits, normalise
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class PhoneFigures:
+    """Of one phone. Accuracies on test images of the owner's true classes, NaN without such images.
+
+    `inside`, `outside`: out-of-set scores of images inside and outside the owner's classes; `escalated`: share of all
+    test images that the full model answers.
+    """
+
+    accuracy_full: float
+    accuracy_full_limited: float
+    accuracy: float
+    accuracy_cluster: float
+    macs_ratio: float
+    parameters_ratio: float
+    cluster_macs_ratio: float
+    cluster_parameters_ratio: float
+    effective_macs_ratio: float
+    escalated: float
+    classes: int
+    stored_bytes: int
+    inside: Floats = field(default_factory=lambda: np.zeros(0))
+    outside: Floats = field(default_factory=lambda: np.zeros(0))
+
+
+class Oracle:
+    """Reads `DIR/oracle` and phones' folders; `cluster_models`: the submodel of each cluster before the personal step."""
+
+    def __init__(self, directory: Path, config: Config, base: BaseModel, cluster_models: list[Submodel]) -> None:
+        self._directory, self._config, self._base, self._clusters = directory, config, base, cluster_models
+        oracle = directory / "oracle"
+        self._images: Any = np.load(oracle / "images.npy", mmap_mode="r")
+        self._labels = np.load(oracle / "labels.npy")
+        self._test = np.load(oracle / "test.npy")
+        self._shares = np.load(oracle / "shares.npy", mmap_mode="r")
+        self._full = logits(base.module, normalise(np.array(self._images), base.mean, base.std))
+
+    def phone(self, number: int, round: int) -> PhoneFigures:
+        """Figures of phone `number` after round `round` (from 1)."""
+        row = self._test[round - 1, number]
+        index = row[row >= 0]
+        own = np.flatnonzero(self._shares[round - 1, number])
+        truth, full = self._labels[index], self._full[index]
+        inside = np.isin(truth, own)
+        images = np.array(self._images[index])
+        folder = self._directory / "phones" / f"{number:06d}"
+        note = read_outcome(folder)
+        submodel = read_submodel(folder, self._base)
+        answers, escalated, scores = self._answers(submodel, note, images, full)
+        at_cluster = self._clusters[note["cluster"]] if note and 0 <= note["cluster"] < len(self._clusters) else None
+        macs = submodel.macs_ratio() if submodel else 1.0
+        share = float(escalated.mean()) if len(escalated) else 0.0
+        return PhoneFigures(
+            accuracy_full=_share((full.argmax(1) == truth)[inside]),
+            accuracy_full_limited=_share((own[full[:, own].argmax(1)] == truth)[inside]),
+            accuracy=_share((answers == truth)[inside]),
+            accuracy_cluster=_share(
+                (at_cluster.predict(images) == truth)[inside] if at_cluster else (full.argmax(1) == truth)[inside]
+            ),
+            macs_ratio=macs,
+            parameters_ratio=submodel.parameters_ratio() if submodel else 1.0,
+            cluster_macs_ratio=at_cluster.macs_ratio() if at_cluster else 1.0,
+            cluster_parameters_ratio=at_cluster.parameters_ratio() if at_cluster else 1.0,
+            effective_macs_ratio=macs + (share if submodel else 0.0),
+            escalated=share,
+            classes=len(own),
+            stored_bytes=sum(f.stat().st_size for f in folder.iterdir() if f.is_file()) if folder.exists() else 0,
+            inside=scores[inside],
+            outside=scores[~inside],
+        )
+
+    def _answers(
+        self, submodel: Submodel | None, note: dict[str, Any] | None, images: Images, full: npt.NDArray[np.float32]
+    ) -> tuple[Indices, npt.NDArray[np.bool_], Floats]:
+        """The phone's answers in original labels, what was escalated, and the out-of-set scores."""
+        if submodel is None or note is None or len(images) == 0:
+            return full.argmax(1), np.zeros(len(images), dtype=bool), np.zeros(len(images))
+        z = submodel.scores(images)
+        scores = out_of_set_score(z, self._config.fallback.score)
+        escalated = scores < (note["threshold"] if note["threshold"] is not None else -np.inf)
+        prior = escalation_prior(submodel.classes, full.shape[1])
+        return np.where(escalated, (full + prior).argmax(1), submodel.classes[z.argmax(1)]), escalated, scores
+
+
+def escalation_prior(own: Indices, classes: int) -> Floats:
+    """Log prior [C] of an escalated image: as likely of the owner's classes as of all others together."""
+    prior = np.full(classes, 0.5 / max(classes - len(own), 1))
+    prior[own] = 0.5 / len(own)
+    return np.log(prior)
+
+
+def auroc(figures: list[PhoneFigures]) -> float | None:
+    """Mean over phones of the area under the ROC of telling images inside from outside; None when none has both."""
+    areas = []
+    for phone in figures:
+        if len(phone.inside) and len(phone.outside) and np.ptp(np.concatenate([phone.inside, phone.outside])) > 0:
+            truth = np.concatenate([np.ones(len(phone.inside)), np.zeros(len(phone.outside))])
+            areas.append(roc_auc_score(truth, np.concatenate([phone.inside, phone.outside])))
+    return float(np.mean(areas)) if areas else None
+
+
+def _share(hits: npt.NDArray[np.bool_]) -> float:
+    return float(hits.mean()) if len(hits) else float("nan")
