@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from client.fallback import out_of_set_score
 from common.config import Config
 from common.distances import normalise as distribution
 from common.errors import PlanError
@@ -64,16 +65,6 @@ def own_classes(counts: npt.NDArray[np.float64], offer: Offer, config: Config) -
     order = np.argsort(-usage, kind="stable")[: config.usage.max_classes]
     own = order[usage[order] >= config.usage.min_share]
     return np.sort(own if len(own) else order[:1]), cluster
-
-
-def out_of_set_score(scores: Scores, kind: str) -> npt.NDArray[np.float64]:
-    """How sure the submodel is that the image is of its classes [N]: logsumexp of logits (Liu et al. 2020), or the
-    largest softmax probability (Hendrycks & Gimpel 2017).
-    """
-    z = scores.astype(np.float64)
-    top = z.max(1)
-    energy = top + np.log(np.exp(z - top[:, None]).sum(1))
-    return np.asarray(energy if kind == "energy" else np.exp(top - energy))
 
 
 def personalise(

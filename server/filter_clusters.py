@@ -38,8 +38,8 @@ def _layer_clusters(rows: NDArray[np.float64], clusters: int, seed: int) -> NDAr
         return inverse.reshape(-1).astype(np.int64)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        labels: NDArray[np.int64] = KMeans(clusters, n_init=4, random_state=seed).fit_predict(unit).astype(np.int64)
-    return labels
+        labels = KMeans(clusters, n_init=4, random_state=seed % 2**32).fit_predict(unit)
+    return np.asarray(labels, dtype=np.int64)
 
 
 def _in_order(labels: NDArray[np.int64]) -> NDArray[np.int64]:

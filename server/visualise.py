@@ -42,7 +42,7 @@ class Visualisation:
 
     steps: int = 20
     batch: int = 64
-    rate: float = 0.2
+    rate: float = 0.3
     shift: int = 1
     smooth: float = 0.02
     calm: float = 0.01
@@ -88,7 +88,8 @@ def visualise(
 def visualise_group(base: BaseModel, number: int, settings: Visualisation = DEFAULT) -> Pictures:
     """Pictures and profile of prunable group `number`."""
     group = base.groups.prunable[number]
-    generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + number)
+    words = np.random.SeedSequence([abs(settings.seed), number]).generate_state(1)
+    generator = torch.Generator().manual_seed(int(words[0]))
     pictures, profiles = [], []
     for targets in torch.arange(group.channels).split(settings.batch):
         painted = _paint(base, group, targets, settings, generator)
@@ -146,7 +147,7 @@ def _paint(
             leaf = picture.detach().requires_grad_()
             by = torch.randint(-settings.shift, settings.shift + 1, (2,), generator=generator).tolist()
             shifted = (leaf.roll(by, (2, 3)) - mean) / std
-            up = torch.autograd.grad(_activation(base.module, group, shifted, targets, settings.leak).sum(), leaf)[0]
+            up = torch.autograd.grad(activation(base.module, group, shifted, targets, settings.leak).sum(), leaf)[0]
             up = up / up.flatten(1).norm(dim=1).clamp_min(1e-12).view(-1, 1, 1, 1)
             down = settings.smooth * _roughness(leaf.detach()) + settings.calm * (leaf.detach() - mean)
             spectrum.grad = torch.autograd.grad(picture, spectrum, down - up)[0]
@@ -189,7 +190,7 @@ class _Enough(Exception):
     """All that was to be seen has been seen: the rest of the forward pass is not needed."""
 
 
-def _activation(
+def activation(
     module: nn.Module, group: Group, x: torch.Tensor, targets: torch.Tensor, leak: float = 0.0
 ) -> torch.Tensor:
     """Mean activation [n] over positions and consumers of filter `targets[i]` on image i.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +10,11 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.metrics import roc_auc_score
 
-from client.personal import out_of_set_score
+from client.fallback import answer
 from client.phone import read_outcome, read_submodel
 from common.config import Config
-from common.plan import Indices
 from common.torch_engine.base import BaseModel, Submodel
-from common.torch_engine.forward import Images, logits, normalise
+from common.torch_engine.forward import logits, normalise
 
 Floats = npt.NDArray[np.float64]
 
@@ -40,12 +39,12 @@ class PhoneFigures:
     escalated: float
     classes: int
     stored_bytes: int
-    inside: Floats = field(default_factory=lambda: np.zeros(0))
-    outside: Floats = field(default_factory=lambda: np.zeros(0))
+    inside: Floats
+    outside: Floats
 
 
 class Oracle:
-    """Reads `DIR/oracle` and phones' folders; `cluster_models`: the submodel of each cluster before the personal step."""
+    """Reads `DIR/oracle` and phones' folders; `cluster_models`: each cluster's submodel before the personal step."""
 
     def __init__(self, directory: Path, config: Config, base: BaseModel, cluster_models: list[Submodel]) -> None:
         self._directory, self._config, self._base, self._clusters = directory, config, base, cluster_models
@@ -67,14 +66,15 @@ class Oracle:
         folder = self._directory / "phones" / f"{number:06d}"
         note = read_outcome(folder)
         submodel = read_submodel(folder, self._base)
-        answers, escalated, scores = self._answers(submodel, note, images, full)
+        threshold = note["threshold"] if note and note["threshold"] is not None else -np.inf
+        given = answer(self._base, submodel, threshold, self._config.fallback.score, images)
         at_cluster = self._clusters[note["cluster"]] if note and 0 <= note["cluster"] < len(self._clusters) else None
         macs = submodel.macs_ratio() if submodel else 1.0
-        share = float(escalated.mean()) if len(escalated) else 0.0
+        share = float(given.escalated.mean()) if len(images) else 0.0
         return PhoneFigures(
             accuracy_full=_share((full.argmax(1) == truth)[inside]),
             accuracy_full_limited=_share((own[full[:, own].argmax(1)] == truth)[inside]),
-            accuracy=_share((answers == truth)[inside]),
+            accuracy=_share((given.labels == truth)[inside]),
             accuracy_cluster=_share(
                 (at_cluster.predict(images) == truth)[inside] if at_cluster else (full.argmax(1) == truth)[inside]
             ),
@@ -86,28 +86,9 @@ class Oracle:
             escalated=share,
             classes=len(own),
             stored_bytes=sum(f.stat().st_size for f in folder.iterdir() if f.is_file()) if folder.exists() else 0,
-            inside=scores[inside],
-            outside=scores[~inside],
+            inside=given.scores[inside],
+            outside=given.scores[~inside],
         )
-
-    def _answers(
-        self, submodel: Submodel | None, note: dict[str, Any] | None, images: Images, full: npt.NDArray[np.float32]
-    ) -> tuple[Indices, npt.NDArray[np.bool_], Floats]:
-        """The phone's answers in original labels, what was escalated, and the out-of-set scores."""
-        if submodel is None or note is None or len(images) == 0:
-            return full.argmax(1), np.zeros(len(images), dtype=bool), np.zeros(len(images))
-        z = submodel.scores(images)
-        scores = out_of_set_score(z, self._config.fallback.score)
-        escalated = scores < (note["threshold"] if note["threshold"] is not None else -np.inf)
-        prior = escalation_prior(submodel.classes, full.shape[1])
-        return np.where(escalated, (full + prior).argmax(1), submodel.classes[z.argmax(1)]), escalated, scores
-
-
-def escalation_prior(own: Indices, classes: int) -> Floats:
-    """Log prior [C] of an escalated image: as likely of the owner's classes as of all others together."""
-    prior = np.full(classes, 0.5 / max(classes - len(own), 1))
-    prior[own] = 0.5 / len(own)
-    return np.log(prior)
 
 
 def auroc(figures: list[PhoneFigures]) -> float | None:

@@ -248,8 +248,12 @@ def write_report(directory: Path) -> Path:
     atlas, left_out = _atlas(directory / ATLAS, details)
     plots = _plots(summary, details)
     environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )  # fmt: skip
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     environment.filters |= {"percent": percent, "size": size, "duration": duration, "number": number, "count": count}
     environment.filters |= {"policy_hash": _policy_hash, "words": _words}
     template = environment.get_template("report.html.j2")
@@ -319,7 +323,7 @@ def duration(value: float | None) -> str:
     """Seconds, in words."""
     if value is None:
         return "–"
-    if value < 60:
+    if value < 59.5:
         return f"{value:.2g} s" if value < 10 else f"{value:.0f} s"
     hours, rest = divmod(round(value), 3600)
     minutes, seconds = divmod(rest, 60)
@@ -471,11 +475,12 @@ def _plots(summary: Summary, details: Details) -> list[Plot]:
 
 
 def _trade(summary: Summary) -> Plot | None:
+    macs = summary.effective_macs_ratio or summary.macs_ratio
     points: list[tuple[str, str, str, float | None, Spread]] = [
         ("full model", "square", "quiet", 1.0, summary.accuracy.full),
         ("full model, own classes only", "diamond", "second", 1.0, summary.accuracy.full_limited),
-        ("own model", "circle", "first", summary.effective_macs_ratio or summary.macs_ratio, summary.accuracy.personalised),
-    ]  # fmt: skip
+        ("own model", "circle", "first", macs, summary.accuracy.personalised),
+    ]
     if summary.cluster_only:
         only = summary.cluster_only
         points.insert(
@@ -504,10 +509,11 @@ def _trade(summary: Summary) -> Plot | None:
     ]
     if not traces:
         return None
+    title = {"text": "MACs per image, as a share of the full model"}
     layout = {
-        "xaxis": {"title": {"text": "MACs per image, as a share of the full model"}, "tickformat": ".0%", "rangemode": "tozero"},
+        "xaxis": {"title": title, "tickformat": ".0%", "rangemode": "tozero"},
         "yaxis": {"title": {"text": "accuracy"}, "tickformat": ".0%"},
-    }  # fmt: skip
+    }
     note = "Up and to the left is better. The line below a mark reaches down to the 5th percentile of the phones."
     label = "Accuracy against computation; the numbers are in the table above."
     return Plot("trade", "Accuracy against computation", label, note, traces, layout, 340)
@@ -778,7 +784,8 @@ def _shares(profile: NDArray[Any]) -> Array:
     """Rows that sum to one, or to zero where a filter has no class."""
     values = np.clip(np.nan_to_num(profile.astype(np.float64), posinf=0, neginf=0), 0, None)
     total = values.sum(1, keepdims=True)
-    return np.divide(values, total, out=np.zeros_like(values), where=total > 0)
+    shares: Array = np.divide(values, total, out=np.zeros_like(values), where=total > 0)
+    return shares
 
 
 def _choose(filters: int, shares: Array | None, family: NDArray[Any] | None) -> NDArray[np.int64]:

@@ -1,0 +1,199 @@
+"""One simulated run from configuration to summary, resumable: `DIR` holds everything that it needs to go on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import resource
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+import torch
+from flwr.app import Context
+from flwr.serverapp import Grid
+
+from client.app import make_app, simulated_phone
+from client.phone import Phone
+from common.config import Config
+from common.data.source import Dataset, load
+from common.data.splits import split
+from common.errors import ConfigError, StateError
+from common.torch_engine.base import BaseModel, Submodel
+from server import snapshot
+from server.collect import Courier
+from server.flow import Flow, OnProgress
+from server.journal import Journal
+from server.monitor import snapshot_of
+from server.planning import Reference
+from simulations.local_grid import Faults, LocalGrid, VirtualClock
+from simulations.oracle import Oracle
+from simulations.population import prepare
+from simulations.report import write_report
+from simulations.summary import details_of, summary_of
+
+SHIPPED = Path(__file__).parent / "models" / "small_cnn_fashion.safetensors"
+WORKERS = 2
+
+
+@dataclass(frozen=True, eq=False)
+class World:
+    """All that a simulation is made of before its first message."""
+
+    config: Config
+    directory: Path
+    data: Dataset
+    base: BaseModel
+    reference: Reference
+    phones: int
+    weights_bytes: int
+
+
+def weights_of(config: Config) -> Path:
+    """The base model's file: the configured one, or the shipped one for embedded data."""
+    if config.model.weights:
+        return Path(config.model.weights)
+    if config.data.source == "embedded" and config.model.name == "small-cnn":
+        return SHIPPED
+    raise ConfigError(
+        f"model.weights is empty, weights are shipped for small-cnn on embedded data alone, not for "
+        f"{config.model.name} on {config.data.source}: train them with `fedcaptor train` and give their file"
+    )
+
+
+def build_world(config: Config, directory: Path) -> World:
+    """Load data and model, prepare the population; keeps what an earlier call left. Raises StateError when the folder
+    belongs to another configuration.
+    """
+    torch.set_num_threads(1)
+    directory.mkdir(parents=True, exist_ok=True)
+    stored = directory / "config.json"
+    if stored.exists() and json.loads(stored.read_text()) != config.model_dump(mode="json"):
+        raise StateError(f"{directory} holds a run of another configuration: choose another --out or remove it")
+    data = load(config.data.source)
+    weights = weights_of(config)
+    _, height, width, channels = data.x.shape
+    base = BaseModel.load(weights, config.model.name, (channels, height, width))
+    if base.groups.classes < len(data.names):
+        raise ConfigError(
+            f"{weights} knows {base.groups.classes} classes, the data has {len(data.names)}: train it on this data"
+        )
+    parts = split(data)
+    phones = prepare(
+        directory,
+        data,
+        parts["phones"],
+        config.population,
+        config.run.rounds,
+        config.run.seed,
+        config.usage.corrections,
+    )
+    stored.write_text(config.model_dump_json(indent=1))
+    reference = Reference(data.x[parts["reference"]], data.y[parts["reference"]])
+    return World(config, directory, data, base, reference, phones, weights.stat().st_size)
+
+
+def local_grid(world: World, clock: VirtualClock) -> LocalGrid:
+    """All phones in this process; a phone exists while it answers."""
+    own = threading.local()  # hooks live on a network, so phones that answer side by side need one each
+
+    def phone_of(context: Context) -> Phone:
+        if not hasattr(own, "base"):
+            own.base = replace(world.base, module=world.base.rebuild(world.base.state))
+        return simulated_phone(world.directory, world.config, own.base, int(context.node_config["partition-id"]))
+
+    faults = world.config.faults
+    return LocalGrid(
+        make_app(phone_of),
+        world.phones,
+        faults=Faults(faults.dropout, faults.silence, 0.0, faults.rubbish, seed=world.config.run.seed),
+        clock=clock.time,
+        sleep=clock.sleep,
+        workers=WORKERS,
+    )
+
+
+def run_digest(config: Config, base: BaseModel, phones: int) -> str:
+    """SHA-256 (hex) that names the run: configuration, network and number of phones."""
+    return hashlib.sha256(f"{config.digest}/{base.groups.digest}/{phones}".encode()).hexdigest()
+
+
+def serve(world: World, grid: Grid, on_progress: OnProgress, clock: VirtualClock | None = None) -> tuple[Flow, Journal]:
+    """The server's side over any grid: all rounds, a snapshot after each phase."""
+    digest = run_digest(world.config, world.base, world.phones)
+    journal = Journal(f"sqlite:///{world.directory / 'state.db'}", digest)
+    courier = Courier(grid, digest, world.config.rounds, lambda done, asked: on_progress("messages", done, asked))
+    if clock is not None:
+        courier = replace(courier, sleep=clock.sleep, clock=clock.time)
+
+    def note(round: int, name: str) -> None:
+        path = world.directory / snapshot.FILE
+        snapshot.write(path, snapshot_of(flow, journal, digest, world.phones, world.weights_bytes, "running"))
+
+    pictures = world.directory / "pictures"
+    flow = Flow(world.config, grid, world.base, world.reference, journal, pictures, courier, on_progress, note)
+    status = "failed"
+    try:
+        flow.run()
+        status = "ended"
+    finally:
+        snapshot.write(
+            world.directory / snapshot.FILE,
+            snapshot_of(flow, journal, digest, world.phones, world.weights_bytes, status),
+        )
+    return flow, journal
+
+
+def simulate(
+    config: Config,
+    directory: Path,
+    on_progress: OnProgress = lambda phase, done, total: None,
+    run: Callable[[World], tuple[Flow, Journal]] | None = None,
+) -> dict[str, Any]:
+    """The whole run; writes summary, details, atlas and report into `directory` and returns the summary.
+
+    `run`: another engine than the in-process grid. Called again with the same directory it resumes.
+    """
+    start = time.monotonic()
+    world = build_world(config, directory)
+    if run is None:
+        clock = VirtualClock()
+        grid = local_grid(world, clock)
+        flow, journal = serve(world, grid, on_progress, clock)
+    else:
+        flow, journal = run(world)
+    return conclude(world, flow, journal, start, on_progress)
+
+
+def conclude(world: World, flow: Flow, journal: Journal, start: float, on_progress: OnProgress) -> dict[str, Any]:
+    """Oracle figures, summary and report of a finished run."""
+    last = flow.published[-1]
+    base = world.base
+    models = [Submodel(base, plan, base.rebuild(state)) for plan, state in zip(last.plans, last.states, strict=True)]
+    oracle = Oracle(world.directory, world.config, world.base, models)
+    figures = []
+    for number in range(world.phones):
+        figures.append(oracle.phone(number, last.round))
+        on_progress("oracle", number + 1, world.phones)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    summary = summary_of(world, flow, journal, figures, time.monotonic() - start, peak)
+    details = details_of(world, flow, figures)
+    _write_json(world.directory / "summary.json", summary)
+    _write_json(world.directory / "details.json", details)
+    if flow.atlas:
+        atlas = {name: np.ascontiguousarray(tensor) for name, tensor in flow.atlas.items()}
+        safetensors.numpy.save_file(atlas, world.directory / "atlas.safetensors")
+    write_report(world.directory)
+    journal.close()
+    return summary
+
+
+def _write_json(path: Path, value: Any) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(value, indent=1, allow_nan=False))
+    temporary.replace(path)

@@ -1,0 +1,106 @@
+"""The report in a real browser: it draws, complains of nothing, loads nothing and fits a phone's screen."""
+
+import shutil
+
+import pytest
+
+from simulations.report import write_report
+from tests.simulations.test_report import make_hostile, make_run
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (extra dev)")
+CHROMIUM = shutil.which("chromium")
+ARGS = [
+    "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+PLOTS = ("trade", "accuracy", "macs", "download", "centroids", "kept", "bytes", "seconds")
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed (package chromium)"),
+]
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_api.sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGS)
+        yield started
+        started.close()
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    return write_report(make_run(tmp_path_factory.mktemp("run")))
+
+
+@pytest.fixture
+def visit(browser):
+    """Open a page; afterwards it must have complained of nothing and asked for nothing but itself."""
+    contexts, complaints, requests = [], [], []
+
+    def visit(path, width=1280, scheme="light"):
+        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        contexts.append(context)
+        page = context.new_page()
+        page.on(
+            "console", lambda message: complaints.append(message.text) if message.type in ("error", "warning") else None
+        )
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("dialog", lambda dialog: (complaints.append(f"dialog {dialog.message}"), dialog.dismiss()))
+
+        def only_itself(route):
+            if route.request.url == path.as_uri():
+                route.continue_()
+            elif not route.request.url.startswith("data:"):
+                requests.append(route.request.url)
+                route.abort()
+
+        page.route("**/*", only_itself)
+        page.goto(path.as_uri())
+        page.wait_for_selector("html[data-drawn]")
+        return page
+
+    yield visit
+    for context in contexts:
+        context.close()
+    assert complaints == []
+    assert requests == []
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_page_draws_and_fits(visit, report, width, scheme):
+    page = visit(report, width, scheme)
+    sync_api.expect(page.get_by_role("heading", name="small-cnn on embedded")).to_be_visible()
+    sync_api.expect(page.get_by_text("91.7 %").first).to_be_visible()
+    sync_api.expect(page.get_by_text("sums not encrypted")).to_be_visible()
+    for name in PLOTS:
+        assert page.locator(f"#plot-{name} svg.main-svg").count() > 0, name
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    for summary in page.locator("summary").all():
+        if not summary.evaluate("e => e.parentElement.open"):
+            summary.click()
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.locator(".pic").first.bounding_box()["width"] == 96
+
+
+def test_the_plots_follow_the_colour_scheme(visit, report):
+    page = visit(report)
+    title = page.locator("#plot-trade .xtitle")
+    light = title.evaluate("e => getComputedStyle(e).fill")
+    page.emulate_media(color_scheme="dark")
+    sync_api.expect(title).not_to_have_css("fill", light)
+
+
+def test_hostile_names_run_nothing(visit, tmp_path):
+    page = visit(write_report(make_hostile(tmp_path)))
+    assert page.locator("img").count() == 0
+    assert page.locator("#plot-centroids .xtick text").nth(1).text_content() == "<b>bold</b>"
+
+
+def test_a_bare_run_draws_what_it_has(visit, tmp_path):
+    page = visit(write_report(make_run(tmp_path, details={}, atlas=False)), 390)
+    assert page.locator("svg.main-svg").count() > 0
+    assert page.locator(".missing").count() > 3
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390

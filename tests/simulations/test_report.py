@@ -1,0 +1,393 @@
+"""The report: one page with the run's numbers, nothing from outside, hostile names and damaged files handled."""
+
+import json
+import math
+import re
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from common.errors import StateError
+from simulations import report
+from simulations.report import ATLAS, DETAILS, SUMMARY, write_report
+
+CLASSES = ("airplane", "car", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+CHANNELS = {f"features.{number}": width for number, width in enumerate((16, 32, 32, 64, 64, 96, 96, 128))}
+
+
+def make_summary():
+    return {
+        "phones": 400,
+        "clusters": 4,
+        "rounds": 2,
+        "seconds": 192.4,
+        "model": "small-cnn",
+        "data": "embedded",
+        "seed": 7,
+        "accuracy": {
+            "full": {"mean": 0.813, "p5": 0.62},
+            "full_limited": {"mean": 0.922, "p5": 0.78},
+            "personalised": {"mean": 0.917, "p5": 0.766},
+        },
+        "macs_ratio": 0.383,
+        "effective_macs_ratio": 0.431,
+        "parameters_ratio": 0.297,
+        "download_bytes_ratio": 0.342,
+        "storage_ratio": 0.3,
+        "cluster_only": {
+            "accuracy": {"mean": 0.896, "p5": 0.71},
+            "macs_ratio": 0.46,
+            "effective_macs_ratio": 0.49,
+            "parameters_ratio": 0.37,
+            "download_bytes_ratio": 0.37,
+        },
+        "out_of_set": {"auroc": 0.871, "escalated_ratio": 0.083},
+        "privacy": {
+            "epsilon": 2.41,
+            "delta": 1e-6,
+            "sums": "7 sums of at least 50 phones each",
+            "delivery_leak": "Each phone downloads the plans of all clusters, so the server learns nothing from it.",
+        },
+        "faults": {"dropped": 37, "refused": {"nan": 2, "replayed": 1}, "stalled": 4},
+        "peak_rss_bytes": 1_534_000_000,
+        "marks": ["sums not encrypted"],
+    }
+
+
+def make_details(phones=400, clusters=4, classes=CLASSES, channels=CHANNELS):
+    rng = np.random.default_rng(3)
+    full = rng.beta(16, 4, phones)
+    limited = np.clip(full + rng.normal(0.11, 0.04, phones), 0, 1)
+    macs = np.clip(rng.normal(0.38, 0.06, phones), 0.15, 1)
+    own = rng.integers(2, 6, phones)
+    accuracy = [*np.clip(limited + rng.normal(-0.005, 0.03, phones), 0, 1).tolist()[:-1], None]
+    centroids = rng.dirichlet([0.25] * len(classes), clusters)
+    total = sum(channels.values())
+    return {
+        "class_names": list(classes),
+        "phones": {
+            "accuracy_full": full.tolist(),
+            "accuracy_full_limited": limited.tolist(),
+            "accuracy": accuracy,
+            "macs_ratio": macs.tolist(),
+            "effective_macs_ratio": np.clip(macs + rng.gamma(2, 0.025, phones), 0, 1.2).tolist(),
+            "download_bytes": (9e4 + macs * 6e5 + rng.normal(0, 9e3, phones)).tolist(),
+            "classes": own.tolist(),
+        },
+        "clusters": [
+            {
+                "cluster": number,
+                "phones": phones / clusters + float(rng.normal(0, 3)),
+                "centroid": shares.tolist(),
+                "classes": np.flatnonzero(shares > 0.04).tolist(),
+                "macs_ratio": 0.36 + 0.02 * number,
+                "parameters_ratio": 0.28 + 0.02 * number,
+                "layers": [
+                    {
+                        "group": group,
+                        "channels": width,
+                        "kept": int(width * rng.uniform(0.3, 1)) // 8 * 8 or 8,
+                        "share_of_macs": width / total,
+                        "next_loss_per_mac": float(10 ** rng.uniform(-10, -7)),
+                        "why": "Stops here: the next eight filters would cost more loss per MAC than those of "
+                        f"{rng.choice(list(channels))}.",
+                    }
+                    for group, width in channels.items()
+                ],
+            }
+            for number, shares in enumerate(centroids)
+        ],
+        "phases": [
+            {
+                "round": number,
+                "phase": phase,
+                "seconds": seconds * number,
+                "asked": 400,
+                "replies": 391 - number,
+                "dropped": 7,
+                "refused": {"nan": 1} if phase == "scores" else {},
+                "bytes_down": down,
+                "bytes_up": up,
+            }
+            for number in (1, 2)
+            for phase, seconds, down, up in (
+                ("usage-0", 3.1, 210_000, 61_000),
+                ("usage-1", 2.9, 330_000, 61_000),
+                ("scores", 61.0, 4_100_000, 23_000_000),
+                ("deliver", 12.3, 121_000_000, 40_000),
+                ("outcome", 0.42, 90_000, 30_000),
+            )
+        ],
+        "sums": [
+            {"name": f"usage.{n}", "length": 10, "clip": 1.0, "noise_multiplier": 8.5, "rho": 0.0069} for n in range(3)
+        ],
+    }
+
+
+def make_atlas(classes=10, channels=CHANNELS, side=32, colours=3):
+    rng = np.random.default_rng(5)
+    yy, xx = np.mgrid[:side, :side]
+    tensors = {}
+    for group, width in channels.items():
+        angle = rng.uniform(0, math.pi, (width, 1, 1, 1))
+        pitch = rng.uniform(0.2, 1.1, (width, 1, 1, 1))
+        phase = rng.uniform(0, 6, (width, 1, 1, colours))
+        waves = np.sin(pitch * (xx[None, ..., None] * np.cos(angle) + yy[None, ..., None] * np.sin(angle)) + phase)
+        tensors[f"picture.{group}"] = ((waves + 1) * 127).astype(np.uint8)
+        tensors[f"profile.{group}"] = rng.dirichlet([0.3] * classes, width).astype(np.float32)
+        tensors[f"cluster.{group}"] = rng.integers(0, 5, width)
+    return tensors
+
+
+def make_run(directory, summary=None, details=None, atlas=True):
+    """A run directory as a simulation leaves it."""
+    (directory / SUMMARY).write_text(json.dumps(make_summary() if summary is None else summary))
+    details = make_details() if details is None else details
+    (directory / DETAILS).write_text(json.dumps(details))
+    if atlas is True:
+        atlas = make_atlas(len(details["class_names"]))
+    if atlas:
+        safetensors.numpy.save_file(atlas, directory / ATLAS)
+    return directory
+
+
+def body(path):
+    """The page without Plotly's own text."""
+    page = path.read_text(encoding="utf-8")
+    return re.sub(r"<script>/\*\*\n\* plotly.*?</script>", "", page, flags=re.DOTALL)
+
+
+def test_the_page_holds_the_runs_numbers(tmp_path):
+    path = write_report(make_run(tmp_path))
+    assert path == tmp_path / "report.html"
+    assert path.stat().st_size < 15_000_000
+    page = body(path)
+    for text in (
+        "small-cnn on embedded", "400 phones, 4 clusters, 2 rounds, 3 min 12 s, seed 7", "1.53 GB",
+        "91.7 %", "81.3 %", "92.2 %", "38.3 %", "43.1 %", "29.7 %", "34.2 %", "89.6 %", "0.871", "8.3 %",
+        "ε = 2.41", "δ = 1e-06", "7 sums of at least 50 phones", "the server learns nothing",
+        "sums not encrypted", "refused: replayed", "Stops here:", "usage-1", "121 MB", "features.7: 32 of 128 filters",
+        "data:image/png;base64,", "than</th>", "airplane",
+    ):  # fmt: skip
+        assert text in page, text
+    for gone in ('class="missing">The run', "noise off", "Noise is off"):
+        assert gone not in page
+    assert sorted(file.name for file in tmp_path.iterdir()) == sorted([SUMMARY, DETAILS, ATLAS, "report.html"])
+
+
+def test_the_page_loads_nothing(tmp_path):
+    page = body(write_report(make_run(tmp_path)))
+    assert re.findall(r"""(?:src|href|action|url\()\s*=?\s*["']?(?!#|data:)([a-z]+:|//)[^"'\s>]*""", page) == []
+    assert "default-src 'none'" in page
+    assert "'unsafe-inline' '" not in page
+    assert len(re.findall(r"'sha256-[A-Za-z0-9+/=]{44}'", page)) == 2
+
+
+def test_the_same_run_gives_the_same_page(tmp_path):
+    first = write_report(make_run(tmp_path)).read_bytes()
+    assert write_report(tmp_path).read_bytes() == first
+
+
+HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&{{7*7}}"
+
+
+def make_hostile(directory):
+    """A run whose every text is hostile."""
+    summary, details = (
+        make_summary(),
+        make_details(classes=(HOSTILE, "<b>bold</b>", "a", "a", "$x$", "&amp;", *CLASSES[:4])),
+    )
+    atlas = make_atlas()
+    summary |= {"model": HOSTILE, "data": HOSTILE, "marks": [HOSTILE], "faults": {HOSTILE: HOSTILE}}
+    summary["privacy"] |= {"sums": {HOSTILE: [HOSTILE]}, "delivery_leak": HOSTILE}
+    for cluster in details["clusters"]:
+        cluster["classes"] = [0, HOSTILE, 999, -1]
+        for layer in cluster["layers"]:
+            layer |= {"why": HOSTILE, "group": HOSTILE + layer["group"]}
+    for phase in details["phases"]:
+        phase |= {"phase": HOSTILE, "refused": {HOSTILE: 1}}
+    details["sums"][0]["name"] = HOSTILE
+    atlas = {f"{kind}.{HOSTILE}{group}": value for key, value in atlas.items() for kind, group in [key.split(".", 1)]}
+    return make_run(directory, summary, details, atlas)
+
+
+def test_hostile_names_stay_text(tmp_path):
+    page = body(write_report(make_hostile(tmp_path)))
+    assert "<script>alert" not in page
+    assert "<img" not in page
+    assert "onerror=alert(2)&gt;" in page
+    assert "<b>bold" not in page
+    assert "49" not in re.findall(r"<title>.*?</title>", page)[0]
+    drawings = json.loads(re.findall(r'id="drawings">(.*?)</script>', page, re.DOTALL)[0])
+    centroids = next(drawing for drawing in drawings if drawing["id"] == "centroids")
+    ticks = centroids["layout"]["xaxis"]["ticktext"]
+    assert ticks[1] == "&lt;b&gt;bold&lt;/b&gt;"
+    assert ticks[2] == ticks[3] == "a"
+    assert ticks[5] == "&amp;amp;"
+    assert not any("<" in tick for tick in ticks)
+
+
+def test_what_a_run_lacks_is_said(tmp_path):
+    summary = {
+        key: make_summary()[key] for key in ("phones", "clusters", "rounds", "model", "data", "seed", "macs_ratio")
+    }
+    summary["accuracy"] = {key: {"mean": None, "p5": None} for key in ("full", "full_limited", "personalised")}
+    page = body(write_report(make_run(tmp_path, summary, {"class_names": [], "later": 1}, atlas=False)))
+    for what in (
+        "did not compare", "did not measure", "no numbers of single phones", "no clusters", "no plans",
+        "no filter atlas", "no phases", "no privacy account", "no account of faults",
+    ):  # fmt: skip
+        assert what in page, what
+    assert 'class="marks"' not in page
+
+
+def test_noise_off_is_a_mark(tmp_path):
+    summary = make_summary()
+    summary["privacy"]["epsilon"] = None
+    page = body(write_report(make_run(tmp_path, summary)))
+    assert "<li>sums not encrypted</li><li>noise off</li>" in page
+    assert "gives no privacy guarantee" in page
+    assert "ε = " not in page
+    summary["marks"] = ["noise off (asked for)"]
+    assert "<ul><li>noise off (asked for)</li></ul>" in body(write_report(make_run(tmp_path, summary)))
+
+
+def test_numbers_that_are_not_finite_are_left_out(tmp_path):
+    summary, details = make_summary(), make_details()
+    summary["accuracy"]["full"]["p5"] = math.nan
+    summary["seconds"] = math.inf
+    details["phones"]["accuracy"] = [math.nan] * 400
+    page = body(write_report(make_run(tmp_path, summary, details)))
+    assert not re.search(r"\b(NaN|nan|Infinity|inf) ?(%|s|B|,|\])", page)
+
+
+def test_a_large_fleet_and_model_stay_a_small_page(tmp_path):
+    classes = tuple(f"class {n}" for n in range(200))
+    channels = {f"stage.{n}.conv": 40 for n in range(70)}
+    details = make_details(phones=30_000, clusters=32, classes=classes, channels=channels)
+    details["phases"] *= 100
+    rng = np.random.default_rng(0)
+    atlas = make_atlas(len(classes), channels, side=8)
+    atlas["picture.stage.0.conv"] = rng.integers(0, 256, (40, 96, 96, 3), dtype=np.uint8)
+    path = write_report(make_run(tmp_path, None, details, atlas))
+    assert path.stat().st_size < 15_000_000
+    page = body(path)
+    assert "Left out to keep the page small: stage.64.conv, " in page
+    assert "the 60 with the largest shares" in page
+    assert "the last 300 of 1,000" in page
+
+
+@pytest.mark.parametrize("groups", [0, 1])
+def test_pictures_over_the_bound_are_left_out(tmp_path, monkeypatch, groups):
+    atlas = make_atlas()
+    png, _ = report._sprite(atlas["picture.features.0"])
+    monkeypatch.setattr(report, "MAX_SPRITES", len(png) * groups)
+    page = body(write_report(make_run(tmp_path, atlas=atlas)))
+    assert page.count("data:image/png") == groups
+    assert f"Left out to keep the page small: features.{groups}, " in page
+    assert "no filter atlas" not in page
+
+
+@pytest.mark.parametrize(("colours", "mode"), [(1, "L"), (3, "RGB"), (2, "L")])
+def test_sprites_hold_the_pictures(colours, mode):
+    import io
+
+    from PIL import Image
+
+    pictures = np.random.default_rng(0).integers(0, 256, (5, 6, 8, colours), dtype=np.uint8)
+    png, aspect = report._sprite(pictures)
+    sheet = Image.open(io.BytesIO(png))
+    assert (sheet.size, sheet.mode, aspect) == ((40, 6), mode, 8 / 6)
+    if colours != 2:
+        found = np.asarray(sheet).reshape(6, 5, 8, colours).transpose(1, 0, 2, 3)
+        np.testing.assert_array_equal(found, pictures)
+
+
+def test_filters_are_chosen_from_every_family():
+    family = np.array([0] * 90 + [1] * 8 + [2] * 2)
+    shares = np.random.default_rng(0).dirichlet([0.3] * 10, 100)
+    chosen = report._choose(100, shares, family)
+    assert len(chosen) == len(set(chosen)) == report.MAX_FILTERS
+    assert np.bincount(family[chosen]).tolist() == [22, 8, 2]
+    assert (np.diff(family[chosen]) >= 0).all()
+    assert shares.argmax(0).size == 10
+    clearest = np.argsort(-shares[:90].max(1))[:22]
+    assert set(chosen[:22]) == set(clearest)
+
+
+@pytest.mark.parametrize("name", [SUMMARY, DETAILS])
+@pytest.mark.parametrize("content", [None, b"", b"{", b"[]", b"\xff\x00", b'{"phones": "many", "clusters": [{}]}'])
+def test_missing_and_damaged_files_are_named(tmp_path, name, content):
+    make_run(tmp_path)
+    if content is None:
+        (tmp_path / name).unlink()
+    else:
+        (tmp_path / name).write_bytes(content)
+    remedy = "is missing; run" if content is None else r"is damaged \(.*run the simulation again"
+    with pytest.raises(StateError, match=rf"{re.escape(name)} {remedy}"):
+        write_report(tmp_path)
+    assert not (tmp_path / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda d: d["phones"]["accuracy"].pop(),
+        lambda d: d["clusters"][0]["centroid"].pop(),
+        lambda d: d["clusters"][0]["layers"][0].update(channels=0),
+    ],
+)
+def test_details_that_contradict_themselves_are_damage(tmp_path, change):
+    details = make_details()
+    change(details)
+    with pytest.raises(StateError, match=r"details\.json is damaged"):
+        write_report(make_run(tmp_path, details=details))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda a: a | {"picture.features.0": a["picture.features.0"].astype(np.float32)},
+        lambda a: a | {"picture.features.0": a["picture.features.0"][0]},
+        lambda a: a | {"profile.features.0": a["profile.features.0"][:-1]},
+        lambda a: a | {"cluster.features.0": a["cluster.features.0"][:-1]},
+        lambda a: a | {"picture.features.0": a["picture.features.0"][:0]},
+    ],
+)
+def test_an_atlas_that_does_not_fit_is_damage(tmp_path, change):
+    atlas = {key: np.ascontiguousarray(value) for key, value in change(make_atlas()).items()}
+    with pytest.raises(StateError, match=r"atlas\.safetensors is damaged \(group features\.0"):
+        write_report(make_run(tmp_path, atlas=atlas))
+
+
+@pytest.mark.parametrize("keep", [0, 5, 1000])
+def test_a_cut_atlas_is_damage(tmp_path, keep):
+    make_run(tmp_path)
+    (tmp_path / ATLAS).write_bytes((tmp_path / ATLAS).read_bytes()[:keep])
+    with pytest.raises(StateError, match=r"atlas\.safetensors is damaged"):
+        write_report(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1500, "1.5 kB"),
+        (123_456, "123 kB"),
+        (1.5e9, "1.5 GB"),
+        (4e12, "4000 GB"),
+        (None, "–"),
+    ],
+)
+def test_sizes(value, words):
+    assert report.size(value) == words
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [(0.42, "0.42 s"), (12, "12 s"), (59.9, "1 min 00 s"), (192, "3 min 12 s"), (7260, "2 h 01 min"), (None, "–")],
+)
+def test_durations(value, words):
+    assert report.duration(value) == words
