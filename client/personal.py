@@ -114,7 +114,7 @@ def personalise(
             break
     if best is None or kind == "full":
         return _kept_full(own, cluster, at_cluster)
-    threshold, escalated = _threshold(best, use, full_use, check, full_check, own, config)
+    threshold, escalated = _threshold(best, check, full_check, own, config)
     return Personalised(kind, own, best, agreement, at_cluster, threshold, escalated, cluster)
 
 
@@ -156,11 +156,13 @@ def _with_classes(plan: Plan, own: Indices, base: BaseModel) -> Plan:
 
 
 def _threshold(
-    submodel: Submodel, use: Images, full_use: Scores, check: Images, full_check: Scores, own: Indices, config: Config
+    submodel: Submodel, check: Images, full_check: Scores, own: Indices, config: Config
 ) -> tuple[float, float]:
-    """Score below which an image is escalated, such that the wanted share of own images is kept; and the share lost."""
-    images, full = np.concatenate([use, check]), np.concatenate([full_use, full_check])
-    inside = images[np.isin(full.argmax(1), own)]
+    """Score below which an image is escalated, such that the wanted share of own images is kept; and the share lost.
+
+    Read off check images alone: the submodel is surer of the images that it was merged on.
+    """
+    inside = check[np.isin(full_check.argmax(1), own)]
     if len(inside) == 0:
         return -np.inf, 0.0
     scores = out_of_set_score(submodel.scores(inside), config.fallback.score)

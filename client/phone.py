@@ -18,6 +18,7 @@ from client.personal import Offer, Personalised, personalise
 from client.usage import UsageLog
 from common import statistics
 from common.config import Config
+from common.distances import class_shares
 from common.errors import PlanError, PrivacyError, StateError, WireError
 from common.groups import ChannelGroups
 from common.messages import DeliverRequest, SumRequest
@@ -26,7 +27,7 @@ from common.preference import pool
 from common.privacy.noise import system_generator
 from common.privacy.sums import encode
 from common.torch_engine.base import BaseModel, Submodel
-from common.torch_engine.forward import logits, normalise
+from common.torch_engine.forward import logits, normalise, softmax
 from common.torch_engine.network import load_state, save_state
 from common.torch_engine.scores import normalised, taylor_scores
 
@@ -147,18 +148,20 @@ class Phone:
         """Usage distribution, this round's images recorded once; all zeros for a phone that has seen nothing."""
         with self._log() as log:
             if log.last_day < round:
-                predictions = self._predictions(round)
-                log.record(predictions, round)
-                for predicted, corrected in zip(predictions, self.feed.corrections(round), strict=True):
+                scores = self._scores_of(round)
+                counts = log.counts()
+                memory = counts * min(1.0, len(scores) / max(float(counts.sum()), 1.0))
+                log.record_shares(class_shares(softmax(scores), memory), round)
+                for predicted, corrected in zip(scores.argmax(1), self.feed.corrections(round), strict=True):
                     if corrected >= 0 and corrected != predicted:
                         log.correct(int(predicted), int(corrected))
             return log.distribution() if log.counts().sum() > 0 else np.zeros(self.base.groups.classes)
 
-    def _predictions(self, round: int) -> npt.NDArray[np.int64]:
+    def _scores_of(self, round: int) -> npt.NDArray[np.float32]:
         images = self.feed.use(round)
         if len(images) == 0:
-            return np.zeros(0, dtype=np.int64)
-        return np.asarray(logits(self.base.module, normalise(images, self.base.mean, self.base.std)).argmax(1))
+            return np.zeros((0, self.base.groups.classes), dtype=np.float32)
+        return logits(self.base.module, normalise(images, self.base.mean, self.base.std))
 
     def _vector(self, request: SumRequest, tensors: Tensors) -> npt.NDArray[np.float64]:
         usage, centroids = self._usage(request.round), tensors.get("centroids")
@@ -180,13 +183,14 @@ class Phone:
         assignment = tensors.get("pool")
         if assignment is None or assignment.shape != (filters,) or assignment.min(initial=0) < 0:
             raise WireError("wrong_shape", f"pool must be [{filters}] and not negative")
-        images, predictions = self.feed.use(round), self._predictions(round)
+        images = self.feed.use(round)
         clusters = int(assignment.max()) + 1
         if clusters > filters:
             raise WireError("oversized", f"pool names {clusters} clusters of {filters} filters")
         if len(images) == 0:
             return np.zeros(statistics.scores_length(groups, clusters))
         x = normalise(images, self.base.mean, self.base.std)
+        predictions = self._scores_of(round).argmax(1)
         scores = taylor_scores(self.base.module, groups, x, predictions)
         pooled = statistics.unit_blocks(pool(normalised(scores), assignment, clusters), assignment, groups)
         return statistics.scores_vector(pooled, scores.presence > 0, len(groups.prunable))

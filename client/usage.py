@@ -177,11 +177,20 @@ class UsageLog:
             raise DataError(f"labels are {seen.dtype} {seen.shape}, expected integers on one axis; convert them")
         for extreme in (int(seen.min()), int(seen.max())):
             self._check_label(extreme)
+        shares = np.zeros((seen.size, self.classes))
+        shares[np.arange(seen.size), seen] = 1.0
+        self.record_shares(shares, day)
+
+    def record_shares(self, shares: NDArray[np.float64], day: int) -> None:
+        """Add predictions that are unsure, [n, classes] with rows that sum to one, as `record` does."""
+        n = len(shares)
+        if n == 0:
+            return
+        if shares.shape[1:] != (self.classes,) or not np.isfinite(shares).all() or shares.min() < 0:
+            raise DataError(f"shares are {shares.shape}, expected (n, {self.classes}), finite and not negative")
         if not 0 <= day <= MAX_DAY:
             raise DataError(f"day {day} is outside 0 to {MAX_DAY}; count days from a fixed one")
-        n = seen.size
-        ages = np.arange(n - 1, -1, -1, dtype=np.float64)
-        fresh = np.bincount(seen.astype(np.int64), weights=self._decay**ages, minlength=self.classes)
+        fresh = self._decay ** np.arange(n - 1, -1, -1, dtype=np.float64) @ shares
         with self._file.transaction() as connection:
             old = self._load(connection)
             weights = old.weights * self._decay**n + fresh

@@ -58,9 +58,9 @@ class Population(Section):
         0.85, description="Share of an owner's classes taken from the group's favourites (`habits`)."
     )
     concentration: Positive = Field(4.0, description="Dirichlet concentration of the shares among an owner's classes.")
-    use_images: int = Field(40, ge=1, le=100_000, description="Images a round that the phone learns its owner from.")
-    check_images: int = Field(20, ge=1, le=100_000, description="Images a round that decide: keep or fall back.")
-    test_images: int = Field(40, ge=0, le=100_000, description="Images that the simulator alone reads.")
+    use_images: int = Field(60, ge=1, le=100_000, description="Images a round that the phone learns its owner from.")
+    check_images: int = Field(40, ge=1, le=100_000, description="Images a round that decide: keep or fall back.")
+    test_images: int = Field(60, ge=0, le=100_000, description="Images that the simulator alone reads.")
     out_of_set: Share = Field(
         0.05, description="Share of test images from classes that the owner does not usually meet."
     )
@@ -80,7 +80,7 @@ class Usage(Section):
     prior: float = Field(
         3.0, ge=0, description="Weight, in images, of the nearest published centroid in the usage estimate."
     )
-    min_share: Ratio = Field(0.06, description="A class with at least this share of the usage is the owner's own.")
+    min_share: Ratio = Field(0.05, description="A class with at least this share of the usage is the owner's own.")
     max_classes: int = Field(8, ge=1, description="Most own classes.")
     drift: Share = Field(0.1, description="Jensen-Shannon divergence (bits) from which a phone personalises anew.")
 
@@ -116,7 +116,7 @@ class Planner(Section):
 
 class Personal(Section):
     enabled: bool = Field(True, description="Each phone refines its cluster's submodel to its own classes.")
-    ladder: tuple[Ratio, ...] = Field((0.15, 0.2, 0.3), description="MACs ratios tried, smallest first.")
+    ladder: tuple[Ratio, ...] = Field((0.15, 0.2, 0.25, 0.3, 0.4), description="MACs ratios tried, smallest first.")
     tolerance: Share = Field(
         0.04, description="Disagreement with the full model, limited to the own classes, that is accepted."
     )

@@ -33,6 +33,25 @@ def normalise(counts: ArrayLike, smoothing: float) -> NDArray[np.float64]:
     return x / x.sum()
 
 
+def class_shares(
+    probabilities: NDArray[np.float64], memory: NDArray[np.float64], steps: int = 60
+) -> NDArray[np.float64]:
+    """Whose images these probably are, [n, C] with rows that sum to one, from softmax outputs [n, C].
+
+    A classifier's mistakes look like classes that the owner does not have. Expectation maximisation estimates the
+    owner's class shares together with the images' classes (Saerens, Latinne & Decaestecker 2002); `memory` [C] are
+    earlier counts, in images.
+    """
+    usage = np.full(probabilities.shape[1], 1 / probabilities.shape[1])
+    posterior = probabilities
+    for _ in range(steps):
+        joint = probabilities * usage
+        posterior = joint / joint.sum(1, keepdims=True)
+        usage = posterior.sum(0) + memory + 1e-9
+        usage /= usage.sum()
+    return posterior
+
+
 def js_divergence(p: ArrayLike, q: ArrayLike) -> float:
     """Jensen–Shannon divergence of two distributions [k] in bits: 0 when equal, 1 when they share no entry.
 

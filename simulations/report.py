@@ -39,6 +39,7 @@ MAX_SIDE = 64  # pixels of a picture
 MAX_CLASSES = 60  # columns of a heat map
 MAX_ROWS = 300  # of the table of phases
 
+_SPACE = "\u00a0"  # no line break between a number and its unit
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -305,7 +306,7 @@ def _read(path: Path, model: type[Model]) -> Model:
 
 def percent(value: float | None, digits: int = 1) -> str:
     """A ratio as percent."""
-    return "–" if value is None else f"{100 * value:.{digits}f} %"
+    return "–" if value is None else f"{100 * value:.{digits}f}{_SPACE}%"
 
 
 def size(value: float | None) -> str:
@@ -314,7 +315,7 @@ def size(value: float | None) -> str:
         return "–"
     for unit in ("B", "kB", "MB", "GB"):
         if abs(value) < 1000 or unit == "GB":
-            return f"{value:.0f} {unit}" if unit == "B" or abs(value) >= 100 else f"{value:.3g} {unit}"
+            return f"{value:.0f}{_SPACE}{unit}" if unit == "B" or abs(value) >= 100 else f"{value:.3g}{_SPACE}{unit}"
         value /= 1000
     raise AssertionError
 
@@ -393,8 +394,8 @@ _PER_PHONE = (
     ("accuracy_full", "accuracy of the full model", percent),
     ("accuracy_full_limited", "accuracy of the full model, own classes only", percent),
     ("accuracy", "accuracy of the phone's own model", percent),
-    ("macs_ratio", "MACs of the full model", percent),
-    ("effective_macs_ratio", "effective MACs of the full model", percent),
+    ("macs_ratio", "own model's MACs, of the full model's", percent),
+    ("effective_macs_ratio", "the same with escalation", percent),
     ("download_bytes", "download", size),
     ("classes", "own classes", number),
 )
@@ -459,11 +460,11 @@ def _plots(summary: Summary, details: Details) -> list[Plot]:
             [("full model", "full", phones.accuracy_full),
              ("full model, own classes only", "limited", phones.accuracy_full_limited),
              ("own model", "own", phones.accuracy)],
-            (0.0, 1.0),
+            whole=True,
         ),
         _histogram(
-            "macs", "Computation", "MACs as a share of the full model", "p",
-            [("with escalation to the full model", "limited", phones.effective_macs_ratio),
+            "macs", "Computation", "MACs (full model: 100%)", "p",
+            [("with escalation", "limited", phones.effective_macs_ratio),
              ("own model", "own", phones.macs_ratio)],
         ),
         _histogram("download", "Download", "bytes", "b", [("own model", "own", phones.download_bytes)]),
@@ -509,10 +510,10 @@ def _trade(summary: Summary) -> Plot | None:
     ]
     if not traces:
         return None
-    title = {"text": "MACs per image, as a share of the full model"}
+    title = {"text": "MACs (full model: 100%)", "font": {"size": 13}}
     layout = {
         "xaxis": {"title": title, "tickformat": ".0%", "rangemode": "tozero"},
-        "yaxis": {"title": {"text": "accuracy"}, "tickformat": ".0%"},
+        "yaxis": {"title": {"text": "accuracy", "font": {"size": 13}}, "tickformat": ".0%"},
     }
     note = "Up and to the left is better. The line below a mark reaches down to the 5th percentile of the phones."
     label = "Accuracy against computation; the numbers are in the table above."
@@ -525,18 +526,19 @@ def _histogram(
     axis: str,
     unit: str,
     series: Sequence[tuple[str, str, Numbers]],
-    bounds: tuple[float, float] | None = None,
+    whole: bool = False,
 ) -> Plot | None:
     """Outlines of histograms that share their bins, told apart by dash and name. Bins are counted here: a page with a
-    million phones is as small as any.
+    million phones is as small as any. `whole`: the axis ends at 1.
     """
     arrays = [(name, style, _array(values)) for name, style, values in series]
     arrays = [(name, style, values) for name, style, values in arrays if values.size]
     if not arrays:
         return None
     every = np.concatenate([values for _, _, values in arrays])
-    low, high = bounds or (min(0.0, float(every.min())), float(every.max()) * 1.02 or 1.0)
-    low, high = min(low, float(every.min())), max(high, float(every.max()))
+    least, most = float(every.min()), float(every.max())
+    low = min(math.floor(least * 10) / 10, 0.9) if whole else min(0.0, least)
+    high = max(1.0, most) if whole else most * 1.02 or 1.0
     edges = np.linspace(low, high, 26)
     traces = []
     for name, style, values in arrays:
@@ -547,17 +549,21 @@ def _histogram(
                 "type": "scatter",
                 "mode": "lines",
                 "name": f"{name} (mean {percent(float(values.mean())) if unit == 'p' else size(float(values.mean()))})",
-                "x": edges.tolist(),
-                "y": [*counts, counts[-1]],
+                "x": [float(edges[0]), *edges.tolist()],
+                "y": [0, *counts, 0],
                 "line": {"shape": "hv", "dash": dash, "width": 3 if style == "own" else 2, "color": colour},
                 **({"fill": "tozeroy", "fillcolor": "wash"} if style == "own" else {}),
                 "hovertemplate": "%{y} phones from %{x" + (":.0%" if unit == "p" else ":.3s") + "}",
             }
         )
-    x: dict[str, Any] = {"title": {"text": axis}, "range": [low, high], "tickformat": ".0%" if unit == "p" else ".3~s"}
+    x: dict[str, Any] = {
+        "title": {"text": axis, "font": {"size": 13}},
+        "range": [low, high + (high - low) / 200],
+        "tickformat": ".0%" if unit == "p" else ".3~s",
+    }
     layout = {
         "xaxis": x | ({"ticksuffix": "B"} if unit == "b" else {}),
-        "yaxis": {"title": {"text": "phones"}, "rangemode": "tozero", "tickformat": ",d"},
+        "yaxis": {"title": {"text": "phones", "font": {"size": 13}}, "rangemode": "tozero", "tickformat": ",d"},
     }
     label = f"{title}: number of phones by {axis}; the quantiles are in the table below."
     return Plot(id, title, label, "", traces, layout, 320)
@@ -583,6 +589,7 @@ def _heat(
         "zmin": 0,
         "text": texts,
         "texttemplate": "%{text}",
+        "textfont": {"color": "ink", "size": 13},
         "hovertext": [[_plain(cell) for cell in row] for row in hover],
         "hoverinfo": "text",
         "colorscale": "scale",
@@ -656,7 +663,7 @@ def _kept(details: Details) -> Plot | None:
         "kept",
         "Kept filters by layer and cluster",
         "Heat map of kept filters by layer and cluster; the same numbers are in the tables below.",
-        "Numbers are kept filters of all filters; the darker or, on a dark page, the lighter a cell, the more stay.",
+        "Numbers are kept filters of all filters; the stronger a cell's colour, the more stay.",
         [[layer.kept / layer.channels if layer else None for layer in row] for row in found],
         [[f"{layer.kept}/{layer.channels}" if layer else "" for layer in row] for row in found],
         [
@@ -681,6 +688,8 @@ def _phase_bars(details: Details) -> list[Plot]:
         "automargin": True, "showgrid": False,
     }  # fmt: skip
 
+    pattern = {"size": 6, "solidity": 0.25, "fgcolor": "page", "fillmode": "overlay"}
+
     def bars(name: str, key: str, colour: str, shape: str, words: Any) -> dict[str, Any]:
         values = [total[key] for total in totals]
         return {
@@ -690,10 +699,15 @@ def _phase_bars(details: Details) -> list[Plot]:
             "y": rows,
             "x": values,
             "text": [words(value) for value in values],
-            "textposition": "auto",
-            "marker": {"color": colour, "pattern": {"shape": shape, "size": 6, "solidity": 0.25, "fgcolor": "page"}},
+            "textposition": "outside",
+            "cliponaxis": False,
+            "marker": {"color": colour, "pattern": pattern | {"shape": shape}},
             "hoverinfo": "text",
         }
+
+    def room(*keys: str) -> list[float]:
+        """Axis with room for the words behind the longest bar."""
+        return [0, 1.4 * max(float(total[key]) for total in totals for key in keys) or 1.0]
 
     return [
         Plot(
@@ -702,7 +716,11 @@ def _phase_bars(details: Details) -> list[Plot]:
             "Bars of bytes down and up by phase; the numbers are in the table of phases.",
             "Down: from the server to the phones. Up: from the phones to the server.",
             [bars("down", "bytes_down", "first", "", size), bars("up", "bytes_up", "second", "/", size)],
-            {"xaxis": {"tickformat": ".3~s", "ticksuffix": "B"}, "yaxis": axis, "barmode": "group"},
+            {
+                "xaxis": {"tickformat": ".3~s", "ticksuffix": "B", "range": room("bytes_down", "bytes_up")},
+                "yaxis": axis,
+                "barmode": "group",
+            },
             100 + 52 * len(rows),
         ),
         Plot(
@@ -711,7 +729,11 @@ def _phase_bars(details: Details) -> list[Plot]:
             "Bars of seconds by phase; the numbers are in the table of phases.",
             "",
             [bars("seconds", "seconds", "first", "", duration)],
-            {"xaxis": {"title": {"text": "seconds"}}, "yaxis": axis, "showlegend": False},
+            {
+                "xaxis": {"title": {"text": "seconds", "font": {"size": 13}}, "range": room("seconds")},
+                "yaxis": axis,
+                "showlegend": False,
+            },
             80 + 34 * len(rows),
         ),
     ]

@@ -17,6 +17,7 @@ import safetensors.numpy
 import torch
 from flwr.app import Context
 from flwr.serverapp import Grid
+from threadpoolctl import threadpool_limits
 
 from client.app import make_app, simulated_phone
 from client.phone import Phone
@@ -71,6 +72,7 @@ def build_world(config: Config, directory: Path) -> World:
     belongs to another configuration.
     """
     torch.set_num_threads(1)
+    threadpool_limits(1)
     directory.mkdir(parents=True, exist_ok=True)
     stored = directory / "config.json"
     if stored.exists() and json.loads(stored.read_text()) != config.model_dump(mode="json"):
@@ -104,6 +106,7 @@ def local_grid(world: World, clock: VirtualClock) -> LocalGrid:
 
     def phone_of(context: Context) -> Phone:
         if not hasattr(own, "base"):
+            torch.set_num_threads(1)  # holds for the calling thread
             own.base = replace(world.base, module=world.base.rebuild(world.base.state))
         return simulated_phone(world.directory, world.config, own.base, int(context.node_config["partition-id"]))
 

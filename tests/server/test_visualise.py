@@ -78,11 +78,12 @@ def test_pictures_drive_their_filter_more_than_random_images(base: BaseModel) ->
     blots = np.kron(rng.integers(0, 256, (50, 4, 4, 1)), np.ones((1, 4, 4, 1))).astype(np.uint8)
     for name, seen in found.items():
         own = driven(base, name, seen.pictures).diagonal()
-        for images in (noise, blots):
+        # A filter for single pixels prefers noise of full contrast to any smooth picture.
+        for images, share in ((noise, 0.8), (blots, 0.95)):
             random = driven(base, name, images)
             alive = random.max(0) > 0
-            assert (own > random.mean(0))[alive].mean() > 0.9, name
-            assert np.median((own[None] > random).mean(0)[alive]) > 0.9, name
+            assert (own > random.mean(0))[alive].mean() > share, name
+            assert np.median((own[None] > random).mean(0)[alive]) > 0.95, name
 
 
 def test_shapes_progress_and_rows_that_sum_to_one(base: BaseModel) -> None:
