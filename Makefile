@@ -2,7 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: setup test lint clean
+.PHONY: setup demo test lint clean
 
 setup: .venv/ready
 
@@ -11,6 +11,11 @@ setup: .venv/ready
 	@echo "Setting up .venv (torch is large: this takes a few minutes the first time)"
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[dev]'
 	@touch $@
+
+demo: setup
+	@$(BIN)/fedcaptor simulate simulations/scenarios/demo.toml --fresh --out runs/demo > /dev/null
+	@$(BIN)/fedcaptor simulate simulations/scenarios/demo.toml --fresh --set privacy.noise=false --out runs/demo-open > /dev/null
+	@$(BIN)/fedcaptor report runs/demo runs/demo-open
 
 test: setup
 	$(BIN)/python -m pytest

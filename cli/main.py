@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -25,6 +26,15 @@ console = Console(stderr=True)
 ModelName = Annotated[str, typer.Argument(help="Registered model (small-cnn, vgg16, …) or package.module:factory.")]
 Weights = Annotated[Path, typer.Option(help="Weights as safetensors.")]
 Source = Annotated[str, typer.Option(help="embedded, an .npz file, a folder of class folders, or torchvision:NAME.")]
+
+
+class Engine(StrEnum):
+    """Who carries the messages."""
+
+    local = "local"
+    ray = "ray"
+
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object to standard output.")]
 
 
@@ -45,9 +55,8 @@ def train(
 @app.command()
 def inspect(model: ModelName, weights: Weights, data: Source = "embedded", as_json: AsJson = False) -> None:
     """Show a model's channel groups and what each layer costs."""
-    from common.data.source import load
-
     from cli.prune import load_base
+    from common.data.source import load
 
     groups = load_base(model, weights, load(data)).groups
     if as_json:
@@ -87,6 +96,82 @@ def prune(
     Console().print(table)
 
 
+@app.command()
+def simulate(
+    scenario: Annotated[
+        Path | None, typer.Argument(help="TOML file, for example simulations/scenarios/demo.toml.")
+    ] = None,
+    overrides: Annotated[list[str] | None, typer.Option("--set", help="section.key=value, may be repeated.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the run; the same one again resumes it.")] = Path(
+        "runs/simulation"
+    ),
+    data: Annotated[str | None, typer.Option(help="Short for --set data.source=…")] = None,
+    weights: Annotated[Path | None, typer.Option(help="Short for --set model.weights=…")] = None,
+    engine: Annotated[Engine, typer.Option(help="local: this process; ray: Flower's own simulation.")] = Engine.local,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Remove an earlier run in the folder first.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Many simulated phones find out their classes privately and get their own pruned submodels.
+
+    Writes summary.json, details.json, report.html, state.db and the phones' folders into --out. Ctrl-C stops after the
+    phase in flight is given up; the same command goes on from there.
+    """
+    from cli.simulate import run_scenario, summary_table
+
+    chosen = list(overrides or [])
+    if data is not None:
+        chosen.append(f"data.source={json.dumps(data)}")
+    if weights is not None:
+        chosen.append(f"model.weights={json.dumps(str(weights.resolve()))}")
+    summary = run_scenario(scenario, chosen, out, engine.value, fresh, console)
+    if as_json:
+        print(json.dumps(summary))
+        return
+    Console().print(summary_table({out.name: summary}))
+    Console().print(f"report: {out / 'report.html'}", highlight=False)
+
+
+@app.command()
+def report(
+    directories: Annotated[
+        list[Path], typer.Argument(help="Folders of finished runs; several are shown side by side.")
+    ],
+) -> None:
+    """Write the report page of finished runs again and print their tables."""
+    from cli.simulate import read_summary, summary_table
+    from simulations.report import write_report
+
+    pages = [write_report(directory) for directory in directories]
+    Console().print(summary_table({d.name: read_summary(d) for d in directories}))
+    for page in pages:
+        Console().print(f"report: {page}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def exporter(
+    directory: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    host: Annotated[str, typer.Option(help="Address to bind; loopback unless you mean it.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535)] = 9464,
+) -> None:
+    """Serve a run's aggregate pruning to Prometheus until interrupted."""
+    from server.exporter import serve
+
+    with serve(directory, host, port) as serving:
+        console.print(f"metrics: {serving.url}", highlight=False)
+        serving.wait()
+
+
+@app.command()
+def config(
+    scenario: Annotated[Path | None, typer.Argument(help="Check this TOML file and print all its values.")] = None,
+    reference: Annotated[bool, typer.Option("--reference", help="Print the reference page of all keys.")] = False,
+) -> None:
+    """Check a scenario, or print what can be configured."""
+    from common.config import load_config, reference_page
+
+    print(reference_page() if reference else load_config(scenario).model_dump_json(indent=1))
+
+
 def main() -> None:
     """Entry point: errors in one line, exit code 2; an interruption ends with 130."""
     try:
@@ -95,6 +180,7 @@ def main() -> None:
         console.print(f"[red]error:[/red] {error}", highlight=False)
         sys.exit(2)
     except KeyboardInterrupt:
+        console.print("interrupted: the same command goes on from the last finished phase", highlight=False)
         sys.exit(130)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from common.config import Fallback
 from common.plan import Indices
 from common.torch_engine.base import BaseModel, Submodel
 from common.torch_engine.forward import Images, logits, normalise
@@ -24,10 +25,10 @@ def out_of_set_score(scores: npt.NDArray[np.float32], kind: str) -> Floats:
     return np.asarray(energy if kind == "energy" else np.exp(top - energy))
 
 
-def escalation_prior(own: Indices, classes: int) -> Floats:
-    """Log prior [C] of an escalated image: as likely of the owner's classes as of all others together."""
-    prior = np.full(classes, 0.5 / max(classes - len(own), 1))
-    prior[own] = 0.5 / len(own)
+def escalation_prior(own: Indices, classes: int, inside: float) -> Floats:
+    """Log prior [C] of an escalated image, which is of the owner's classes with probability `inside`."""
+    prior = np.full(classes, (1 - inside) / max(classes - len(own), 1))
+    prior[own] = inside / len(own)
     return np.asarray(np.log(prior))
 
 
@@ -40,17 +41,17 @@ class Answers:
     scores: Floats
 
 
-def answer(base: BaseModel, submodel: Submodel | None, threshold: float, kind: str, images: Images) -> Answers:
-    """Answers for uint8 images [N, H, W, C]; the full model runs on the escalated ones alone."""
+def answer(base: BaseModel, submodel: Submodel | None, threshold: float, settings: Fallback, images: Images) -> Answers:
+    """Answers for uint8 images [N, H, W, C]; the full model runs on those alone that score below `threshold`."""
     if len(images) == 0:
         return Answers(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=bool), np.zeros(0))
     if submodel is None:
         full = logits(base.module, normalise(images, base.mean, base.std))
         return Answers(full.argmax(1), np.zeros(len(images), dtype=bool), np.zeros(len(images)))
     z = submodel.scores(images)
-    scores = out_of_set_score(z, kind)
+    scores = out_of_set_score(z, settings.score)
     labels, escalated = submodel.classes[z.argmax(1)], scores < threshold
     if escalated.any():
         full = logits(base.module, normalise(images[escalated], base.mean, base.std))
-        labels[escalated] = (full + escalation_prior(submodel.classes, full.shape[1])).argmax(1)
+        labels[escalated] = (full + escalation_prior(submodel.classes, full.shape[1], settings.own_prior)).argmax(1)
     return Answers(labels, escalated, scores)

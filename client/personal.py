@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from client.fallback import out_of_set_score
 from common.config import Config
+from common.distances import class_shares
 from common.distances import normalise as distribution
 from common.errors import PlanError
 from common.plan import Indices, Plan
@@ -18,7 +19,7 @@ from common.planner import Budget
 from common.preference import importance
 from common.statistics import nearest
 from common.torch_engine.base import BaseModel, Submodel
-from common.torch_engine.forward import Images, logits, normalise
+from common.torch_engine.forward import Images, logits, normalise, softmax
 from common.torch_engine.prune import Evidence
 
 Scores = npt.NDArray[np.float32]
@@ -79,8 +80,8 @@ def personalise(
     """Refine, check on the owner's own images, keep or fall back; the full model's answers stand for labels."""
     own, cluster = own_classes(counts, offer, config)
     full_use, full_check = _answers(base, use), _answers(base, check)
-    calibration = _calibration(offer, own, use[np.isin(full_use.argmax(1), own)])
-    trusted = np.isin(full_check.argmax(1), own)
+    calibration = _calibration(offer, own, use[_inside(full_use, counts, own)])
+    trusted = _inside(full_check, counts, own)
     judge = _Judge(base, check[trusted], full_check[trusted], own)
     if len(calibration) == 0:
         return _kept_full(own, cluster)
@@ -114,8 +115,13 @@ def personalise(
             break
     if best is None or kind == "full":
         return _kept_full(own, cluster, at_cluster)
-    threshold, escalated = _threshold(best, check, full_check, own, config)
+    threshold, escalated = _threshold(best, check[trusted], config)
     return Personalised(kind, own, best, agreement, at_cluster, threshold, escalated, cluster)
+
+
+def _inside(full: Scores, counts: npt.NDArray[np.float64], own: Indices) -> npt.NDArray[np.bool_]:
+    """Images [N] that are of the own classes rather than of others, given what the owner usually meets."""
+    return np.asarray(class_shares(softmax(full), counts)[:, own].sum(1) > 0.5)
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,14 +161,11 @@ def _with_classes(plan: Plan, own: Indices, base: BaseModel) -> Plan:
     return Plan.of(base.groups, {**plan.kept, base.groups.output.name: own})
 
 
-def _threshold(
-    submodel: Submodel, check: Images, full_check: Scores, own: Indices, config: Config
-) -> tuple[float, float]:
+def _threshold(submodel: Submodel, inside: Images, config: Config) -> tuple[float, float]:
     """Score below which an image is escalated, such that the wanted share of own images is kept; and the share lost.
 
     Read off check images alone: the submodel is surer of the images that it was merged on.
     """
-    inside = check[np.isin(full_check.argmax(1), own)]
     if len(inside) == 0:
         return -np.inf, 0.0
     scores = out_of_set_score(submodel.scores(inside), config.fallback.score)

@@ -97,7 +97,7 @@ class Scores(Section):
 
 class Visualise(Section):
     enabled: bool = Field(True, description="Feature visualisation of every filter, on the server, without user data.")
-    steps: int = Field(24, ge=1, le=10_000, description="Ascent steps a picture.")
+    steps: int = Field(10, ge=1, le=10_000, description="Ascent steps a picture.")
 
 
 class Clusters(Section):
@@ -116,13 +116,13 @@ class Planner(Section):
 
 class Personal(Section):
     enabled: bool = Field(True, description="Each phone refines its cluster's submodel to its own classes.")
-    ladder: tuple[Ratio, ...] = Field((0.15, 0.2, 0.25, 0.3, 0.4), description="MACs ratios tried, smallest first.")
+    ladder: tuple[Ratio, ...] = Field((0.2, 0.3), description="MACs ratios tried, smallest first.")
     tolerance: Share = Field(
         0.04, description="Disagreement with the full model, limited to the own classes, that is accepted."
     )
-    reference: int = Field(20, ge=0, description="Reference images a class that every phone receives; 0 = none.")
+    reference: int = Field(30, ge=0, description="Reference images a class that every phone receives; 0 = none.")
     rows: int = Field(2048, ge=64, description="Observations a layer that merging on the phone uses at most.")
-    start: Literal["cluster", "base"] = Field("cluster", description="Channels to select from: the cluster's, or all.")
+    start: Literal["cluster", "base"] = Field("base", description="Channels to select from: the cluster's, or all.")
 
 
 class Delivery(Section):
@@ -133,8 +133,11 @@ class Delivery(Section):
 
 
 class Fallback(Section):
-    score: Literal["energy", "max-softmax"] = Field("energy", description="Out-of-set score of the submodel.")
+    score: Literal["energy", "max-softmax"] = Field("max-softmax", description="Out-of-set score of the submodel.")
     retention: Ratio = Field(0.96, description="Share of own images that the submodel answers itself.")
+    own_prior: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.95, description="How likely an escalated image is of the owner's classes; weighs the full model's answer."
+    )
 
 
 class Privacy(Section):

@@ -47,7 +47,7 @@ def next_centroids(total: Floats, before: Floats, deviation: float) -> tuple[Flo
     counts = blocks.sum(1)
     real = counts > 2 * deviation * np.sqrt(before.shape[1])
     moved = to_simplex(blocks / np.where(real, counts, 1.0)[:, None])
-    return np.where(real[:, None], moved, before), counts
+    return np.where(real[:, None], moved, before / before.sum(1, keepdims=True)), counts
 
 
 def publishable(

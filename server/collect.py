@@ -127,6 +127,7 @@ class Courier:
             group = f"{request.round}/{request.request[:16]}/{attempt}"
             tally.bytes_down += size_of(content) * len(waiting)
             asked = dict(self._push(content, kind, sorted(waiting), group))
+            tally.dropped += len(waiting) - len(asked)
             for reply in self._replies(asked):
                 node = asked.pop(reply.metadata.reply_to_message_id, None)
                 if node is None or node not in waiting:
@@ -148,7 +149,8 @@ class Courier:
 
     def _push(self, content: Any, kind: str, nodes: list[int], group: str) -> Iterable[tuple[str, int]]:
         messages = [self.grid.create_message(content, kind, node, group) for node in nodes]
-        return zip(self.grid.push_messages(messages), nodes, strict=True)
+        ids = self.grid.push_messages(messages)  # None for one that Flower did not take
+        return ((message_id, node) for message_id, node in zip(ids, nodes, strict=True) if message_id)
 
     def _replies(self, asked: dict[str, int]) -> Iterable[Message]:
         """Replies as they come, until all are there or the deadline is over."""

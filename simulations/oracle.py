@@ -37,6 +37,7 @@ class PhoneFigures:
     cluster_parameters_ratio: float
     effective_macs_ratio: float
     escalated: float
+    accuracy_outside: float
     classes: int
     stored_bytes: int
     inside: Floats
@@ -67,7 +68,7 @@ class Oracle:
         note = read_outcome(folder)
         submodel = read_submodel(folder, self._base)
         threshold = note["threshold"] if note and note["threshold"] is not None else -np.inf
-        given = answer(self._base, submodel, threshold, self._config.fallback.score, images)
+        given = answer(self._base, submodel, threshold, self._config.fallback, images)
         at_cluster = self._clusters[note["cluster"]] if note and 0 <= note["cluster"] < len(self._clusters) else None
         macs = submodel.macs_ratio() if submodel else 1.0
         share = float(given.escalated.mean()) if len(images) else 0.0
@@ -84,6 +85,7 @@ class Oracle:
             cluster_parameters_ratio=at_cluster.parameters_ratio() if at_cluster else 1.0,
             effective_macs_ratio=macs + (share if submodel else 0.0),
             escalated=share,
+            accuracy_outside=_share((given.labels == truth)[~inside]),
             classes=len(own),
             stored_bytes=sum(f.stat().st_size for f in folder.iterdir() if f.is_file()) if folder.exists() else 0,
             inside=given.scores[inside],

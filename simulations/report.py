@@ -28,6 +28,7 @@ from plotly.offline import get_plotlyjs
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from safetensors import SafetensorError
 
+from common.assets import asset
 from common.errors import StateError
 
 SUMMARY, DETAILS, ATLAS, REPORT = "summary.json", "details.json", "atlas.safetensors", "report.html"
@@ -40,7 +41,7 @@ MAX_CLASSES = 60  # columns of a heat map
 MAX_ROWS = 300  # of the table of phases
 
 _SPACE = "\u00a0"  # no line break between a number and its unit
-_TEMPLATES = Path(__file__).parent / "templates"
+_TEMPLATES = asset("simulations/templates")
 
 
 def _known(value: Any) -> Any:

@@ -21,6 +21,7 @@ from threadpoolctl import threadpool_limits
 
 from client.app import make_app, simulated_phone
 from client.phone import Phone
+from common.assets import asset
 from common.config import Config
 from common.data.source import Dataset, load
 from common.data.splits import split
@@ -38,7 +39,7 @@ from simulations.population import prepare
 from simulations.report import write_report
 from simulations.summary import details_of, summary_of
 
-SHIPPED = Path(__file__).parent / "models" / "small_cnn_fashion.safetensors"
+SHIPPED = asset("simulations/models/small_cnn_fashion.safetensors")
 WORKERS = 2
 
 

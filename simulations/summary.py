@@ -57,7 +57,11 @@ def summary_of(
             "parameters_ratio": mean("cluster_parameters_ratio"),
             "download_bytes_ratio": delivered / world.weights_bytes,
         },
-        "out_of_set": {"auroc": auroc(figures), "escalated_ratio": mean("escalated")},
+        "out_of_set": {
+            "auroc": auroc(figures),
+            "escalated_ratio": mean("escalated"),
+            "accuracy": _spread(figures, "accuracy_outside")["mean"],
+        },
         "privacy": {
             "epsilon": flow.epsilon,
             "delta": world.config.privacy.delta,

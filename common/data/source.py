@@ -19,9 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from common.assets import asset
 from common.errors import DataError
 
-EMBEDDED = Path(__file__).parent / "embedded" / "fashion_mnist.npz"
+EMBEDDED = asset("common/data/embedded/fashion_mnist.npz")
 TORCHVISION = ("CIFAR10", "CIFAR100", "FashionMNIST", "KMNIST", "MNIST", "USPS")
 SPLITS = ("train", "validation", "test")
 KEYS = ("x", "y", "names", "owner", "split")

@@ -1,0 +1,122 @@
+"""`fedcaptor simulate`: progress while it runs, a table at the end."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from common.config import Config, load_config
+from common.errors import StateError
+from simulations.runner import simulate
+
+STEPS = {
+    "messages": "phones answer",
+    "visualise": "what filters look for",
+    "plans": "cluster plans",
+    "oracle": "true accuracy",
+}
+
+
+def simulate_with_progress(config: Config, out: Path, console: Console) -> dict[str, Any]:
+    """Run in this process; the bars go to `console`, standard error."""
+    columns = (TextColumn("{task.description:<22}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, transient=True) as bars:
+        tasks: dict[str, Any] = {}
+        shown = time.monotonic()
+
+        def on_progress(phase: str, done: int, total: int) -> None:
+            nonlocal shown
+            if phase not in tasks or done <= 1:
+                if phase in tasks:
+                    bars.remove_task(tasks[phase])
+                tasks[phase] = bars.add_task(STEPS.get(phase, phase), total=total)
+            if done == total or time.monotonic() - shown > 0.1:
+                shown = time.monotonic()
+                bars.update(tasks[phase], completed=done)
+
+        summary: dict[str, Any] = simulate(config, out, on_progress)
+        return summary
+
+
+def run_scenario(
+    scenario: Path | None, overrides: list[str], out: Path, engine: str, fresh: bool, console: Console
+) -> dict[str, Any]:
+    """Run a scenario with the chosen engine and return its summary."""
+    config = load_config(scenario, overrides)
+    if fresh:
+        remove_run(out)
+    if engine == "local":
+        return simulate_with_progress(config, out, console)
+    from simulations.ray_engine import simulate_ray
+
+    return simulate_ray(scenario, overrides, out, config.population.phones)
+
+
+def remove_run(directory: Path) -> None:
+    """Delete an earlier run; refuses a folder that holds something else."""
+    if not directory.exists():
+        return
+    if any(directory.iterdir()) and not (directory / "config.json").exists():
+        raise StateError(f"{directory} holds no run: choose another --out, or empty it yourself")
+    shutil.rmtree(directory)
+
+
+def read_summary(directory: Path) -> dict[str, Any]:
+    """The summary of a finished run."""
+    try:
+        summary: dict[str, Any] = json.loads((directory / "summary.json").read_text())
+    except (OSError, ValueError) as error:
+        raise StateError(f"{directory} has no readable summary.json ({error}): finish the run first") from error
+    return summary
+
+
+def percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f} %"
+
+
+def summary_table(summaries: dict[str, dict[str, Any]]) -> Table:
+    """Runs side by side, one column each."""
+    table = Table("", *summaries, title="FedCAPTOR: what the phones ended with")
+    rows: list[tuple[str, Any]] = [
+        ("phones / clusters", lambda s: f"{s['phones']} / {s['clusters']}"),
+        ("full model, own classes' images", lambda s: _accuracy(s["accuracy"]["full"])),
+        ("full model limited to own classes", lambda s: _accuracy(s["accuracy"]["full_limited"])),
+        ("cluster submodel", lambda s: _accuracy(s["cluster_only"]["accuracy"])),
+        ("personalised submodel", lambda s: _accuracy(s["accuracy"]["personalised"])),
+        ("MACs (with escalations)", lambda s: f"{percent(s['macs_ratio'])} ({percent(s['effective_macs_ratio'])})"),
+        ("parameters", lambda s: percent(s["parameters_ratio"])),
+        ("download, of the full model's file", lambda s: percent(s["download_bytes_ratio"])),
+        ("storage, base model kept", lambda s: percent(s["storage_ratio"])),
+        (
+            "out-of-set AUROC / escalated",
+            lambda s: f"{_plain(s['out_of_set']['auroc'])} / {percent(s['out_of_set']['escalated_ratio'])}",
+        ),
+        ("privacy", lambda s: _privacy(s["privacy"])),
+        ("marks", lambda s: ", ".join(s["marks"])),
+        ("seconds", lambda s: f"{s['seconds']:.0f}"),
+    ]
+    for title, show in rows:
+        table.add_row(title, *(show(s) for s in summaries.values()))
+    table.caption = "accuracies: mean over phones (5th percentile)"
+    return table
+
+
+def _accuracy(spread: dict[str, float | None]) -> str:
+    return f"{percent(spread['mean'])} ({percent(spread['p5'])})"
+
+
+def _plain(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def _privacy(privacy: dict[str, Any]) -> str:
+    if privacy["epsilon"] is None:
+        return "no noise: no guarantee"
+    return f"ε = {privacy['epsilon']:.2f}, δ = {privacy['delta']:g}, {privacy['sums']} sums"

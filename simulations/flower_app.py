@@ -1,0 +1,161 @@
+"""A simulation as a Flower app: `flwr run . --stream` in the checkout.
+
+Server and phones are separate processes of one machine: both find the run's folder, the server writes the
+configuration into it and prepares the population before the first message.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shlex
+import shutil
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from client.app import load_base, make_app, simulated_phone
+from client.phone import Phone
+from common.assets import asset, checkout
+from common.config import Config, load_config, parse
+from common.errors import ConfigError, StateError
+from common.torch_engine.base import BaseModel
+from server.flow import Flow, OnProgress
+from server.journal import Journal
+from simulations.runner import World, serve, simulate, weights_of
+
+logger = logging.getLogger("flwr")  # Flower forwards this one to `flwr run --stream`
+
+NODES_SECONDS = 120.0
+SETTLED_SECONDS = 1.0
+PROGRESS_SECONDS = 5.0
+
+RunConfig = Mapping[str, Any]
+
+
+def out_of(run_config: RunConfig) -> Path:
+    """The run's folder: absolute, the same for every process."""
+    text = str(run_config.get("out", ""))
+    if text:
+        out = Path(text).expanduser()
+        if not out.is_absolute():
+            raise ConfigError(f"out is {text!r}, must be absolute: Flower runs the app in a folder of its own")
+        return out
+    root = checkout()
+    if root is None:
+        raise ConfigError("out is empty and there is no checkout to write to: give --run-config \"out='/a/folder'\"")
+    return root / "runs" / "flwr"
+
+
+def config_of(run_config: RunConfig, nodes: int) -> Config:
+    """Scenario, overrides and one phone a node."""
+    scenario = str(run_config.get("scenario", ""))
+    path = None if not scenario else asset(scenario) if not Path(scenario).is_absolute() else Path(scenario)
+    overrides = shlex.split(str(run_config.get("set", "")))
+    config = load_config(path, [*overrides, f"population.phones={nodes}"])
+    faults = config.faults
+    if faults.dropout or faults.silence or faults.rubbish:
+        raise ConfigError("[faults] are simulated in one process alone: set them to 0, or use the engine local")
+    return config
+
+
+def wait_for_nodes(
+    grid: Grid,
+    expected: int,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> int:
+    """Number of connected nodes: `expected`, or where that is 0 as many as there are once no more come."""
+    end, since, seen = clock() + NODES_SECONDS, clock(), -1
+    while True:
+        count = len(list(grid.get_node_ids()))
+        if count != seen:
+            seen, since = count, clock()
+        if count == expected or (not expected and count and clock() - since >= SETTLED_SECONDS):
+            return count
+        if clock() >= end:
+            raise StateError(f"{count} nodes are connected after {NODES_SECONDS:.0f} s, expected {expected or 'some'}")
+        sleep(0.1)
+
+
+def _logged() -> OnProgress:
+    """A progress line at the start and end of a step and every few seconds in between."""
+    step, shown = "", 0.0
+
+    def on_progress(phase: str, done: int, total: int) -> None:
+        nonlocal step, shown
+        if phase != step or done == total or time.monotonic() - shown > PROGRESS_SECONDS:
+            step, shown = phase, time.monotonic()
+            logger.info("%s %d of %d", phase, done, total)
+
+    return on_progress
+
+
+def _remove_last(out: Path) -> None:
+    if out.exists() and any(out.iterdir()):
+        if not (out / "config.json").exists():
+            raise StateError(f"{out} holds no run: empty it yourself, or name another folder with out")
+        shutil.rmtree(out)
+
+
+server_app = ServerApp()
+
+
+@server_app.main()
+def main(grid: Grid, context: Context) -> None:
+    """The server's side, from the population to the report."""
+    out = out_of(context.run_config)
+    nodes = wait_for_nodes(grid, int(context.run_config.get("nodes", 0)))
+    config = config_of(context.run_config, nodes)
+    if not context.run_config.get("out"):
+        _remove_last(out)  # the default folder holds the last run alone; a named one is resumed
+    logger.info("%d phones, results go to %s", nodes, out)
+    on_progress = _logged()
+
+    def run(world: World) -> tuple[Flow, Journal]:
+        if world.phones != nodes:
+            raise ConfigError(f"the data has {world.phones} owners for {nodes} nodes: start {world.phones} nodes")
+        return serve(world, grid, on_progress)
+
+    summary = simulate(config, out, on_progress, run)
+    accuracy = summary["accuracy"]
+    logger.info(
+        "personalised accuracy %s, limited full model %s, MACs ratio %.3f, report %s",
+        accuracy["personalised"]["mean"],
+        accuracy["full_limited"]["mean"],
+        summary["macs_ratio"],
+        out / "report.html",
+    )
+
+
+@lru_cache(maxsize=1)
+def _world(out: Path, run: int) -> tuple[Config, BaseModel]:
+    """Once a process and run: what `build_world` left on disk, and the base model."""
+    config = parse(json.loads((out / "config.json").read_text()))
+    _, height, width, channels = np.load(out / "population" / "images.npy", mmap_mode="r", allow_pickle=False).shape
+    return config, load_base(weights_of(config), config.model.name, (channels, height, width))
+
+
+_own = threading.local()
+
+
+def phone_of(context: Context) -> Phone:
+    """The phone of a virtual node; threads have a network each, since hooks live on it."""
+    out = out_of(context.run_config)
+    config, base = _world(out, context.run_id)
+    if getattr(_own, "origin", None) is not base:
+        torch.set_num_threads(1)  # holds for the calling thread
+        _own.origin, _own.base = base, replace(base, module=base.rebuild(base.state))
+    return simulated_phone(out, config, _own.base, int(context.node_config["partition-id"]))
+
+
+client_app = make_app(phone_of)
