@@ -17,6 +17,7 @@ from flwr.serverapp import Grid
 
 from common import statistics
 from common.config import Config
+from common.errors import ConfigError
 from common.messages import DeliverRequest
 from common.plan import Plan
 from common.preference import importance, join, layer_slices, normalise, unpool
@@ -67,6 +68,8 @@ class Flow:
         on_progress: OnProgress = lambda phase, done, total: None,
         on_phase: Callable[[int, str], None] = lambda round, phase: None,
     ) -> None:
+        if config.delivery.mode != "plan":
+            raise ConfigError(f"delivery.mode is {config.delivery.mode!r}, plans alone are sent so far: use plan")
         self.config, self.base, self.reference, self.journal = config, base, reference, journal
         self.nodes = sorted(grid.get_node_ids())
         self.budget = SumBudget(config, base.groups, len(self.nodes))

@@ -1,0 +1,59 @@
+"""The whole way on a small population, with faults, and what a restart finds."""
+
+import json
+
+import pytest
+
+from common.config import load_config
+from common.errors import PrivacyError, StateError
+from simulations.runner import simulate
+
+SMALL = [
+    "population.phones=24",
+    "privacy.min_cohort=20",
+    "privacy.noise=false",
+    "visualise.enabled=false",
+    "personal.ladder=[0.3]",
+    "planner.images=100",
+]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("run")
+    return directory, simulate(load_config(None, SMALL), directory)
+
+
+def test_phones_end_with_smaller_models_that_know_their_classes(finished):
+    directory, summary = finished
+    assert summary["phones"] == 24
+    assert summary["macs_ratio"] < 0.6
+    assert summary["accuracy"]["personalised"]["mean"] > summary["accuracy"]["full"]["mean"]
+    assert summary["privacy"]["epsilon"] is None
+    assert "noise off" in summary["marks"]
+    assert (directory / "report.html").stat().st_size > 10_000
+    assert json.loads((directory / "snapshot.json").read_text())["status"] == "ended"
+
+
+def test_a_second_call_replays_the_journal(finished):
+    directory, summary = finished
+    again = simulate(load_config(None, SMALL), directory)
+    assert again["accuracy"] == summary["accuracy"]
+
+
+def test_another_configuration_is_refused(finished):
+    directory, _ = finished
+    with pytest.raises(StateError, match="another configuration"):
+        simulate(load_config(None, [*SMALL, "run.seed=1"]), directory)
+
+
+def test_a_run_survives_dropped_and_rubbish_replies(tmp_path):
+    faults = ["faults.dropout=0.2", "faults.rubbish=0.05", "population.phones=40", "privacy.dropout=0.3"]
+    summary = simulate(load_config(None, [*SMALL[1:], *faults]), tmp_path)
+    assert summary["phones"] == 40
+    assert summary["faults"]["dropped"] > 0
+
+
+def test_too_small_a_cohort_is_refused(tmp_path):
+    with pytest.raises(PrivacyError, match="min_cohort"):
+        simulate(load_config(None, [*SMALL, "population.phones=10"]), tmp_path)
