@@ -8,15 +8,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from common.data.source import Dataset, load
-from common.data.splits import split
-from common.torch_engine.network import save_state
 from torch import nn
 
+from common.data.source import Dataset, load
+from common.data.splits import split
 from common.errors import ConfigError
 from common.planner import Budget
 from common.torch_engine.base import BaseModel
 from common.torch_engine.forward import logits, normalise
+from common.torch_engine.network import save_state
 from common.torch_engine.prune import prune
 
 

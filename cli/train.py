@@ -6,15 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common.data.source import load
-from common.data.splits import split
-from common.torch_engine.network import save_state
-from common.torch_engine.registry import build
 from rich.console import Console
 from rich.progress import track
 from torch.nn import functional as F
 
+from common.data.source import load
+from common.data.splits import split
 from common.torch_engine.forward import logits, normalise
+from common.torch_engine.network import save_state
+from common.torch_engine.registry import build
 
 
 def train_model(model: str, source: str, out: Path, epochs: int, seed: int, console: Console) -> float:
