@@ -82,15 +82,20 @@ def simulated_phone(directory: Path, config: Config, base: BaseModel, number: in
 
 
 def device_phone(context: Context) -> Phone:
-    """A real device: everything from its node configuration."""
-    node = context.node_config
+    """A real device: everything from its node configuration; noise from the operating system's generator.
+
+    `folder`: the phone's own storage; `images`: its images; `weights`, `model`, `input-shape` ("1x28x28"): the base
+    model; `config`: TOML with what the phone insists on. Paths are absolute.
+    """
+    node = {key: str(value) for key, value in context.node_config.items()}
     for key in ("folder", "images", "weights", "model", "config", "input-shape"):
-        if key not in node:
-            raise ConfigError(f"node configuration lacks {key!r}: start the node with --node-config '{key}=…'")
-    shape = tuple(int(n) for n in str(node["input-shape"]).split("x"))
-    base = load_base(Path(str(node["weights"])), str(node["model"]), (shape[0], shape[1], shape[2]))
-    config = load_config(Path(str(node["config"])))
-    return Phone(Path(str(node["folder"])), base, FolderFeed(Path(str(node["images"]))), config)
+        if not node.get(key):
+            raise ConfigError(f"node configuration lacks {key!r}: start the node with --node-config '{key}=\"…\"'")
+    shape = node["input-shape"].split("x")
+    if len(shape) != 3 or not all(n.isdecimal() for n in shape):
+        raise ConfigError(f'input-shape is {node["input-shape"]!r}, must be channels, height and width: "1x28x28"')
+    base = load_base(Path(node["weights"]), node["model"], (int(shape[0]), int(shape[1]), int(shape[2])))
+    return Phone(Path(node["folder"]), base, FolderFeed(Path(node["images"])), load_config(Path(node["config"])))
 
 
 app = make_app(device_phone)

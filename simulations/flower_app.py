@@ -12,7 +12,7 @@ import shlex
 import shutil
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -29,6 +29,7 @@ from common.assets import asset, checkout
 from common.config import Config, load_config, parse
 from common.errors import ConfigError, StateError
 from common.torch_engine.base import BaseModel
+from server.app import wait_for_nodes
 from server.flow import Flow, OnProgress
 from server.journal import Journal
 from simulations.runner import World, serve, simulate, weights_of
@@ -36,7 +37,6 @@ from simulations.runner import World, serve, simulate, weights_of
 logger = logging.getLogger("flwr")  # Flower forwards this one to `flwr run --stream`
 
 NODES_SECONDS = 120.0
-SETTLED_SECONDS = 1.0
 PROGRESS_SECONDS = 5.0
 
 RunConfig = Mapping[str, Any]
@@ -68,25 +68,6 @@ def config_of(run_config: RunConfig, nodes: int) -> Config:
     return config
 
 
-def wait_for_nodes(
-    grid: Grid,
-    expected: int,
-    clock: Callable[[], float] = time.monotonic,
-    sleep: Callable[[float], None] = time.sleep,
-) -> int:
-    """Number of connected nodes: `expected`, or where that is 0 as many as there are once no more come."""
-    end, since, seen = clock() + NODES_SECONDS, clock(), -1
-    while True:
-        count = len(list(grid.get_node_ids()))
-        if count != seen:
-            seen, since = count, clock()
-        if count == expected or (not expected and count and clock() - since >= SETTLED_SECONDS):
-            return count
-        if clock() >= end:
-            raise StateError(f"{count} nodes are connected after {NODES_SECONDS:.0f} s, expected {expected or 'some'}")
-        sleep(0.1)
-
-
 def _logged() -> OnProgress:
     """A progress line at the start and end of a step and every few seconds in between."""
     step, shown = "", 0.0
@@ -114,7 +95,7 @@ server_app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """The server's side, from the population to the report."""
     out = out_of(context.run_config)
-    nodes = wait_for_nodes(grid, int(context.run_config.get("nodes", 0)))
+    nodes = len(wait_for_nodes(grid, int(context.run_config.get("nodes", 0)), NODES_SECONDS))
     config = config_of(context.run_config, nodes)
     if not context.run_config.get("out"):
         _remove_last(out)  # the default folder holds the last run alone; a named one is resumed

@@ -1,0 +1,169 @@
+"""The server of real devices as a Flower app, see deploy/flower-app. TLS and authentication are Flower's.
+
+A run that was stopped goes on when it is started again with the same name, configuration and state database.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from common.config import Config, load_config
+from common.data.source import load
+from common.data.splits import split
+from common.errors import ConfigError, FedcaptorError, StateError
+from common.torch_engine.base import BaseModel
+from server import snapshot
+from server.collect import Courier
+from server.flow import Flow
+from server.journal import Journal, Result
+from server.monitor import snapshot_of
+from server.planning import Reference
+
+logger = logging.getLogger("flwr")  # Flower forwards this one to `flwr run --stream`
+
+SETTLED_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The run configuration of deploy/flower-app, checked."""
+
+    config: Config
+    name: str
+    folder: Path
+    state: str
+    weights: Path
+    reference: str
+    nodes: int
+
+    @classmethod
+    def of(cls, run_config: Mapping[str, Any]) -> Settings:
+        """Raises ConfigError naming key and remedy."""
+        for key in ("config", "folder"):
+            if not Path(str(run_config.get(key, ""))).is_absolute():
+                raise ConfigError(f"{key} is {run_config.get(key, '')!r}, must be an absolute path on the server")
+        config = load_config(Path(str(run_config["config"])))
+        if not config.privacy.noise and not config.testing.small_cohorts:
+            raise ConfigError("privacy.noise is false, real phones need noise: set it to true")
+        weights = str(run_config.get("weights", "")) or config.model.weights
+        if not weights:
+            raise ConfigError("weights is empty: give the base model's file, written by `fedcaptor train`")
+        folder = Path(str(run_config["folder"]))
+        return cls(
+            config,
+            str(run_config.get("name", "run")),
+            folder,
+            str(run_config.get("state", "")) or f"sqlite:///{folder / 'state.db'}",
+            Path(weights),
+            str(run_config.get("reference", "")) or config.data.source,
+            int(run_config.get("nodes", 1)),
+        )
+
+
+def wait_for_nodes(
+    grid: Grid,
+    enough: int,
+    seconds: float,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> list[int]:
+    """Sorted ids of the connected nodes, once there are `enough` and no more come for a moment."""
+    end, since, seen = clock() + seconds, clock(), -1
+    while True:
+        nodes = sorted(grid.get_node_ids())
+        if len(nodes) != seen:
+            seen, since = len(nodes), clock()
+        if seen >= max(enough, 1) and clock() - since >= SETTLED_SECONDS:
+            return nodes
+        if clock() >= end:
+            raise StateError(f"{seen} nodes are connected after {seconds:.0f} s, expected at least {max(enough, 1)}")
+        sleep(min(0.2, seconds))
+
+
+class _Known:
+    """A grid whose phones are those that the run began with, also after a restart."""
+
+    def __init__(self, grid: Grid, nodes: list[int]) -> None:
+        self._grid, self._nodes = grid, nodes
+
+    def get_node_ids(self) -> Iterable[int]:
+        return self._nodes
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._grid, name)
+
+
+def run_digest(settings: Settings, base: BaseModel) -> str:
+    """SHA-256 (hex) of the run: its name, configuration and network. Phones answer a repeated question alike."""
+    return hashlib.sha256(f"{settings.name}/{settings.config.digest}/{base.groups.digest}".encode()).hexdigest()
+
+
+def serve(settings: Settings, grid: Grid) -> Flow:
+    """All rounds over the connected phones, a snapshot after each phase."""
+    config, folder = settings.config, settings.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    data = load(settings.reference)
+    _, height, width, channels = data.x.shape
+    base = BaseModel.load(settings.weights, config.model.name, (channels, height, width))
+    part = split(data)["reference"]
+    digest = run_digest(settings, base)
+    journal = Journal(settings.state, digest)
+
+    def connected() -> Result:
+        return {"nodes": wait_for_nodes(grid, settings.nodes, config.rounds.deadline)}, {}
+
+    def log(phase: str, done: int, total: int) -> None:
+        if done in (1, total):
+            logger.info("%s %d of %d", phase, done, total)
+
+    def note(status: str) -> None:
+        now = snapshot_of(flow, journal, digest, len(nodes), settings.weights.stat().st_size, status)
+        marks = tuple(mark for mark in now.marks if mark != "seeded noise")  # that is a simulation's
+        snapshot.write(folder / snapshot.FILE, now.model_copy(update={"simulated": False, "marks": marks}))
+
+    try:
+        nodes = [int(node) for node in journal.phase(0, "nodes", connected)[0]["nodes"]]
+        logger.info("%d phones, run %s", len(nodes), digest[:12])
+        flow = Flow(
+            config,
+            cast(Grid, _Known(grid, nodes)),
+            base,
+            Reference(data.x[part], data.y[part]),
+            journal,
+            folder / "pictures",
+            Courier(grid, digest, config.rounds, lambda done, asked: log("messages", done, asked)),
+            log,
+            lambda round, name: note("running"),
+        )
+        status = "failed"
+        try:
+            flow.run()
+            status = "ended"
+        finally:
+            note(status)
+    finally:
+        journal.close()
+    return flow
+
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Every round of the configured run."""
+    try:
+        flow = serve(Settings.of(context.run_config), grid)
+    except FedcaptorError as error:
+        logger.error("%s", error)
+        raise
+    logger.info("%d rounds ended, %d clusters", len(flow.published), len(flow.published[-1].plans))
