@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from rich.table import Table
 
 from common.config import Config, load_config
 from common.errors import StateError
-from simulations.runner import simulate
+from simulations.runner import remove_run, simulate
 
 STEPS = {
     "messages": "phones answer",
@@ -57,15 +56,6 @@ def run_scenario(
     from simulations.ray_engine import simulate_ray
 
     return simulate_ray(scenario, overrides, out, config.population.phones)
-
-
-def remove_run(directory: Path) -> None:
-    """Delete an earlier run; refuses a folder that holds something else."""
-    if not directory.exists():
-        return
-    if any(directory.iterdir()) and not (directory / "config.json").exists():
-        raise StateError(f"{directory} holds no run: choose another --out, or empty it yourself")
-    shutil.rmtree(directory)
 
 
 def read_summary(directory: Path) -> dict[str, Any]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import threading
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -74,11 +76,23 @@ def load_base(weights: Path, name: str, input_shape: tuple[int, int, int]) -> Ba
     return BaseModel.load(weights, name, input_shape)
 
 
+_thread = threading.local()
+
+
+def _of_this_thread(base: BaseModel) -> BaseModel:
+    """The same base model with a network of the calling thread's own: hooks live on it, phones answer side by side."""
+    if getattr(_thread, "origin", None) is not base:
+        torch.set_num_threads(1)  # holds for the calling thread
+        _thread.origin, _thread.own = base, replace(base, module=base.rebuild(base.state))
+    own: BaseModel = _thread.own
+    return own
+
+
 def simulated_phone(directory: Path, config: Config, base: BaseModel, number: int) -> Phone:
     """Phone `number` (`partition-id`) of a simulated population in `directory`."""
     feed = MappedFeed(directory / "population", number)
     folder = directory / "phones" / f"{number:06d}"
-    return Phone(folder, base, feed, config, seed=(config.run.seed, number), durable=False)
+    return Phone(folder, _of_this_thread(base), feed, config, seed=(config.run.seed, number), durable=False)
 
 
 def device_phone(context: Context) -> Phone:

@@ -14,13 +14,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from client.usage import PhoneFile
+from client.storage import OnPhoneFile, PhoneFile
 from common.errors import ConfigError, PrivacyError
 from common.privacy.accounting import sum_zcdp, to_epsilon
 from common.privacy.sums import SumSpec
@@ -78,7 +76,7 @@ def _checksum(at: float, request: str, spec: str, kind: str, rho: float) -> int:
     return zlib.crc32(repr((at, request, spec, kind, rho)).encode())
 
 
-class Ledger:
+class Ledger(OnPhoneFile):
     """Charges and answers of one phone in `path` (the usage log may share the file).
 
     Answers are given while ε at `delta` over the last `period_days`, the new answer included, is at most
@@ -187,18 +185,6 @@ class Ledger:
                 if name not in _KEPT_ON_ERASE:
                     quoted = name.replace('"', '""')
                     connection.execute(f'DELETE FROM "{quoted}"')
-
-    def close(self) -> None:
-        """Give the file back."""
-        self._file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _store(self, spec: SumSpec, request: str, kind: str, blob: bytes) -> bytes:
         with self._file.transaction() as connection:

@@ -96,27 +96,34 @@ def personalise(
         seed=seed,
         rows=config.personal.rows,
     )
-    best, agreement, kind = None, 0.0, "full"
-    at_cluster = 0.0
+    kind, at_cluster = "personal", 0.0
+    best, agreement = _smallest_good(evidence, judge, config)
     if start is not None:
-        best = evidence.merged(_with_classes(start, own, base))
-        at_cluster = agreement = judge.agreement(best)
-        kind = "cluster" if 1 - agreement <= 2 * config.personal.tolerance else "full"
-    for ratio in sorted(config.personal.ladder) if config.personal.enabled else ():
+        of_cluster = evidence.merged(_with_classes(start, own, base))
+        at_cluster = judge.agreement(of_cluster)
+        if best is None and 1 - at_cluster <= 2 * config.personal.tolerance:
+            kind, best, agreement = "cluster", of_cluster, at_cluster
+    if best is None:
+        return _kept_full(own, cluster, at_cluster)
+    threshold, escalated = _threshold(best, check[trusted], config)
+    return Personalised(kind, own, best, agreement, at_cluster, threshold, escalated, cluster)
+
+
+def _smallest_good(evidence: Evidence, judge: _Judge, config: Config) -> tuple[Submodel | None, float]:
+    """The smallest rung of the ladder that agrees well enough, and its agreement; the largest may disagree twice as
+    much.
+    """
+    settings = config.personal
+    for ratio in sorted(settings.ladder) if settings.enabled else ():
         try:
             candidate = evidence.submodel(Budget(ratio, config.planner.multiple))
         except PlanError:  # the smallest model of these classes is larger: try the next rung
             continue
+        allowed = settings.tolerance * (2 if ratio == max(settings.ladder) else 1)
         reached = judge.agreement(candidate)
-        if 1 - reached <= config.personal.tolerance or (
-            ratio == max(config.personal.ladder) and 1 - reached <= 2 * config.personal.tolerance
-        ):
-            best, agreement, kind = candidate, reached, "personal"
-            break
-    if best is None or kind == "full":
-        return _kept_full(own, cluster, at_cluster)
-    threshold, escalated = _threshold(best, check[trusted], config)
-    return Personalised(kind, own, best, agreement, at_cluster, threshold, escalated, cluster)
+        if 1 - reached <= allowed:
+            return candidate, reached
+    return None, 0.0
 
 
 def _inside(full: Scores, counts: npt.NDArray[np.float64], own: Indices) -> npt.NDArray[np.bool_]:

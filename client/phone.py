@@ -20,6 +20,7 @@ from common import statistics
 from common.config import Config
 from common.distances import class_shares
 from common.errors import PlanError, PrivacyError, StateError, WireError
+from common.files import replacing
 from common.groups import ChannelGroups
 from common.messages import DeliverRequest, SumRequest
 from common.plan import Plan
@@ -77,12 +78,12 @@ class Phone:
         offer = read_offer(request, tensors, self.base)
         if request.mode == "choose":
             return statistics.nearest(self._usage(request.round), offer.centroids)
-        usage = self._usage(request.round)
+        self._usage(request.round)
         outcome = self.folder / OUTCOME_FILE
         with self._log() as log:
             settled = outcome.exists() and log.drift() < self.config.usage.drift
             counts = log.counts()
-        if settled or (counts.sum() == 0 and usage.sum() == 0):
+        if settled or counts.sum() == 0:
             return None
         result = personalise(
             self.base,
@@ -120,9 +121,8 @@ class Phone:
                 "parameters": result.submodel.parameters_ratio(),
                 "plan": result.submodel.plan.to_json(),
             }
-        temporary = self.folder / f".{OUTCOME_FILE}.tmp"
-        temporary.write_text(json.dumps(note))
-        temporary.replace(self.folder / OUTCOME_FILE)
+        with replacing(self.folder / OUTCOME_FILE) as temporary:
+            temporary.write_text(json.dumps(note))
 
     def _check_promises(self, noise_multiplier: float, min_cohort: int, small_cohorts: bool) -> None:
         """What this phone was configured to insist on, whatever the server asks."""

@@ -208,10 +208,11 @@ class Config(Section):
         """SHA-256 (hex) of all values."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
-    @property
-    def marks(self) -> list[str]:
+    def marks(self, simulated: bool) -> list[str]:
         """What every output of the run must say of it."""
-        marks = ["sums not encrypted", "seeded noise"]
+        marks = ["sums not encrypted"]
+        if simulated:
+            marks.append("seeded noise")
         if not self.privacy.noise:
             marks.append("noise off")
         if self.testing.small_cohorts:

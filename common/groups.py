@@ -140,6 +140,14 @@ class ChannelGroups:
         """Number of stored values (weights, biases, batch-norm statistics; counters excluded)."""
         return sum(math.prod(s) for s in self.shapes(kept or {}).values() if s)
 
+    def macs_ratio(self, kept: Mapping[str, int]) -> float:
+        """MACs of `kept` over those of the full model."""
+        return self.macs(kept) / self.macs()
+
+    def parameters_ratio(self, kept: Mapping[str, int]) -> float:
+        """Stored values of `kept` over those of the full model."""
+        return self.parameters(kept) / self.parameters()
+
     def to_json(self) -> str:
         return json.dumps(asdict(self), separators=(",", ":"), sort_keys=True)
 

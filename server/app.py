@@ -21,11 +21,10 @@ from common.data.source import load
 from common.data.splits import split
 from common.errors import ConfigError, FedcaptorError, StateError
 from common.torch_engine.base import BaseModel
-from server import snapshot
 from server.collect import Courier
 from server.flow import Flow
 from server.journal import Journal, Result
-from server.monitor import snapshot_of
+from server.monitor import Monitor
 from server.planning import Reference
 
 logger = logging.getLogger("flwr")  # Flower forwards this one to `flwr run --stream`
@@ -125,11 +124,7 @@ def serve(settings: Settings, grid: Grid) -> Flow:
         if done in (1, total):
             logger.info("%s %d of %d", phase, done, total)
 
-    def note(status: str) -> None:
-        now = snapshot_of(flow, journal, digest, len(nodes), settings.weights.stat().st_size, status)
-        marks = tuple(mark for mark in now.marks if mark != "seeded noise")  # that is a simulation's
-        snapshot.write(folder / snapshot.FILE, now.model_copy(update={"simulated": False, "marks": marks}))
-
+    monitor = Monitor(folder, digest, settings.weights.stat().st_size, simulated=False)
     try:
         nodes = [int(node) for node in journal.phase(0, "nodes", connected)[0]["nodes"]]
         logger.info("%d phones, run %s", len(nodes), digest[:12])
@@ -142,14 +137,9 @@ def serve(settings: Settings, grid: Grid) -> Flow:
             folder / "pictures",
             Courier(grid, digest, config.rounds, lambda done, asked: log("messages", done, asked)),
             log,
-            lambda round, name: note("running"),
+            monitor.running,
         )
-        status = "failed"
-        try:
-            flow.run()
-            status = "ended"
-        finally:
-            note(status)
+        monitor.follow(flow)
     finally:
         journal.close()
     return flow

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -131,8 +131,3 @@ class SumBudget:
             fits = epsilon(specs(middle), privacy.delta, privacy.dishonest) <= privacy.epsilon
             low, high = (low, middle) if fits else (middle, high)
         return {kind: high * factor for kind, factor in relative.items()}
-
-
-def with_length(spec: SumSpec, length: int) -> SumSpec:
-    """The same sum over another number of entries."""
-    return replace(spec, length=length)

@@ -102,10 +102,7 @@ class Courier:
         return hashlib.sha256("/".join((self.run, *parts)).encode()).hexdigest()
 
     def _request(self, digest: str, tensors: Tensors) -> str:
-        inside = hashlib.sha256()
-        for name in sorted(tensors):
-            inside.update(name.encode() + tensors[name].tobytes())
-        return self.request_id(digest, inside.hexdigest())
+        return self.request_id(digest, digest_of(tensors))
 
     def _exchange(
         self,
@@ -166,6 +163,14 @@ class Courier:
                 return
             if not came:
                 self.sleep(min(self.rounds.poll, max(end - self.clock(), 0.0)))
+
+
+def digest_of(tensors: Tensors) -> str:
+    """SHA-256 (hex) of named tensors."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode() + tensors[name].tobytes())
+    return digest.hexdigest()
 
 
 def size_of(content: RecordDict) -> int:

@@ -5,7 +5,6 @@ Every phase is memoised in the journal, so a restarted server replays what is fi
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,10 +26,10 @@ from common.torch_engine.forward import normalise as to_input
 from common.torch_engine.scores import taylor_scores
 from server import clusters
 from server.budget import Step, SumBudget, steps
-from server.collect import Courier, Tally
+from server.collect import Courier, Tally, digest_of
 from server.filter_clusters import filter_clusters
 from server.journal import Journal, Result
-from server.planning import ClusterPlan, Reference, canonical, plan_cluster
+from server.planning import ClusterPlan, Reference, plan_cluster
 from server.visualise import Visualisation, visualise
 
 Floats = npt.NDArray[np.float64]
@@ -52,8 +51,8 @@ class Published:
 
 
 class Flow:
-    """One run. `folder`: for pictures in progress. `on_progress(phase, done, total)`; `on_phase(round, phase)` after
-    each phase. `reference`: the server's own images.
+    """One run. `folder`: for pictures in progress. `on_progress(phase, done, total)`; `on_phase(self)` after each
+    phase. `reference`: the server's own images.
     """
 
     def __init__(
@@ -66,7 +65,7 @@ class Flow:
         folder: Path,
         courier: Courier,
         on_progress: OnProgress = lambda phase, done, total: None,
-        on_phase: Callable[[int, str], None] = lambda round, phase: None,
+        on_phase: Callable[[Flow], None] = lambda flow: None,
     ) -> None:
         if config.delivery.mode != "plan":
             raise ConfigError(f"delivery.mode is {config.delivery.mode!r}, plans alone are sent so far: use plan")
@@ -93,7 +92,7 @@ class Flow:
             delivered = self._deliver(round, centroids, cluster_plans, states, preference)
             fleet = self._outcome(next(s for s in plan if s.kind == "outcome"), centroids)
             self.published.append(Published(round, centroids, counts, cluster_plans, states, why, fleet, delivered))
-            self._on_phase(round, "end")
+            self._on_phase(self)
         return self.published
 
     @property
@@ -104,11 +103,9 @@ class Flow:
     def _phase(self, round: int, name: str, compute: Callable[[], Result]) -> Result:
         result = self.journal.phase(round, name, compute)
         seconds = self.journal.seconds()[round, name]
-        tally = result[0].get(
-            "tally", {"asked": 0, "replies": 0, "dropped": 0, "refused": {}, "bytes_down": 0, "bytes_up": 0}
-        )
+        tally = result[0].get("tally", Tally().as_dict())
         self.phases.append({"round": round, "phase": name, "seconds": seconds, **tally})
-        self._on_phase(round, name)
+        self._on_phase(self)
         return result
 
     def _sum(self, step: Step, tensors: dict[str, npt.NDArray[Any]], blocks: int) -> Floats:
@@ -126,8 +123,7 @@ class Flow:
 
     def _refuse(self, round: int, name: str, tally: Tally) -> None:
         for reason, count in tally.refused.items():
-            for _ in range(count):
-                self.journal.refuse(round, name, reason)
+            self.journal.refuse(round, name, reason, count)
 
     def _cohort(self, spec: SumSpec) -> list[int]:
         """The phones asked: all, or a sample drawn by the sum's digest, the same after a restart."""
@@ -228,7 +224,7 @@ class Flow:
         for k in range(len(centroids)):
             prefix = f"{k}/state/"
             states.append({n.removeprefix(prefix): t for n, t in stored.items() if n.startswith(prefix)})
-        return [canonical(plan, groups) for plan in plans], outcome["why"], states
+        return plans, outcome["why"], states
 
     def _deliver(
         self,
@@ -262,7 +258,7 @@ class Flow:
             tensors["preference"] = preference.astype(np.float32)
         for k, plan in enumerate(plans):
             tensors[f"plan.{k}"] = statistics.pack_plan(dict(plan.kept), self.base.groups)
-        digest = hashlib.sha256(b"".join(tensors[name].tobytes() for name in sorted(tensors))).hexdigest()
+        digest = digest_of(tensors)
         request = DeliverRequest(
             run=self._courier.run,
             round=round,

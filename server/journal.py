@@ -150,9 +150,9 @@ class Journal:
             row = connection.execute(query).one_or_none()
         return None if row is None else _decode(row)
 
-    def refuse(self, round: int, name: str, reason: str) -> None:
-        """Count a refused reply of the phase in flight; stored with the phase. Unknown reasons count as malformed."""
-        self._pending[(round, name, reason if reason in REASONS else "malformed")] += 1
+    def refuse(self, round: int, name: str, reason: str, count: int = 1) -> None:
+        """Count refused replies of the phase in flight; stored with the phase. Unknown reasons count as malformed."""
+        self._pending[(round, name, reason if reason in REASONS else "malformed")] += count
 
     def refused(self, round: int | None = None) -> dict[str, int]:
         """Stored refusals by reason, of one round or of all."""

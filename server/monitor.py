@@ -3,33 +3,62 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from common import statistics
+from server import snapshot
 from server.flow import Flow
-from server.journal import Journal
 from server.snapshot import Cluster, Fleet, Rounds, RoundSeconds, Snapshot
 
 Status = Literal["running", "ended", "failed"]
 
 
-def snapshot_of(flow: Flow, journal: Journal, run: str, phones: int, weights_bytes: int, status: str) -> Snapshot:
+@dataclass(frozen=True)
+class Monitor:
+    """Keeps the snapshot in `folder` true to a run. `weights_bytes`: size of the full model's file."""
+
+    folder: Path
+    run: str
+    weights_bytes: int
+    simulated: bool
+
+    def running(self, flow: Flow) -> None:
+        """After each phase."""
+        self._write(flow, "running")
+
+    def follow(self, flow: Flow) -> None:
+        """Run `flow` to its end, and say how it ended."""
+        status: Status = "failed"
+        try:
+            flow.run()
+            status = "ended"
+        finally:
+            self._write(flow, status)
+
+    def _write(self, flow: Flow, status: Status) -> None:
+        now = snapshot_of(flow, self.run, self.weights_bytes, status, self.simulated)
+        snapshot.write(self.folder / snapshot.FILE, now)
+
+
+def snapshot_of(flow: Flow, run: str, weights_bytes: int, status: Status, simulated: bool) -> Snapshot:
     """The state of `flow` now. Agreement with the full model stands for accuracy: the fleet has no labels."""
     published = flow.published[-1] if flow.published else None
     seconds: dict[int, float] = {}
-    for (round, _), spent in journal.seconds().items():
+    for (round, _), spent in flow.journal.seconds().items():
         seconds[round] = seconds.get(round, 0.0) + spent
     finished = [seconds[p.round] for p in flow.published if p.round in seconds]
     replies = {name: sum(int(p[name]) for p in flow.phases) for name in ("replies", "dropped")}
-    refused = journal.refused()
+    refused = flow.journal.refused()
     return Snapshot(
         run=run,
-        status=_status(status),
+        status=status,
         updated=time.time(),
         round=published.round if published else 0,
-        phones=phones,
+        phones=len(flow.nodes),
         fleet=_fleet(flow, weights_bytes),
         clusters=tuple(_clusters(flow, weights_bytes)),
         rounds=Rounds(finished=len(flow.published), failed=int(status == "failed")),
@@ -38,13 +67,9 @@ def snapshot_of(flow: Flow, journal: Journal, run: str, phones: int, weights_byt
         refused=refused,
         epsilon=flow.epsilon,
         delta=flow.config.privacy.delta,
-        simulated=True,
-        marks=tuple(flow.config.marks),
+        simulated=simulated,
+        marks=tuple(flow.config.marks(simulated)),
     )
-
-
-def _status(text: str) -> Status:
-    return "ended" if text == "ended" else "failed" if text == "failed" else "running"
 
 
 def _means(total: Any) -> dict[str, float] | None:
@@ -81,8 +106,8 @@ def _clusters(flow: Flow, weights_bytes: int) -> list[Cluster]:
         Cluster(
             cluster=str(k),
             phones=float(last.counts[k]),
-            macs_ratio=groups.macs(plan.counts()) / groups.macs(),
-            parameters_ratio=groups.parameters(plan.counts()) / groups.parameters(),
+            macs_ratio=groups.macs_ratio(plan.counts()),
+            parameters_ratio=groups.parameters_ratio(plan.counts()),
             download_ratio=last.delivered_bytes / weights_bytes,
         )
         for k, plan in enumerate(last.plans)

@@ -9,10 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from common.config import Planner
-from common.groups import ChannelGroups
 from common.plan import Indices, Plan
 from common.planner import Budget, explain
-from common.statistics import pack_plan, unpack_plan
 from common.torch_engine.base import BaseModel, Submodel
 from common.torch_engine.forward import Images
 from common.torch_engine.prune import Evidence
@@ -76,8 +74,3 @@ def plan_cluster(
     evidence = Evidence.gather(base, classes, images, importance=factors, seed=seed)
     submodel = evidence.submodel(Budget(settings.macs, settings.multiple))
     return ClusterPlan(submodel, explain(base.groups, evidence.curves, submodel.plan, settings.multiple))
-
-
-def canonical(plan: Plan, groups: ChannelGroups) -> Plan:
-    """The plan as phones unpack it: every group named."""
-    return Plan.of(groups, unpack_plan(pack_plan(dict(plan.kept), groups), groups))

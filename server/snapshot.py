@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import threading
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -16,6 +15,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from common.errors import StateError
+from common.files import replacing
 from common.messages import Digest
 
 FILE = "snapshot.json"
@@ -132,19 +132,13 @@ class Snapshot(_Part):
 
 def write(path: Path, snapshot: Snapshot) -> None:
     """Replace the file at `path` in one step. A failure is logged: monitoring never stops a run."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
-        with temporary.open("wb") as file:
+        with replacing(path) as temporary, temporary.open("wb") as file:
             file.write(snapshot.model_dump_json().encode())
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
     except (OSError, ValueError) as error:
         logger.warning("the snapshot %s cannot be written (%s); the run goes on without it", path, error)
-        try:
-            temporary.unlink(missing_ok=True)
-        except OSError:
-            logger.debug("%s stays behind", temporary)
 
 
 def read(path: Path) -> Snapshot:

@@ -8,7 +8,6 @@ where the network reads it, and is kept smooth by total variation, small shifts 
 import hashlib
 import json
 import math
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from torch import nn
 
+from common.files import replacing
 from common.groups import Group
 from common.torch_engine.base import BaseModel
 from common.torch_engine.evidence import hooks
@@ -255,12 +255,8 @@ def _store(path: Path, key: str, group: Group, found: Pictures) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     metadata = {"key": key, "group": group.name, "checksum": _checksum(found)}
     data = safetensors.numpy.save({"pictures": found.pictures, "profile": found.profile}, metadata)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(path) as temporary:
         temporary.write_bytes(data)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _load(path: Path, key: str, group: Group, base: BaseModel) -> Pictures | None:

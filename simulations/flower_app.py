@@ -9,17 +9,13 @@ from __future__ import annotations
 import json
 import logging
 import shlex
-import shutil
-import threading
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
@@ -27,12 +23,12 @@ from client.app import load_base, make_app, simulated_phone
 from client.phone import Phone
 from common.assets import asset, checkout
 from common.config import Config, load_config, parse
-from common.errors import ConfigError, StateError
+from common.errors import ConfigError
 from common.torch_engine.base import BaseModel
 from server.app import wait_for_nodes
 from server.flow import Flow, OnProgress
 from server.journal import Journal
-from simulations.runner import World, serve, simulate, weights_of
+from simulations.runner import World, remove_run, serve, simulate, weights_of
 
 logger = logging.getLogger("flwr")  # Flower forwards this one to `flwr run --stream`
 
@@ -81,13 +77,6 @@ def _logged() -> OnProgress:
     return on_progress
 
 
-def _remove_last(out: Path) -> None:
-    if out.exists() and any(out.iterdir()):
-        if not (out / "config.json").exists():
-            raise StateError(f"{out} holds no run: empty it yourself, or name another folder with out")
-        shutil.rmtree(out)
-
-
 server_app = ServerApp()
 
 
@@ -98,7 +87,7 @@ def main(grid: Grid, context: Context) -> None:
     nodes = len(wait_for_nodes(grid, int(context.run_config.get("nodes", 0)), NODES_SECONDS))
     config = config_of(context.run_config, nodes)
     if not context.run_config.get("out"):
-        _remove_last(out)  # the default folder holds the last run alone; a named one is resumed
+        remove_run(out)  # the default folder holds the last run alone; a named one is resumed
     logger.info("%d phones, results go to %s", nodes, out)
     on_progress = _logged()
 
@@ -126,17 +115,11 @@ def _world(out: Path, run: int) -> tuple[Config, BaseModel]:
     return config, load_base(weights_of(config), config.model.name, (channels, height, width))
 
 
-_own = threading.local()
-
-
 def phone_of(context: Context) -> Phone:
-    """The phone of a virtual node; threads have a network each, since hooks live on it."""
+    """The phone of a virtual node."""
     out = out_of(context.run_config)
     config, base = _world(out, context.run_id)
-    if getattr(_own, "origin", None) is not base:
-        torch.set_num_threads(1)  # holds for the calling thread
-        _own.origin, _own.base = base, replace(base, module=base.rebuild(base.state))
-    return simulated_phone(out, config, _own.base, int(context.node_config["partition-id"]))
+    return simulated_phone(out, config, base, int(context.node_config["partition-id"]))
 
 
 client_app = make_app(phone_of)

@@ -11,7 +11,6 @@ import hashlib
 import html
 import io
 import math
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from safetensors import SafetensorError
 
 from common.assets import asset
 from common.errors import StateError
+from common.files import replacing
 
 SUMMARY, DETAILS, ATLAS, REPORT = "summary.json", "details.json", "atlas.safetensors", "report.html"
 
@@ -280,10 +280,9 @@ def write_report(directory: Path) -> Path:
         plotly=Markup(plotly),
     )
     path = directory / REPORT
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(page, encoding="utf-8", newline="\n")
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            temporary.write_text(page, encoding="utf-8", newline="\n")
     except OSError as error:
         raise StateError(f"{path} cannot be written ({error.strerror}); check the disk and the permissions") from error
     return path

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import resource
-import threading
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -26,12 +26,12 @@ from common.config import Config
 from common.data.source import Dataset, load
 from common.data.splits import split
 from common.errors import ConfigError, StateError
+from common.files import replacing
 from common.torch_engine.base import BaseModel, Submodel
-from server import snapshot
 from server.collect import Courier
 from server.flow import Flow, OnProgress
 from server.journal import Journal
-from server.monitor import snapshot_of
+from server.monitor import Monitor
 from server.planning import Reference
 from simulations.local_grid import Faults, LocalGrid, VirtualClock
 from simulations.oracle import Oracle
@@ -103,13 +103,10 @@ def build_world(config: Config, directory: Path) -> World:
 
 def local_grid(world: World, clock: VirtualClock) -> LocalGrid:
     """All phones in this process; a phone exists while it answers."""
-    own = threading.local()  # hooks live on a network, so phones that answer side by side need one each
 
     def phone_of(context: Context) -> Phone:
-        if not hasattr(own, "base"):
-            torch.set_num_threads(1)  # holds for the calling thread
-            own.base = replace(world.base, module=world.base.rebuild(world.base.state))
-        return simulated_phone(world.directory, world.config, own.base, int(context.node_config["partition-id"]))
+        number = int(context.node_config["partition-id"])
+        return simulated_phone(world.directory, world.config, world.base, number)
 
     faults = world.config.faults
     return LocalGrid(
@@ -120,6 +117,15 @@ def local_grid(world: World, clock: VirtualClock) -> LocalGrid:
         sleep=clock.sleep,
         workers=WORKERS,
     )
+
+
+def remove_run(directory: Path) -> None:
+    """Delete an earlier run; refuses a folder that holds something else."""
+    if not directory.exists():
+        return
+    if any(directory.iterdir()) and not (directory / "config.json").exists():
+        raise StateError(f"{directory} holds no run: choose another folder, or empty it yourself")
+    shutil.rmtree(directory)
 
 
 def run_digest(config: Config, base: BaseModel, phones: int) -> str:
@@ -135,21 +141,19 @@ def serve(world: World, grid: Grid, on_progress: OnProgress, clock: VirtualClock
     if clock is not None:
         courier = replace(courier, sleep=clock.sleep, clock=clock.time)
 
-    def note(round: int, name: str) -> None:
-        path = world.directory / snapshot.FILE
-        snapshot.write(path, snapshot_of(flow, journal, digest, world.phones, world.weights_bytes, "running"))
-
-    pictures = world.directory / "pictures"
-    flow = Flow(world.config, grid, world.base, world.reference, journal, pictures, courier, on_progress, note)
-    status = "failed"
-    try:
-        flow.run()
-        status = "ended"
-    finally:
-        snapshot.write(
-            world.directory / snapshot.FILE,
-            snapshot_of(flow, journal, digest, world.phones, world.weights_bytes, status),
-        )
+    monitor = Monitor(world.directory, digest, world.weights_bytes, simulated=True)
+    flow = Flow(
+        world.config,
+        grid,
+        world.base,
+        world.reference,
+        journal,
+        world.directory / "pictures",
+        courier,
+        on_progress,
+        monitor.running,
+    )
+    monitor.follow(flow)
     return flow, journal
 
 
@@ -198,6 +202,5 @@ def conclude(world: World, flow: Flow, journal: Journal, start: float, on_progre
 
 
 def _write_json(path: Path, value: Any) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(value, indent=1, allow_nan=False))
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1, allow_nan=False))

@@ -1,4 +1,4 @@
-"""`summary.json` and `details.json` of a simulation; their keys are documented in docs/summary.md."""
+"""`summary.json` and `details.json` of a simulation."""
 
 from __future__ import annotations
 
@@ -70,23 +70,15 @@ def summary_of(
         },
         "faults": {"dropped": sum(int(p["dropped"]) for p in flow.phases), "refused": sum(refused.values()), **refused},
         "peak_rss_bytes": peak_rss_bytes,
-        "marks": world.config.marks,
+        "marks": world.config.marks(simulated=True),
     }
 
 
 def details_of(world: World, flow: Flow, figures: list[PhoneFigures]) -> dict[str, Any]:
     """What the report draws: per-phone figures without identity, clusters, phases, sums."""
     last, groups = flow.published[-1], world.base.groups
-    names = {
-        "accuracy_full": "accuracy_full",
-        "accuracy_full_limited": "accuracy_full_limited",
-        "accuracy": "accuracy",
-        "macs_ratio": "macs_ratio",
-        "effective_macs_ratio": "effective_macs_ratio",
-        "classes": "classes",
-        "download_bytes": "stored_bytes",
-    }
-    phones: dict[str, list[Any]] = {key: [_number(getattr(f, name)) for f in figures] for key, name in names.items()}
+    names = ("accuracy_full", "accuracy_full_limited", "accuracy", "macs_ratio", "effective_macs_ratio", "classes")
+    phones: dict[str, list[Any]] = {name: [_number(getattr(f, name)) for f in figures] for name in names}
     phones["download_bytes"] = [last.delivered_bytes] * len(figures)
     return {
         "class_names": list(world.data.names),
@@ -97,8 +89,8 @@ def details_of(world: World, flow: Flow, figures: list[PhoneFigures]) -> dict[st
                 "phones": float(last.counts[k]),
                 "centroid": last.centroids[k].tolist(),
                 "classes": plan.classes(groups).tolist(),
-                "macs_ratio": groups.macs(plan.counts()) / groups.macs(),
-                "parameters_ratio": groups.parameters(plan.counts()) / groups.parameters(),
+                "macs_ratio": groups.macs_ratio(plan.counts()),
+                "parameters_ratio": groups.parameters_ratio(plan.counts()),
                 "layers": last.why[k],
             }
             for k, plan in enumerate(last.plans)

@@ -76,10 +76,10 @@ class Submodel:
         return logits(self.module, normalise(images, self.base.mean, self.base.std))
 
     def macs_ratio(self) -> float:
-        return self.base.groups.macs(self.plan.counts()) / self.base.groups.macs()
+        return self.base.groups.macs_ratio(self.plan.counts())
 
     def parameters_ratio(self) -> float:
-        return self.base.groups.parameters(self.plan.counts()) / self.base.groups.parameters()
+        return self.base.groups.parameters_ratio(self.plan.counts())
 
 
 def _output_size(state: State, weights: Path) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from safetensors.numpy import save_file
 from torch import nn
 
 from common.errors import ModelError
+from common.files import replacing
 from common.groups import State
 
 _ORDER = "fedcaptor.tensors"  # metadata key: the file format sorts tensors, the network's order is kept here
@@ -47,13 +47,9 @@ def save_state(path: Path, state: State, metadata: dict[str, str]) -> None:
     A tensor with values beyond half precision (a large variance) is written in single precision.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        arrays = {name: _narrow(np.asarray(array)) for name, array in state.items()}
+    arrays = {name: _narrow(np.asarray(array)) for name, array in state.items()}
+    with replacing(path) as temporary:
         save_file(arrays, temporary, {**metadata, _ORDER: json.dumps(list(state))})
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def network(module: nn.Module, state: State) -> nn.Module:

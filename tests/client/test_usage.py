@@ -274,7 +274,7 @@ def test_an_exit_before_the_commit_leaves_the_old_weights(path):
 
 
 def test_a_locked_file_is_said_to_be_held(path, monkeypatch):
-    monkeypatch.setattr("client.usage._WAIT_SECONDS", 0.01)
+    monkeypatch.setattr("client.storage._WAIT_SECONDS", 0.01)
     log = opened(path)
     other = sqlite3.connect(path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")

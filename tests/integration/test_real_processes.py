@@ -147,8 +147,10 @@ class Fleet:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-        for process in self.left():
+        stragglers = self.left()
+        for process in stragglers:
             process.kill()
+        psutil.wait_procs(stragglers, timeout=10)
 
     def left(self):
         found = []

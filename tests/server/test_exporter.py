@@ -198,6 +198,7 @@ def test_readers_never_see_a_half_written_snapshot(tmp_path):
     while not done.is_set():
         read(path)
     writer.join()
+    assert read(path).round == 149
 
 
 def test_a_kill_before_the_replacement_leaves_the_old_snapshot(tmp_path, monkeypatch, caplog):
