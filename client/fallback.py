@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +16,7 @@ from common.torch_engine.forward import Images, logits, normalise
 Floats = npt.NDArray[np.float64]
 
 
-def out_of_set_score(scores: npt.NDArray[np.float32], kind: str) -> Floats:
+def out_of_set_score(scores: npt.NDArray[Any], kind: str) -> Floats:
     """How sure the submodel is that the image is of its classes [N]: logsumexp of logits (Liu et al. 2020), or the
     largest softmax probability (Hendrycks & Gimpel 2017).
     """
@@ -23,13 +24,6 @@ def out_of_set_score(scores: npt.NDArray[np.float32], kind: str) -> Floats:
     top = z.max(1)
     energy = top + np.log(np.exp(z - top[:, None]).sum(1))
     return np.asarray(energy if kind == "energy" else np.exp(top - energy))
-
-
-def escalation_prior(own: Indices, classes: int, inside: float) -> Floats:
-    """Log prior [C] of an escalated image, which is of the owner's classes with probability `inside`."""
-    prior = np.full(classes, (1 - inside) / max(classes - len(own), 1))
-    prior[own] = inside / len(own)
-    return np.asarray(np.log(prior))
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,17 +35,31 @@ class Answers:
     scores: Floats
 
 
-def answer(base: BaseModel, submodel: Submodel | None, threshold: float, settings: Fallback, images: Images) -> Answers:
-    """Answers for uint8 images [N, H, W, C]; the full model runs on those alone that score below `threshold`."""
+def answer(
+    base: BaseModel,
+    submodel: Submodel | None,
+    prior: Floats,
+    threshold: float,
+    settings: Fallback,
+    images: Images,
+) -> Answers:
+    """Answers for uint8 images [N, H, W, C]; the full model runs on those alone that score below `threshold`.
+
+    `prior` [C]: see `Owner.prior`.
+    """
     if len(images) == 0:
         return Answers(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=bool), np.zeros(0))
     if submodel is None:
-        full = logits(base.module, normalise(images, base.mean, base.std))
-        return Answers(full.argmax(1), np.zeros(len(images), dtype=bool), np.zeros(len(images)))
-    z = submodel.scores(images)
+        labels = _by_full_model(base, prior, images)
+        return Answers(labels, np.zeros(len(images), dtype=bool), np.zeros(len(images)))
+    z = submodel.scores(images) + np.log(prior[submodel.classes])
     scores = out_of_set_score(z, settings.score)
     labels, escalated = submodel.classes[z.argmax(1)], scores < threshold
     if escalated.any():
-        full = logits(base.module, normalise(images[escalated], base.mean, base.std))
-        labels[escalated] = (full + escalation_prior(submodel.classes, full.shape[1], settings.own_prior)).argmax(1)
+        labels[escalated] = _by_full_model(base, prior, images[escalated])
     return Answers(labels, escalated, scores)
+
+
+def _by_full_model(base: BaseModel, prior: Floats, images: Images) -> Indices:
+    full = logits(base.module, normalise(images, base.mean, base.std))
+    return np.asarray((full + np.log(prior)).argmax(1))

@@ -10,19 +10,18 @@ import numpy as np
 import numpy.typing as npt
 
 from client.fallback import out_of_set_score
-from common.config import Config
-from common.distances import class_shares
-from common.distances import normalise as distribution
+from client.owner import Owner
+from common.config import Config, Fallback
 from common.errors import PlanError
 from common.plan import Indices, Plan
 from common.planner import Budget
 from common.preference import importance
-from common.statistics import nearest
 from common.torch_engine.base import BaseModel, Submodel
 from common.torch_engine.forward import Images, logits, normalise, softmax
 from common.torch_engine.prune import Evidence
 
 Scores = npt.NDArray[np.float32]
+Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,30 +41,21 @@ class Offer:
 class Personalised:
     """`kind`: "personal", "cluster" or "full" (nothing smaller was good enough; `submodel` is None).
 
-    `agreement`: with the full model limited to the same classes, on check images; `agreement_cluster` that of the
-    cluster's submodel. `threshold`: an image whose out-of-set score is below it goes to the full model; `escalated`:
-    share of own images that do.
+    `prior` [C]: how likely the owner meets each class; its logarithm is added to logits. `agreement`: with the full
+    model limited to the same classes, on check images; `agreement_cluster` that of the cluster's submodel.
+    `threshold`: an image whose out-of-set score is below it goes to the full model; `escalated`: share of own images
+    that do.
     """
 
     kind: str
     classes: Indices
+    prior: Floats
     submodel: Submodel | None
     agreement: float
     agreement_cluster: float
     threshold: float
     escalated: float
     cluster: int
-
-
-def own_classes(counts: npt.NDArray[np.float64], offer: Offer, config: Config) -> tuple[Indices, int]:
-    """The owner's classes and nearest cluster: counts, with the centroid as prior, above the smallest share."""
-    usage = distribution(counts, 0.0)
-    cluster = nearest(usage, offer.centroids) if len(offer.centroids) else -1
-    if cluster >= 0:
-        usage = distribution(counts + config.usage.prior * offer.centroids[cluster], 0.0)
-    order = np.argsort(-usage, kind="stable")[: config.usage.max_classes]
-    own = order[usage[order] >= config.usage.min_share]
-    return np.sort(own if len(own) else order[:1]), cluster
 
 
 def personalise(
@@ -78,35 +68,36 @@ def personalise(
     seed: int = 0,
 ) -> Personalised:
     """Refine, check on the owner's own images, keep or fall back; the full model's answers stand for labels."""
-    own, cluster = own_classes(counts, offer, config)
+    owner = Owner.of(counts, offer.centroids, config.usage)
     full_use, full_check = _answers(base, use), _answers(base, check)
-    calibration = _calibration(offer, own, use[_inside(full_use, counts, own)])
-    trusted = _inside(full_check, counts, own)
-    judge = _Judge(base, check[trusted], full_check[trusted], own)
+    calibration = _calibration(offer, owner.classes, use[owner.meets(softmax(full_use))])
+    trusted = owner.meets(softmax(full_check))
+    judge = _Judge(owner, owner.prior(config.fallback.own_prior), check[trusted], full_check[trusted])
     if len(calibration) == 0:
-        return _kept_full(own, cluster)
-    start = offer.plans[cluster] if cluster >= 0 and offer.plans else None
-    usage = distribution(counts, 0.0)
+        return judge.kept_full()
+    start = offer.plans[owner.cluster] if owner.cluster >= 0 and offer.plans else None
     evidence = Evidence.gather(
         base,
-        own,
+        owner.classes,
         calibration,
         start=start if config.personal.start == "cluster" and start is not None else None,
-        importance=importance(base.groups, offer.preference, usage, config.scores.weight),
+        importance=importance(base.groups, offer.preference, owner.usage, config.scores.weight),
         seed=seed,
         rows=config.personal.rows,
     )
     kind, at_cluster = "personal", 0.0
     best, agreement = _smallest_good(evidence, judge, config)
     if start is not None:
-        of_cluster = evidence.merged(_with_classes(start, own, base))
+        of_cluster = evidence.merged(_with_classes(start, owner.classes, base))
         at_cluster = judge.agreement(of_cluster)
         if best is None and 1 - at_cluster <= 2 * config.personal.tolerance:
             kind, best, agreement = "cluster", of_cluster, at_cluster
     if best is None:
-        return _kept_full(own, cluster, at_cluster)
-    threshold, escalated = _threshold(best, check[trusted], config)
-    return Personalised(kind, own, best, agreement, at_cluster, threshold, escalated, cluster)
+        return judge.kept_full(at_cluster)
+    threshold, escalated = judge.threshold(best, config.fallback)
+    return Personalised(
+        kind, owner.classes, judge.prior, best, agreement, at_cluster, threshold, escalated, owner.cluster
+    )
 
 
 def _smallest_good(evidence: Evidence, judge: _Judge, config: Config) -> tuple[Submodel | None, float]:
@@ -126,29 +117,42 @@ def _smallest_good(evidence: Evidence, judge: _Judge, config: Config) -> tuple[S
     return None, 0.0
 
 
-def _inside(full: Scores, counts: npt.NDArray[np.float64], own: Indices) -> npt.NDArray[np.bool_]:
-    """Images [N] that are of the own classes rather than of others, given what the owner usually meets."""
-    return np.asarray(class_shares(softmax(full), counts)[:, own].sum(1) > 0.5)
-
-
 @dataclass(frozen=True, eq=False)
 class _Judge:
-    """Agreement with the full model's answers among the own classes, on check images that it takes for own."""
+    """Holds submodels against the full model's answers `full` [N, C] on check `images` that are of the own classes."""
 
-    base: BaseModel
+    owner: Owner
+    prior: Floats
     images: Images
     full: Scores
-    own: Indices
+
+    def _scores(self, submodel: Submodel) -> Floats:
+        return np.asarray(submodel.scores(self.images) + np.log(self.prior[self.owner.classes]))
 
     def agreement(self, submodel: Submodel) -> float:
-        """Share of images [0, 1]; 1 without images: there is nothing to hold against it."""
+        """Share of images [0, 1] on which both answer alike, each among the own classes and with the owner's habits
+        as prior; 1 without images: there is nothing to hold against it.
+        """
         if len(self.images) == 0:
             return 1.0
-        return float((submodel.predict(self.images) == self.own[self.full[:, self.own].argmax(1)]).mean())
+        own = self.owner.classes
+        expected = (self.full[:, own] + np.log(self.prior[own])).argmax(1)
+        return float((self._scores(submodel).argmax(1) == expected).mean())
 
+    def threshold(self, submodel: Submodel, settings: Fallback) -> tuple[float, float]:
+        """Score below which an image is escalated, such that the wanted share of own images is kept; and the share
+        lost. Read off check images alone: the submodel is surer of the images that it was merged on.
+        """
+        if len(self.images) == 0:
+            return -np.inf, 0.0
+        scores = out_of_set_score(self._scores(submodel), settings.score)
+        threshold = float(np.quantile(scores, 1 - settings.retention))
+        return threshold, float((scores < threshold).mean())
 
-def _kept_full(own: Indices, cluster: int, at_cluster: float = 0.0) -> Personalised:
-    return Personalised("full", own, None, 1.0, at_cluster, -np.inf, 0.0, cluster)
+    def kept_full(self, at_cluster: float = 0.0) -> Personalised:
+        """Nothing smaller was good enough."""
+        owner = self.owner
+        return Personalised("full", owner.classes, self.prior, None, 1.0, at_cluster, -np.inf, 0.0, owner.cluster)
 
 
 def _answers(base: BaseModel, images: Images) -> Scores:
@@ -166,15 +170,3 @@ def _calibration(offer: Offer, own: Indices, images: Images) -> Images:
 def _with_classes(plan: Plan, own: Indices, base: BaseModel) -> Plan:
     """The plan's channels with the owner's classes as outputs."""
     return Plan.of(base.groups, {**plan.kept, base.groups.output.name: own})
-
-
-def _threshold(submodel: Submodel, inside: Images, config: Config) -> tuple[float, float]:
-    """Score below which an image is escalated, such that the wanted share of own images is kept; and the share lost.
-
-    Read off check images alone: the submodel is surer of the images that it was merged on.
-    """
-    if len(inside) == 0:
-        return -np.inf, 0.0
-    scores = out_of_set_score(submodel.scores(inside), config.fallback.score)
-    threshold = float(np.quantile(scores, 1 - config.fallback.retention))
-    return threshold, float((scores < threshold).mean())

@@ -104,6 +104,7 @@ class Phone:
         note: dict[str, Any] = {
             "kind": result.kind,
             "classes": result.classes.tolist(),
+            "prior": result.prior.tolist(),
             "agreement": result.agreement,
             "agreement_cluster": result.agreement_cluster,
             "threshold": result.threshold if math.isfinite(result.threshold) else None,

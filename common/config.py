@@ -80,7 +80,7 @@ class Usage(Section):
     prior: float = Field(
         3.0, ge=0, description="Weight, in images, of the nearest published centroid in the usage estimate."
     )
-    min_share: Ratio = Field(0.05, description="A class with at least this share of the usage is the owner's own.")
+    min_share: Ratio = Field(0.03, description="A class with at least this share of the usage is the owner's own.")
     max_classes: int = Field(8, ge=1, description="Most own classes.")
     drift: Share = Field(0.1, description="Jensen-Shannon divergence (bits) from which a phone personalises anew.")
 
@@ -133,10 +133,11 @@ class Delivery(Section):
 
 
 class Fallback(Section):
-    score: Literal["energy", "max-softmax"] = Field("max-softmax", description="Out-of-set score of the submodel.")
+    score: Literal["energy", "max-softmax"] = Field("energy", description="Out-of-set score of the submodel.")
     retention: Ratio = Field(0.96, description="Share of own images that the submodel answers itself.")
     own_prior: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.95, description="How likely an escalated image is of the owner's classes; weighs the full model's answer."
+        0.95,
+        description="How likely an image is of the owner's classes; with their usage it is the prior of each answer.",
     )
 
 

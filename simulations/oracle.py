@@ -68,7 +68,8 @@ class Oracle:
         note = read_outcome(folder)
         submodel = read_submodel(folder, self._base)
         threshold = note["threshold"] if note and note["threshold"] is not None else -np.inf
-        given = answer(self._base, submodel, threshold, self._config.fallback, images)
+        prior = np.array(note["prior"]) if note else np.ones(self._full.shape[1])
+        given = answer(self._base, submodel, prior, threshold, self._config.fallback, images)
         at_cluster = self._clusters[note["cluster"]] if note and 0 <= note["cluster"] < len(self._clusters) else None
         macs = submodel.macs_ratio() if submodel else 1.0
         share = float(given.escalated.mean()) if len(images) else 0.0

@@ -1,0 +1,56 @@
+"""What a phone believes of its owner: the own classes, how often each is met, the nearest preference cluster."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from common.config import Usage
+from common.distances import class_shares, normalise
+from common.plan import Indices
+from common.statistics import nearest
+
+Floats = npt.NDArray[np.float64]
+
+_SMOOTHING = 0.01  # share added to each own class, so that one that was hardly met yet can still be answered
+
+
+@dataclass(frozen=True, eq=False)
+class Owner:
+    """`counts` [C]: uses of each class. `usage` [C]: its distribution, the cluster's centroid as prior. `classes` [k]:
+    the own ones. `cluster`: the nearest centroid, -1 without any.
+    """
+
+    counts: Floats
+    usage: Floats
+    classes: Indices
+    cluster: int
+
+    @classmethod
+    def of(cls, counts: Floats, centroids: npt.NDArray[np.floating], settings: Usage) -> Owner:
+        """Own classes have at least `settings.min_share` of the usage; the most used one is always own."""
+        usage = normalise(counts, 0.0)
+        cluster = nearest(usage, centroids) if len(centroids) else -1
+        if cluster >= 0:
+            usage = normalise(counts + settings.prior * centroids[cluster], 0.0)
+        order = np.argsort(-usage, kind="stable")[: settings.max_classes]
+        own = order[usage[order] >= settings.min_share]
+        return cls(counts, usage, np.sort(own if len(own) else order[:1]), cluster)
+
+    def prior(self, inside: float) -> Floats:
+        """How likely each class is [C] of an image that the owner meets: of the own classes, in proportion to their
+        usage, with probability `inside`; of any other class alike with the rest.
+
+        Its logarithm added to a classifier's logits is Bayes' rule for the owner's habits (Saerens et al. 2002).
+        """
+        classes = len(self.usage)
+        prior = np.full(classes, (1 - inside) / max(classes - len(self.classes), 1))
+        shares = self.usage[self.classes] + _SMOOTHING
+        prior[self.classes] = inside * shares / shares.sum()
+        return np.asarray(prior)
+
+    def meets(self, probabilities: Floats) -> npt.NDArray[np.bool_]:
+        """Which images [N], given the full model's probabilities [N, C], are of the own classes rather than others."""
+        return np.asarray(class_shares(probabilities, self.counts)[:, self.classes].sum(1) > 0.5)
