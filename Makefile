@@ -2,7 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo test lint docs clean
 
 setup: .venv/ready
 
@@ -25,6 +25,10 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: setup # the pages that are made from code
+	$(BIN)/fedcaptor config --reference > docs/configuration.md
+	$(BIN)/fedcaptor messages > docs/messages.md
 
 clean:
 	rm -rf runs .pytest_cache .mypy_cache .ruff_cache

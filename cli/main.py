@@ -169,7 +169,15 @@ def config(
     """Check a scenario, or print what can be configured."""
     from common.config import load_config, reference_page
 
-    print(reference_page() if reference else load_config(scenario).model_dump_json(indent=1))
+    print(reference_page() if reference else load_config(scenario).model_dump_json(indent=1) + "\n", end="")
+
+
+@app.command()
+def messages() -> None:
+    """Print the reference page of the messages between server and phones."""
+    from common.messages_page import reference_page
+
+    print(reference_page(), end="")
 
 
 def main() -> None:

@@ -275,7 +275,7 @@ def _keys(path: list[str]) -> list[str]:
 
 def reference_page() -> str:
     """docs/configuration.md."""
-    lines = ["# Configuration", "", "Made by `fedcaptor config`; do not edit by hand.", ""]
+    lines = ["# Configuration", "", "Made by `make docs`; do not edit by hand.", ""]
     for name, field in Config.model_fields.items():
         section: Any = field.annotation
         lines += [f"## [{name}]", "", "| key | default | meaning |", "|---|---|---|"]

@@ -17,22 +17,25 @@ VERSION: Literal[1] = 1
 MAX_CLUSTERS = 32
 MAX_PHONES = 10_000_000
 
-REASONS = (
-    "malformed",  # a record, header or field is not what the schema says
-    "oversized",  # a header, tensor or message is above its bound
-    "nan",  # a tensor holds a value that is not finite
-    "wrong_kind",  # another message than the expected one
-    "wrong_version",
-    "wrong_run",
-    "wrong_round",
-    "wrong_digest",  # of a sum, plan, submodel or base model
-    "replayed",  # a reply to another request, or a second reply to this one
-    "unexpected_tensor",
-    "missing_tensor",
-    "wrong_dtype",
-    "wrong_shape",
-    "unknown_node",  # the sender was not asked
+REASONS: Mapping[str, str] = MappingProxyType(
+    {
+        "malformed": "a record, header or field is not what the schema says",
+        "oversized": "a header, tensor or message is above its bound",
+        "nan": "a tensor holds a value that is not finite",
+        "wrong_kind": "another message than the expected one",
+        "wrong_version": "another version of this schema",
+        "wrong_run": "of another run",
+        "wrong_round": "of another round",
+        "wrong_digest": "of another sum, plan, submodel or base model",
+        "replayed": "a reply to another request, or a second reply to this one",
+        "unexpected_tensor": "a tensor that does not belong to the message",
+        "missing_tensor": "a tensor that the message needs is not there",
+        "wrong_dtype": "a tensor of another type",
+        "wrong_shape": "a tensor whose shape does not fit its bytes or the model",
+        "unknown_node": "the sender was not asked",
+    }
 )
+"""Why a message is refused, by the code that counts it."""
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=1, le=MAX_PHONES)]
@@ -67,10 +70,10 @@ class Header(Body):
 
     TENSORS: ClassVar[Rules] = _rules()
 
-    version: Literal[1] = VERSION
-    run: Digest
-    round: Annotated[int, Field(ge=0, le=1_000_000)]
-    request: Annotated[str, Field(pattern=r"^[0-9a-f]{32,64}$")]
+    version: Literal[1] = Field(VERSION, description="of this schema")
+    run: Digest = Field(description="names the run: configuration, network, phones")
+    round: Annotated[int, Field(ge=0, le=1_000_000, description="counts from 1")]
+    request: Annotated[str, Field(pattern=r"^[0-9a-f]{32,64}$", description="the same for the same question")]
 
 
 class SumFields(Body):

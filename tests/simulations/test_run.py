@@ -1,9 +1,11 @@
 """The whole way on a small population, with faults, and what a restart finds."""
 
 import json
+import re
 
 import pytest
 
+from common.assets import asset
 from common.config import load_config
 from common.errors import PrivacyError, StateError
 from simulations.runner import simulate
@@ -33,6 +35,21 @@ def test_phones_end_with_smaller_models_that_know_their_classes(finished):
     assert "noise off" in summary["marks"]
     assert (directory / "report.html").stat().st_size > 10_000
     assert json.loads((directory / "snapshot.json").read_text())["status"] == "ended"
+
+
+def flat(value, prefix=""):
+    """Dotted keys of nested objects."""
+    if not isinstance(value, dict):
+        return {prefix}
+    return {key for name, inner in value.items() for key in flat(inner, f"{prefix}.{name}" if prefix else name)}
+
+
+def test_every_figure_and_file_of_a_run_is_documented(finished):
+    directory, summary = finished
+    files, keys = asset("docs/summary.md").read_text().split("## Keys")
+    documented = set(re.findall(r"^\| `([^`]+)` \|", keys, re.M))
+    assert flat(summary) == documented - {"faults.*"}
+    assert {path.name for path in directory.iterdir()} <= set(re.findall(r"^\| `([^`]+)` \|", files, re.M))
 
 
 def test_a_second_call_replays_the_journal(finished):
