@@ -28,6 +28,7 @@ from common.wire import pack, unpack
 logger = logging.getLogger(__name__)
 
 PhoneOf = Callable[[Context], Phone]
+Handler = Callable[[Message, Context], Message]
 
 
 def make_app(phone_of: PhoneOf) -> ClientApp:
@@ -35,16 +36,14 @@ def make_app(phone_of: PhoneOf) -> ClientApp:
     app = ClientApp()
 
     @app.query("sum")
+    @_tells_nothing
     def add(message: Message, context: Context) -> Message:
         request, tensors = unpack(message.content, SumRequest)
-        digest = request_digest(request, tensors)
-        try:
-            values = phone_of(context).answer(request, tensors, digest)
-        except PrivacyError:
-            raise PrivacyError(DECLINED) from None  # why is the owner's business
+        values = phone_of(context).answer(request, tensors, request_digest(request, tensors))
         return Message(pack(SumReply.to(request), {"values": values}), reply_to=message)
 
     @app.query("deliver")
+    @_tells_nothing
     def deliver(message: Message, context: Context) -> Message:
         request, tensors = unpack(message.content, DeliverRequest)
         cluster, accepted = None, True
@@ -59,6 +58,21 @@ def make_app(phone_of: PhoneOf) -> ClientApp:
         return Message(pack(reply, {}), reply_to=message)
 
     return app
+
+
+def _tells_nothing(handler: Handler) -> Handler:
+    """Flower sends an exception's text to the server: it gets one word, whether the owner's budget is spent, a photo
+    cannot be read or the disk is full. Why stays in the phone's own log.
+    """
+
+    def answer(message: Message, context: Context) -> Message:
+        try:
+            return handler(message, context)
+        except Exception as error:
+            logger.warning("not answered: %r", error)
+        raise PrivacyError(DECLINED)
+
+    return answer
 
 
 def request_digest(request: SumRequest, tensors: Mapping[str, NDArray[Any]]) -> str:

@@ -108,13 +108,22 @@ def _metrics(snapshot: Snapshot, now: float) -> Iterable[Metric]:
         ("macs_ratio", "MACs of the phones' models as a ratio of the full model.", fleet.macs_ratio),
         ("parameters_ratio", "Parameters of the phones' models as a ratio of the full model.", fleet.parameters_ratio),
         ("download_ratio", "Bytes that the phones download as a ratio of the full model.", fleet.download_ratio),
-        ("fallback_ratio", "Ratio of the phones that keep the full model.", fleet.fallback_ratio),
+        (
+            "fallback_ratio",
+            "Ratio of the owners' images that submodels hand on to a larger model.",
+            fleet.fallback_ratio,
+        ),
     )
     for name, text, value in ratios:
         if value is not None:
             yield _gauge(f"fleet_{name}", text, value)
     accuracy = {"before": fleet.accuracy_before, "after": fleet.accuracy_after}
-    yield _gauges("fleet_accuracy_ratio", "Accuracy on the owners' classes, by stage of pruning.", "stage", accuracy)
+    yield _gauges(
+        "fleet_accuracy_ratio",
+        "Agreement with the full model on the owners' classes, by stage of pruning; phones have no labels.",
+        "stage",
+        accuracy,
+    )
 
     by_cluster = {
         "phones": "Private estimate of the cluster's phones.",

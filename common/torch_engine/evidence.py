@@ -19,7 +19,8 @@ from common.groups import ChannelGroups, Consumer, Group
 from common.plan import Indices
 from common.selection import Floats, Reading
 
-Rows = dict[str, npt.NDArray[np.float32]]
+Rows = dict[tuple[str, str], npt.NDArray[np.float32]]
+"""Observations [R, channels] of a group's channels at a consumer's input, by (group, layer)."""
 
 
 @dataclass(frozen=True)
@@ -51,10 +52,13 @@ def consumers(groups: ChannelGroups) -> list[tuple[Group, Consumer]]:
     return [(group, consumer) for group in groups.prunable for consumer in group.consumers]
 
 
-def observe(x: torch.Tensor, channels: int, consumer: Consumer, sampler: Sampler) -> npt.NDArray[np.float32]:
-    """Observations [R, channels] in a consumer's input: [N, C, H, W], or [N, C·taps] behind a flatten."""
-    x = x[:, consumer.offset : consumer.offset + channels * consumer.taps]
-    maps = x.reshape(len(x), channels, -1)
+def observe(
+    x: torch.Tensor, channels: int, consumer: Consumer, sampler: Sampler, offset: int
+) -> npt.NDArray[np.float32]:
+    """Observations [R, channels] in a consumer's input: [N, C, H, W], or [N, C·taps] behind a flatten. The group's
+    channels begin at element `offset`.
+    """
+    maps = x[:, offset : offset + channels * consumer.taps].reshape(len(x), channels, -1)
     maps = maps[:, :, sampler.positions(consumer.layer, maps.shape[2])]
     return maps.permute(0, 2, 1).reshape(-1, channels).numpy()
 
@@ -62,11 +66,12 @@ def observe(x: torch.Tensor, channels: int, consumer: Consumer, sampler: Sampler
 @torch.no_grad()
 def collect_rows(model: nn.Module, groups: ChannelGroups, x: torch.Tensor, sampler: Sampler, batch: int = 64) -> Rows:
     """Channels of every group at each consumer's input, in one pass over the images."""
-    found: dict[str, list[npt.NDArray[np.float32]]] = {}
+    found: dict[tuple[str, str], list[npt.NDArray[np.float32]]] = {}
 
     def watch(group: Group, consumer: Consumer) -> Callable[..., None]:
         def hook(_module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-            found.setdefault(consumer.layer, []).append(observe(inputs[0], group.channels, consumer, sampler))
+            seen = observe(inputs[0], group.channels, consumer, sampler, consumer.offset)
+            found.setdefault((group.name, consumer.layer), []).append(seen)
 
         return hook
 
@@ -74,7 +79,7 @@ def collect_rows(model: nn.Module, groups: ChannelGroups, x: torch.Tensor, sampl
     with hooks([modules[c.layer].register_forward_pre_hook(watch(g, c)) for g, c in consumers(groups)]):
         for part in x.split(batch):
             model(part)
-    return {layer: np.concatenate(parts) for layer, parts in found.items()}
+    return {key: np.concatenate(parts) for key, parts in found.items()}
 
 
 def output_sensitivity(
@@ -117,7 +122,7 @@ def readings(model: nn.Module, group: Group, rows: Rows, sensitivity: dict[str, 
     modules = dict(model.named_modules())
     result = []
     for consumer in group.consumers:
-        observed = rows[consumer.layer]
+        observed = rows[group.name, consumer.layer]
         module: Any = modules[consumer.layer]
         weight = consumer_weight(module.weight.detach(), group.channels, consumer)
         weighted = weight * torch.from_numpy(sensitivity[consumer.layer]).float().sqrt().view(-1, 1, 1)

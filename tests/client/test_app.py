@@ -1,0 +1,62 @@
+"""What a phone's failures tell the server: one word."""
+
+import pytest
+
+from client.app import make_app
+from common.errors import DataError, PrivacyError
+from common.messages import DeliverRequest, SumFields, SumRequest
+from common.privacy.sums import SumSpec
+from common.wire import pack
+from simulations.local_grid import LocalGrid
+
+RUN, REQUEST = "a" * 64, "b" * 32
+
+
+class FailingPhone:
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def answer(self, *_):
+        raise self.error
+
+    deliver = answer
+
+
+def requests():
+    spec = SumSpec("usage", 4, 1.0, 1000.0, 0.0, cohort=2, min_survivors=2, min_cohort=2, small_cohorts=True)
+    ask = SumRequest(run=RUN, round=1, request=REQUEST, kind="usage", sum=SumFields.of(spec))
+    give = DeliverRequest(run=RUN, round=1, request=REQUEST, mode="plan", clusters=(), digests=())
+    return {"query.sum": ask, "query.deliver": give}
+
+
+@pytest.mark.parametrize("kind", requests())
+@pytest.mark.parametrize(
+    "error",
+    [
+        DataError("cat_birthday.jpg cannot be read"),
+        PrivacyError("budget spent"),
+        OSError("/home/owner/phone.db"),
+        ValueError(),
+    ],
+)
+def test_the_server_learns_that_a_phone_declined_and_never_why(kind, error):
+    seen = []
+    app = make_app(lambda context: FailingPhone(error))
+
+    def watched(message, context):
+        try:
+            return app(message, context)
+        except Exception as raised:
+            seen.append(raised)
+            raise
+
+    grid = LocalGrid(watched, 1)
+    message = grid.create_message(pack(requests()[kind], {}), kind, next(iter(grid.get_node_ids())), "g")
+    (reply,) = grid.send_and_receive([message])
+    assert reply.has_error()
+    chain, raised = [], seen[0]
+    while raised is not None:
+        chain.append((type(raised), str(raised)))
+        raised = raised.__context__ or raised.__cause__
+    assert chain[0] == (PrivacyError, "declined")
+    assert not any("birthday" in text or "owner" in text for _, text in chain)
