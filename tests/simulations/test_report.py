@@ -9,8 +9,10 @@ import pytest
 import safetensors.numpy
 
 from common.errors import StateError
-from simulations import report
-from simulations.report import ATLAS, DETAILS, SUMMARY, write_report
+from simulations.report import atlas as atlas_of
+from simulations.report import words as shown
+from simulations.report import write_report
+from simulations.report.data import ATLAS, DETAILS, SUMMARY
 
 CLASSES = ("airplane", "car", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 CHANNELS = {f"features.{number}": width for number, width in enumerate((16, 32, 32, 64, 64, 96, 96, 128))}
@@ -281,8 +283,8 @@ def test_a_large_fleet_and_model_stay_a_small_page(tmp_path):
 @pytest.mark.parametrize("groups", [0, 1])
 def test_pictures_over_the_bound_are_left_out(tmp_path, monkeypatch, groups):
     atlas = make_atlas()
-    png, _ = report._sprite(atlas["picture.features.0"])
-    monkeypatch.setattr(report, "MAX_SPRITES", len(png) * groups)
+    png, _ = atlas_of.sprite_of(atlas["picture.features.0"])
+    monkeypatch.setattr(atlas_of, "MAX_SPRITES", len(png) * groups)
     page = body(write_report(make_run(tmp_path, atlas=atlas)))
     assert page.count("data:image/png") == groups
     assert f"Left out to keep the page small: features.{groups}, " in page
@@ -296,7 +298,7 @@ def test_sprites_hold_the_pictures(colours, mode):
     from PIL import Image
 
     pictures = np.random.default_rng(0).integers(0, 256, (5, 6, 8, colours), dtype=np.uint8)
-    png, aspect = report._sprite(pictures)
+    png, aspect = atlas_of.sprite_of(pictures)
     sheet = Image.open(io.BytesIO(png))
     assert (sheet.size, sheet.mode, aspect) == ((40, 6), mode, 8 / 6)
     if colours != 2:
@@ -307,8 +309,8 @@ def test_sprites_hold_the_pictures(colours, mode):
 def test_filters_are_chosen_from_every_family():
     family = np.array([0] * 90 + [1] * 8 + [2] * 2)
     shares = np.random.default_rng(0).dirichlet([0.3] * 10, 100)
-    chosen = report._choose(100, shares, family)
-    assert len(chosen) == len(set(chosen)) == report.MAX_FILTERS
+    chosen = atlas_of.choose(100, shares, family)
+    assert len(chosen) == len(set(chosen)) == atlas_of.MAX_FILTERS
     assert np.bincount(family[chosen]).tolist() == [22, 8, 2]
     assert (np.diff(family[chosen]) >= 0).all()
     assert shares.argmax(0).size == 10
@@ -382,7 +384,7 @@ def test_a_cut_atlas_is_damage(tmp_path, keep):
     ],
 )
 def test_sizes(value, words):
-    assert report.size(value).replace("\u00a0", " ") == words
+    assert shown.size(value).replace("\u00a0", " ") == words
 
 
 @pytest.mark.parametrize(
@@ -390,4 +392,4 @@ def test_sizes(value, words):
     [(0.42, "0.42 s"), (12, "12 s"), (59.9, "1 min 00 s"), (192, "3 min 12 s"), (7260, "2 h 01 min"), (None, "–")],
 )
 def test_durations(value, words):
-    assert report.duration(value) == words
+    assert shown.duration(value) == words
