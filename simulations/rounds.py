@@ -17,7 +17,7 @@ FLEET = ("agreement_cluster", "agreement", "macs", "parameters", "escalated")
 COLUMNS = {
     "round": "number of the round, from 1",
     "phases": "phases that the round had",
-    "asked": "messages' addressees, over all phases",
+    "asked": "phones asked, summed over the phases",
     "replies": "valid replies",
     "dropped": "requests without a reply, those sent again included",
     "refused": "replies that were refused",

@@ -197,7 +197,8 @@ def conclude(world: World, flow: Flow, journal: Journal, start: float, on_progre
     rounds.write_rows(world.directory / rounds.FILE, details["rounds"])
     if flow.atlas:
         atlas = {name: np.ascontiguousarray(tensor) for name, tensor in flow.atlas.items()}
-        safetensors.numpy.save_file(atlas, world.directory / "atlas.safetensors")
+        with replacing(world.directory / "atlas.safetensors") as temporary:
+            safetensors.numpy.save_file(atlas, temporary)
     write_report(world.directory)
     journal.close()
     return summary

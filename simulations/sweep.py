@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import re
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
 from scipy.stats import t as student
 
 from common.errors import ConfigError
@@ -56,13 +56,13 @@ def parse_seeds(text: str) -> tuple[int, ...]:
 
 def metric(values: Sequence[float | None]) -> Metric:
     """Mean, spread and interval of one figure."""
-    known = np.array([value for value in values if value is not None], dtype=np.float64)
-    if len(known) == 0:
+    known = [value for value in values if value is not None]
+    if not known:
         return Metric(None, None, None, None, tuple(values))
-    mean = float(known.mean())
+    mean = statistics.mean(known)  # exact, as the next: equal values have no spread
     if len(known) == 1:
         return Metric(mean, None, None, None, tuple(values))
-    std = float(known.std(ddof=1))
+    std = statistics.stdev(known)
     half = float(student.ppf((1 + CONFIDENCE) / 2, len(known) - 1)) * std / math.sqrt(len(known))
     return Metric(mean, std, mean - half, mean + half, tuple(values))
 
@@ -92,11 +92,12 @@ def aggregate(summaries: Mapping[int, Mapping[str, Any]]) -> dict[str, Metric]:
 def sweep_of(summaries: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
     """`sweep.json` from the runs' summaries by seed."""
     first = next(iter(summaries.values()))
+    metrics = aggregate(summaries)
     return {
         "model": first["model"],
         "data": first["data"],
         "seeds": list(summaries),
         "confidence": CONFIDENCE,
-        "metrics": {name: asdict(found) for name, found in aggregate(summaries).items()},
+        "metrics": {name: asdict(found) | {"values": list(found.values)} for name, found in metrics.items()},
         "marks": list(dict.fromkeys(mark for summary in summaries.values() for mark in summary["marks"])),
     }

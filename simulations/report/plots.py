@@ -68,20 +68,21 @@ def _mark(name: str, symbol: str, colour: str, x: Number, spread: Spread) -> dic
 def phase_bars(details: Details) -> list[Plot]:
     """Bytes and seconds by phase, over all rounds."""
     totals = by_phase(details.phases)
-    plots = []
+    plots: list[Plot] = []
+    layout: dict[str, Any]
     if talking := [total for total in totals if total["bytes_down"] or total["bytes_up"]]:
         down = _bars("down", [total["bytes_down"] for total in talking], "first", "", size)
         up = _bars("up", [total["bytes_up"] for total in talking], "second", "/", size)
         x = {"tickformat": ".3~s", "ticksuffix": "B", "range": _room(down["x"] + up["x"])}
         title = "Bytes by phase, all phones and rounds"
         note = "Down: from the server to the phones. Up: from the phones to the server."
-        layout: dict[str, Any] = {"xaxis": x, "yaxis": _phase_axis(talking), "barmode": "group"}
+        layout = {"xaxis": x, "yaxis": _phase_axis(talking), "barmode": "group"}
         label = "Bars of bytes down and up by phase; the numbers are in the table of phases."
         plots.append(Plot("bytes", title, label, note, [down, up], layout, 100 + 52 * len(talking)))
     if totals:
         seconds = _bars("seconds", [total["seconds"] for total in totals], "first", "", duration)
-        x = {"title": axis_title("seconds"), "range": _room(seconds["x"])}
-        layout = {"xaxis": x, "yaxis": _phase_axis(totals), "showlegend": False}
+        axis = {"title": axis_title("seconds"), "range": _room(seconds["x"])}
+        layout = {"xaxis": axis, "yaxis": _phase_axis(totals), "showlegend": False}
         label = "Bars of seconds by phase; the numbers are in the table of phases."
         plots.append(Plot("seconds", "Time by phase, all rounds", label, "", [seconds], layout, 80 + 34 * len(totals)))
     return plots

@@ -17,6 +17,14 @@ from simulations.report.words import duration, number, percent
 
 SWEEP = "sweep.json"
 
+_TILES = (
+    ("accuracy.personalised.mean", "Accuracy of the own model", "p"),
+    ("macs_ratio", "Computation", "p"),
+    ("effective_macs_ratio", "Computation with escalation", "p"),
+    ("download_bytes_ratio", "Download", "p"),
+    ("out_of_set.auroc", "Telling other classes apart, AUROC", "n"),
+    ("privacy.epsilon", "Privacy spent, ε", "n"),
+)
 _ACCURACIES = (
     ("accuracy.full.mean", "full model"),
     ("accuracy.full_limited.mean", "full model, own classes only"),
@@ -70,7 +78,7 @@ class MetricView(Part):
         half = None if self.low is None or self.high is None else (self.high - self.low) / 2
         if unit == "p":
             return percent(self.mean) if half is None else f"{100 * self.mean:.1f} ± {percent(half)}"
-        return number(self.mean) if half is None else f"{number(self.mean)} ± {number(half)}"
+        return number(self.mean) if half is None else f"{number(self.mean)} ± {half:.2g}"
 
 
 class Sweep(Part):
@@ -113,6 +121,7 @@ def write_sweep_report(directory: Path) -> Path:
     values = {
         "sweep": sweep,
         "marks": list(sweep.marks),
+        "tiles": [Row(title, sweep.metrics[name], unit) for name, title, unit in _TILES if name in sweep.metrics],
         "headline": [row for group in rows.values() for row in group] + other,
         "by_seed": _by_seed(sweep),
         "heads": [title for name, title, _ in _BY_SEED if name in sweep.metrics],

@@ -44,7 +44,7 @@ def make_summary():
             "parameters_ratio": 0.37,
             "download_bytes_ratio": 0.37,
         },
-        "out_of_set": {"auroc": 0.871, "escalated_ratio": 0.083},
+        "out_of_set": {"auroc": 0.871, "escalated_ratio": 0.083, "accuracy": 0.5432},
         "privacy": {
             "epsilon": 2.41,
             "delta": 1e-6,
@@ -75,6 +75,8 @@ def make_details(phones=400, clusters=4, classes=CLASSES, channels=CHANNELS):
             "macs_ratio": macs.tolist(),
             "effective_macs_ratio": np.clip(macs + rng.gamma(2, 0.025, phones), 0, 1.2).tolist(),
             "download_bytes": (9e4 + macs * 6e5 + rng.normal(0, 9e3, phones)).tolist(),
+            "stored_bytes": (3e5 + macs * 2e5).tolist(),
+            "escalated": rng.beta(2, 20, phones).tolist(),
             "classes": own.tolist(),
         },
         "clusters": [
@@ -121,6 +123,28 @@ def make_details(phones=400, clusters=4, classes=CLASSES, channels=CHANNELS):
                 ("outcome", 0.42, 90_000, 30_000),
             )
         ],
+        "rounds": [
+            {
+                "round": number,
+                "phases": 5,
+                "asked": 2000,
+                "replies": 1950,
+                "dropped": 35,
+                "refused": 1,
+                "bytes_down": 125_700_000,
+                "bytes_up": 23_200_000,
+                "seconds": 80.0,
+                "clusters": clusters,
+                "epsilon": 1.234 * number,
+                "agreement_cluster": 0.956,
+                "agreement": 0.9678,
+                "macs": 0.3812,
+                "parameters": 0.2934,
+                "escalated": 0.0765,
+            }
+            for number in (1, 2)
+        ],
+        "scores": {"edges": [0.0, 0.25, 0.5, 0.75, 1.0], "inside": [1, 5, 30, 400], "outside": [9, 8, 4, 2]},
         "sums": [
             {"name": f"usage.{n}", "length": 10, "clip": 1.0, "noise_multiplier": 8.5, "rho": 0.0069} for n in range(3)
         ],
@@ -170,7 +194,8 @@ def test_the_page_holds_the_runs_numbers(tmp_path):
         "91.7 %", "81.3 %", "92.2 %", "38.3 %", "43.1 %", "29.7 %", "34.2 %", "89.6 %", "0.871", "8.3 %",
         "ε = 2.41", "δ = 1e-06", "7 sums of at least 50 phones", "the server learns nothing",
         "sums not encrypted", "refused: replayed", "Stops here:", "usage-1", "121 MB", "features.7: 32 of 128 filters",
-        "data:image/png;base64,", "than</th>", "airplane",
+        "data:image/png;base64,", "than</th>", "airplane", "54.3 %", "plot-scores", "1.23", "2.47", "95.6 %", "96.8 %",
+        "stored on the phone",
     ):  # fmt: skip
         assert text in page, text
     for gone in ('class="missing">The run', "noise off", "Noise is off"):
@@ -338,6 +363,7 @@ def test_missing_and_damaged_files_are_named(tmp_path, name, content):
         lambda d: d["phones"]["accuracy"].pop(),
         lambda d: d["clusters"][0]["centroid"].pop(),
         lambda d: d["clusters"][0]["layers"][0].update(channels=0),
+        lambda d: d["scores"]["inside"].pop(),
     ],
 )
 def test_details_that_contradict_themselves_are_damage(tmp_path, change):

@@ -6,6 +6,7 @@ import pytest
 
 from common.config import load_config
 from common.errors import PrivacyError, StateError
+from simulations.rounds import read_rows
 from simulations.runner import simulate
 
 SMALL = [
@@ -33,6 +34,18 @@ def test_phones_end_with_smaller_models_that_know_their_classes(finished):
     assert "noise off" in summary["marks"]
     assert (directory / "report.html").stat().st_size > 10_000
     assert json.loads((directory / "snapshot.json").read_text())["status"] == "ended"
+
+
+def test_rounds_are_the_same_in_every_output(finished):
+    directory, summary = finished
+    (row,) = read_rows(directory / "rounds.csv")
+    details = json.loads((directory / "details.json").read_text())
+    assert row == {name: "" if value is None else str(value) for name, value in details["rounds"][0].items()}
+    assert (int(row["clusters"]), row["epsilon"]) == (summary["clusters"], "")
+    assert int(row["bytes_down"]) == sum(phase["bytes_down"] for phase in details["phases"])
+    figures = details["phones"]
+    assert float(row["macs"]) == pytest.approx(sum(figures["macs_ratio"]) / 24, abs=0.02)  # noise is off
+    assert sum(details["scores"]["outside"]) > 0
 
 
 def test_a_second_call_replays_the_journal(finished):
