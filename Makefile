@@ -2,7 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo test lint results clean
 
 setup: .venv/ready
 
@@ -25,6 +25,9 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+results: setup
+	@$(BIN)/python -m benchmarks results
 
 clean:
 	rm -rf runs .pytest_cache .mypy_cache .ruff_cache

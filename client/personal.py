@@ -83,9 +83,9 @@ def personalise(
     calibration = _calibration(offer, own, use[_inside(full_use, counts, own)])
     trusted = _inside(full_check, counts, own)
     judge = _Judge(base, check[trusted], full_check[trusted], own)
-    if len(calibration) == 0:
-        return _kept_full(own, cluster)
     start = offer.plans[cluster] if cluster >= 0 and offer.plans else None
+    if len(calibration) == 0 or (start is None and not config.personal.enabled):
+        return _kept_full(own, cluster)
     usage = distribution(counts, 0.0)
     evidence = Evidence.gather(
         base,
