@@ -67,8 +67,8 @@ def open_record(path: Path, benchmark: str, settings: dict[str, Any], command: s
     ):
         if stored != asked:
             raise StateError(
-                f"{path} has rows of another {name} ({_difference(stored, asked)}): choose another --json, or start it "
-                "anew with --fresh"
+                f"{path} has rows that differ in {name} ({_difference(stored, asked)}): choose another --json, or "
+                "start it anew with --fresh"
             )
     if command not in record.commands:
         record.commands.append(command)

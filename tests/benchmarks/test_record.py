@@ -50,7 +50,7 @@ def test_rows_of_other_settings_are_refused_and_kept(tmp_path):
     before = path.read_bytes()
     with pytest.raises(StateError, match=r"phones: 24, now 100.*--fresh"):
         open_record(path, "fake", {"phones": 100}, "the command")
-    with pytest.raises(StateError, match="another benchmark"):
+    with pytest.raises(StateError, match="differ in benchmark"):
         open_record(path, "other", {"phones": 24}, "the command")
     assert path.read_bytes() == before
     assert open_record(path, "fake", {"phones": 100}, "the command", fresh=True).rows == []
