@@ -13,6 +13,7 @@ from sklearn.metrics import roc_auc_score
 from client.fallback import answer
 from client.phone import read_outcome, read_submodel
 from common.config import Config
+from common.plan import Indices
 from common.torch_engine.base import BaseModel, Submodel
 from common.torch_engine.forward import logits, normalise
 
@@ -24,13 +25,15 @@ class PhoneFigures:
     """Of one phone. Accuracies on test images of the owner's true classes, NaN without such images.
 
     `inside`, `outside`: out-of-set scores of images inside and outside the owner's classes; `escalated`: share of all
-    test images that the full model answers.
+    test images that the full model answers. `accuracy_cluster_limited`: of the cluster's submodel, its answers limited
+    to the classes that the phone takes for its owner's.
     """
 
     accuracy_full: float
     accuracy_full_limited: float
     accuracy: float
     accuracy_cluster: float
+    accuracy_cluster_limited: float
     macs_ratio: float
     parameters_ratio: float
     cluster_macs_ratio: float
@@ -71,15 +74,17 @@ class Oracle:
         prior = np.array(note["prior"]) if note else np.ones(self._full.shape[1])
         given = answer(self._base, submodel, prior, threshold, self._config.fallback, images)
         at_cluster = self._clusters[note["cluster"]] if note and 0 <= note["cluster"] < len(self._clusters) else None
+        of_cluster = limited = full.argmax(1)
+        if note and at_cluster:
+            of_cluster, limited = _cluster_answers(at_cluster, images, note["classes"])
         macs = submodel.macs_ratio() if submodel else 1.0
         share = float(given.escalated.mean()) if len(images) else 0.0
         return PhoneFigures(
             accuracy_full=_share((full.argmax(1) == truth)[inside]),
             accuracy_full_limited=_share((own[full[:, own].argmax(1)] == truth)[inside]),
             accuracy=_share((given.labels == truth)[inside]),
-            accuracy_cluster=_share(
-                (at_cluster.predict(images) == truth)[inside] if at_cluster else (full.argmax(1) == truth)[inside]
-            ),
+            accuracy_cluster=_share((of_cluster == truth)[inside]),
+            accuracy_cluster_limited=_share((limited == truth)[inside]),
             macs_ratio=macs,
             parameters_ratio=submodel.parameters_ratio() if submodel else 1.0,
             cluster_macs_ratio=at_cluster.macs_ratio() if at_cluster else 1.0,
@@ -92,6 +97,14 @@ class Oracle:
             inside=given.scores[inside],
             outside=given.scores[~inside],
         )
+
+
+def _cluster_answers(submodel: Submodel, images: npt.NDArray[np.uint8], own: list[int]) -> tuple[Indices, Indices]:
+    """Labels [N] of all its classes, and of those alone that are the phone's own too (of all where it knows none)."""
+    scores = submodel.scores(images)
+    known = np.isin(submodel.classes, own)
+    limited = np.where(known | ~known.any(), scores, -np.inf)
+    return submodel.classes[scores.argmax(1)], submodel.classes[limited.argmax(1)]
 
 
 def auroc(figures: list[PhoneFigures]) -> float | None:
