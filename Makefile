@@ -2,7 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: setup demo test lint docs results clean
+.PHONY: setup demo test coverage lint docs results clean
 
 setup: .venv/ready
 
@@ -19,6 +19,9 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest
+
+coverage: setup # a page in runs/coverage
+	$(BIN)/python -m pytest -m "not slow" --cov --cov-report=term --cov-report=html:runs/coverage
 
 lint: setup
 	$(BIN)/ruff check .
