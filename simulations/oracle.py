@@ -13,6 +13,7 @@ from sklearn.metrics import roc_auc_score
 from client.fallback import answer
 from client.phone import read_outcome, read_submodel
 from common.config import Config
+from common.tiers import drawn
 from common.torch_engine.base import BaseModel, Submodel
 from common.torch_engine.forward import logits, normalise
 
@@ -45,7 +46,8 @@ class PhoneFigures:
 
 
 class Oracle:
-    """Reads `DIR/oracle` and phones' folders; `cluster_models`: each cluster's submodel before the personal step."""
+    """Reads `DIR/oracle` and phones' folders; `cluster_models`: each cluster's submodel (for each
+    tier) before the personal step."""
 
     def __init__(self, directory: Path, config: Config, base: BaseModel, cluster_models: list[Submodel]) -> None:
         self._directory, self._config, self._base, self._clusters = directory, config, base, cluster_models
@@ -69,7 +71,7 @@ class Oracle:
         submodel = read_submodel(folder, self._base)
         threshold = note["threshold"] if note and note["threshold"] is not None else -np.inf
         given = answer(self._base, submodel, threshold, self._config.fallback, images)
-        at_cluster = self._clusters[note["cluster"]] if note and 0 <= note["cluster"] < len(self._clusters) else None
+        at_cluster = self._of_cluster(note["cluster"], number) if note else None
         macs = submodel.macs_ratio() if submodel else 1.0
         share = float(given.escalated.mean()) if len(images) else 0.0
         return PhoneFigures(
@@ -91,6 +93,12 @@ class Oracle:
             inside=given.scores[inside],
             outside=given.scores[~inside],
         )
+
+    def _of_cluster(self, cluster: int, phone: int) -> Submodel | None:
+        """The submodel of the cluster for the phone's tier."""
+        tiers, tier = self._config.tiers, drawn(self._config, phone)
+        number = cluster * max(len(tiers), 1) + (tiers.index(tier) if tier else 0)
+        return self._clusters[number] if 0 <= number < len(self._clusters) else None
 
 
 def auroc(figures: list[PhoneFigures]) -> float | None:

@@ -152,13 +152,20 @@ class Layer(_Part):
 
 
 class Cluster(_Part):
+    """A plan: of a cluster, for one device tier where there are tiers."""
+
     cluster: int
+    tier: str = ""
     phones: Number = None
     centroid: Numbers = ()
     classes: tuple[int | str, ...] = ()
     macs_ratio: Number = None
     parameters_ratio: Number = None
     layers: tuple[Layer, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return f"{self.cluster} {self.tier}".strip()
 
 
 class Phase(_Part):
@@ -621,7 +628,7 @@ def _heat(
 
 
 def _centroids(details: Details) -> Plot | None:
-    clusters = [cluster for cluster in details.clusters if cluster.centroid]
+    clusters = list({cluster.cluster: cluster for cluster in details.clusters if cluster.centroid}.values())
     if not clusters:
         return None
     shares = np.array([[share or 0.0 for share in cluster.centroid] for cluster in clusters])
@@ -667,12 +674,12 @@ def _kept(details: Details) -> Plot | None:
         [[layer.kept / layer.channels if layer else None for layer in row] for row in found],
         [[f"{layer.kept}/{layer.channels}" if layer else "" for layer in row] for row in found],
         [
-            [f"{layer.group}, cluster {c.cluster}: {layer.kept} of {layer.channels} filters" if layer else ""
+            [f"{layer.group}, cluster {c.name}: {layer.kept} of {layer.channels} filters" if layer else ""
              for layer, c in zip(row, clusters, strict=True)]
             for row in found
         ],
         [_short(group, 28) for group in groups],
-        [str(cluster.cluster) if len(clusters) > 8 else f"cluster {cluster.cluster}" for cluster in clusters],
+        [cluster.name if len(clusters) > 8 else f"cluster {cluster.name}" for cluster in clusters],
         76,
     )  # fmt: skip
 

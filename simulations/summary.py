@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from server.flow import Flow
+from common.tiers import drawn
+from server.flow import Flow, Published
 from server.journal import Journal
 from simulations.oracle import PhoneFigures, auroc
 
@@ -34,7 +35,7 @@ def summary_of(
     return {
         "phones": world.phones,
         "phones_scored": sum(not math.isnan(f.accuracy) for f in figures),
-        "clusters": len(last.plans),
+        "clusters": len(last.centroids),
         "rounds": len(flow.published),
         "seconds": round(seconds, 2),
         "model": world.config.model.name,
@@ -71,30 +72,39 @@ def summary_of(
         "faults": {"dropped": sum(int(p["dropped"]) for p in flow.phases), "refused": sum(refused.values()), **refused},
         "peak_rss_bytes": peak_rss_bytes,
         "marks": world.config.marks(simulated=True),
-    }
+    } | ({"tiers": _tiers(world, figures)} if world.config.tiers else {})
+
+
+def _tiers(world: World, figures: list[PhoneFigures]) -> list[dict[str, Any]]:
+    """What the phones of each tier ended with."""
+    tiers = [drawn(world.config, number) for number in range(len(figures))]
+    rows = []
+    for tier in world.config.tiers:
+        own = [f for f, drawn_tier in zip(figures, tiers, strict=True) if drawn_tier == tier]
+        rows.append(
+            {
+                **tier.model_dump(),
+                "phones": len(own),
+                "macs_ratio": float(np.mean([f.macs_ratio for f in own])) if own else None,
+                "parameters_ratio": float(np.mean([f.parameters_ratio for f in own])) if own else None,
+                "accuracy": _spread(own, "accuracy"),
+            }
+        )
+    return rows
 
 
 def details_of(world: World, flow: Flow, figures: list[PhoneFigures]) -> dict[str, Any]:
     """What the report draws: per-phone figures without identity, clusters, phases, sums."""
-    last, groups = flow.published[-1], world.base.groups
+    last, tiers = flow.published[-1], world.config.tiers
     names = ("accuracy_full", "accuracy_full_limited", "accuracy", "macs_ratio", "effective_macs_ratio", "classes")
     phones: dict[str, list[Any]] = {name: [_number(getattr(f, name)) for f in figures] for name in names}
     phones["download_bytes"] = [last.delivered_bytes] * len(figures)
+    if tiers:
+        phones["tier"] = [tier.name for number in range(len(figures)) if (tier := drawn(world.config, number))]
     return {
         "class_names": list(world.data.names),
         "phones": phones,
-        "clusters": [
-            {
-                "cluster": k,
-                "phones": float(last.counts[k]),
-                "centroid": last.centroids[k].tolist(),
-                "classes": plan.classes(groups).tolist(),
-                "macs_ratio": groups.macs_ratio(plan.counts()),
-                "parameters_ratio": groups.parameters_ratio(plan.counts()),
-                "layers": last.why[k],
-            }
-            for k, plan in enumerate(last.plans)
-        ],
+        "clusters": [_cluster(world, last, number) for number in range(len(last.plans))],
         "phases": flow.phases,
         "sums": [
             {
@@ -106,6 +116,23 @@ def details_of(world: World, flow: Flow, figures: list[PhoneFigures]) -> dict[st
             }
             for s in flow.sums
         ],
+    }
+
+
+def _cluster(world: World, last: Published, number: int) -> dict[str, Any]:
+    """One cluster's plan, for one tier where there are tiers."""
+    tiers, groups, plan = world.config.tiers, world.base.groups, last.plans[number]
+    k, t = divmod(number, len(tiers) or 1)
+    return {
+        "cluster": k,
+        "tier": tiers[t].name if tiers else "",
+        "phones": float(last.counts[k]) * (tiers[t].share if tiers else 1.0),
+        "centroid": last.centroids[k].tolist(),
+        "classes": plan.classes(groups).tolist(),
+        "macs_ratio": groups.macs_ratio(plan.counts()),
+        "parameters_ratio": groups.parameters_ratio(plan.counts()),
+        "disagreement": last.disagreement[number],
+        "layers": last.why[number],
     }
 
 
