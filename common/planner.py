@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -79,12 +79,14 @@ def ladder(
     curves: Mapping[str, RemovalCurve],
     classes: Indices,
     budget: Budget,
-    ratios: Iterable[float],
+    ratios: Collection[float],
 ) -> dict[float, Plan]:
     """Plans within `budget` at each MACs ratio, smallest first, from one greedy path: each keeps what the last kept.
 
     Impossible ratios are absent. Raises PlanError when none is possible.
     """
+    if not ratios:
+        raise PlanError("the ladder has 0 MACs ratios, at least 1 is needed: give some")
     path, found = _Path(groups, curves, classes, budget.multiple), {}
     for ratio in sorted(set(ratios), reverse=True):
         try:
