@@ -115,7 +115,11 @@ def _smallest_good(evidence: Evidence, judge: _Judge, config: Config) -> tuple[S
     much, on a limited phone as much as it will.
     """
     settings = config.personal
-    budgets = rungs(config.own_tier, settings.ladder, config.planner.multiple) if settings.enabled else []
+    budgets = (
+        rungs(config.own_tier, evidence.base.groups, settings.ladder, config.planner.multiple)
+        if settings.enabled
+        else []
+    )
     for budget in budgets:
         try:
             candidate = evidence.submodel(budget)

@@ -192,7 +192,10 @@ class Testing(Section):
 
 
 class Tier(Section):
-    """A kind of device, `[[tiers]]`: none of its phones gets a submodel above its limits."""
+    """A kind of device, `[[tiers]]`: none of its phones gets a submodel above its limits.
+
+    Images that the submodel leaves to the full model are not counted.
+    """
 
     name: str = Field(pattern=TIER_NAME, description="Such as `low`; all phones learn all names.")
     share: Ratio = Field(description="Share of the phones; the shares of all tiers sum to 1.")

@@ -24,15 +24,24 @@ def within(tier: Tier | None, macs: float, multiple: int) -> Budget:
     return Budget(min(macs, tier.macs), multiple, bytes=tier.bytes or None)
 
 
-def rungs(tier: Tier | None, ratios: Sequence[float], multiple: int) -> list[Budget]:
-    """A ladder of MACs ratios within the tier, smallest first."""
-    budgets = [within(tier, ratio, multiple) for ratio in sorted(ratios)]
-    return list(dict.fromkeys(budgets))
+def rungs(tier: Tier | None, groups: ChannelGroups, ratios: Sequence[float], multiple: int) -> list[Budget]:
+    """A ladder of MACs ratios within the tier, smallest first; its limits end it where they exclude the full model."""
+    last = [] if fits(tier, groups, {}) else [1.0]
+    return list(dict.fromkeys(within(tier, ratio, multiple) for ratio in [*sorted(ratios), *last]))
 
 
 def fits(tier: Tier | None, groups: ChannelGroups, counts: Mapping[str, int]) -> bool:
     """Whether a model with `counts` channels of each group (absent: all) is within the tier."""
     return not within(tier, 1.0, 1).broken(groups, counts)
+
+
+def check(config: Config, groups: ChannelGroups) -> None:
+    """Raise ConfigError when even the smallest model of all classes is above a tier, before anything is spent on it."""
+    smallest = {group.name: min(group.channels, config.planner.multiple) for group in groups.prunable}
+    for tier in config.tiers:
+        broken = within(tier, 1.0, 1).broken(groups, smallest)
+        if broken:
+            raise ConfigError(f"tier {tier.name}: {'; '.join(broken)} is the nearest possible: raise the tier's limits")
 
 
 def drawn(config: Config, phone: int) -> Tier | None:

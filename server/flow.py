@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from flwr.serverapp import Grid
 
-from common import statistics
+from common import statistics, tiers
 from common.config import Config
 from common.errors import ConfigError
 from common.messages import DeliverRequest
@@ -73,6 +73,7 @@ class Flow:
     ) -> None:
         if config.delivery.mode != "plan":
             raise ConfigError(f"delivery.mode is {config.delivery.mode!r}, plans alone are sent so far: use plan")
+        tiers.check(config, base.groups)
         self.config, self.base, self.reference, self.journal = config, base, reference, journal
         self.nodes = sorted(grid.get_node_ids())
         self.budget = SumBudget(config, base.groups, len(self.nodes))
