@@ -75,7 +75,17 @@ def prune(
     weights: Weights,
     classes: Annotated[str, typer.Option(help="Needed labels, for example 3,5.")],
     data: Source = "embedded",
-    macs: Annotated[float, typer.Option(help="MACs to keep, as a ratio of the full model.")] = 0.4,
+    macs: Annotated[
+        float | None, typer.Option(help="MACs to keep, as a ratio of the full model; 0.4 where nothing else is given.")
+    ] = None,
+    parameters: Annotated[float | None, typer.Option(help="Parameters to keep, as a ratio of the full model.")] = None,
+    size: Annotated[int | None, typer.Option("--bytes", help="Most bytes of the submodel's file.")] = None,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=1, help="Smallest submodel within the other budgets that disagrees on at most this share."
+        ),
+    ] = None,
     calibration: Annotated[int, typer.Option(min=1, help="Unlabelled images per class that the engine sees.")] = 50,
     out: Annotated[Path | None, typer.Option(help="Write the submodel here (safetensors).")] = None,
     seed: int = 0,
@@ -83,9 +93,22 @@ def prune(
 ) -> None:
     """One model, one class set, no federation: a physically smaller model, without training."""
     from cli.prune import prune_model
+    from common.planner import Budget
 
+    if (macs, parameters, size) == (None, None, None):
+        macs = 0.4 if tolerance is None else 1.0
     start = time.perf_counter()
-    result = prune_model(model, weights, data, classes, macs, calibration, seed, out)
+    result = prune_model(
+        model,
+        weights,
+        data,
+        classes,
+        Budget(macs, parameters=parameters, bytes=size),
+        tolerance,
+        calibration,
+        seed,
+        out,
+    )
     result["seconds"] = round(time.perf_counter() - start, 2)
     if as_json:
         print(json.dumps(result))

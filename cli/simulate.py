@@ -113,6 +113,8 @@ def summary_table(summaries: dict[str, dict[str, Any]]) -> Table:
         ("marks", lambda s: ", ".join(s["marks"])),
         ("seconds", lambda s: f"{s['seconds']:.0f}"),
     ]
+    if any("tiers" in s for s in summaries.values()):
+        rows.insert(6, ("tiers: MACs, accuracy", lambda s: "\n".join(_tier(tier) for tier in s.get("tiers", []))))
     for title, show in rows:
         table.add_row(title, *(show(s) for s in summaries.values()))
     table.caption = "accuracies: mean over phones (5th percentile)"
@@ -144,6 +146,10 @@ def sweep_table(name: str, sweep: dict[str, Any]) -> Table:
 
 def _accuracy(spread: dict[str, float | None]) -> str:
     return f"{percent(spread['mean'])} ({percent(spread['p5'])})"
+
+
+def _tier(tier: dict[str, Any]) -> str:
+    return f"{tier['name']} ({tier['phones']}): {percent(tier['macs_ratio'])}, {percent(tier['accuracy']['mean'])}"
 
 
 def _plain(value: float | None) -> str:

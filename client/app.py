@@ -22,6 +22,7 @@ from client.phone import Phone
 from common.config import Config, load_config
 from common.errors import ConfigError, PrivacyError, WireError
 from common.messages import DeliverReply, DeliverRequest, SumReply, SumRequest
+from common.tiers import as_tier, drawn
 from common.torch_engine.base import BaseModel
 from common.wire import pack, unpack
 
@@ -106,6 +107,8 @@ def simulated_phone(directory: Path, config: Config, base: BaseModel, number: in
     """Phone `number` (`partition-id`) of a simulated population in `directory`."""
     feed = MappedFeed(directory / "population", number)
     folder = directory / "phones" / f"{number:06d}"
+    tier = drawn(config, number)
+    config = config if tier is None else as_tier(config, tier.name)
     return Phone(folder, _of_this_thread(base), feed, config, seed=(config.run.seed, number), durable=False)
 
 
@@ -113,7 +116,8 @@ def device_phone(context: Context) -> Phone:
     """A real device: everything from its node configuration; noise from the operating system's generator.
 
     `folder`: the phone's own storage; `images`: its images; `weights`, `model`, `input-shape` ("1x28x28"): the base
-    model; `config`: TOML with what the phone insists on. Paths are absolute.
+    model; `config`: TOML with what the phone insists on. Paths are absolute. `tier`: its device tier, where there are
+    tiers and `personal.tier` does not give it.
     """
     node = {key: str(value) for key, value in context.node_config.items()}
     for key in ("folder", "images", "weights", "model", "config", "input-shape"):
@@ -123,7 +127,12 @@ def device_phone(context: Context) -> Phone:
     if len(shape) != 3 or not all(n.isdecimal() for n in shape):
         raise ConfigError(f'input-shape is {node["input-shape"]!r}, must be channels, height and width: "1x28x28"')
     base = load_base(Path(node["weights"]), node["model"], (int(shape[0]), int(shape[1]), int(shape[2])))
-    return Phone(Path(node["folder"]), base, FolderFeed(Path(node["images"])), load_config(Path(node["config"])))
+    config = load_config(Path(node["config"]))
+    if config.tiers and not (node.get("tier") or config.personal.tier):
+        names = ", ".join(tier.name for tier in config.tiers)
+        raise ConfigError(f"the phone's tier is not given: start the node with --node-config 'tier=\"…\"', of {names}")
+    config = as_tier(config, node["tier"]) if node.get("tier") else config
+    return Phone(Path(node["folder"]), base, FolderFeed(Path(node["images"])), config)
 
 
 app = make_app(device_phone)

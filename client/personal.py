@@ -14,8 +14,8 @@ from client.owner import Owner
 from common.config import Config, Fallback
 from common.errors import PlanError
 from common.plan import Indices, Plan
-from common.planner import Budget
 from common.preference import importance
+from common.tiers import fits, rungs
 from common.torch_engine.base import BaseModel, Submodel
 from common.torch_engine.forward import Images, logits, normalise, softmax
 from common.torch_engine.prune import Evidence
@@ -90,7 +90,8 @@ def personalise(
     if start is not None:
         of_cluster = evidence.merged(_with_classes(start, owner.classes, base))
         at_cluster = judge.agreement(of_cluster)
-        if best is None and 1 - at_cluster <= 2 * config.personal.tolerance:
+        good = limited(base, config) or 1 - at_cluster <= 2 * config.personal.tolerance
+        if best is None and good and fits(config.own_tier, base.groups, of_cluster.plan.counts()):
             kind, best, agreement = "cluster", of_cluster, at_cluster
     if best is None:
         return judge.kept_full(at_cluster)
@@ -102,19 +103,30 @@ def personalise(
 
 def _smallest_good(evidence: Evidence, judge: _Judge, config: Config) -> tuple[Submodel | None, float]:
     """The smallest rung of the ladder that agrees well enough, and its agreement; the largest may disagree twice as
-    much.
+    much, on a limited phone as much as it will.
     """
     settings = config.personal
-    for ratio in sorted(settings.ladder) if settings.enabled else ():
+    budgets = (
+        rungs(config.own_tier, evidence.base.groups, settings.ladder, config.planner.multiple)
+        if settings.enabled
+        else []
+    )
+    for budget in budgets:
         try:
-            candidate = evidence.submodel(Budget(ratio, config.planner.multiple))
+            candidate = evidence.submodel(budget)
         except PlanError:  # the smallest model of these classes is larger: try the next rung
             continue
-        allowed = settings.tolerance * (2 if ratio == max(settings.ladder) else 1)
+        last = 1.0 if limited(evidence.base, config) else 2 * settings.tolerance
+        allowed = last if budget == budgets[-1] else settings.tolerance
         reached = judge.agreement(candidate)
         if 1 - reached <= allowed:
             return candidate, reached
     return None, 0.0
+
+
+def limited(base: BaseModel, config: Config) -> bool:
+    """Whether the full model is too large for this phone's tier."""
+    return not fits(config.own_tier, base.groups, {})
 
 
 @dataclass(frozen=True, eq=False)

@@ -75,7 +75,7 @@ class Phone:
 
         Raises WireError when the offer does not fit this phone's base model.
         """
-        offer = read_offer(request, tensors, self.base)
+        offer = read_offer(request, tensors, self.base, self.config.personal.tier)
         if request.mode == "choose":
             return statistics.nearest(self._usage(request.round), offer.centroids)
         self._usage(request.round)
@@ -235,8 +235,10 @@ def read_submodel(folder: Path, base: BaseModel) -> Submodel | None:
     return Submodel(base, Plan.from_json(note["plan"], base.groups), base.rebuild(state))
 
 
-def read_offer(request: DeliverRequest, tensors: Tensors, base: BaseModel) -> Offer:
-    """The offer of a delivery, every plan checked against its digest. Raises WireError when it does not fit."""
+def read_offer(request: DeliverRequest, tensors: Tensors, base: BaseModel, tier: str = "") -> Offer:
+    """The offer of a delivery to a phone of `tier`, every plan checked against its digest. Raises WireError when it
+    does not fit.
+    """
     groups: ChannelGroups = base.groups
     plans = []
     for cluster, digest in zip(request.clusters, request.digests, strict=True):
@@ -250,6 +252,10 @@ def read_offer(request: DeliverRequest, tensors: Tensors, base: BaseModel) -> Of
         if plan.digest != digest:
             raise WireError("wrong_digest", f"plan {cluster} is not the one announced")
         plans.append(plan)
+    if request.tiers and plans:
+        if tier not in request.tiers:
+            raise WireError("malformed", "no plan is for this phone's tier")
+        plans = plans[request.tiers.index(tier) :: len(request.tiers)]
     centroids = tensors.get("centroids", np.zeros((0, groups.classes)))
     reference, labels = tensors.get("reference"), tensors.get("reference_labels")
     if centroids.ndim != 2 or centroids.shape[1] != groups.classes or (plans and len(plans) != len(centroids)):

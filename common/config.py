@@ -7,7 +7,7 @@ import hashlib
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -16,6 +16,8 @@ from common.errors import ConfigError
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Ratio = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+MAX_TIERS = 8
+TIER_NAME = r"^[a-z0-9][a-z0-9_-]{0,31}$"
 
 
 class Section(BaseModel):
@@ -110,6 +112,11 @@ class Clusters(Section):
 class Planner(Section):
     macs: Ratio = Field(0.3, description="MACs of a cluster's submodel over those of the full model.")
     multiple: int = Field(8, ge=1, description="Kept channels are multiples of this.")
+    tolerance: Share = Field(
+        0.0,
+        description="Disagreement with the full model, on a third of these images held out, that is accepted: the "
+        "smallest MACs ratio within it takes the place of `macs`; 0 = off.",
+    )
     images: int = Field(600, ge=1, description="Reference images that the server plans each cluster with.")
     coverage: Ratio = Field(0.9, description="A cluster's submodel serves its most used classes up to this share.")
     by_usage: bool = Field(
@@ -126,6 +133,7 @@ class Personal(Section):
     reference: int = Field(30, ge=0, description="Reference images a class that every phone receives; 0 = none.")
     rows: int = Field(2048, ge=64, description="Observations a layer that merging on the phone uses at most.")
     start: Literal["cluster", "base"] = Field("base", description="Channels to select from: the cluster's, or all.")
+    tier: str = Field("", description="A device's own tier, by name; the simulation draws it.")
 
 
 class Delivery(Section):
@@ -188,6 +196,18 @@ class Testing(Section):
     small_cohorts: bool = Field(False, description="Lifts the floor of 20 under `min_cohort`; marked in every output.")
 
 
+class Tier(Section):
+    """A kind of device, `[[tiers]]`: none of its phones gets a submodel above its limits.
+
+    Images that the submodel leaves to the full model are not counted.
+    """
+
+    name: str = Field(pattern=TIER_NAME, description="Such as `low`; all phones learn all names.")
+    share: Ratio = Field(description="Share of the phones; the shares of all tiers sum to 1.")
+    macs: Ratio = Field(1.0, description="Most MACs of a submodel over those of the full model.")
+    bytes: int = Field(0, ge=0, description="Most bytes of a submodel's file; 0 = no limit.")
+
+
 class Config(Section):
     """Everything that a run depends on, its output folder excepted."""
 
@@ -207,6 +227,26 @@ class Config(Section):
     rounds: Rounds = Rounds()
     faults: Faults = Faults()
     testing: Testing = Testing()
+    tiers: Annotated[tuple[Tier, ...], Field(max_length=MAX_TIERS)] = ()
+
+    @model_validator(mode="after")
+    def _tiers(self) -> Self:
+        names = [tier.name for tier in self.tiers]
+        total = sum(tier.share for tier in self.tiers)
+        if len(set(names)) != len(names):
+            raise ValueError(f"tiers are named {', '.join(names)}: give each a name of its own")
+        if names and abs(total - 1) > 1e-6:
+            raise ValueError(f"the shares of tiers sum to {total:.4g}, must sum to 1: correct them")
+        if self.personal.tier and self.personal.tier not in names:
+            raise ValueError(f"personal.tier is {self.personal.tier!r}, tiers are {', '.join(names) or 'not given'}")
+        if names and self.delivery.mode != "plan":
+            raise ValueError(f"tiers need delivery.mode plan, not {self.delivery.mode}: a fetched file names the tier")
+        return self
+
+    @property
+    def own_tier(self) -> Tier | None:
+        """The tier of this phone; None: no limits."""
+        return next((tier for tier in self.tiers if tier.name == self.personal.tier), None)
 
     @property
     def digest(self) -> str:
@@ -267,24 +307,31 @@ def _explain(fault: Any) -> str:
         known = _keys(path)
         near = difflib.get_close_matches(path[-1], known, 1)
         return f"{key} is unknown" + (f": did you mean {near[0]}?" if near else f", known are {', '.join(known)}")
-    return f"{key} is {fault['input']!r}: {fault['msg'].removeprefix('Value error, ')}"
+    said = fault["msg"].removeprefix("Value error, ")
+    return f"{key} is {fault['input']!r}: {said}" if key else said
 
 
 def _keys(path: list[str]) -> list[str]:
     if len(path) == 1:
         return list(Config.model_fields)
-    section = Config.model_fields.get(path[0])
-    return list(section.annotation.model_fields) if section and section.annotation else []
+    return list(_section(path[0]).model_fields)
+
+
+def _section(name: str) -> type[Section]:
+    """The section of that name; for a list of sections, such as `[[tiers]]`, what one entry is."""
+    annotation: Any = Config.model_fields[name].annotation
+    return get_args(annotation)[0] if get_args(annotation) else annotation
 
 
 def reference_page() -> str:
     """docs/configuration.md."""
     lines = ["# Configuration", "", "Made by `make docs`; do not edit by hand.", ""]
     for name, field in Config.model_fields.items():
-        section: Any = field.annotation
-        lines += [f"## [{name}]", "", "| key | default | meaning |", "|---|---|---|"]
-        for key, value in section.model_fields.items():
-            lines.append(f"| `{key}` | `{_toml(value.default)}` | {value.description} |")
+        title = f"## [{name}]" if field.annotation is _section(name) else f"## [[{name}]]"
+        lines += [title, "", "| key | default | meaning |", "|---|---|---|"]
+        for key, value in _section(name).model_fields.items():
+            default = "–" if value.is_required() else f"`{_toml(value.default)}`"
+            lines.append(f"| `{key}` | {default} | {value.description} |")
         lines.append("")
     return "\n".join(lines)
 

@@ -140,6 +140,23 @@ class ChannelGroups:
         """Number of stored values (weights, biases, batch-norm statistics; counters excluded)."""
         return sum(math.prod(s) for s in self.shapes(kept or {}).values() if s)
 
+    def file_bytes(self, kept: Mapping[str, int] | None = None) -> int:
+        """Most bytes of a submodel's file: two a stored value, and `file_overhead`.
+
+        A tensor with values beyond half precision takes twice its share (`save_state`).
+        """
+        return 2 * self.parameters(kept) + self.file_overhead
+
+    @cached_property
+    def file_overhead(self) -> int:
+        """Most bytes of a file beside its values: names, shapes and places of the tensors, counters, any plan."""
+        end = 4 * self.parameters()
+        places = {name: {"dtype": "F16", "shape": s, "data_offsets": [end, end]} for name, s in self.tensors.items()}
+        plan = json.dumps({group.name: list(range(group.channels)) for group in self.groups})
+        header = json.dumps([places, plan, json.dumps(list(self.tensors)), self.model, self.digest])
+        statistics = 64 * self.input_shape[0]  # mean and deviation of each input channel
+        return len(header) + statistics + 256 + 8 * sum(not shape for shape in self.tensors.values())
+
     def macs_ratio(self, kept: Mapping[str, int]) -> float:
         """MACs of `kept` over those of the full model."""
         return self.macs(kept) / self.macs()

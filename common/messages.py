@@ -10,11 +10,13 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from common.config import MAX_TIERS, TIER_NAME
 from common.errors import WireError
 from common.privacy.sums import MAX_LENGTH, SumSpec
 
 VERSION: Literal[1] = 1
 MAX_CLUSTERS = 32
+MAX_PLANS = MAX_CLUSTERS * MAX_TIERS
 MAX_PHONES = 10_000_000
 
 REASONS: Mapping[str, str] = MappingProxyType(
@@ -40,12 +42,13 @@ REASONS: Mapping[str, str] = MappingProxyType(
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=1, le=MAX_PHONES)]
 Positive = Annotated[float, Field(gt=0, le=1e18, allow_inf_nan=False)]
+TierName = Annotated[str, Field(pattern=TIER_NAME)]
 Kind = Literal["usage", "scores", "outcome"]
 
 
 @dataclass(frozen=True)
 class TensorRule:
-    """What a named tensor may be. A name that ends in `.*` stands for one tensor per cluster: `plan.0`, `plan.1`."""
+    """What a named tensor may be. A name that ends in `.*` stands for numbered tensors: `plan.0`, `plan.1`."""
 
     dtypes: tuple[str, ...]
     max_elements: int
@@ -137,8 +140,9 @@ class DeliverRequest(Header):
     """Server to phone. `plan`: the plans of all clusters; `choose`: name the nearest centroid; `submodel`: the file.
 
     `reference` [R, H, W, C] with `reference_labels` [R]: the server's own images. `preference` [F, classes]: which
-    filters serve which classes. `plan.k`: kept channels of cluster k, packed bits over all groups. `submodel.k`:
-    safetensors bytes.
+    filters serve which classes. `plan.n`: kept channels of cluster n, packed bits over all groups. `submodel.k`:
+    safetensors bytes. With `tiers` (names of all device tiers) n is cluster · number of tiers + tier, and `clusters`
+    holds these numbers.
     """
 
     TENSORS: ClassVar[Rules] = _rules(
@@ -152,8 +156,9 @@ class DeliverRequest(Header):
 
     message: Literal["deliver_request"] = "deliver_request"
     mode: Literal["plan", "choose", "submodel"]
-    clusters: Annotated[tuple[Annotated[int, Field(ge=0, lt=MAX_CLUSTERS)], ...], Field(max_length=32)]
-    digests: Annotated[tuple[Digest, ...], Field(max_length=32)]
+    clusters: Annotated[tuple[Annotated[int, Field(ge=0, lt=MAX_PLANS)], ...], Field(max_length=MAX_PLANS)]
+    digests: Annotated[tuple[Digest, ...], Field(max_length=MAX_PLANS)]
+    tiers: Annotated[tuple[TierName, ...], Field(max_length=MAX_TIERS)] = ()
 
     @model_validator(mode="after")
     def _one_digest_each(self) -> Self:

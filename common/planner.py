@@ -1,10 +1,14 @@
-"""Planner: one global allocation of channels over all layers, by loss per MAC saved."""
+"""Planner: one global allocation of channels over all layers, by loss per unit of what is over the budget."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 
+import numpy as np
+
+from common.costs import Costs, Price
 from common.errors import PlanError
 from common.groups import ChannelGroups
 from common.plan import Indices, Plan
@@ -13,49 +17,134 @@ from common.selection import RemovalCurve
 
 @dataclass(frozen=True)
 class Budget:
-    """`macs`: ratio of the full model's MACs, in (0, 1]. Kept counts are multiples of `multiple` (Torch-Pruning users
-    report that odd counts run slower than the uncut layer), or all channels of the group.
+    """What a submodel may cost; all that is given holds together.
+
+    `macs`, `parameters`: ratios of the full model's MACs and stored values, in (0, 1]. `bytes`: of the submodel's file
+    (`ChannelGroups.file_bytes`). Kept counts are multiples of `multiple` (Torch-Pruning users report that odd counts
+    run slower than the uncut layer), or all channels of the group.
     """
 
-    macs: float
+    macs: float | None = None
     multiple: int = 8
+    parameters: float | None = None
+    bytes: int | None = None
 
     def __post_init__(self) -> None:
-        if not 0 < self.macs <= 1:
-            raise PlanError(f"MACs budget is {self.macs}, must lie in (0, 1]: give a ratio of the full model's MACs")
+        if self.macs is None and self.parameters is None and self.bytes is None:
+            raise PlanError("the budget is empty: give at least one of macs, parameters and bytes")
+        for name, ratio in (("MACs", self.macs), ("parameters", self.parameters)):
+            if ratio is not None and not 0 < ratio <= 1:
+                raise PlanError(f"{name} budget is {ratio}, must lie in (0, 1]: give a ratio of the full model's")
+        if self.bytes is not None and self.bytes < 1:
+            raise PlanError(f"bytes budget is {self.bytes}, must be at least 1: give the size of the submodel's file")
         if self.multiple < 1:
             raise PlanError(f"multiple is {self.multiple}, must be at least 1")
 
+    def limits(self, groups: ChannelGroups, full: Price) -> tuple[float, float]:
+        """Most MACs and most stored values; `full`: those of the full model."""
+        macs = math.inf if self.macs is None else self.macs * full[0]
+        values = math.inf if self.parameters is None else self.parameters * full[1]
+        if self.bytes is not None:
+            values = min(values, (self.bytes - groups.file_overhead) / 2)
+        return macs, values
+
+    def broken(self, groups: ChannelGroups, counts: Mapping[str, int]) -> list[str]:
+        """The budgets that `counts` kept channels do not hold, in words, each with its value at `counts`."""
+        words = []
+        for name, limit, now, full in (
+            ("MACs", self.macs, groups.macs(counts), groups.macs()),
+            ("parameters", self.parameters, groups.parameters(counts), groups.parameters()),
+        ):
+            if limit is not None and now > limit * full:  # rounded up: the value named is one that works
+                words.append(f"{name} budget is {limit:.4g} of the full model, {math.ceil(now / full * 1e4) / 1e4:.4g}")
+        file = groups.file_bytes(counts)
+        if self.bytes is not None and file > self.bytes:
+            words.append(f"bytes budget is {self.bytes}, {file}")
+        return words
+
 
 def plan(groups: ChannelGroups, curves: Mapping[str, RemovalCurve], classes: Indices, budget: Budget) -> Plan:
-    """Greedy over all groups: remove the block of channels with the least loss per MAC saved until the budget holds.
+    """Greedy over all groups: remove the block of channels with the least loss per unit saved until the budget holds.
 
-    The curves estimate one loss, so they are comparable across layers. No group is emptied.
-    Raises PlanError naming the nearest possible ratio when even the smallest model is over the budget.
+    The unit is the full model's MACs, its stored values, or the sum of both ratios while both are over the budget. The
+    curves estimate one loss, so they are comparable across layers. No group is emptied. A larger budget of one kind
+    keeps at least what a smaller one keeps; with several kinds the layers may trade.
+    Raises PlanError naming every budget that even the smallest model breaks, and the nearest possible value.
     """
-    counts = {group.name: group.channels for group in groups.prunable}
-    fixed = {groups.output.name: len(classes)}
-    full, now = groups.macs(), groups.macs(counts | fixed)
-    while now > budget.macs * full:
-        best: tuple[float, str, int, int] | None = None
-        for name, curve in curves.items():
-            smaller = _next_count(counts[name], budget.multiple)
-            if smaller == counts[name]:
-                continue
-            removed = len(curve.order) - counts[name]
-            loss = float(curve.cost[removed : removed + counts[name] - smaller].sum())
-            macs = groups.macs(counts | fixed | {name: smaller})
-            saved = now - macs
-            if saved > 0 and (best is None or loss / saved < best[0]):
-                best = (loss / saved, name, smaller, macs)
-        if best is None:
-            raise PlanError(
-                f"MACs budget is {budget.macs:.4f} of the full model, the nearest possible is {now / full:.4f} "
-                f"with multiples of {budget.multiple}: raise the budget or lower the multiple"
-            )
-        _, name, counts[name], now = best
-    kept = {name: curve.kept(counts[name]) for name, curve in curves.items()}
-    return Plan.of(groups, kept | {groups.output.name: classes})
+    return _Path(groups, curves, classes, budget.multiple).down_to(budget)
+
+
+def ladder(
+    groups: ChannelGroups,
+    curves: Mapping[str, RemovalCurve],
+    classes: Indices,
+    budget: Budget,
+    ratios: Collection[float],
+) -> dict[float, Plan]:
+    """Plans within `budget` at each MACs ratio, smallest first, from one greedy path: each keeps what the last kept.
+
+    Impossible ratios are absent. Raises PlanError when none is possible.
+    """
+    if not ratios:
+        raise PlanError("the ladder has 0 MACs ratios, at least 1 is needed: give some")
+    path, found = _Path(groups, curves, classes, budget.multiple), {}
+    for ratio in sorted(set(ratios), reverse=True):
+        try:
+            found[ratio] = path.down_to(replace(budget, macs=min(ratio, budget.macs or 1.0)))
+        except PlanError:
+            if not found:
+                raise
+            break
+    return dict(reversed(found.items()))
+
+
+class _Path:
+    """Removes block after block. What goes next depends on which kinds are over the budget, not on how far."""
+
+    def __init__(
+        self, groups: ChannelGroups, curves: Mapping[str, RemovalCurve], classes: Indices, multiple: int
+    ) -> None:
+        self.groups, self.curves, self.classes, self.multiple = groups, curves, classes, multiple
+        self.costs = Costs.of(groups)
+        self.counts = {group.name: group.channels for group in groups.groups}
+        self.full = self.costs.total(self.counts)
+        self.counts[groups.output.name] = len(np.unique(classes))
+        self.now = self.costs.total(self.counts)
+        self.names = list(curves)
+        self.loss, self.saved = np.zeros(len(curves)), np.zeros((len(curves), 2))
+        for name in self.names:
+            self._price(name)
+
+    def down_to(self, budget: Budget) -> Plan:
+        """Go on until the budget holds."""
+        limits = budget.limits(self.groups, self.full)
+        while any(over := [now > limit for now, limit in zip(self.now, limits, strict=True)]):
+            gain = self.saved @ (np.array(over) / self.full)
+            if not (gain > 0).any():
+                self._refuse(budget)
+            with np.errstate(divide="ignore", invalid="ignore"):
+                self._cut(self.names[int(np.argmin(np.where(gain > 0, self.loss / gain, np.inf)))])
+        kept = {name: curve.kept(self.counts[name]) for name, curve in self.curves.items()}
+        return Plan.of(self.groups, kept | {self.groups.output.name: self.classes})
+
+    def _cut(self, name: str) -> None:
+        self.counts[name] = _next_count(self.counts[name], self.multiple)
+        self.now = self.costs.total(self.counts)
+        for neighbour in self.costs.neighbours(name) & self.curves.keys():
+            self._price(neighbour)
+
+    def _price(self, name: str) -> None:
+        """What the group's next block would lose and save."""
+        row, count = self.names.index(name), self.counts[name]
+        smaller = _next_count(count, self.multiple)
+        self.loss[row] = _loss(self.curves[name], count, smaller)
+        self.saved[row] = self.costs.saved(self.counts, name, smaller)
+
+    def _refuse(self, budget: Budget) -> None:
+        broken = [f"{words} is the nearest possible" for words in budget.broken(self.groups, self.counts)]
+        raise PlanError(
+            f"{'; '.join(broken)} with multiples of {self.multiple}: raise the budget or lower the multiple"
+        )
 
 
 def _next_count(count: int, multiple: int) -> int:
@@ -64,36 +153,53 @@ def _next_count(count: int, multiple: int) -> int:
     return smaller if smaller > 0 else count
 
 
+def _loss(curve: RemovalCurve, count: int, smaller: int) -> float:
+    """Loss that going on from `count` to `smaller` kept channels adds."""
+    removed = len(curve.order) - count
+    return float(curve.cost[removed : removed + count - smaller].sum())
+
+
 def explain(
     groups: ChannelGroups, curves: Mapping[str, RemovalCurve], chosen: Plan, multiple: int
 ) -> list[dict[str, float | int | str]]:
-    """Why each group kept what it kept: its share of the full model's MACs and what the next cut would have cost."""
-    counts = chosen.counts()
-    now, full = groups.macs(counts), groups.macs()
+    """Why each group kept what it kept: its share of the full model, and what the next cut would lose and save."""
+    costs, full = Costs.of(groups), {group.name: group.channels for group in groups.groups}
+    counts, price = full | chosen.counts(), costs.total(full)
     rows: list[dict[str, float | int | str]] = []
     for name, curve in curves.items():
-        channels, kept = groups.by_name[name].channels, counts.get(name, groups.by_name[name].channels)
+        channels, kept = full[name], counts[name]
         smaller = _next_count(kept, multiple)
-        saved = now - groups.macs(counts | {name: smaller})
-        removed = channels - kept
-        loss = float(curve.cost[removed : removed + kept - smaller].sum())
-        spent = float(curve.cost[:removed].sum())
+        saved, share = costs.saved(counts, name, smaller), costs.saved(full, name, 0)
+        loss = _loss(curve, kept, smaller)
         rows.append(
             {
                 "group": name,
                 "channels": channels,
                 "kept": kept,
-                "share_of_macs": (full - groups.macs({name: 0})) / full,
-                "next_loss_per_mac": loss / saved if saved else 0.0,
-                "why": _reason(kept, channels, smaller, spent, loss),
+                "share_of_macs": share[0] / price[0],
+                "share_of_parameters": share[1] / price[1],
+                "next_loss_per_mac": loss / saved[0] if saved[0] else 0.0,
+                "next_loss_per_parameter": loss / saved[1] if saved[1] else 0.0,
+                "why": _reason(
+                    kept,
+                    channels,
+                    smaller,
+                    _loss(curve, channels, kept),
+                    loss,
+                    saved[0] / price[0],
+                    saved[1] / price[1],
+                ),
             }
         )
     return rows
 
 
-def _reason(kept: int, channels: int, smaller: int, spent: float, loss: float) -> str:
-    if kept == channels:
-        return f"kept whole: {smaller} of {channels} would add a loss of {loss:.3g}, dearer per MAC than other layers"
+def _reason(kept: int, channels: int, smaller: int, spent: float, loss: float, macs: float, values: float) -> str:
+    past = "kept whole" if kept == channels else f"the removed channels cost a loss of {spent:.3g}"
     if kept == smaller:
-        return f"at its smallest multiple; the removed channels cost a loss of {spent:.3g}"
-    return f"the removed channels cost a loss of {spent:.3g}; going on to {smaller} would add {loss:.3g}"
+        return f"at its smallest multiple; {past}"
+    dearer = ", dearer than what other layers gave" if kept == channels else ""
+    return (
+        f"{past}; going on to {smaller} would add {loss:.3g} for {macs:.2%} of the MACs and {values:.2%} of the "
+        f"parameters{dearer}"
+    )

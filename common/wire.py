@@ -29,7 +29,7 @@ DTYPES = {
     "float64": "<f8",
 }
 MAX_DIMENSIONS = 8
-_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}(\.[0-9]{1,2})?")
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}(\.[0-9]{1,3})?")
 _CHECK_BLOCK = 1 << 20
 
 H = TypeVar("H", bound=Header)
@@ -41,7 +41,7 @@ class Limits:
 
     header_bytes: int = 1 << 16
     tensor_bytes: int = 1 << 29
-    tensors: int = 80
+    tensors: int = 300
 
 
 DEFAULT_LIMITS = Limits()

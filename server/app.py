@@ -156,4 +156,4 @@ def main(grid: Grid, context: Context) -> None:
     except FedcaptorError as error:
         logger.error("%s", error)
         raise
-    logger.info("%d rounds ended, %d clusters", len(flow.published), len(flow.published[-1].plans))
+    logger.info("%d rounds ended, %d clusters", len(flow.published), len(flow.published[-1].centroids))

@@ -5,7 +5,7 @@ Every phase is memoised in the journal, so a restarted server replays what is fi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from flwr.serverapp import Grid
 
-from common import statistics
+from common import statistics, tiers
 from common.config import Config
 from common.errors import ConfigError
 from common.messages import DeliverRequest
@@ -38,7 +38,10 @@ OnProgress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, eq=False)
 class Published:
-    """What a round ends with. `counts` [K]: estimated phones; `fleet` [K, len(OUTCOME)]: noisy sums of outcomes."""
+    """What a round ends with. `counts` [K]: estimated phones; `fleet` [K, len(OUTCOME)]: noisy sums of outcomes.
+
+    `plans`, `states`, `why`, `disagreement`: of cluster k and tier t at k · tiers + t (`common.tiers`), at k without.
+    """
 
     round: int
     centroids: Floats
@@ -48,6 +51,7 @@ class Published:
     why: list[list[dict[str, Any]]]
     fleet: Floats
     delivered_bytes: float
+    disagreement: Sequence[float | None] = ()
 
 
 class Flow:
@@ -69,6 +73,7 @@ class Flow:
     ) -> None:
         if config.delivery.mode != "plan":
             raise ConfigError(f"delivery.mode is {config.delivery.mode!r}, plans alone are sent so far: use plan")
+        tiers.check(config, base.groups)
         self.config, self.base, self.reference, self.journal = config, base, reference, journal
         self.nodes = sorted(grid.get_node_ids())
         self.budget = SumBudget(config, base.groups, len(self.nodes))
@@ -88,10 +93,12 @@ class Flow:
             centroids, counts = self._usage([s for s in plan if s.kind == "usage"], centroids)
             if round == 1:
                 preference = self._preference([s for s in plan if s.kind == "scores"])
-            cluster_plans, why, states = self._plans(round, centroids, preference)
+            cluster_plans, why, states, disagreement = self._plans(round, centroids, preference)
             delivered = self._deliver(round, centroids, cluster_plans, states, preference)
             fleet = self._outcome(next(s for s in plan if s.kind == "outcome"), centroids)
-            self.published.append(Published(round, centroids, counts, cluster_plans, states, why, fleet, delivered))
+            self.published.append(
+                Published(round, centroids, counts, cluster_plans, states, why, fleet, delivered, disagreement)
+            )
             self._on_phase(self)
         return self.published
 
@@ -199,32 +206,36 @@ class Flow:
 
     def _plans(
         self, round: int, centroids: Floats, preference: npt.NDArray[Any] | None
-    ) -> tuple[list[Plan], list[list[dict[str, Any]]], list[dict[str, npt.NDArray[Any]]]]:
+    ) -> tuple[list[Plan], list[list[dict[str, Any]]], list[dict[str, npt.NDArray[Any]]], list[float | None]]:
         groups, settings = self.base.groups, self.config
 
-        def one(centroid: Floats) -> ClusterPlan:
+        def one(centroid: Floats) -> list[ClusterPlan]:
             factors = importance(groups, preference, centroid, settings.scores.weight)
-            return plan_cluster(self.base, centroid, self.reference, settings.planner, factors, settings.run.seed)
+            return plan_cluster(
+                self.base, centroid, self.reference, settings.planner, factors, settings.run.seed, settings.tiers
+            )
 
         def compute() -> Result:
             tensors: dict[str, npt.NDArray[Any]] = {}
-            why = []
+            all_made: list[ClusterPlan] = []
             for k, centroid in enumerate(centroids):
-                made = one(centroid)
-                why.append(made.why)
-                tensors[f"{k}/plan"] = statistics.pack_plan(dict(made.plan.kept), groups)
-                for name, tensor in made.submodel.module.state_dict().items():
-                    tensors[f"{k}/state/{name}"] = tensor.numpy()
+                all_made += one(centroid)
                 self._on_progress("plans", k + 1, len(centroids))
-            return {"why": why}, tensors
+            for n, made in enumerate(all_made):
+                tensors[f"{n}/plan"] = statistics.pack_plan(dict(made.plan.kept), groups)
+                for name, tensor in made.submodel.module.state_dict().items():
+                    tensors[f"{n}/state/{name}"] = tensor.numpy()
+            said = {"why": [m.why for m in all_made], "disagreement": [m.disagreement for m in all_made]}
+            return said, tensors
 
         outcome, stored = self._phase(round, "plans", compute)
-        plans = [Plan.of(groups, statistics.unpack_plan(stored[f"{k}/plan"], groups)) for k in range(len(centroids))]
+        count = len(outcome["why"])
+        plans = [Plan.of(groups, statistics.unpack_plan(stored[f"{n}/plan"], groups)) for n in range(count)]
         states = []
-        for k in range(len(centroids)):
-            prefix = f"{k}/state/"
+        for number in range(count):
+            prefix = f"{number}/state/"
             states.append({n.removeprefix(prefix): t for n, t in stored.items() if n.startswith(prefix)})
-        return plans, outcome["why"], states
+        return plans, outcome["why"], states, outcome["disagreement"]
 
     def _deliver(
         self,
@@ -267,6 +278,7 @@ class Flow:
             mode="plan",
             clusters=tuple(range(len(plans))),
             digests=tuple(plan.digest for plan in plans),
+            tiers=tuple(tier.name for tier in self.config.tiers),
         )
         return tensors, request
 

@@ -102,13 +102,17 @@ def _clusters(flow: Flow, weights_bytes: int) -> list[Cluster]:
     if not flow.published:
         return []
     last, groups = flow.published[-1], flow.base.groups
+    shares = [tier.share for tier in flow.config.tiers] or [1.0]  # nobody hears which phone is of which tier
+    counts = [plan.counts() for plan in last.plans]
+    macs = np.reshape([groups.macs_ratio(c) for c in counts], (-1, len(shares))) @ shares
+    parameters = np.reshape([groups.parameters_ratio(c) for c in counts], (-1, len(shares))) @ shares
     return [
         Cluster(
             cluster=str(k),
             phones=float(last.counts[k]),
-            macs_ratio=groups.macs_ratio(plan.counts()),
-            parameters_ratio=groups.parameters_ratio(plan.counts()),
+            macs_ratio=float(macs[k]),
+            parameters_ratio=float(parameters[k]),
             download_ratio=last.delivered_bytes / weights_bytes,
         )
-        for k, plan in enumerate(last.plans)
+        for k in range(len(last.centroids))
     ]

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from common.config import Planner
+from common.config import Planner, Tier
+from common.errors import PlanError
 from common.plan import Indices, Plan
-from common.planner import Budget, explain
+from common.planner import explain
+from common.tiers import within
 from common.torch_engine.base import BaseModel, Submodel
 from common.torch_engine.forward import Images
 from common.torch_engine.prune import Evidence
+from common.torch_engine.tolerance import smallest_within
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,10 +44,13 @@ class Reference:
 
 @dataclass(frozen=True, eq=False)
 class ClusterPlan:
-    """`why`: per layer what was kept and what the next cut would have cost (`planner.explain`)."""
+    """`why`: per layer what was kept and what the next cut would have cost (`planner.explain`). `disagreement`: with
+    the full model on held-out reference images; None where no tolerance was asked.
+    """
 
     submodel: Submodel
     why: list[dict[str, Any]]
+    disagreement: float | None = None
 
     @property
     def plan(self) -> Plan:
@@ -65,14 +72,33 @@ def plan_cluster(
     settings: Planner,
     factors: Any,
     seed: int,
-) -> ClusterPlan:
-    """Plan and submodel of one cluster from reference images in proportion to its usage."""
+    tiers: Sequence[Tier] = (),
+) -> list[ClusterPlan]:
+    """Plan and submodel of one cluster for every tier (one without tiers), from reference images in proportion to its
+    usage. Raises PlanError naming the tier whose limits no submodel can hold.
+    """
     if not settings.by_usage:
         centroid = np.full(len(centroid), 1 / len(centroid))
     classes = cluster_classes(centroid, settings.coverage if settings.by_usage else 1.0)
     shares = np.where(np.isin(np.arange(len(centroid)), classes), centroid, 0.0)
     rng = np.random.default_rng([seed, *classes])
-    images = reference.x[reference.drawn(shares / shares.sum(), settings.images, rng)]
-    evidence = Evidence.gather(base, classes, images, importance=factors, seed=seed)
-    submodel = evidence.submodel(Budget(settings.macs, settings.multiple))
-    return ClusterPlan(submodel, explain(base.groups, evidence.curves, submodel.plan, settings.multiple))
+    drawn = reference.drawn(shares / shares.sum(), settings.images, rng)
+    held = rng.permutation(drawn)[: len(drawn) // 3] if settings.tolerance else drawn[:0]
+    seen = drawn[~np.isin(drawn, held)]
+    evidence = Evidence.gather(base, classes, reference.x[seen], importance=factors, seed=seed)
+    return [_plan_tier(evidence, tier, settings, reference.x[held]) for tier in tiers or (None,)]
+
+
+def _plan_tier(evidence: Evidence, tier: Tier | None, settings: Planner, held: Images) -> ClusterPlan:
+    """Within `planner.macs` or, verified on the `held` images, `planner.tolerance`; never above the tier."""
+    base, disagreement = evidence.base, None
+    try:
+        if settings.tolerance:
+            budget = within(tier, 1.0, settings.multiple)
+            verified = smallest_within(evidence, budget, held, settings.tolerance)
+            submodel, disagreement = verified.submodel, verified.disagreement
+        else:
+            submodel = evidence.submodel(within(tier, settings.macs, settings.multiple))
+    except PlanError as error:
+        raise PlanError(f"tier {tier.name}: {error}") if tier else error from None
+    return ClusterPlan(submodel, explain(base.groups, evidence.curves, submodel.plan, settings.multiple), disagreement)

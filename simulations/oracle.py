@@ -14,6 +14,7 @@ from client.fallback import answer
 from client.phone import read_outcome, read_submodel
 from common.config import Config
 from common.plan import Indices
+from common.tiers import drawn
 from common.torch_engine.base import BaseModel, Submodel
 from common.torch_engine.forward import logits, normalise
 
@@ -48,7 +49,8 @@ class PhoneFigures:
 
 
 class Oracle:
-    """Reads `DIR/oracle` and phones' folders; `cluster_models`: each cluster's submodel before the personal step."""
+    """Reads `DIR/oracle` and phones' folders; `cluster_models`: each cluster's submodel (for each
+    tier) before the personal step."""
 
     def __init__(self, directory: Path, config: Config, base: BaseModel, cluster_models: list[Submodel]) -> None:
         self._directory, self._config, self._base, self._clusters = directory, config, base, cluster_models
@@ -73,7 +75,7 @@ class Oracle:
         threshold = note["threshold"] if note and note["threshold"] is not None else -np.inf
         prior = np.array(note["prior"]) if note else np.ones(self._full.shape[1])
         given = answer(self._base, submodel, prior, threshold, self._config.fallback, images)
-        at_cluster = self._clusters[note["cluster"]] if note and 0 <= note["cluster"] < len(self._clusters) else None
+        at_cluster = self._of_cluster(note["cluster"], number) if note else None
         of_cluster = limited = full.argmax(1)
         if note and at_cluster:
             of_cluster, limited = _cluster_answers(at_cluster, images, note["classes"])
@@ -97,6 +99,12 @@ class Oracle:
             inside=given.scores[inside],
             outside=given.scores[~inside],
         )
+
+    def _of_cluster(self, cluster: int, phone: int) -> Submodel | None:
+        """The submodel of the cluster for the phone's tier."""
+        tiers, tier = self._config.tiers, drawn(self._config, phone)
+        number = cluster * max(len(tiers), 1) + (tiers.index(tier) if tier else 0)
+        return self._clusters[number] if 0 <= number < len(self._clusters) else None
 
 
 def _cluster_answers(submodel: Submodel, images: npt.NDArray[np.uint8], own: list[int]) -> tuple[Indices, Indices]:

@@ -52,7 +52,7 @@ def _row(flow: Flow, published: Published) -> dict[str, Any]:
         **{name: sum(int(phase[name]) for phase in phases) for name in counted},
         "refused": sum(sum(phase["refused"].values()) for phase in phases),
         "seconds": round(sum(float(phase["seconds"]) for phase in phases), 3),
-        "clusters": len(published.plans),
+        "clusters": len(published.centroids),
         "epsilon": flow.budget.epsilon(sums),
         **{name: means.get(name) for name in FLEET},
     }

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from server.flow import Flow
+from common.tiers import drawn
+from server.flow import Flow, Published
 from server.journal import Journal
 from simulations.oracle import PhoneFigures, auroc
 from simulations.rounds import rows_of
@@ -45,7 +46,7 @@ def summary_of(
     return {
         "phones": world.phones,
         "phones_scored": sum(not math.isnan(f.accuracy) for f in figures),
-        "clusters": len(last.plans),
+        "clusters": len(last.centroids),
         "rounds": len(flow.published),
         "seconds": round(seconds, 2),
         "model": world.config.model.name,
@@ -83,29 +84,38 @@ def summary_of(
         "faults": {"dropped": sum(int(p["dropped"]) for p in flow.phases), "refused": sum(refused.values()), **refused},
         "peak_rss_bytes": peak_rss_bytes,
         "marks": world.config.marks(simulated=True),
-    }
+    } | ({"tiers": _tiers(world, figures)} if world.config.tiers else {})
+
+
+def _tiers(world: World, figures: list[PhoneFigures]) -> list[dict[str, Any]]:
+    """What the phones of each tier ended with."""
+    tiers = [drawn(world.config, number) for number in range(len(figures))]
+    rows = []
+    for tier in world.config.tiers:
+        own = [f for f, drawn_tier in zip(figures, tiers, strict=True) if drawn_tier == tier]
+        rows.append(
+            {
+                **tier.model_dump(),
+                "phones": len(own),
+                "macs_ratio": float(np.mean([f.macs_ratio for f in own])) if own else None,
+                "parameters_ratio": float(np.mean([f.parameters_ratio for f in own])) if own else None,
+                "accuracy": _spread(own, "accuracy"),
+            }
+        )
+    return rows
 
 
 def details_of(world: World, flow: Flow, figures: list[PhoneFigures]) -> dict[str, Any]:
     """What the report draws: per-phone figures without identity, clusters, phases, sums."""
-    last, groups = flow.published[-1], world.base.groups
+    last, tiers = flow.published[-1], world.config.tiers
     phones: dict[str, list[Any]] = {name: [_number(getattr(f, name)) for f in figures] for name in PER_PHONE}
     phones["download_bytes"] = [sum(p.delivered_bytes for p in flow.published)] * len(figures)
+    if tiers:
+        phones["tier"] = [tier.name for number in range(len(figures)) if (tier := drawn(world.config, number))]
     return {
         "class_names": list(world.data.names),
         "phones": phones,
-        "clusters": [
-            {
-                "cluster": k,
-                "phones": float(last.counts[k]),
-                "centroid": last.centroids[k].tolist(),
-                "classes": plan.classes(groups).tolist(),
-                "macs_ratio": groups.macs_ratio(plan.counts()),
-                "parameters_ratio": groups.parameters_ratio(plan.counts()),
-                "layers": last.why[k],
-            }
-            for k, plan in enumerate(last.plans)
-        ],
+        "clusters": [_cluster(world, last, number) for number in range(len(last.plans))],
         "rounds": rows_of(flow),
         "phases": flow.phases,
         "sums": [
@@ -132,6 +142,23 @@ def _scores(figures: list[PhoneFigures], bins: int = 25) -> dict[str, list[Any]]
     edges = np.histogram_bin_edges(np.concatenate([inside, outside]), bins)
     counts = {name: np.histogram(s, edges)[0].tolist() for name, s in (("inside", inside), ("outside", outside))}
     return {"edges": edges.tolist(), **counts}
+
+
+def _cluster(world: World, last: Published, number: int) -> dict[str, Any]:
+    """One cluster's plan, for one tier where there are tiers."""
+    tiers, groups, plan = world.config.tiers, world.base.groups, last.plans[number]
+    k, t = divmod(number, len(tiers) or 1)
+    return {
+        "cluster": k,
+        "tier": tiers[t].name if tiers else "",
+        "phones": float(last.counts[k]) * (tiers[t].share if tiers else 1.0),
+        "centroid": last.centroids[k].tolist(),
+        "classes": plan.classes(groups).tolist(),
+        "macs_ratio": groups.macs_ratio(plan.counts()),
+        "parameters_ratio": groups.parameters_ratio(plan.counts()),
+        "disagreement": last.disagreement[number],
+        "layers": last.why[number],
+    }
 
 
 def _spread(figures: list[PhoneFigures], name: str) -> dict[str, float | None]:

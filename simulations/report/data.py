@@ -129,13 +129,20 @@ class Layer(Part):
 
 
 class Cluster(Part):
+    """A plan: of a cluster, for one device tier where there are tiers."""
+
     cluster: int
+    tier: str = ""
     phones: Number = None
     centroid: Numbers = ()
     classes: tuple[int | str, ...] = ()
     macs_ratio: Number = None
     parameters_ratio: Number = None
     layers: tuple[Layer, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return f"{self.cluster} {self.tier}".strip()
 
 
 class Phase(Part):

@@ -60,7 +60,7 @@ def heat(
 
 def centroids(details: Details) -> Plot | None:
     """Class shares of each cluster; at most `MAX_CLASSES` classes."""
-    clusters = [cluster for cluster in details.clusters if cluster.centroid]
+    clusters = list({cluster.cluster: cluster for cluster in details.clusters if cluster.centroid}.values())
     if not clusters:
         return None
     shares = np.array([[share or 0.0 for share in cluster.centroid] for cluster in clusters])
@@ -99,7 +99,7 @@ def kept(details: Details) -> Plot | None:
         [[f"{layer.kept}/{layer.channels}" if layer else "" for layer in row] for row in found],
         [
             [
-                f"{layer.group}, cluster {cluster.cluster}: {layer.kept} of {layer.channels} filters" if layer else ""
+                f"{layer.group}, cluster {cluster.name}: {layer.kept} of {layer.channels} filters" if layer else ""
                 for layer, cluster in zip(row, clusters, strict=True)
             ]
             for row in found
@@ -114,6 +114,6 @@ def kept(details: Details) -> Plot | None:
         + (" Columns are clusters." if many else ""),
         cells,
         [short(group, 28) for group in groups],
-        [str(cluster.cluster) if many else f"cluster {cluster.cluster}" for cluster in clusters],
+        [cluster.name if many else f"cluster {cluster.name}" for cluster in clusters],
         76,
     )

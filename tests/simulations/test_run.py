@@ -34,6 +34,7 @@ def test_phones_end_with_smaller_models_that_know_their_classes(finished):
     assert summary["accuracy"]["personalised"]["mean"] > summary["accuracy"]["full"]["mean"]
     assert summary["privacy"]["epsilon"] is None
     assert "noise off" in summary["marks"]
+    assert "tiers" not in summary
     assert (directory / "report.html").stat().st_size > 10_000
     assert json.loads((directory / "snapshot.json").read_text())["status"] == "ended"
 

@@ -1,0 +1,54 @@
+"""The smallest submodel whose answers are verified: within a tolerance of the full model's, on images held out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from common.errors import DataError
+from common.planner import Budget, ladder
+from common.torch_engine.base import Submodel
+from common.torch_engine.forward import Images, logits, normalise
+from common.torch_engine.prune import Evidence
+
+RATIOS = tuple(round(0.05 * k, 2) for k in range(1, 21))
+
+
+@dataclass(frozen=True, eq=False)
+class Verified:
+    """`disagreement`: share of the held-out images on which the submodel and the full model, limited to the same
+    classes, differ.
+    """
+
+    submodel: Submodel
+    disagreement: float
+
+
+def smallest_within(
+    evidence: Evidence, budget: Budget, images: Images, tolerance: float, ratios: Sequence[float] = RATIOS
+) -> Verified:
+    """The smallest MACs ratio within `budget` that disagrees on at most `tolerance` of `images` uint8 [N, H, W, C].
+
+    By bisection: larger ratios are taken to agree no less, and what is returned has been measured. Where no ratio is
+    good enough it is the largest within the budget: compare its disagreement. `images` must not be those of the
+    evidence. Raises PlanError for an impossible budget, DataError without images.
+    """
+    if len(images) == 0:
+        raise DataError("0 images are held out to verify the tolerance, at least 1 is needed: give more images")
+    base, classes = evidence.base, evidence.classes
+    answers = classes[logits(base.module, normalise(images, base.mean, base.std))[:, classes].argmax(1)]
+
+    def verified(submodel: Submodel) -> Verified:
+        return Verified(submodel, float((submodel.predict(images) != answers).mean()))
+
+    found = ladder(base.groups, evidence.curves, classes, budget, ratios)
+    plans = list({plan.digest: plan for plan in found.values()}.values())
+    best, low, high = None, 0, len(plans) - 1
+    while low <= high:
+        middle = (low + high) // 2
+        tried = verified(evidence.merged(plans[middle]))
+        if tried.disagreement <= tolerance:
+            best, high = tried, middle - 1
+        else:
+            low, worst = middle + 1, tried
+    return best or worst

@@ -1,0 +1,67 @@
+"""`fedcaptor prune`: budgets beside each other, and a tolerance verified on images that it was not calibrated on."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from cli import prune
+from cli.main import app
+from common.assets import asset
+from common.errors import ConfigError, PlanError
+
+WEIGHTS = asset("simulations/models/small_cnn_fashion.safetensors")
+COMMAND = ["prune", "small-cnn", "--weights", str(WEIGHTS), "--classes", "0,6", "--calibration", "10", "--json"]
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(autouse=True)
+def no_timing(monkeypatch):
+    monkeypatch.setattr(prune, "latency_ratio", lambda *_: 1.0)
+
+
+def run(*options):
+    return CliRunner().invoke(app, [*COMMAND, *options])
+
+
+def test_several_budgets_hold_together_in_the_file(tmp_path):
+    out = tmp_path / "submodel.safetensors"
+    result = json.loads(run("--macs", "0.5", "--parameters", "0.3", "--bytes", "250000", "--out", str(out)).stdout)
+    assert result["macs_ratio"] <= 0.5
+    assert result["parameters_ratio"] <= 0.3
+    assert out.stat().st_size <= result["file_bytes_at_most"] <= 250_000
+
+
+def test_a_tolerance_is_verified_on_images_that_are_held_out():
+    result = json.loads(run("--tolerance", "0.1").stdout)
+    assert result["disagreement"] <= 0.1
+    assert result["calibration_images"] == 20
+    assert result["verifying_images"] > 100
+    assert result["macs_ratio"] < 0.9
+
+
+def test_budgets_that_leave_no_room_for_the_tolerance_are_named():
+    failed = run("--tolerance", "0.001", "--macs", "0.1").exception
+    assert isinstance(failed, PlanError)
+    assert "tolerance is 0.001, the largest submodel within the budgets disagrees on 0." in str(failed)
+
+
+def test_a_tolerance_needs_images_that_are_left():
+    failed = run("--tolerance", "0.1", "--calibration", "5000").exception
+    assert isinstance(failed, ConfigError)
+    assert "no reference image of class 0 is left" in str(failed)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--macs", "1.5", "MACs budget is 1.5"),
+        ("--parameters", "0", "parameters budget is 0"),
+        ("--bytes", "0", "bytes"),
+    ],
+)
+def test_senseless_budgets_are_refused(option, value, message):
+    failed = run(option, value).exception
+    assert isinstance(failed, PlanError)
+    assert message in str(failed)

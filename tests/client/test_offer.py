@@ -1,0 +1,59 @@
+"""What a phone reads out of a delivery: the plans of its own tier, for every cluster."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from client.phone import read_offer
+from common.errors import WireError
+from common.messages import DeliverRequest
+from common.plan import Plan
+from common.statistics import pack_plan
+from tests.common.small_groups import small_groups
+
+BASE = SimpleNamespace(groups=small_groups())
+
+
+def offered(tiers):
+    """Two clusters; the plan of number n keeps n + 1 channels of b."""
+    plans = [Plan.of(BASE.groups, {"a": [0], "b": range(n + 1), "c": [0, 1]}) for n in range(2 * max(len(tiers), 1))]
+    tensors = {f"plan.{n}": pack_plan(dict(plan.kept), BASE.groups) for n, plan in enumerate(plans)}
+    request = DeliverRequest(
+        run="a" * 64,
+        round=1,
+        request="b" * 32,
+        mode="plan",
+        clusters=tuple(range(len(plans))),
+        digests=tuple(plan.digest for plan in plans),
+        tiers=tiers,
+    )
+    return request, tensors | {"centroids": np.zeros((2, 3), dtype=np.float32)}
+
+
+def kept(offer):
+    return [len(plan.kept["b"]) for plan in offer.plans]
+
+
+def test_plans_are_numbered_by_cluster_then_tier():
+    request, tensors = offered(("low", "middle", "high"))
+    assert kept(read_offer(request, tensors, BASE, "low")) == [1, 4]
+    assert kept(read_offer(request, tensors, BASE, "high")) == [3, 6]
+
+
+def test_without_tiers_the_number_is_the_cluster():
+    assert kept(read_offer(*offered(()), BASE)) == [1, 2]
+    assert kept(read_offer(*offered(()), BASE, "low")) == [1, 2]
+
+
+@pytest.mark.parametrize("tier", ["", "huge"])
+def test_an_offer_without_the_phones_tier_is_refused(tier):
+    with pytest.raises(WireError, match="tier"):
+        read_offer(*offered(("low", "high")), BASE, tier)
+
+
+def test_a_missing_plan_is_refused():
+    request, tensors = offered(("low", "high"))
+    del tensors["plan.3"]
+    with pytest.raises(WireError, match="1 plans"):
+        read_offer(request, tensors, BASE, "high")

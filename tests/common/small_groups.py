@@ -1,0 +1,41 @@
+"""A network small enough to plan by hand: two convolutions and a flatten into three classes."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from common.groups import ChannelGroups, Consumer, Cut, Group, Layer
+from common.selection import RemovalCurve
+
+
+def small_groups(a: int = 4, b: int = 8, classes: int = 3) -> ChannelGroups:
+    """MACs 144·a + 36·a·b + 2·b·classes; stored values 9·a + 9·a·b + 2·b·classes + classes."""
+    return ChannelGroups(
+        "small",
+        (1, 4, 4),
+        (
+            Group("a", a, (Cut("a.weight", 0), Cut("b.weight", 1)), ("a",), (Consumer("b", "conv"),)),
+            Group("b", b, (Cut("b.weight", 0), Cut("c.weight", 1, 2)), ("b",), (Consumer("c", "linear", 2),)),
+            Group("c", classes, (Cut("c.weight", 0), Cut("c.bias", 0)), ("c",), (), True),
+        ),
+        (
+            Layer("a", 16, 9, 1, a, None, "a"),
+            Layer("b", 4, 9, a, b, "a", "b"),
+            Layer("c", 1, 1, b, classes, "b", "c", False, 2),
+        ),
+        {
+            "a.weight": (a, 1, 3, 3),
+            "b.weight": (b, a, 3, 3),
+            "c.weight": (classes, 2 * b),
+            "c.bias": (classes,),
+            "seen": (),
+        },
+    )
+
+
+def even_curves(groups: ChannelGroups, **cost: float) -> dict[str, RemovalCurve]:
+    """Channels go in the order of their numbers, each at the same loss."""
+    return {
+        name: RemovalCurve(np.arange(groups.by_name[name].channels), np.full(groups.by_name[name].channels, each))
+        for name, each in cost.items()
+    }
