@@ -138,7 +138,8 @@ class DeliverRequest(Header):
 
     `reference` [R, H, W, C] with `reference_labels` [R]: the server's own images. `preference` [F, classes]: which
     filters serve which classes. `plan.k`: kept channels of cluster k, packed bits over all groups. `submodel.k`:
-    safetensors bytes.
+    safetensors bytes, padded to a size bucket by white space in their header. `digests`: of each cluster's plan, of
+    plan and file together where the file is sent.
     """
 
     TENSORS: ClassVar[Rules] = _rules(

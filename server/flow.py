@@ -16,7 +16,6 @@ from flwr.serverapp import Grid
 
 from common import statistics
 from common.config import Config
-from common.errors import ConfigError
 from common.messages import DeliverRequest
 from common.plan import Plan
 from common.preference import importance, join, layer_slices, normalise, unpool
@@ -26,10 +25,11 @@ from common.torch_engine.forward import normalise as to_input
 from common.torch_engine.scores import taylor_scores
 from server import clusters
 from server.budget import Step, SumBudget, steps
-from server.collect import Courier, Tally, digest_of
+from server.collect import Courier, Parcel, Tally, digest_of
 from server.filter_clusters import filter_clusters
 from server.journal import Journal, Result
 from server.planning import ClusterPlan, Reference, plan_cluster
+from server.submodels import deliver_submodels
 from server.visualise import Visualisation, visualise
 
 Floats = npt.NDArray[np.float64]
@@ -67,8 +67,6 @@ class Flow:
         on_progress: OnProgress = lambda phase, done, total: None,
         on_phase: Callable[[Flow], None] = lambda flow: None,
     ) -> None:
-        if config.delivery.mode != "plan":
-            raise ConfigError(f"delivery.mode is {config.delivery.mode!r}, plans alone are sent so far: use plan")
         self.config, self.base, self.reference, self.journal = config, base, reference, journal
         self.nodes = sorted(grid.get_node_ids())
         self.budget = SumBudget(config, base.groups, len(self.nodes))
@@ -234,11 +232,14 @@ class Flow:
         states: list[dict[str, npt.NDArray[Any]]],
         preference: npt.NDArray[Any] | None,
     ) -> float:
-        """Payload bytes that one phone fetched."""
+        """Payload bytes that one phone fetched, on average."""
 
         def compute() -> Result:
             tensors, request = self._offer(round, centroids, plans, preference)
-            _, tally = self._courier.deliver(request, tensors, self.nodes)
+            if self.config.delivery.mode == "submodel":
+                tally = deliver_submodels(self._courier, request, tensors, plans, states, self.nodes)
+            else:
+                _, tally = self._courier.deliver([Parcel(request, tensors, self.nodes)])
             self._refuse(round, "deliver", tally)
             return {"tally": tally.as_dict()}, {}
 

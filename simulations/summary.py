@@ -48,8 +48,8 @@ def summary_of(
         "macs_ratio": mean("macs_ratio"),
         "effective_macs_ratio": mean("effective_macs_ratio"),
         "parameters_ratio": mean("parameters_ratio"),
-        "download_bytes_ratio": delivered / world.weights_bytes,
-        "storage_ratio": 1 + (delivered + mean("stored_bytes")) / world.weights_bytes,
+        "download_bytes_ratio": delivered / world.weights_bytes + mean("base_fetches"),
+        "storage_ratio": mean("holds_full") + mean("stored_bytes") / world.weights_bytes,
         "cluster_only": {
             "accuracy": _spread(figures, "accuracy_cluster"),
             "macs_ratio": mean("cluster_macs_ratio"),
@@ -61,6 +61,7 @@ def summary_of(
             "auroc": auroc(figures),
             "escalated_ratio": mean("escalated"),
             "accuracy": _spread(figures, "accuracy_outside")["mean"],
+            "abstained_ratio": _spread(figures, "abstained_outside")["mean"],
         },
         "privacy": {
             "epsilon": flow.epsilon,
