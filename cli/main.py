@@ -108,43 +108,60 @@ def simulate(
     data: Annotated[str | None, typer.Option(help="Short for --set data.source=…")] = None,
     weights: Annotated[Path | None, typer.Option(help="Short for --set model.weights=…")] = None,
     engine: Annotated[Engine, typer.Option(help="local: this process; ray: Flower's own simulation.")] = Engine.local,
+    seeds: Annotated[
+        str | None, typer.Option(help="A sweep: one run a seed, such as 0..4 or 0,3,7, into OUT/seed-N.")
+    ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Remove an earlier run in the folder first.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Many simulated phones find out their classes privately and get their own pruned submodels.
 
-    Writes summary.json, details.json, report.html, state.db and the phones' folders into --out. Ctrl-C stops after the
-    phase in flight is given up; the same command goes on from there.
+    Writes summary.json, details.json, rounds.csv, report.html, state.db and the phones' folders into --out. With
+    --seeds it writes sweep.json, rounds.csv and report.html of all runs. Ctrl-C stops after the phase in flight is
+    given up; the same command goes on from there.
     """
-    from cli.simulate import run_scenario, summary_table
+    from cli.simulate import run_scenario, run_seeds, summary_table, sweep_table
 
     chosen = list(overrides or [])
     if data is not None:
         chosen.append(f"data.source={json.dumps(data)}")
     if weights is not None:
         chosen.append(f"model.weights={json.dumps(str(weights.resolve()))}")
-    summary = run_scenario(scenario, chosen, out, engine.value, fresh, console)
+    if seeds is not None:
+        result = run_seeds(scenario, chosen, seeds, out, engine.value, fresh, console)
+        table = sweep_table(out.name, result)
+    else:
+        result = run_scenario(scenario, chosen, out, engine.value, fresh, console)
+        table = summary_table({out.name: result})
     if as_json:
-        print(json.dumps(summary))
+        print(json.dumps(result))
         return
-    Console().print(summary_table({out.name: summary}))
+    Console().print(table)
     Console().print(f"report: {out / 'report.html'}", highlight=False)
 
 
 @app.command()
 def report(
     directories: Annotated[
-        list[Path], typer.Argument(help="Folders of finished runs; several are shown side by side.")
+        list[Path], typer.Argument(help="Folders of finished runs, shown side by side, or of sweeps.")
     ],
 ) -> None:
-    """Write the report page of finished runs again and print their tables."""
-    from cli.simulate import read_summary, summary_table
+    """Write the report page of finished runs and sweeps again and print their tables."""
+    from cli.simulate import read_summary, summary_table, sweep_table
     from simulations.report import write_report
+    from simulations.sweep_folder import is_sweep, rewrite
 
-    pages = [write_report(directory) for directory in directories]
-    Console().print(summary_table({d.name: read_summary(d) for d in directories}))
-    for page in pages:
-        Console().print(f"report: {page}", highlight=False, soft_wrap=True)
+    sweeps = [directory for directory in directories if is_sweep(directory)]
+    runs = [directory for directory in directories if directory not in sweeps]
+    tables = [sweep_table(directory.name, rewrite(directory)) for directory in sweeps]
+    for directory in runs:
+        write_report(directory)
+    if runs:
+        tables.append(summary_table({d.name: read_summary(d) for d in runs}))
+    for table in tables:
+        Console().print(table)
+    for directory in directories:
+        Console().print(f"report: {directory / 'report.html'}", highlight=False, soft_wrap=True)
 
 
 @app.command()

@@ -14,6 +14,8 @@ from rich.table import Table
 from common.config import Config, load_config
 from common.errors import StateError
 from simulations.runner import remove_run, simulate
+from simulations.sweep import parse_seeds
+from simulations.sweep_folder import folder_of, is_sweep, run_sweep
 
 STEPS = {
     "messages": "phones answer",
@@ -49,6 +51,8 @@ def run_scenario(
 ) -> dict[str, Any]:
     """Run a scenario with the chosen engine and return its summary."""
     config = load_config(scenario, overrides)
+    if is_sweep(out):
+        raise StateError(f"{out} holds a sweep: choose another --out, or give --seeds")
     if fresh:
         remove_run(out)
     if engine == "local":
@@ -56,6 +60,23 @@ def run_scenario(
     from simulations.ray_engine import simulate_ray
 
     return simulate_ray(scenario, overrides, out, config.population.phones)
+
+
+def run_seeds(
+    scenario: Path | None, overrides: list[str], seeds: str, out: Path, engine: str, fresh: bool, console: Console
+) -> dict[str, Any]:
+    """Run a scenario under each of `seeds`, which win over `run.seed`, and return the sweep's figures."""
+    chosen = {seed: [*overrides, f"run.seed={seed}"] for seed in parse_seeds(seeds)}
+    configs = {seed: load_config(scenario, each) for seed, each in chosen.items()}
+    if fresh:
+        for seed in configs:
+            remove_run(folder_of(out, seed))
+
+    def run(seed: int, folder: Path) -> dict[str, Any]:
+        console.print(f"seed {seed}: {folder}", highlight=False)
+        return run_scenario(scenario, chosen[seed], folder, engine, False, console)
+
+    return run_sweep(out, configs, run)
 
 
 def read_summary(directory: Path) -> dict[str, Any]:
@@ -95,6 +116,29 @@ def summary_table(summaries: dict[str, dict[str, Any]]) -> Table:
     for title, show in rows:
         table.add_row(title, *(show(s) for s in summaries.values()))
     table.caption = "accuracies: mean over phones (5th percentile)"
+    return table
+
+
+def sweep_table(name: str, sweep: dict[str, Any]) -> Table:
+    """Headline figures of a sweep, each as mean and interval over the seeds."""
+    table = Table("", "mean", f"{100 * sweep['confidence']:.0f} % interval", title=f"FedCAPTOR: {name}")
+    rows = (
+        ("full model, own classes' images", "accuracy.full.mean", percent),
+        ("full model limited to own classes", "accuracy.full_limited.mean", percent),
+        ("cluster submodel", "cluster_only.accuracy.mean", percent),
+        ("personalised submodel", "accuracy.personalised.mean", percent),
+        ("MACs", "macs_ratio", percent),
+        ("MACs with escalations", "effective_macs_ratio", percent),
+        ("parameters", "parameters_ratio", percent),
+        ("download, of the full model's file", "download_bytes_ratio", percent),
+        ("out-of-set AUROC", "out_of_set.auroc", _plain),
+        ("escalated", "out_of_set.escalated_ratio", percent),
+        ("ε", "privacy.epsilon", _plain),
+    )
+    for title, key, show in rows:
+        if found := sweep["metrics"].get(key):
+            table.add_row(title, show(found["mean"]), f"{show(found['low'])} … {show(found['high'])}")
+    table.caption = f"seeds {', '.join(map(str, sweep['seeds']))}; {', '.join(sweep['marks'])}"
     return table
 
 

@@ -72,7 +72,7 @@ def snapshot_of(flow: Flow, run: str, weights_bytes: int, status: Status, simula
     )
 
 
-def _means(total: Any) -> dict[str, float] | None:
+def outcome_means(total: Any) -> dict[str, float] | None:
     """Mean of each outcome over the phones of a noisy sum, within [0, 1]; None when no phone is left of it."""
     sums = dict(zip(statistics.OUTCOME, total, strict=True))
     if sums["phones"] < 1:
@@ -84,7 +84,7 @@ def _fleet(flow: Flow, weights_bytes: int) -> Fleet:
     if not flow.published:
         return Fleet()
     last = flow.published[-1]
-    means = _means(last.fleet.sum(0))
+    means = outcome_means(last.fleet.sum(0))
     download = last.delivered_bytes / weights_bytes
     if means is None:
         return Fleet(download_ratio=download)

@@ -33,6 +33,7 @@ from server.flow import Flow, OnProgress
 from server.journal import Journal
 from server.monitor import Monitor
 from server.planning import Reference
+from simulations import rounds
 from simulations.local_grid import Faults, LocalGrid, VirtualClock
 from simulations.oracle import Oracle
 from simulations.population import prepare
@@ -163,7 +164,7 @@ def simulate(
     on_progress: OnProgress = lambda phase, done, total: None,
     run: Callable[[World], tuple[Flow, Journal]] | None = None,
 ) -> dict[str, Any]:
-    """The whole run; writes summary, details, atlas and report into `directory` and returns the summary.
+    """The whole run; writes summary, details, rounds, atlas and report into `directory` and returns the summary.
 
     `run`: another engine than the in-process grid. Called again with the same directory it resumes.
     """
@@ -193,9 +194,11 @@ def conclude(world: World, flow: Flow, journal: Journal, start: float, on_progre
     details = details_of(world, flow, figures)
     _write_json(world.directory / "summary.json", summary)
     _write_json(world.directory / "details.json", details)
+    rounds.write_rows(world.directory / rounds.FILE, details["rounds"])
     if flow.atlas:
         atlas = {name: np.ascontiguousarray(tensor) for name, tensor in flow.atlas.items()}
-        safetensors.numpy.save_file(atlas, world.directory / "atlas.safetensors")
+        with replacing(world.directory / "atlas.safetensors") as temporary:
+            safetensors.numpy.save_file(atlas, temporary)
     write_report(world.directory)
     journal.close()
     return summary

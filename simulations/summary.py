@@ -10,10 +10,21 @@ import numpy as np
 from server.flow import Flow
 from server.journal import Journal
 from simulations.oracle import PhoneFigures, auroc
+from simulations.rounds import rows_of
 
 if TYPE_CHECKING:
     from simulations.runner import World
 
+PER_PHONE = (
+    "accuracy_full",
+    "accuracy_full_limited",
+    "accuracy",
+    "macs_ratio",
+    "effective_macs_ratio",
+    "escalated",
+    "stored_bytes",
+    "classes",
+)
 LEAK = {
     "plan": "none: every phone fetches all plans and slices for itself",
     "submodel": "the server sees which cluster's submodel is fetched: log2 K bits per fetch, outside any epsilon",
@@ -78,9 +89,8 @@ def summary_of(
 def details_of(world: World, flow: Flow, figures: list[PhoneFigures]) -> dict[str, Any]:
     """What the report draws: per-phone figures without identity, clusters, phases, sums."""
     last, groups = flow.published[-1], world.base.groups
-    names = ("accuracy_full", "accuracy_full_limited", "accuracy", "macs_ratio", "effective_macs_ratio", "classes")
-    phones: dict[str, list[Any]] = {name: [_number(getattr(f, name)) for f in figures] for name in names}
-    phones["download_bytes"] = [last.delivered_bytes] * len(figures)
+    phones: dict[str, list[Any]] = {name: [_number(getattr(f, name)) for f in figures] for name in PER_PHONE}
+    phones["download_bytes"] = [sum(p.delivered_bytes for p in flow.published)] * len(figures)
     return {
         "class_names": list(world.data.names),
         "phones": phones,
@@ -96,6 +106,7 @@ def details_of(world: World, flow: Flow, figures: list[PhoneFigures]) -> dict[st
             }
             for k, plan in enumerate(last.plans)
         ],
+        "rounds": rows_of(flow),
         "phases": flow.phases,
         "sums": [
             {
@@ -107,7 +118,20 @@ def details_of(world: World, flow: Flow, figures: list[PhoneFigures]) -> dict[st
             }
             for s in flow.sums
         ],
+        "scores": _scores(figures),
     }
+
+
+def _scores(figures: list[PhoneFigures], bins: int = 25) -> dict[str, list[Any]] | None:
+    """Out-of-set scores of all phones that have a submodel, counted; None where no image was outside or inside."""
+    scored = [f for f in figures if f.macs_ratio < 1]
+    inside = np.concatenate([f.inside for f in scored]) if scored else np.zeros(0)
+    outside = np.concatenate([f.outside for f in scored]) if scored else np.zeros(0)
+    if not len(inside) or not len(outside):
+        return None
+    edges = np.histogram_bin_edges(np.concatenate([inside, outside]), bins)
+    counts = {name: np.histogram(s, edges)[0].tolist() for name, s in (("inside", inside), ("outside", outside))}
+    return {"edges": edges.tolist(), **counts}
 
 
 def _spread(figures: list[PhoneFigures], name: str) -> dict[str, float | None]:

@@ -5,7 +5,9 @@ import shutil
 import pytest
 
 from simulations.report import write_report
+from simulations.report.sweep_page import write_sweep_report
 from tests.simulations.test_report import make_hostile, make_run
+from tests.simulations.test_sweep import make_sweep
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (extra dev)")
 CHROMIUM = shutil.which("chromium")
@@ -13,7 +15,7 @@ ARGS = [
     "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
-PLOTS = ("trade", "accuracy", "macs", "download", "centroids", "kept", "bytes", "seconds")
+PLOTS = ("trade", "accuracy", "macs", "download", "scores", "centroids", "kept", "bytes", "seconds")
 
 pytestmark = [
     pytest.mark.slow,
@@ -104,3 +106,14 @@ def test_a_bare_run_draws_what_it_has(visit, tmp_path):
     assert page.locator("svg.main-svg").count() > 0
     assert page.locator(".missing").count() > 3
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_sweep_draws_and_fits(visit, tmp_path, width):
+    make_sweep(tmp_path)
+    page = visit(write_sweep_report(tmp_path), width)
+    for name in ("accuracies", "costs", "outside"):
+        assert page.locator(f"#plot-{name} svg.main-svg").count() > 0, name
+    page.locator("summary").click()
+    sync_api.expect(page.get_by_role("link", name="seed 7")).to_have_attribute("href", "seed-7/report.html")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width

@@ -9,8 +9,10 @@ import pytest
 import safetensors.numpy
 
 from common.errors import StateError
-from simulations import report
-from simulations.report import ATLAS, DETAILS, SUMMARY, write_report
+from simulations.report import atlas as atlas_of
+from simulations.report import words as shown
+from simulations.report import write_report
+from simulations.report.data import ATLAS, DETAILS, SUMMARY
 
 CLASSES = ("airplane", "car", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 CHANNELS = {f"features.{number}": width for number, width in enumerate((16, 32, 32, 64, 64, 96, 96, 128))}
@@ -42,7 +44,7 @@ def make_summary():
             "parameters_ratio": 0.37,
             "download_bytes_ratio": 0.37,
         },
-        "out_of_set": {"auroc": 0.871, "escalated_ratio": 0.083},
+        "out_of_set": {"auroc": 0.871, "escalated_ratio": 0.083, "accuracy": 0.5432},
         "privacy": {
             "epsilon": 2.41,
             "delta": 1e-6,
@@ -73,6 +75,8 @@ def make_details(phones=400, clusters=4, classes=CLASSES, channels=CHANNELS):
             "macs_ratio": macs.tolist(),
             "effective_macs_ratio": np.clip(macs + rng.gamma(2, 0.025, phones), 0, 1.2).tolist(),
             "download_bytes": (9e4 + macs * 6e5 + rng.normal(0, 9e3, phones)).tolist(),
+            "stored_bytes": (3e5 + macs * 2e5).tolist(),
+            "escalated": rng.beta(2, 20, phones).tolist(),
             "classes": own.tolist(),
         },
         "clusters": [
@@ -119,6 +123,28 @@ def make_details(phones=400, clusters=4, classes=CLASSES, channels=CHANNELS):
                 ("outcome", 0.42, 90_000, 30_000),
             )
         ],
+        "rounds": [
+            {
+                "round": number,
+                "phases": 5,
+                "asked": 2000,
+                "replies": 1950,
+                "dropped": 35,
+                "refused": 1,
+                "bytes_down": 125_700_000,
+                "bytes_up": 23_200_000,
+                "seconds": 80.0,
+                "clusters": clusters,
+                "epsilon": 1.234 * number,
+                "agreement_cluster": 0.956,
+                "agreement": 0.9678,
+                "macs": 0.3812,
+                "parameters": 0.2934,
+                "escalated": 0.0765,
+            }
+            for number in (1, 2)
+        ],
+        "scores": {"edges": [0.0, 0.25, 0.5, 0.75, 1.0], "inside": [1, 5, 30, 400], "outside": [9, 8, 4, 2]},
         "sums": [
             {"name": f"usage.{n}", "length": 10, "clip": 1.0, "noise_multiplier": 8.5, "rho": 0.0069} for n in range(3)
         ],
@@ -168,7 +194,8 @@ def test_the_page_holds_the_runs_numbers(tmp_path):
         "91.7 %", "81.3 %", "92.2 %", "38.3 %", "43.1 %", "29.7 %", "34.2 %", "89.6 %", "0.871", "8.3 %",
         "ε = 2.41", "δ = 1e-06", "7 sums of at least 50 phones", "the server learns nothing",
         "sums not encrypted", "refused: replayed", "Stops here:", "usage-1", "121 MB", "features.7: 32 of 128 filters",
-        "data:image/png;base64,", "than</th>", "airplane",
+        "data:image/png;base64,", "than</th>", "airplane", "54.3 %", "plot-scores", "1.23", "2.47", "95.6 %", "96.8 %",
+        "stored on the phone",
     ):  # fmt: skip
         assert text in page, text
     for gone in ('class="missing">The run', "noise off", "Noise is off"):
@@ -281,8 +308,8 @@ def test_a_large_fleet_and_model_stay_a_small_page(tmp_path):
 @pytest.mark.parametrize("groups", [0, 1])
 def test_pictures_over_the_bound_are_left_out(tmp_path, monkeypatch, groups):
     atlas = make_atlas()
-    png, _ = report._sprite(atlas["picture.features.0"])
-    monkeypatch.setattr(report, "MAX_SPRITES", len(png) * groups)
+    png, _ = atlas_of.sprite_of(atlas["picture.features.0"])
+    monkeypatch.setattr(atlas_of, "MAX_SPRITES", len(png) * groups)
     page = body(write_report(make_run(tmp_path, atlas=atlas)))
     assert page.count("data:image/png") == groups
     assert f"Left out to keep the page small: features.{groups}, " in page
@@ -296,7 +323,7 @@ def test_sprites_hold_the_pictures(colours, mode):
     from PIL import Image
 
     pictures = np.random.default_rng(0).integers(0, 256, (5, 6, 8, colours), dtype=np.uint8)
-    png, aspect = report._sprite(pictures)
+    png, aspect = atlas_of.sprite_of(pictures)
     sheet = Image.open(io.BytesIO(png))
     assert (sheet.size, sheet.mode, aspect) == ((40, 6), mode, 8 / 6)
     if colours != 2:
@@ -307,8 +334,8 @@ def test_sprites_hold_the_pictures(colours, mode):
 def test_filters_are_chosen_from_every_family():
     family = np.array([0] * 90 + [1] * 8 + [2] * 2)
     shares = np.random.default_rng(0).dirichlet([0.3] * 10, 100)
-    chosen = report._choose(100, shares, family)
-    assert len(chosen) == len(set(chosen)) == report.MAX_FILTERS
+    chosen = atlas_of.choose(100, shares, family)
+    assert len(chosen) == len(set(chosen)) == atlas_of.MAX_FILTERS
     assert np.bincount(family[chosen]).tolist() == [22, 8, 2]
     assert (np.diff(family[chosen]) >= 0).all()
     assert shares.argmax(0).size == 10
@@ -336,6 +363,7 @@ def test_missing_and_damaged_files_are_named(tmp_path, name, content):
         lambda d: d["phones"]["accuracy"].pop(),
         lambda d: d["clusters"][0]["centroid"].pop(),
         lambda d: d["clusters"][0]["layers"][0].update(channels=0),
+        lambda d: d["scores"]["inside"].pop(),
     ],
 )
 def test_details_that_contradict_themselves_are_damage(tmp_path, change):
@@ -382,7 +410,7 @@ def test_a_cut_atlas_is_damage(tmp_path, keep):
     ],
 )
 def test_sizes(value, words):
-    assert report.size(value).replace("\u00a0", " ") == words
+    assert shown.size(value).replace("\u00a0", " ") == words
 
 
 @pytest.mark.parametrize(
@@ -390,4 +418,4 @@ def test_sizes(value, words):
     [(0.42, "0.42 s"), (12, "12 s"), (59.9, "1 min 00 s"), (192, "3 min 12 s"), (7260, "2 h 01 min"), (None, "–")],
 )
 def test_durations(value, words):
-    assert report.duration(value) == words
+    assert shown.duration(value) == words

@@ -8,6 +8,7 @@ import pytest
 from common.assets import asset
 from common.config import load_config
 from common.errors import PrivacyError, StateError
+from simulations.rounds import read_rows
 from simulations.runner import simulate
 
 SMALL = [
@@ -46,10 +47,22 @@ def flat(value, prefix=""):
 
 def test_every_figure_and_file_of_a_run_is_documented(finished):
     directory, summary = finished
-    files, keys = asset("docs/summary.md").read_text().split("## Keys")
+    files, keys = asset("docs/outputs.md").read_text().split("## Keys")
     documented = set(re.findall(r"^\| `([^`]+)` \|", keys, re.M))
     assert flat(summary) == documented - {"faults.*"}
     assert {path.name for path in directory.iterdir()} <= set(re.findall(r"^\| `([^`]+)` \|", files, re.M))
+
+
+def test_rounds_are_the_same_in_every_output(finished):
+    directory, summary = finished
+    (row,) = read_rows(directory / "rounds.csv")
+    details = json.loads((directory / "details.json").read_text())
+    assert row == {name: "" if value is None else str(value) for name, value in details["rounds"][0].items()}
+    assert (int(row["clusters"]), row["epsilon"]) == (summary["clusters"], "")
+    assert int(row["bytes_down"]) == sum(phase["bytes_down"] for phase in details["phases"])
+    figures = details["phones"]
+    assert float(row["macs"]) == pytest.approx(sum(figures["macs_ratio"]) / 24, abs=0.02)  # noise is off
+    assert sum(details["scores"]["outside"]) > 0
 
 
 def test_a_second_call_replays_the_journal(finished):

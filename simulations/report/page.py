@@ -1,0 +1,93 @@
+"""One self-contained HTML page of a simulated run: no network, readable without scripts, colour or a mouse.
+
+Reads `summary.json` and `details.json` and, when there, `atlas.safetensors` of a run directory. All text from these
+files is data: it is escaped in the page and in the plots, and the page's policy lets only its own scripts run.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from common.assets import asset
+from common.errors import StateError
+from common.files import replacing
+from simulations.report import words
+from simulations.report.atlas import MAX_FILTERS, read_atlas
+from simulations.report.data import ATLAS, DETAILS, REPORT, SUMMARY, Details, Summary, read
+from simulations.report.plot import Plot
+from simulations.report.plots import plots_of
+from simulations.report.tables import by_phase, gains, marks_of, quantiles
+
+MAX_ROWS = 300  # of the tables of rounds and phases
+
+_TEMPLATES = asset("simulations/report/templates")
+
+
+def write_report(directory: Path) -> Path:
+    """Write `report.html` into a run directory. Raises StateError that names a missing or damaged file."""
+    summary = read(directory / SUMMARY, Summary)
+    details = read(directory / DETAILS, Details)
+    atlas, left_out = read_atlas(directory / ATLAS, details)
+    values = {
+        "summary": summary,
+        "details": details,
+        "marks": marks_of(summary),
+        "quantiles": quantiles(details.phones),
+        "gains": gains(details.phones),
+        "faults": words.flat(summary.faults or {}),
+        "sums_note": words.words(summary.privacy.sums) if summary.privacy else "",
+        "rounds": details.rounds[-MAX_ROWS:],
+        "phases": details.phases[-MAX_ROWS:],
+        "by_phase": by_phase(details.phases),
+        "atlas": atlas,
+        "atlas_left_out": left_out,
+        "max_filters": MAX_FILTERS,
+    }
+    return write_page(directory / REPORT, "report.html.j2", plots_of(summary, details), values)
+
+
+def write_page(path: Path, template: str, plots: Sequence[Plot], values: dict[str, Any]) -> Path:
+    """Render a template with its plots and Plotly itself. Raises StateError when the file cannot be written."""
+    page = (
+        _environment()
+        .get_template(template)
+        .render(
+            values,
+            plots={plot.id: plot for plot in plots},
+            drawings=[{"id": p.id, "traces": p.traces, "layout": p.layout, "height": p.height} for p in plots],
+            plotly=Markup(get_plotlyjs().replace("\r\n", "\n")),
+        )
+    )
+    try:
+        with replacing(path) as temporary:
+            temporary.write_text(page, encoding="utf-8", newline="\n")
+    except OSError as error:
+        raise StateError(f"{path} cannot be written ({error.strerror}); check the disk and the permissions") from error
+    return path
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    for show in (words.percent, words.size, words.duration, words.number, words.count, words.words):
+        environment.filters[show.__name__] = show
+    environment.filters["policy_hash"] = _policy_hash
+    return environment
+
+
+def _policy_hash(script: str) -> str:
+    """What the page's policy allows `script` by."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

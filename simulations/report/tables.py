@@ -1,0 +1,79 @@
+"""Rows of the report's tables."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from simulations.report.data import Phase, Phones, Summary, known
+from simulations.report.words import number, percent, size
+
+
+def marks_of(summary: Summary) -> list[str]:
+    """What must be said of the run beside its numbers."""
+    marks = list(dict.fromkeys(summary.marks))
+    off = summary.privacy is not None and summary.privacy.epsilon is None
+    if off and not any("noise" in mark.lower() for mark in marks):
+        marks.append("noise off")
+    return marks
+
+
+_PER_PHONE = (
+    ("accuracy_full", "accuracy of the full model", percent),
+    ("accuracy_full_limited", "accuracy of the full model, own classes only", percent),
+    ("accuracy", "accuracy of the phone's own model", percent),
+    ("macs_ratio", "own model's MACs, of the full model's", percent),
+    ("effective_macs_ratio", "the same with escalation", percent),
+    ("escalated", "images that the full model answers", percent),
+    ("download_bytes", "delivered to the phone", size),
+    ("stored_bytes", "stored on the phone beside the full model", size),
+    ("classes", "own classes", number),
+)
+
+
+def quantiles(phones: Phones) -> list[tuple[str, list[str]]]:
+    """For each figure of the phones: mean, 5 %, 25 %, 50 %, 75 % and 95 %."""
+    rows = []
+    for field, title, show in _PER_PHONE:
+        values = known(getattr(phones, field))
+        if values.size:
+            points = [float(values.mean()), *map(float, np.quantile(values, [0.05, 0.25, 0.5, 0.75, 0.95]))]
+            rows.append((title, [show(point) for point in points]))
+    return rows
+
+
+def gains(phones: Phones) -> list[tuple[str, int, int, int]]:
+    """Against each full model: phones whose own model is better, equal, worse."""
+    rows = []
+    for title, before in (
+        ("the full model", phones.accuracy_full),
+        ("the full model, own classes only", phones.accuracy_full_limited),
+    ):
+        pairs = [(a, b) for a, b in zip(phones.accuracy, before, strict=False) if a is not None and b is not None]
+        if pairs:
+            better, worse = sum(a > b + 1e-9 for a, b in pairs), sum(a < b - 1e-9 for a, b in pairs)
+            rows.append((title, better, len(pairs) - better - worse, worse))
+    return rows
+
+
+def by_phase(phases: Sequence[Phase]) -> list[dict[str, Any]]:
+    """Totals over all rounds, by phase."""
+    found: dict[str, list[Phase]] = {}
+    for phase in phases:
+        found.setdefault(phase.phase, []).append(phase)
+    return [
+        {
+            "phase": name,
+            "seconds": sum(p.seconds or 0 for p in of),
+            "asked": sum(p.asked for p in of),
+            "replies": sum(p.replies for p in of),
+            "dropped": sum(p.dropped for p in of),
+            "refused": dict(sum((Counter(p.refused) for p in of), Counter())),
+            "bytes_down": sum(p.bytes_down for p in of),
+            "bytes_up": sum(p.bytes_up for p in of),
+        }
+        for name, of in found.items()
+    ]

@@ -1,0 +1,98 @@
+"""A sweep on disk: `DIR/seed-N` for each run, and `sweep.json`, `rounds.csv` and `report.html` of them all."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from common.config import Config
+from common.errors import StateError
+from common.files import replacing
+from simulations import rounds
+from simulations.report.data import REPORT, SUMMARY
+from simulations.report.sweep_page import SWEEP, write_sweep_report
+from simulations.sweep import sweep_of
+
+_FINISHED = (SUMMARY, rounds.FILE, REPORT)
+
+Run = Callable[[int, Path], dict[str, Any]]
+
+
+def folder_of(directory: Path, seed: int) -> Path:
+    """Of one seed's run."""
+    return directory / f"seed-{seed}"
+
+
+def is_sweep(directory: Path) -> bool:
+    """Whether a folder holds a finished sweep."""
+    return (directory / SWEEP).exists()
+
+
+def run_sweep(directory: Path, configs: Mapping[int, Config], run: Run) -> dict[str, Any]:
+    """Run every seed that has not finished under its configuration, then write the sweep's files.
+
+    `run(seed, folder)` returns a run's summary. Called again it goes on where it stopped. Raises StateError when the
+    folder holds a run of its own or of another configuration.
+    """
+    if (directory / "config.json").exists():
+        raise StateError(f"{directory} holds a single run, no sweep: choose another --out")
+    summaries = {}
+    for seed, config in configs.items():
+        folder = folder_of(directory, seed)
+        summaries[seed] = _finished(folder, config) or run(seed, folder)
+    return conclude(directory, summaries)
+
+
+def rewrite(directory: Path) -> dict[str, Any]:
+    """Write the files of a finished sweep again from its runs. Raises StateError that names what is missing."""
+    return conclude(directory, {seed: _summary(folder_of(directory, seed)) for seed in _seeds(directory)})
+
+
+def conclude(directory: Path, summaries: Mapping[int, dict[str, Any]]) -> dict[str, Any]:
+    """Write `sweep.json`, `rounds.csv` and `report.html`; returns the first."""
+    sweep = sweep_of(summaries)
+    rounds.write_rows(directory / rounds.FILE, _rounds(directory, list(summaries)), ("seed", *rounds.COLUMNS))
+    with replacing(directory / SWEEP) as temporary:
+        temporary.write_text(json.dumps(sweep, indent=1, allow_nan=False))
+    write_sweep_report(directory)
+    return sweep
+
+
+def _rounds(directory: Path, seeds: Sequence[int]) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for seed in seeds:
+        path = folder_of(directory, seed) / rounds.FILE
+        try:
+            rows += [{"seed": seed, **row} for row in rounds.read_rows(path)]
+        except OSError as error:
+            raise StateError(f"{path} cannot be read ({error.strerror}); run the sweep again") from error
+    return rows
+
+
+def _finished(folder: Path, config: Config) -> dict[str, Any] | None:
+    """The summary of a run that ended under this configuration."""
+    stored = folder / "config.json"
+    if not stored.exists() or not all((folder / name).exists() for name in _FINISHED):
+        return None
+    if json.loads(stored.read_text()) != config.model_dump(mode="json"):
+        raise StateError(f"{folder} holds a run of another configuration: choose another --out or give --fresh")
+    return _summary(folder)
+
+
+def _seeds(directory: Path) -> list[int]:
+    path = directory / SWEEP
+    try:
+        return [int(seed) for seed in json.loads(path.read_text())["seeds"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StateError(f"{path} is damaged or missing ({error}); run the sweep again") from error
+
+
+def _summary(folder: Path) -> dict[str, Any]:
+    path = folder / SUMMARY
+    try:
+        summary: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise StateError(f"{path} cannot be read ({error}); run the sweep again") from error
+    return summary

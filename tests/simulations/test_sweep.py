@@ -1,0 +1,273 @@
+"""Several seeds of one scenario: statistics by hand, seeds as text, what is run again and what is kept."""
+
+import csv
+import json
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from cli.main import app
+from common.config import load_config
+from common.errors import ConfigError, StateError
+from simulations import rounds
+from simulations.report.sweep_page import MetricView, write_sweep_report
+from simulations.sweep import MAX_SEEDS, aggregate, figures, metric, parse_seeds, sweep_of
+from simulations.sweep_folder import is_sweep, rewrite, run_sweep
+from tests.simulations.test_report import body, make_summary
+
+
+def make_summaries(seeds=(0, 3, 7)):
+    """Summaries as runs leave them, which differ in a few figures."""
+    found = {}
+    for place, seed in enumerate(seeds):
+        summary = make_summary()
+        summary |= {"seed": seed, "macs_ratio": 0.30 + 0.01 * place}
+        summary["accuracy"]["personalised"]["mean"] = 0.9 + 0.02 * place
+        found[seed] = summary
+    return found
+
+
+def make_sweep(directory):
+    """A folder with `sweep.json` alone."""
+    (directory / "sweep.json").write_text(json.dumps(sweep_of(make_summaries())))
+    return directory
+
+
+def test_mean_spread_and_interval_by_hand():
+    found = metric([0.90, 0.92, 0.94])
+    assert found.mean == pytest.approx(0.92)
+    assert found.std == pytest.approx(0.02)
+    half = 4.302652729696142 * 0.02 / math.sqrt(3)  # t of 2 degrees of freedom at 97.5 %, from a table
+    assert (found.low, found.high) == (pytest.approx(0.92 - half), pytest.approx(0.92 + half))
+    assert found.values == (0.90, 0.92, 0.94)
+
+
+def test_unknown_values_are_kept_in_place_and_not_counted():
+    found = metric([1.0, None, 3.0])
+    assert (found.mean, found.std, found.values) == (2.0, pytest.approx(math.sqrt(2)), (1.0, None, 3.0))
+    assert found.high == pytest.approx(2 + 12.706204736432095)  # t of 1 degree of freedom
+    assert (metric([None, 5.0]).mean, metric([None, 5.0]).std, metric([None, 5.0]).low) == (5.0, None, None)
+    assert metric([None]).mean is None
+
+
+@given(st.floats(-1e6, 1e6), st.integers(2, 20))
+def test_equal_values_are_certain(value, count):
+    found = metric([value] * count)
+    assert (found.mean, found.std, found.low, found.high) == (value, 0, value, value)
+
+
+def test_figures_are_the_numbers_of_a_summary():
+    summary = {"seed": 3, "model": "x", "on": True, "a": {"b": 1, "c": None, "d": {"e": 0.5}}, "f": math.nan, "g": [1]}
+    assert dict(figures(summary)) == {"a.b": 1.0, "a.c": None, "a.d.e": 0.5, "f": None}
+
+
+def test_a_figure_that_a_run_lacks_is_unknown_there():
+    found = aggregate({0: {"a": 1, "faults": {"nan": 2}}, 1: {"a": 2}, 2: {"a": 3, "b": None}})
+    assert found["a"].mean == 2
+    assert found["faults.nan"].values == (2.0, None, None)
+    assert "b" not in found
+
+
+@pytest.mark.parametrize(
+    ("text", "seeds"),
+    [("0..4", (0, 1, 2, 3, 4)), ("0,3,7", (0, 3, 7)), ("5", (5,)), ("2..2", (2,)), ("0..2, 7", (0, 1, 2, 7))],
+)
+def test_seeds_as_text(text, seeds):
+    assert parse_seeds(text) == seeds
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "'' is no seed: give for example 0..4"),
+        ("0,,2", "'' is no seed"),
+        ("-1", "'-1' is no seed"),
+        ("0-4", "'0-4' is no seed"),
+        ("0..", "'0..' is no seed"),
+        ("one", "'one' is no seed"),
+        ("4..0", "4..0 runs backwards: write 0..4"),
+        ("0..3,2", "2 is there twice: name each once"),
+        (f"0..{MAX_SEEDS}", f"more than {MAX_SEEDS}: give fewer"),
+        ("0..999999999", "more than"),
+        (f"0..{MAX_SEEDS - 1},{MAX_SEEDS}", "more than"),
+    ],
+)
+def test_seeds_that_make_no_sense(text, words):
+    with pytest.raises(ConfigError) as caught:
+        parse_seeds(text)
+    assert words in str(caught.value)
+    assert repr(text) in str(caught.value)
+
+
+def configs(seeds, *overrides):
+    return {seed: load_config(None, [*overrides, f"run.seed={seed}"]) for seed in seeds}
+
+
+class Runs:
+    """Stands in for the simulation: leaves what a finished run leaves, and counts."""
+
+    def __init__(self, of, fail=()):
+        self.of, self.fail, self.done = of, set(fail), []
+
+    def __call__(self, seed, folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").write_text(self.of[seed].model_dump_json())
+        if seed in self.fail:
+            raise KeyboardInterrupt
+        self.done.append(seed)
+        summary = make_summaries(tuple(self.of))[seed]
+        (folder / "summary.json").write_text(json.dumps(summary))
+        row = dict.fromkeys(rounds.COLUMNS, 1) | {"round": 1, "bytes_up": 10 * seed, "epsilon": None}
+        rounds.write_rows(folder / "rounds.csv", [row, row | {"round": 2}])
+        (folder / "report.html").write_text("…")
+        return summary
+
+
+def test_a_sweep_runs_each_seed_and_sums_up(tmp_path):
+    wanted = configs((0, 3, 7))
+    sweep = run_sweep(tmp_path, wanted, Runs(wanted))
+    assert sweep == json.loads((tmp_path / "sweep.json").read_text(), parse_constant=pytest.fail)  # no NaN in it
+    assert sweep["seeds"] == [0, 3, 7]
+    assert sweep["metrics"]["macs_ratio"]["values"] == [0.30, 0.31, 0.32]
+    assert sweep["metrics"]["accuracy.personalised.mean"]["mean"] == pytest.approx(0.92)
+    assert sweep["marks"] == ["sums not encrypted"]
+    assert is_sweep(tmp_path)
+    with (tmp_path / "rounds.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["seed", *rounds.COLUMNS]
+    assert [(r["seed"], r["round"], r["bytes_up"], r["epsilon"]) for r in rows] == [
+        ("0", "1", "0", ""), ("0", "2", "0", ""), ("3", "1", "30", ""), ("3", "2", "30", ""),
+        ("7", "1", "70", ""), ("7", "2", "70", ""),
+    ]  # fmt: skip
+
+
+def test_a_stopped_sweep_goes_on_and_keeps_what_is_finished(tmp_path):
+    wanted = configs((0, 1, 2))
+    stopped = Runs(wanted, fail=[1])
+    with pytest.raises(KeyboardInterrupt):
+        run_sweep(tmp_path, wanted, stopped)
+    assert stopped.done == [0]
+    assert not is_sweep(tmp_path)
+    again = Runs(wanted)
+    run_sweep(tmp_path, wanted, again)
+    assert again.done == [1, 2]
+    none = Runs(wanted)
+    assert run_sweep(tmp_path, wanted, none)["seeds"] == [0, 1, 2]
+    assert none.done == []
+
+
+def test_more_seeds_join_the_finished_ones(tmp_path):
+    run_sweep(tmp_path, configs((0, 1)), Runs(configs((0, 1))))
+    more = Runs(configs((0, 1, 2)))
+    assert run_sweep(tmp_path, configs((0, 1, 2)), more)["seeds"] == [0, 1, 2]
+    assert more.done == [2]
+
+
+@pytest.mark.parametrize("lost", ["summary.json", "rounds.csv", "report.html"])
+def test_a_seed_without_all_its_files_runs_again(tmp_path, lost):
+    wanted = configs((0, 1))
+    run_sweep(tmp_path, wanted, Runs(wanted))
+    (tmp_path / "seed-1" / lost).unlink()
+    again = Runs(wanted)
+    run_sweep(tmp_path, wanted, again)
+    assert again.done == [1]
+
+
+def test_a_seed_of_another_configuration_is_refused(tmp_path):
+    run_sweep(tmp_path, configs((0, 1)), Runs(configs((0, 1))))
+    before = (tmp_path / "sweep.json").read_bytes()
+    other = configs((0, 1), "planner.macs=0.5")
+    with pytest.raises(StateError, match=r"seed-0 holds a run of another configuration: choose another --out"):
+        run_sweep(tmp_path, other, Runs(other))
+    assert (tmp_path / "sweep.json").read_bytes() == before
+
+
+def test_a_folder_of_a_single_run_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(StateError, match="holds a single run, no sweep"):
+        run_sweep(tmp_path, configs((0,)), Runs(configs((0,))))
+
+
+def test_a_sweep_is_written_again_from_its_runs(tmp_path):
+    wanted = configs((0, 3))
+    run_sweep(tmp_path, wanted, Runs(wanted))
+    summary = json.loads((tmp_path / "seed-3" / "summary.json").read_text()) | {"macs_ratio": 0.5}
+    (tmp_path / "seed-3" / "summary.json").write_text(json.dumps(summary))
+    assert rewrite(tmp_path)["metrics"]["macs_ratio"]["mean"] == pytest.approx(0.4)
+    (tmp_path / "seed-3" / "summary.json").unlink()
+    with pytest.raises(StateError, match=r"seed-3.summary\.json cannot be read"):
+        rewrite(tmp_path)
+
+
+def test_the_page_shows_means_with_intervals_and_links(tmp_path):
+    page = body(write_sweep_report(make_sweep(tmp_path)))
+    for text in (
+        "small-cnn on embedded, 3 seeds", "seeds 0, 3, 7", "95 % t-interval", "92.0 ± 5.0 %", "31.0 ± 2.5 %",
+        "81.3 ± 0.0 %", "sums not encrypted", 'href="seed-7/report.html"', "accuracy.personalised.mean", "94.0 %",
+    ):  # fmt: skip
+        assert text in page, text
+    drawing = next(d for d in drawings(page) if d["id"] == "accuracies")
+    dots = drawing["traces"][0]
+    assert len(dots["x"]) == 3 * 5  # seeds times figures
+    hover = [text.replace("\u00a0", " ") for text in dots["hovertext"]]
+    assert hover[-6:-3] == [
+        "seed 0: 90.0 %",
+        "seed 3: 92.0 %",
+        "seed 7: 94.0 %",
+    ]
+
+
+def drawings(page):
+    return json.loads(page.split('id="drawings">')[1].split("</script>")[0])
+
+
+def test_one_seed_has_no_interval(tmp_path):
+    sweep = sweep_of(make_summaries((4,)))
+    (tmp_path / "sweep.json").write_text(json.dumps(sweep))
+    page = body(write_sweep_report(tmp_path))
+    assert "small-cnn on embedded, 1 seed<" in page
+    assert "±" not in page
+    assert "says nothing of how sure" in page
+
+
+@pytest.mark.parametrize("change", [lambda s: s["metrics"]["clusters"]["values"].pop(), lambda s: s.update(seeds=[])])
+def test_a_sweep_that_contradicts_itself_is_damage(tmp_path, change):
+    sweep = sweep_of(make_summaries())
+    change(sweep)
+    (tmp_path / "sweep.json").write_text(json.dumps(sweep))
+    with pytest.raises(StateError, match=r"sweep\.json is damaged"):
+        write_sweep_report(tmp_path)
+
+
+def test_the_command_runs_each_seed_in_its_own_folder(tmp_path, monkeypatch):
+    ran = {}
+
+    def run(config, folder, console):
+        ran[folder.name] = config
+        return Runs({config.run.seed: config})(config.run.seed, folder)
+
+    monkeypatch.setattr("cli.simulate.simulate_with_progress", run)
+    command = ["simulate", "--out", str(tmp_path), "--set", "run.seed=9", "--set", "planner.macs=0.5", "--json"]
+    result = CliRunner().invoke(app, [*command, "--seeds", "1,4"])
+    assert result.exit_code == 0
+    assert json.loads(result.stdout) == json.loads((tmp_path / "sweep.json").read_text())
+    assert {name: (c.run.seed, c.planner.macs) for name, c in ran.items()} == {"seed-1": (1, 0.5), "seed-4": (4, 0.5)}
+    ran.clear()
+    assert CliRunner().invoke(app, [*command, "--seeds", "1,4"]).exit_code == 0
+    assert ran == {}
+    assert CliRunner().invoke(app, [*command, "--seeds", "1,4", "--fresh"]).exit_code == 0
+    assert list(ran) == ["seed-1", "seed-4"]
+    shown = CliRunner().invoke(app, ["report", str(tmp_path)])
+    assert shown.exit_code == 0
+    assert "personalised submodel" in shown.stdout
+    refused = CliRunner().invoke(app, command)
+    assert "holds a sweep: choose another --out, or give --seeds" in str(refused.exception)
+
+
+def test_words_of_a_metric():
+    assert MetricView(mean=0.918, low=0.89, high=0.946).words("n") == "0.918 ± 0.028"
+    assert MetricView(mean=0.5).words("p").replace("\u00a0", " ") == "50.0 %"
+    assert MetricView().words("n") == "–"
