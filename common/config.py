@@ -138,9 +138,9 @@ class Fallback(Section):
         "kept_full",
         description="Who answers an image that the own submodel is unsure of. `kept_full`: the full model, which stays "
         "on the phone; `cluster`: the cluster's submodel, kept beside the own one; `abstain`: nobody, which counts as "
-        "wrong for images of own classes. Under the last two the phone deletes the full model, which came with the "
-        'app, once it has a submodel: it is no longer stored, and with `delivery.mode = "plan"` each later '
-        "personalisation downloads it again; with `submodel` the own submodel is refined from the cluster's instead.",
+        "wrong for images of own classes. Under the last two a phone with a submodel runs the full model no more: it "
+        "counts as deleted (storage), and as downloaded again for each later personalisation with "
+        '`delivery.mode = "plan"`; with `submodel` the own submodel is refined from the cluster\'s instead.',
     )
     score: Literal["energy", "max-softmax"] = Field("energy", description="Out-of-set score of the submodel.")
     retention: Ratio = Field(0.96, description="Share of own images that the submodel answers itself.")

@@ -93,8 +93,12 @@ class Courier:
         self._exchange("query.sum", [Parcel(request, tensors, list(nodes))], take, tally, enough=spec.cohort)
         return aggregator.finish(), tally
 
-    def deliver(self, parcels: Sequence[Parcel]) -> tuple[dict[int, int], Tally]:
+    def deliver(self, request: DeliverRequest, tensors: Tensors, nodes: Iterable[int]) -> tuple[dict[int, int], Tally]:
         """Clusters that phones named, by node (mode `choose` alone), and how the delivery went."""
+        return self.deliver_each([Parcel(request, tensors, list(nodes))])
+
+    def deliver_each(self, parcels: Sequence[Parcel]) -> tuple[dict[int, int], Tally]:
+        """`deliver` with other contents for other nodes, all at the same time."""
         named: dict[int, int] = {}
         tally = Tally()
 
@@ -103,9 +107,6 @@ class Courier:
             check_answers(request, header)
             if not header.accepted:
                 raise WireError("wrong_digest", "the phone refused the delivery")
-            assert isinstance(request, DeliverRequest)
-            if (header.cluster is not None) != (request.mode == "choose"):
-                raise WireError("malformed", "a cluster answers `choose`, and nothing else")
             if header.cluster is not None:
                 named[node] = header.cluster
 

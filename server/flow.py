@@ -25,7 +25,7 @@ from common.torch_engine.forward import normalise as to_input
 from common.torch_engine.scores import taylor_scores
 from server import clusters
 from server.budget import Step, SumBudget, steps
-from server.collect import Courier, Parcel, Tally, digest_of
+from server.collect import Courier, Tally, digest_of
 from server.filter_clusters import filter_clusters
 from server.journal import Journal, Result
 from server.planning import ClusterPlan, Reference, plan_cluster
@@ -239,7 +239,7 @@ class Flow:
             if self.config.delivery.mode == "submodel":
                 tally = deliver_submodels(self._courier, request, tensors, plans, states, self.nodes)
             else:
-                _, tally = self._courier.deliver([Parcel(request, tensors, self.nodes)])
+                _, tally = self._courier.deliver(request, tensors, self.nodes)
             self._refuse(round, "deliver", tally)
             return {"tally": tally.as_dict()}, {}
 

@@ -33,7 +33,7 @@ def deliver_submodels(
     """
     centroids = {"centroids": tensors["centroids"]}
     choose = _request(courier, offer, "choose", centroids, {})
-    named, asked = courier.deliver([Parcel(choose, centroids, nodes)])
+    named, asked = courier.deliver(choose, centroids, nodes)
     shared = {name: tensor for name, tensor in tensors.items() if not name.startswith("plan.")}
     parcels = []
     for cluster, (plan, state) in enumerate(zip(plans, states, strict=True)):
@@ -45,7 +45,7 @@ def deliver_submodels(
         request = _request(courier, offer, "submodel", sent, {cluster: digest(plan, file)})
         parcels.append(Parcel(request, sent, there))
     asked.refused += Counter({"malformed": sum(cluster >= len(plans) for cluster in named.values())})
-    _, sent_tally = courier.deliver(parcels)
+    _, sent_tally = courier.deliver_each(parcels)
     return asked + sent_tally
 
 
