@@ -36,6 +36,8 @@ from common.torch_engine.submodel_file import digest as file_digest
 
 Tensors = Mapping[str, npt.NDArray[Any]]
 
+_DOUBT = 0.5  # part of an escalated image that may show a class which the cluster's submodel cannot name
+
 
 @dataclass(frozen=True, eq=False)
 class Phone:
@@ -151,20 +153,23 @@ class Phone:
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
         """What this round's images probably show [N, C], and the answers that they got [N].
 
-        By the full model's probabilities where the phone has it. Otherwise by its own answers, escalated ones
-        included; an image that nobody answered shows, unless corrected, any of the classes that its model lacks.
+        By the full model's probabilities where the phone has it. Otherwise by its own answers. An escalated image is a
+        miss: the larger model's answer counts for a part, the classes that no model of the phone serves for the rest,
+        for all where nobody answered. A correction settles it.
         """
         if holds_full(self.folder, self.config.fallback.mode):
             scores = self._scores_of(round)
             memory = counts * min(1.0, len(scores) / max(float(counts.sum()), 1.0))
             return class_shares(softmax(scores), memory), scores.argmax(1)
         models = read_models(self.folder, self.base, self.config.fallback.mode)
-        labels = answer(self.base, models, self.config.fallback, self.feed.use(round)).labels
-        labels = np.where(labels < 0, corrections, labels)
+        given = answer(self.base, models, self.config.fallback, self.feed.use(round))
+        labels = np.where(given.labels < 0, corrections, given.labels)
+        known = models.larger or models.own
         unserved = np.ones(len(counts))
-        if models.own is not None and len(models.own.classes) < len(counts):
-            unserved[models.own.classes] = 0
-        shares = np.where(labels[:, None] < 0, unserved / unserved.sum(), np.eye(len(counts))[labels])
+        if known is not None and len(known.classes) < len(counts):
+            unserved[known.classes] = 0
+        unknown = np.where(labels < 0, 1.0, _DOUBT * (given.escalated & (corrections < 0)))[:, None]
+        shares = (1 - unknown) * np.eye(len(counts))[labels] + unknown * unserved / unserved.sum()
         return shares, labels
 
     def _scores_of(self, round: int) -> npt.NDArray[np.float32]:

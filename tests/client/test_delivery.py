@@ -213,6 +213,22 @@ def test_unanswered_and_escalated_images_show_that_habits_changed(
     assert read_outcome(tmp_path) == note
 
 
+def test_a_part_of_what_the_cluster_answered_counts_for_classes_that_it_lacks(
+    tmp_path: Path, base: BaseModel, cluster: Submodel
+) -> None:
+    one = phone(tmp_path, base, config("submodel", "cluster"))
+    one.deliver(*delivery(base, cluster, "submodel", 1))
+    nothing = np.full(40, -1, dtype=np.int16)
+    shares, labels = one._seen(2, np.zeros(tiny.CLASSES), nothing)
+    given = answer(base, read_models(tmp_path, base, "cluster"), one.config.fallback, one.feed.use(2))
+    assert given.escalated.any()
+    assert not given.escalated.all()
+    np.testing.assert_array_equal(labels, given.labels)
+    np.testing.assert_allclose(shares[~given.escalated, given.labels[~given.escalated]], 1)
+    np.testing.assert_allclose(shares[given.escalated, given.labels[given.escalated]], 0.5)
+    np.testing.assert_allclose(shares[given.escalated][:, [2, 3, 5]], 0.5 / 3)
+
+
 def test_corrections_name_what_nobody_answered(tmp_path: Path, base: BaseModel, cluster: Submodel) -> None:
     one = phone(tmp_path, base, config("submodel", "abstain", half_life=20.0), Feed(drifted=2, correct=True))
     one.deliver(*delivery(base, cluster, "submodel", 1))
