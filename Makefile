@@ -2,7 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: setup demo test lint docs clean
+.PHONY: setup demo test coverage lint docs results clean
 
 setup: .venv/ready
 
@@ -20,6 +20,9 @@ demo: setup
 test: setup
 	$(BIN)/python -m pytest
 
+coverage: setup # a page in runs/coverage
+	$(BIN)/python -m pytest -m "not slow" --cov --cov-report=term --cov-report=html:runs/coverage
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -29,6 +32,9 @@ lint: setup
 docs: setup # the pages that are made from code
 	$(BIN)/fedcaptor config --reference > docs/configuration.md
 	$(BIN)/fedcaptor messages > docs/messages.md
+
+results: setup
+	@$(BIN)/python -m benchmarks results
 
 clean:
 	rm -rf runs .pytest_cache .mypy_cache .ruff_cache

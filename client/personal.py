@@ -75,9 +75,9 @@ def personalise(
     calibration = _calibration(offer, owner.classes, use[owner.meets(softmax(full_use))])
     trusted = owner.meets(softmax(full_check))
     judge = _Judge(owner, owner.prior(config.fallback.own_prior), check[trusted], full_check[trusted])
-    if len(calibration) == 0:
-        return judge.kept_full()
     start = offer.plans[owner.cluster] if owner.cluster >= 0 and offer.plans else None
+    if len(calibration) == 0 or (start is None and not config.personal.enabled):
+        return judge.kept_full()
     evidence = Evidence.gather(
         base,
         owner.classes,

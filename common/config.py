@@ -112,6 +112,9 @@ class Planner(Section):
     multiple: int = Field(8, ge=1, description="Kept channels are multiples of this.")
     images: int = Field(600, ge=1, description="Reference images that the server plans each cluster with.")
     coverage: Ratio = Field(0.9, description="A cluster's submodel serves its most used classes up to this share.")
+    by_usage: bool = Field(
+        True, description="Plan for the classes that a cluster uses, as it uses them; false: for all classes alike."
+    )
 
 
 class Personal(Section):
@@ -131,6 +134,13 @@ class Delivery(Section):
         description="`plan`: every phone fetches all plans and slices for itself; `submodel`: it names its cluster, "
         "which the server then knows, and fetches that cluster's submodel.",
     )
+    plans: bool = Field(True, description="Phones receive the clusters' plans; false: they select from the base alone.")
+
+    @model_validator(mode="after")
+    def _plans(self) -> Self:
+        if self.mode == "submodel" and not self.plans:
+            raise ValueError("plans is false, a submodel is sent with its plan: leave it true with mode submodel")
+        return self
 
 
 class Fallback(Section):

@@ -257,6 +257,7 @@ class Flow:
             tensors["reference_labels"] = self.reference.y[chosen].astype(np.int32)
         if preference is not None and self.config.scores.weight > 0:
             tensors["preference"] = preference.astype(np.float32)
+        plans = plans if self.config.delivery.plans else []
         for k, plan in enumerate(plans):
             tensors[f"plan.{k}"] = statistics.pack_plan(dict(plan.kept), self.base.groups)
         digest = digest_of(tensors)

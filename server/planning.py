@@ -67,7 +67,9 @@ def plan_cluster(
     seed: int,
 ) -> ClusterPlan:
     """Plan and submodel of one cluster from reference images in proportion to its usage."""
-    classes = cluster_classes(centroid, settings.coverage)
+    if not settings.by_usage:
+        centroid = np.full(len(centroid), 1 / len(centroid))
+    classes = cluster_classes(centroid, settings.coverage if settings.by_usage else 1.0)
     shares = np.where(np.isin(np.arange(len(centroid)), classes), centroid, 0.0)
     rng = np.random.default_rng([seed, *classes])
     images = reference.x[reference.drawn(shares / shares.sum(), settings.images, rng)]

@@ -13,6 +13,7 @@ from sklearn.metrics import roc_auc_score
 from client.fallback import ABSTAINED, answer
 from client.kept import holds_full, read_models, read_outcome
 from common.config import Config
+from common.plan import Indices
 from common.torch_engine.base import BaseModel, Submodel
 from common.torch_engine.forward import logits, normalise
 
@@ -25,14 +26,17 @@ class PhoneFigures:
 
     `inside`, `outside`: out-of-set scores of images inside and outside the owner's classes; `escalated`: share of all
     test images that the submodel is unsure of; the larger model that the phone keeps answers these, for its MACs in
-    `effective_macs_ratio`. `abstained_outside`: share of the images outside that nobody answers. `stored_bytes`: all
-    in the phone's folder; `holds_full`: the full model beside it; `base_fetches`: times that it was downloaded again.
+    `effective_macs_ratio`. `accuracy_cluster_limited`: of the cluster's submodel, its answers limited to the classes
+    that the phone takes for its owner's. `abstained_outside`: share of the images outside that nobody answers.
+    `stored_bytes`: all in the phone's folder; `holds_full`: the full model beside it; `base_fetches`: times that it was
+    downloaded again.
     """
 
     accuracy_full: float
     accuracy_full_limited: float
     accuracy: float
     accuracy_cluster: float
+    accuracy_cluster_limited: float
     macs_ratio: float
     parameters_ratio: float
     cluster_macs_ratio: float
@@ -76,15 +80,17 @@ class Oracle:
         submodel = models.own
         given = answer(self._base, models, self._config.fallback, images)
         at_cluster = self._clusters[note["cluster"]] if note and 0 <= note["cluster"] < len(self._clusters) else None
+        of_cluster = limited = full.argmax(1)
+        if note and at_cluster:
+            of_cluster, limited = _cluster_answers(at_cluster, images, note["classes"])
         macs = submodel.macs_ratio() if submodel else 1.0
         share = float(given.escalated.mean()) if len(images) else 0.0
         return PhoneFigures(
             accuracy_full=_share((full.argmax(1) == truth)[inside]),
             accuracy_full_limited=_share((own[full[:, own].argmax(1)] == truth)[inside]),
             accuracy=_share((given.labels == truth)[inside]),
-            accuracy_cluster=_share(
-                (at_cluster.predict(images) == truth)[inside] if at_cluster else (full.argmax(1) == truth)[inside]
-            ),
+            accuracy_cluster=_share((of_cluster == truth)[inside]),
+            accuracy_cluster_limited=_share((limited == truth)[inside]),
             macs_ratio=macs,
             parameters_ratio=submodel.parameters_ratio() if submodel else 1.0,
             cluster_macs_ratio=at_cluster.macs_ratio() if at_cluster else 1.0,
@@ -100,6 +106,14 @@ class Oracle:
             inside=given.scores[inside],
             outside=given.scores[~inside],
         )
+
+
+def _cluster_answers(submodel: Submodel, images: npt.NDArray[np.uint8], own: list[int]) -> tuple[Indices, Indices]:
+    """Labels [N] of all its classes, and of those alone that are the phone's own too (of all where it knows none)."""
+    scores = submodel.scores(images)
+    known = np.isin(submodel.classes, own)
+    limited = np.where(known | ~known.any(), scores, -np.inf)
+    return submodel.classes[scores.argmax(1)], submodel.classes[limited.argmax(1)]
 
 
 def auroc(figures: list[PhoneFigures]) -> float | None:

@@ -34,7 +34,7 @@ from server.journal import Journal
 from server.monitor import Monitor
 from server.planning import Reference
 from simulations import rounds
-from simulations.local_grid import Faults, LocalGrid, VirtualClock
+from simulations.local_grid import App, Faults, LocalGrid, VirtualClock
 from simulations.oracle import Oracle
 from simulations.population import prepare
 from simulations.report import write_report
@@ -102,8 +102,8 @@ def build_world(config: Config, directory: Path) -> World:
     return World(config, directory, data, base, reference, phones, weights.stat().st_size)
 
 
-def local_grid(world: World, clock: VirtualClock) -> LocalGrid:
-    """All phones in this process; a phone exists while it answers."""
+def local_grid(world: World, clock: VirtualClock, around: Callable[[App], App] = lambda app: app) -> LocalGrid:
+    """All phones in this process; a phone exists while it answers. `around`: what the phones' app is wrapped in."""
 
     def phone_of(context: Context) -> Phone:
         number = int(context.node_config["partition-id"])
@@ -111,7 +111,7 @@ def local_grid(world: World, clock: VirtualClock) -> LocalGrid:
 
     faults = world.config.faults
     return LocalGrid(
-        make_app(phone_of),
+        around(make_app(phone_of)),
         world.phones,
         faults=Faults(faults.dropout, faults.silence, 0.0, faults.rubbish, seed=world.config.run.seed),
         clock=clock.time,

@@ -63,6 +63,7 @@ def summary_of(
         "storage_ratio": mean("holds_full") + mean("stored_bytes") / world.weights_bytes,
         "cluster_only": {
             "accuracy": _spread(figures, "accuracy_cluster"),
+            "accuracy_limited": _spread(figures, "accuracy_cluster_limited"),
             "macs_ratio": mean("cluster_macs_ratio"),
             "effective_macs_ratio": mean("cluster_macs_ratio"),
             "parameters_ratio": mean("cluster_parameters_ratio"),

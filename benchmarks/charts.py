@@ -1,0 +1,94 @@
+"""Line charts as SVG files, drawn by matplotlib from plain values."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999")
+"""Okabe & Ito: told apart by most eyes."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One value a category; `spread` NaN where unknown. `reference`: drawn thin and grey, not to be chosen from."""
+
+    label: str
+    values: tuple[float, ...]
+    spread: tuple[float, ...]
+    reference: bool = False
+
+
+@dataclass(frozen=True)
+class Panel:
+    """`categories`: texts under the horizontal axis, one a value."""
+
+    title: str
+    horizontal: str
+    vertical: str
+    categories: tuple[str, ...]
+    lines: tuple[Line, ...]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Panels side by side, one legend."""
+
+    title: str
+    panels: tuple[Panel, ...]
+
+    @property
+    def digest(self) -> str:
+        """Of all that is drawn; the file carries it, so that a page with an old figure is found out."""
+        return hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()[:16]
+
+
+def draw(chart: Chart, path: Path) -> None:
+    """Write the chart; the same chart gives the same bytes."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    with matplotlib.rc_context({"svg.hashsalt": chart.digest, "svg.fonttype": "none", "font.size": 9}):
+        figure, axes = pyplot.subplots(1, len(chart.panels), figsize=(4.6 * len(chart.panels), 3.4), squeeze=False)
+        for axis, panel in zip(axes[0], chart.panels, strict=True):
+            _panel(axis, panel)
+        handles, labels = axes[0][0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="lower center", ncols=min(4, len(labels)), frameon=False)
+        figure.tight_layout(rect=(0, 0.06 + 0.05 * -(-len(labels) // 4), 1, 1))
+        figure.savefig(path, metadata={"Date": None, "Title": chart.title, "Description": chart.digest})
+        pyplot.close(figure)
+
+
+def drawn_digest(path: Path) -> str:
+    """The digest that a drawn file carries, empty without one."""
+    _, found, rest = path.read_text().partition("<dc:description>")
+    return rest.partition("<")[0] if found else ""
+
+
+def _panel(axis: object, panel: Panel) -> None:
+    places = range(len(panel.categories))
+    colours = _colours(panel.lines)
+    for number, (line, colour) in enumerate(zip(panel.lines, colours, strict=True)):
+        aside = (
+            0.0 if line.reference else 0.03 * (number - (len(panel.lines) - 1) / 2)
+        )  # so that error bars do not hide
+        style = {"linestyle": ":", "marker": ""} if line.reference and len(places) > 1 else {"marker": "o"}
+        errors = [0.0 if s != s else s for s in line.spread]
+        axis.errorbar(  # type: ignore[attr-defined]
+            [p + aside for p in places], line.values, errors, label=line.label, color=colour, capsize=2, ms=4, **style
+        )
+    axis.set(title=panel.title, xlabel=panel.horizontal, ylabel=panel.vertical)  # type: ignore[attr-defined]
+    axis.set_xticks(list(places), panel.categories)  # type: ignore[attr-defined]
+    axis.grid(axis="y", alpha=0.3)  # type: ignore[attr-defined]
+    axis.spines[["top", "right"]].set_visible(False)  # type: ignore[attr-defined]
+
+
+def _colours(lines: Sequence[Line]) -> list[str]:
+    bright = iter(COLOURS)
+    grey = iter(("#444444", "#999999"))
+    return [next(grey, "#999999") if line.reference else next(bright) for line in lines]

@@ -1,0 +1,141 @@
+"""The JSON file of one benchmark: what was asked, on what machine, and a row for all that is finished."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from common.errors import ConfigError, StateError
+from common.files import replacing
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Record:
+    """`settings`: all that the rows have in common; `commands`: those that made the rows; `machine`: see `machine`."""
+
+    benchmark: str
+    settings: dict[str, Any]
+    machine: dict[str, Any]
+    commands: list[str] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
+
+    def holds(self, key: Mapping[str, Any]) -> bool:
+        """Whether a row with all these values is there."""
+        return any(all(row[name] == value for name, value in key.items()) for row in self.rows)
+
+    def select(self, **values: Any) -> list[Row]:
+        """Rows with all these values."""
+        return [row for row in self.rows if all(row[name] == value for name, value in values.items())]
+
+    def distinct(self, name: str) -> list[Any]:
+        """Different values of a column, in the order in which they came."""
+        return list(dict.fromkeys(row[name] for row in self.rows))
+
+    def save(self, path: Path) -> None:
+        """Write all of it; the file is whole at any moment."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps(vars(self), indent=1, allow_nan=False) + "\n")
+
+
+def read_record(path: Path) -> Record:
+    """A stored record. Raises StateError when the file is none."""
+    try:
+        return Record(**json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise StateError(f"{path} holds no benchmark's rows ({error}): choose another --json or remove it") from error
+
+
+def open_record(path: Path, benchmark: str, settings: dict[str, Any], command: str, fresh: bool = False) -> Record:
+    """The record in `path`, to go on with, or a new one. Raises StateError when its rows are not comparable."""
+    here = machine()
+    if fresh or not path.exists():
+        return Record(benchmark, settings, here, [command])
+    record = read_record(path)
+    for name, stored, asked in (
+        ("benchmark", record.benchmark, benchmark),
+        ("settings", record.settings, settings),
+        ("machine", record.machine, here),
+    ):
+        if stored != asked:
+            raise StateError(
+                f"{path} has rows that differ in {name} ({_difference(stored, asked)}): choose another --json, or "
+                "start it anew with --fresh"
+            )
+    if command not in record.commands:
+        record.commands.append(command)
+    return record
+
+
+def sweep(
+    record: Record,
+    path: Path,
+    keys: Iterable[Mapping[str, Any]],
+    measure: Callable[[Mapping[str, Any]], Mapping[str, Any]],
+    on_row: Callable[[int, int], None] = lambda done, total: None,
+) -> None:
+    """Measure each key that the record lacks, and store its row {**key, **figures} at once. `on_row(done, total)`."""
+    keys = list(keys)
+    for done, key in enumerate(keys):
+        on_row(done, len(keys))
+        if not record.holds(key):
+            record.rows.append({**key, **rounded(measure(key))})
+            record.save(path)
+    on_row(len(keys), len(keys))
+
+
+def rounded(figures: Mapping[str, Any]) -> Row:
+    """Six significant digits are more than any of these figures has."""
+    return {name: float(f"{v:.6g}") if isinstance(v, float) else v for name, v in figures.items()}
+
+
+def machine() -> dict[str, Any]:
+    """What figures depend on and may be told: no host name."""
+    return {
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cpu": _cpu(Path("/proc/cpuinfo")),
+        "python": platform.python_version(),
+        "torch": version("torch"),
+    }
+
+
+def command_line(benchmark: str, path: Path, **options: str | int | float | None) -> str:
+    """The command as a reader of the results types it, in a checkout."""
+    texts = {name: f"{v:g}" if isinstance(v, float) else str(v) for name, v in options.items() if v is not None}
+    given = "".join(f" --{name.replace('_', '-')} {text}" for name, text in texts.items())
+    return f"python -m benchmarks {benchmark}{given} --json benchmarks/results/{path.name}"
+
+
+def numbers(text: str) -> list[int]:
+    """`0..2` or `100,30,12` as numbers."""
+    first, dots, last = text.partition("..")
+    try:
+        found = list(range(int(first), int(last) + 1)) if dots else [int(part) for part in text.split(",")]
+    except ValueError:
+        found = []
+    if not found or min(found) < 0 or len(set(found)) < len(found):
+        raise ConfigError(f"{text!r} must be different whole numbers such as 100,30,12, or a range such as 0..2")
+    return found
+
+
+def _difference(stored: Any, asked: Any) -> str:
+    if not isinstance(stored, dict) or not isinstance(asked, dict):
+        return f"{stored}, asked for {asked}"
+    names = [name for name in {**stored, **asked} if stored.get(name) != asked.get(name)]
+    return ", ".join(f"{name}: {stored.get(name)}, now {asked.get(name)}" for name in names)
+
+
+def _cpu(cpuinfo: Path) -> str:
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,42 @@
+"""Figures over seeds, and tables in Markdown."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+
+from scipy.stats import t as student_t
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean and standard deviation over `count` seeds; the deviation of one seed is unknown: NaN."""
+
+    mean: float
+    deviation: float
+    count: int
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> Spread:
+        values = list(values)
+        return cls(fmean(values), stdev(values) if len(values) > 1 else math.nan, len(values))
+
+    @property
+    def told_from_zero(self) -> bool:
+        """Whether the 95 % confidence interval of the mean (Student's t) leaves out zero; one seed never tells."""
+        if self.count < 2:
+            return False
+        return abs(self.mean) > float(student_t.ppf(0.975, self.count - 1)) * self.deviation / math.sqrt(self.count)
+
+    def text(self, scale: float = 1.0, digits: int = 1, sign: bool = False) -> str:
+        """`94.7 ± 0.3`, or the mean alone of one seed."""
+        mean = f"{self.mean * scale:{'+' if sign else ''}.{digits}f}".replace("-", "−")
+        return mean if math.isnan(self.deviation) else f"{mean} ± {self.deviation * scale:.{digits}f}"
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table, its first column to the left, the others to the right."""
+    lines = [header, [":--"] + ["--:"] * (len(header) - 1), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

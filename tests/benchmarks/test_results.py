@@ -1,0 +1,125 @@
+"""The page is what the rows say, and the committed page is that of the committed rows."""
+
+import math
+from pathlib import Path
+
+import pytest
+
+from benchmarks.charts import Chart, Line, Panel, draw, drawn_digest
+from benchmarks.federation import Fleet
+from benchmarks.pages.federation import render
+from benchmarks.record import Record
+from benchmarks.results import page, sections, write_results
+from benchmarks.tables import Spread, table
+from common.errors import StateError
+
+ROOT = Path(__file__).resolve().parents[2]
+MACHINE = {"cores": 2, "cpu": "abacus", "python": "3.11.7", "torch": "2.14.1"}
+
+
+def row(arm, seed, accuracy, macs, p5=0.8):
+    both = {"unlimited": accuracy - 0.1, "unlimited_p5": p5 - 0.1} if arm == "one-for-all" else {}
+    full = {"full": 0.9, "full_p5": 0.8, "full_limited": 0.96, "full_limited_p5": 0.88, "clusters": 2}
+    own = {"accuracy": accuracy, "accuracy_p5": p5, "effective_macs": macs, "macs": macs, "kept_full": 0.25}
+    spent = {"download_bytes": 236_700, "personal_seconds": 0.5, "sums_seconds": 0.05, "spent_epsilon": 8.0}
+    return {"arm": arm, "images": 12, "seed": seed, **own, **full, **spent, **both}
+
+
+@pytest.fixture
+def record():
+    rows = []
+    for seed in range(3):
+        jitter = 0.001 * seed
+        rows += [
+            row("alone", seed, 0.92 + jitter, 0.6),
+            row("reference", seed, 0.94 + jitter, 0.4 + jitter),
+            row("clusters", seed, 0.94 - jitter + 0.002, 0.4 + jitter),
+            row("scores", seed, 0.90 + jitter, 0.5 + jitter),
+            row("one-for-all", seed, 0.88 + jitter, 0.3),
+        ]
+    return Record("federation", Fleet(24, 20, 8.0).settings(), MACHINE, ["the command"], rows)
+
+
+def test_a_table_shows_means_and_spreads(record):
+    text = render(record).text
+    assert "| a phone alone | 92.1 ± 0.1 | 80.0 ± 0.0 | 60.0 ± 0.0 | 60.0 ± 0.0 | 25.0 ± 0.0 | 236.7 ± 0.0 |" in text
+    assert "| full model | 90.0 ± 0.0 | 80.0 ± 0.0 | 100.0 |" in text
+    assert "| one submodel for all, unlimited | 78.1 ± 0.1 | 70.0 ± 0.0 |" in text
+    assert "Seeds 0, 1, 2. Preference clusters published: 2." in text
+
+
+def test_what_brought_nothing_or_is_worse_is_said(record):
+    verdicts = {line.split("**")[1]: line for line in render(record).text.splitlines() if line.startswith("- **")}
+    assert verdicts["+ reference images"].endswith("effective MACs −19.9 ± 0.1: better.")
+    assert "**brought nothing**" in verdicts["+ private usage clusters"]
+    assert verdicts["+ private filter scores"].endswith("**worse**.")
+    assert "**a trade**" in verdicts["all parts over one submodel for all, limited to own classes"]
+
+
+def test_one_seed_tells_nothing(record):
+    record.rows[:] = record.select(seed=0)
+    text = render(record).text
+    assert "±" not in text.partition("###")[2]
+    assert text.count("one seed, not told from chance") == 5
+
+
+def test_arms_that_were_not_measured_yet_are_left_out(record):
+    record.rows[:] = record.select(arm="alone")
+    section = render(record)
+    assert "+ reference images" not in section.text.partition("###")[2]
+    assert [len(panel.lines) for panel in section.charts["federation"].panels] == [3, 1]
+
+
+def test_write_results_gives_page_and_figures(record, tmp_path):
+    record.save(tmp_path / "rows" / "federation.json")
+    written = write_results(tmp_path / "rows", tmp_path / "docs").read_text()
+    assert "## What federation brings\n\n```\nthe command\n```\nMade on 2 cores of abacus" in written
+    assert "![What federation brings](figures/federation.svg)" in written
+    chart = render(record).charts["federation"]
+    assert drawn_digest(tmp_path / "docs" / "figures" / "federation.svg") == chart.digest
+
+
+def test_rows_of_an_unknown_benchmark_are_refused(record, tmp_path):
+    Record("other", {}, MACHINE).save(tmp_path / "other.json")
+    with pytest.raises(StateError, match="'other', known are federation"):
+        sections(tmp_path)
+
+
+def test_the_committed_page_is_that_of_the_committed_rows():
+    found = sections(ROOT / "benchmarks" / "results")
+    assert found
+    assert page(found) == (ROOT / "docs" / "results.md").read_text(), "docs/results.md is old: run `make results`"
+    for _, section in found:
+        for name, chart in section.charts.items():
+            drawn = drawn_digest(ROOT / "docs" / "figures" / f"{name}.svg")
+            assert drawn == chart.digest, f"docs/figures/{name}.svg is old: run `make results`"
+
+
+def test_spread_by_hand():
+    three = Spread.of([1.0, 2.0, 3.0])
+    assert (three.mean, three.deviation, three.count) == (2.0, 1.0, 3)
+    assert three.text() == "2.0 ± 1.0"
+    assert Spread.of([-0.02]).text(100, sign=True) == "−2.0"
+    assert math.isnan(Spread.of([1.0]).deviation)
+
+
+def test_what_is_told_from_zero():
+    # Student's t with two degrees of freedom: 4.303 standard errors of 1/√3 are 2.48
+    assert Spread(2.5, 1.0, 3).told_from_zero
+    assert Spread(-2.5, 1.0, 3).told_from_zero
+    assert not Spread(2.45, 1.0, 3).told_from_zero
+    assert not Spread.of([5.0]).told_from_zero
+
+
+def test_table_by_hand():
+    assert table(["", "x"], [["a", "1"]]) == "|  | x |\n| :-- | --: |\n| a | 1 |"
+
+
+def test_a_chart_is_drawn_alike_each_time(tmp_path):
+    line = Line("ours", (1.0, 2.0), (0.1, math.nan))
+    chart = Chart("title", (Panel("panel", "below", "beside", ("12", "30"), (line,)),))
+    draw(chart, tmp_path / "a.svg")
+    draw(chart, tmp_path / "b.svg")
+    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
+    assert all(text in (tmp_path / "a.svg").read_text() for text in ("ours", "panel", "below", "beside", ">12<"))
+    assert Chart("other", chart.panels).digest != chart.digest
