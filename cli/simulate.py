@@ -104,7 +104,7 @@ def summary_table(summaries: dict[str, dict[str, Any]]) -> Table:
         ("MACs (with escalations)", lambda s: f"{percent(s['macs_ratio'])} ({percent(s['effective_macs_ratio'])})"),
         ("parameters", lambda s: percent(s["parameters_ratio"])),
         ("download, of the full model's file", lambda s: percent(s["download_bytes_ratio"])),
-        ("storage, base model kept", lambda s: percent(s["storage_ratio"])),
+        ("storage, all that a phone keeps", lambda s: percent(s["storage_ratio"])),
         (
             "out-of-set AUROC / escalated",
             lambda s: f"{_plain(s['out_of_set']['auroc'])} / {percent(s['out_of_set']['escalated_ratio'])}",

@@ -1,4 +1,4 @@
-"""How a phone answers: the submodel where it is sure, the full model elsewhere, always in the original labels."""
+"""How a phone answers: the submodel where it is sure, a larger model elsewhere, always in the original labels."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ import numpy as np
 import numpy.typing as npt
 
 from common.config import Fallback
-from common.plan import Indices
+from common.plan import Indices, Plan
 from common.torch_engine.base import BaseModel, Submodel
-from common.torch_engine.forward import Images, logits, normalise
+from common.torch_engine.forward import Images
 
 Floats = npt.NDArray[np.float64]
+
+ABSTAINED = -1
+"""The label of an image that nobody answers."""
 
 
 def out_of_set_score(scores: npt.NDArray[Any], kind: str) -> Floats:
@@ -28,38 +31,49 @@ def out_of_set_score(scores: npt.NDArray[Any], kind: str) -> Floats:
 
 @dataclass(frozen=True, eq=False)
 class Answers:
-    """`labels` [N] original labels; `escalated` [N]: the full model answered; `scores` [N]: out-of-set scores."""
+    """`labels` [N] original labels or ABSTAINED; `escalated` [N]: the submodel was unsure; `scores` [N]: out-of-set
+    scores.
+    """
 
     labels: Indices
     escalated: npt.NDArray[np.bool_]
     scores: Floats
 
 
-def answer(
-    base: BaseModel,
-    submodel: Submodel | None,
-    prior: Floats,
-    threshold: float,
-    settings: Fallback,
-    images: Images,
-) -> Answers:
-    """Answers for uint8 images [N, H, W, C]; the full model runs on those alone that score below `threshold`.
+def whole(base: BaseModel) -> Submodel:
+    """The full model as the submodel that keeps everything."""
+    return Submodel(base, Plan.of(base.groups, {}), base.module)
 
-    `prior` [C]: see `Owner.prior`.
+
+@dataclass(frozen=True, eq=False)
+class Models:
+    """What a phone answers with. `own`: its submodel; without it the full model answers all. `larger`: answers what
+    `own` is unsure of, where the out-of-set score is below `threshold`; without it nobody does. `prior` [C]: see
+    `Owner.prior`.
     """
+
+    own: Submodel | None
+    larger: Submodel | None
+    prior: Floats
+    threshold: float
+
+
+def answer(base: BaseModel, models: Models, settings: Fallback, images: Images) -> Answers:
+    """Answers for uint8 images [N, H, W, C]; the larger model runs on those alone that are escalated."""
     if len(images) == 0:
         return Answers(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=bool), np.zeros(0))
-    if submodel is None:
-        labels = _by_full_model(base, prior, images)
+    if models.own is None:
+        labels = _by(whole(base), models.prior, images)
         return Answers(labels, np.zeros(len(images), dtype=bool), np.zeros(len(images)))
-    z = submodel.scores(images) + np.log(prior[submodel.classes])
+    z = models.own.scores(images) + np.log(models.prior[models.own.classes])
     scores = out_of_set_score(z, settings.score)
-    labels, escalated = submodel.classes[z.argmax(1)], scores < threshold
-    if escalated.any():
-        labels[escalated] = _by_full_model(base, prior, images[escalated])
+    labels, escalated = models.own.classes[z.argmax(1)], scores < models.threshold
+    if models.larger is None:
+        labels[escalated] = ABSTAINED
+    elif escalated.any():
+        labels[escalated] = _by(models.larger, models.prior, images[escalated])
     return Answers(labels, escalated, scores)
 
 
-def _by_full_model(base: BaseModel, prior: Floats, images: Images) -> Indices:
-    full = logits(base.module, normalise(images, base.mean, base.std))
-    return np.asarray((full + np.log(prior)).argmax(1))
+def _by(model: Submodel, prior: Floats, images: Images) -> Indices:
+    return np.asarray(model.classes[(model.scores(images) + np.log(prior[model.classes])).argmax(1)])

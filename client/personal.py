@@ -27,7 +27,8 @@ Floats = npt.NDArray[np.float64]
 @dataclass(frozen=True, eq=False)
 class Offer:
     """What every phone receives alike: a plan and a usage centroid per cluster, the server's own reference images
-    [R, H, W, C] with labels [R], and which filters serve which classes [F, C] (None: unknown).
+    [R, H, W, C] with labels [R], and which filters serve which classes [F, C] (None: unknown). Where a phone fetches
+    its cluster's `submodel`, plan and centroid are those of this cluster alone.
     """
 
     plans: Sequence[Plan] = ()
@@ -35,6 +36,7 @@ class Offer:
     reference: Images | None = None
     labels: Indices | None = None
     preference: npt.NDArray[Any] | None = None
+    submodel: Submodel | None = None
 
 
 @dataclass(frozen=True, eq=False)

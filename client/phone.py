@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from client.fallback import answer
+from client.from_cluster import cluster_submodel, personalise_from_cluster
 from client.images import ImageFeed
+from client.kept import holds_full, keep, read_models, read_outcome
 from client.ledger import Ledger
 from client.personal import Offer, Personalised, personalise
 from client.usage import UsageLog
 from common import statistics
 from common.config import Config
 from common.distances import class_shares
-from common.errors import PlanError, PrivacyError, StateError, WireError
-from common.files import replacing
+from common.errors import PlanError, PrivacyError, WireError
 from common.groups import ChannelGroups
 from common.messages import DeliverRequest, SumRequest
 from common.plan import Plan
@@ -29,12 +30,13 @@ from common.privacy.noise import system_generator
 from common.privacy.sums import encode
 from common.torch_engine.base import BaseModel, Submodel
 from common.torch_engine.forward import logits, normalise, softmax
-from common.torch_engine.network import load_state, save_state
 from common.torch_engine.scores import normalised, taylor_scores
+from common.torch_engine.submodel_file import decode
+from common.torch_engine.submodel_file import digest as file_digest
 
 Tensors = Mapping[str, npt.NDArray[Any]]
-OUTCOME_FILE = "outcome.json"
-SUBMODEL_FILE = "submodel.safetensors"
+
+_DOUBT = 0.5  # part of an escalated image that may show a class which the cluster's submodel cannot name
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,57 +75,46 @@ class Phone:
     def deliver(self, request: DeliverRequest, tensors: Tensors) -> int | None:
         """Take what the server offers and personalise; returns the cluster when the server asks for it.
 
-        Raises WireError when the offer does not fit this phone's base model.
+        Raises WireError when the offer does not fit this phone's base model, PrivacyError when the server asks for the
+        cluster of a phone that was configured to slice for itself.
         """
+        if (request.mode == "plan") != (self.config.delivery.mode == "plan"):
+            raise PrivacyError(f"delivery is by {request.mode}, must be by {self.config.delivery.mode}: declined")
         offer = read_offer(request, tensors, self.base, self.config.personal.tier)
+        usage = self._usage(request.round)
         if request.mode == "choose":
-            return statistics.nearest(self._usage(request.round), offer.centroids)
-        self._usage(request.round)
-        outcome = self.folder / OUTCOME_FILE
+            if len(offer.centroids) == 0:
+                raise WireError("missing_tensor", "there is no centroid to choose")
+            return statistics.nearest(usage, offer.centroids)
         with self._log() as log:
-            settled = outcome.exists() and log.drift() < self.config.usage.drift
+            settled = read_outcome(self.folder) is not None and log.drift() < self.config.usage.drift
             counts = log.counts()
         if settled or counts.sum() == 0:
             return None
-        result = personalise(
-            self.base,
-            offer,
-            counts,
-            self.feed.use(request.round),
-            self.feed.check(request.round),
-            self.config,
-            seed=request.round,
-        )
-        self._keep(result)
+        self._personalise(request, offer, counts)
         with self._log() as log:
             log.mark()
         return None
 
-    def _keep(self, result: Personalised) -> None:
-        """The submodel first, then the note that names it: a kill in between leaves the old pair or no note."""
-        note: dict[str, Any] = {
-            "kind": result.kind,
-            "classes": result.classes.tolist(),
-            "prior": result.prior.tolist(),
-            "agreement": result.agreement,
-            "agreement_cluster": result.agreement_cluster,
-            "threshold": result.threshold if math.isfinite(result.threshold) else None,
-            "escalated": result.escalated,
-            "cluster": result.cluster,
-            "macs": 1.0,
-            "parameters": 1.0,
-            "plan": None,
-        }
-        if result.submodel is not None:
-            state = {name: tensor.numpy() for name, tensor in result.submodel.module.state_dict().items()}
-            save_state(self.folder / SUBMODEL_FILE, state, {})
-            note |= {
-                "macs": result.submodel.macs_ratio(),
-                "parameters": result.submodel.parameters_ratio(),
-                "plan": result.submodel.plan.to_json(),
-            }
-        with replacing(self.folder / OUTCOME_FILE) as temporary:
-            temporary.write_text(json.dumps(note))
+    def _personalise(self, request: DeliverRequest, offer: Offer, counts: npt.NDArray[np.float64]) -> None:
+        """From the full model, or from the cluster's submodel where the phone is not to need the full one."""
+        mode, note = self.config.fallback.mode, read_outcome(self.folder)
+        use, check = self.feed.use(request.round), self.feed.check(request.round)
+        fetches = note["base_fetches"] if note else 0
+        result: Personalised
+        if offer.submodel is not None and mode != "kept_full":
+            result = personalise_from_cluster(
+                offer.submodel, offer, counts, use, check, self.config, seed=request.round
+            )
+        else:
+            fetches += not holds_full(self.folder, mode)
+            result = personalise(self.base, offer, counts, use, check, self.config, seed=request.round)
+        larger = offer.submodel
+        if mode == "cluster" and larger is None and result.submodel is not None:
+            larger = cluster_submodel(self.base, offer, result.cluster, use, self.config)
+        if offer.submodel is not None:
+            result = replace(result, cluster=request.clusters[0])
+        keep(self.folder, result, larger if mode == "cluster" and result.submodel is not None else None, fetches)
 
     def _check_promises(self, noise_multiplier: float, min_cohort: int, small_cohorts: bool) -> None:
         """What this phone was configured to insist on, whatever the server asks."""
@@ -149,14 +140,37 @@ class Phone:
         """Usage distribution, this round's images recorded once; all zeros for a phone that has seen nothing."""
         with self._log() as log:
             if log.last_day < round:
-                scores = self._scores_of(round)
-                counts = log.counts()
-                memory = counts * min(1.0, len(scores) / max(float(counts.sum()), 1.0))
-                log.record_shares(class_shares(softmax(scores), memory), round)
-                for predicted, corrected in zip(scores.argmax(1), self.feed.corrections(round), strict=True):
+                corrections = self.feed.corrections(round)
+                shares, labels = self._seen(round, log.counts(), corrections)
+                log.record_shares(shares, round)
+                for predicted, corrected in zip(labels, corrections, strict=True):
                     if corrected >= 0 and corrected != predicted:
                         log.correct(int(predicted), int(corrected))
             return log.distribution() if log.counts().sum() > 0 else np.zeros(self.base.groups.classes)
+
+    def _seen(
+        self, round: int, counts: npt.NDArray[np.float64], corrections: npt.NDArray[np.int16]
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+        """What this round's images probably show [N, C], and the answers that they got [N].
+
+        By the full model's probabilities where the phone has it. Otherwise by its own answers. An escalated image is a
+        miss: the larger model's answer counts for a part, the classes that no model of the phone serves for the rest,
+        for all where nobody answered. A correction settles it.
+        """
+        if holds_full(self.folder, self.config.fallback.mode):
+            scores = self._scores_of(round)
+            memory = counts * min(1.0, len(scores) / max(float(counts.sum()), 1.0))
+            return class_shares(softmax(scores), memory), scores.argmax(1)
+        models = read_models(self.folder, self.base, self.config.fallback.mode)
+        given = answer(self.base, models, self.config.fallback, self.feed.use(round))
+        labels = np.where(given.labels < 0, corrections, given.labels)
+        known = models.larger or models.own
+        unserved = np.ones(len(counts))
+        if known is not None and len(known.classes) < len(counts):
+            unserved[known.classes] = 0
+        unknown = np.where(labels < 0, 1.0, _DOUBT * (given.escalated & (corrections < 0)))[:, None]
+        shares = (1 - unknown) * np.eye(len(counts))[labels] + unknown * unserved / unserved.sum()
+        return shares, labels
 
     def _scores_of(self, round: int) -> npt.NDArray[np.float32]:
         images = self.feed.use(round)
@@ -188,7 +202,7 @@ class Phone:
         clusters = int(assignment.max()) + 1
         if clusters > filters:
             raise WireError("oversized", f"pool names {clusters} clusters of {filters} filters")
-        if len(images) == 0:
+        if len(images) == 0 or not holds_full(self.folder, self.config.fallback.mode):
             return np.zeros(statistics.scores_length(groups, clusters))
         x = normalise(images, self.base.mean, self.base.std)
         predictions = self._scores_of(round).argmax(1)
@@ -214,27 +228,6 @@ class Phone:
         )
 
 
-def read_outcome(folder: Path) -> dict[str, Any] | None:
-    """The phone's note of its last personalisation, None before the first."""
-    path = folder / OUTCOME_FILE
-    if not path.exists():
-        return None
-    try:
-        note: dict[str, Any] = json.loads(path.read_text())
-    except ValueError as error:
-        raise StateError(f"{path} is damaged ({error}): delete it, the phone personalises again") from error
-    return note
-
-
-def read_submodel(folder: Path, base: BaseModel) -> Submodel | None:
-    """The submodel in a phone's folder, None where the phone keeps the full model."""
-    note = read_outcome(folder)
-    if note is None or note["plan"] is None:
-        return None
-    state, _ = load_state(folder / SUBMODEL_FILE)
-    return Submodel(base, Plan.from_json(note["plan"], base.groups), base.rebuild(state))
-
-
 def read_offer(request: DeliverRequest, tensors: Tensors, base: BaseModel, tier: str = "") -> Offer:
     """The offer of a delivery to a phone of `tier`, every plan checked against its digest. Raises WireError when it
     does not fit.
@@ -249,16 +242,18 @@ def read_offer(request: DeliverRequest, tensors: Tensors, base: BaseModel, tier:
             plan = Plan.of(groups, statistics.unpack_plan(packed, groups))
         except (PlanError, ValueError) as error:
             raise WireError("wrong_shape", f"plan {cluster} is no plan of this model: {error}") from None
-        if plan.digest != digest:
-            raise WireError("wrong_digest", f"plan {cluster} is not the one announced")
+        file = tensors.get(f"submodel.{cluster}")
+        if (plan.digest if file is None else file_digest(plan, file)) != digest:
+            raise WireError("wrong_digest", f"plan {cluster} or its submodel is not the one announced")
         plans.append(plan)
     if request.tiers and plans:
         if tier not in request.tiers:
             raise WireError("malformed", "no plan is for this phone's tier")
         plans = plans[request.tiers.index(tier) :: len(request.tiers)]
+    many = request.mode != "submodel"
     centroids = tensors.get("centroids", np.zeros((0, groups.classes)))
     reference, labels = tensors.get("reference"), tensors.get("reference_labels")
-    if centroids.ndim != 2 or centroids.shape[1] != groups.classes or (plans and len(plans) != len(centroids)):
+    if centroids.ndim != 2 or centroids.shape[1] != groups.classes or (many and plans and len(plans) != len(centroids)):
         raise WireError("wrong_shape", f"centroids are {centroids.shape}, {len(plans)} plans, {groups.classes} classes")
     if reference is not None:
         channels, height, width = groups.input_shape
@@ -266,4 +261,16 @@ def read_offer(request: DeliverRequest, tensors: Tensors, base: BaseModel, tier:
             raise WireError("wrong_shape", f"reference images are {reference.shape[1:]}")
         if labels is None or labels.shape != (len(reference),):
             raise WireError("wrong_shape", "reference images and labels differ in number")
-    return Offer(plans, centroids, reference, labels, tensors.get("preference"))
+    offer = Offer(plans, centroids, reference, labels, tensors.get("preference"))
+    return offer if many else _with_submodel(offer, request, tensors, base)
+
+
+def _with_submodel(offer: Offer, request: DeliverRequest, tensors: Tensors, base: BaseModel) -> Offer:
+    """The offer of one cluster, its submodel read from the file. Raises WireError when it does not fit the plan."""
+    cluster = request.clusters[0] if len(request.clusters) == 1 else len(offer.centroids)
+    file = tensors.get(f"submodel.{cluster}")
+    if cluster >= len(offer.centroids) or file is None or len(offer.plans) != 1:
+        raise WireError("missing_tensor", "one plan, its submodel and its centroid are needed")
+    plan = offer.plans[0]
+    submodel = Submodel(base, plan, base.rebuild(decode(file, base.groups, plan)))
+    return replace(offer, centroids=offer.centroids[cluster : cluster + 1], submodel=submodel)

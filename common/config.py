@@ -139,12 +139,27 @@ class Personal(Section):
 class Delivery(Section):
     mode: Literal["plan", "submodel"] = Field(
         "plan",
-        description="`plan`: every phone fetches all plans and slices for itself; `submodel`: it fetches its own.",
+        description="`plan`: every phone fetches all plans and slices for itself; `submodel`: it names its cluster, "
+        "which the server then knows, and fetches that cluster's submodel.",
     )
     plans: bool = Field(True, description="Phones receive the clusters' plans; false: they select from the base alone.")
 
+    @model_validator(mode="after")
+    def _plans(self) -> Self:
+        if self.mode == "submodel" and not self.plans:
+            raise ValueError("plans is false, a submodel is sent with its plan: leave it true with mode submodel")
+        return self
+
 
 class Fallback(Section):
+    mode: Literal["kept_full", "cluster", "abstain"] = Field(
+        "kept_full",
+        description="Who answers an image that the own submodel is unsure of. `kept_full`: the full model, which stays "
+        "on the phone; `cluster`: the cluster's submodel, kept beside the own one; `abstain`: nobody, which counts as "
+        "wrong for images of own classes. Under the last two a phone with a submodel runs the full model no more: it "
+        "counts as deleted (storage), and as downloaded again for each later personalisation with "
+        '`delivery.mode = "plan"`; with `submodel` the own submodel is refined from the cluster\'s instead.',
+    )
     score: Literal["energy", "max-softmax"] = Field("energy", description="Out-of-set score of the submodel.")
     retention: Ratio = Field(0.96, description="Share of own images that the submodel answers itself.")
     own_prior: Annotated[float, Field(gt=0, lt=1)] = Field(

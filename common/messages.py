@@ -140,9 +140,10 @@ class DeliverRequest(Header):
     """Server to phone. `plan`: the plans of all clusters; `choose`: name the nearest centroid; `submodel`: the file.
 
     `reference` [R, H, W, C] with `reference_labels` [R]: the server's own images. `preference` [F, classes]: which
-    filters serve which classes. `plan.n`: kept channels of cluster n, packed bits over all groups. `submodel.k`:
-    safetensors bytes. With `tiers` (names of all device tiers) n is cluster · number of tiers + tier, and `clusters`
-    holds these numbers.
+    filters serve which classes. `plan.n`: kept channels of cluster n, packed bits over all groups. `submodel.n`:
+    safetensors bytes, padded to a size bucket by white space in their header. `digests`: of each cluster's plan, of
+    plan and file together where the file is sent. With `tiers` (names of all device tiers) n is cluster · number of
+    tiers + tier, and `clusters` holds these numbers.
     """
 
     TENSORS: ClassVar[Rules] = _rules(

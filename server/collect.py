@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from flwr.app import Message, RecordDict
@@ -21,6 +21,7 @@ from common.wire import pack, unpack
 
 Tensors = Mapping[str, NDArray[Any]]
 OnReply = Callable[[int, int], None]
+Take = Callable[[Message, int, Header], None]
 
 
 @dataclass
@@ -34,6 +35,9 @@ class Tally:
     bytes_up: int = 0
     refused: Counter[str] = field(default_factory=Counter)
 
+    def __add__(self, other: Tally) -> Tally:
+        return Tally(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})
+
     def as_dict(self) -> dict[str, Any]:
         return {
             "asked": self.asked,
@@ -43,6 +47,15 @@ class Tally:
             "bytes_up": self.bytes_up,
             "refused": dict(sorted(self.refused.items())),
         }
+
+
+@dataclass(frozen=True, eq=False)
+class Parcel:
+    """One request with its tensors, and the nodes that it is for."""
+
+    request: Header
+    tensors: Tensors
+    nodes: Sequence[int]
 
 
 @dataclass(frozen=True)
@@ -69,7 +82,7 @@ class Courier:
         )
         aggregator, tally = PlainAggregator(spec), Tally()
 
-        def take(reply: Message) -> None:
+        def take(reply: Message, node: int, request: Header) -> None:
             header, values = unpack(reply.content, SumReply)
             check_answers(request, header)
             try:
@@ -77,24 +90,27 @@ class Courier:
             except PrivacyError as error:
                 raise WireError("wrong_shape", str(error)) from None
 
-        self._exchange("query.sum", request, tensors, list(nodes), take, tally, enough=spec.cohort)
+        self._exchange("query.sum", [Parcel(request, tensors, list(nodes))], take, tally, enough=spec.cohort)
         return aggregator.finish(), tally
 
     def deliver(self, request: DeliverRequest, tensors: Tensors, nodes: Iterable[int]) -> tuple[dict[int, int], Tally]:
         """Clusters that phones named, by node (mode `choose` alone), and how the delivery went."""
+        return self.deliver_each([Parcel(request, tensors, list(nodes))])
+
+    def deliver_each(self, parcels: Sequence[Parcel]) -> tuple[dict[int, int], Tally]:
+        """`deliver` with other contents for other nodes, all at the same time."""
         named: dict[int, int] = {}
         tally = Tally()
 
-        def take(reply: Message) -> None:
+        def take(reply: Message, node: int, request: Header) -> None:
             header, _ = unpack(reply.content, DeliverReply)
             check_answers(request, header)
             if not header.accepted:
                 raise WireError("wrong_digest", "the phone refused the delivery")
             if header.cluster is not None:
-                named[reply.metadata.src_node_id] = header.cluster
+                named[node] = header.cluster
 
-        nodes = list(nodes)
-        self._exchange("query.deliver", request, tensors, nodes, take, tally, enough=len(nodes))
+        self._exchange("query.deliver", parcels, take, tally, enough=sum(len(p.nodes) for p in parcels))
         return named, tally
 
     def request_id(self, *parts: str) -> str:
@@ -104,26 +120,20 @@ class Courier:
     def _request(self, digest: str, tensors: Tensors) -> str:
         return self.request_id(digest, digest_of(tensors))
 
-    def _exchange(
-        self,
-        kind: str,
-        request: Header,
-        tensors: Tensors,
-        nodes: list[int],
-        take: Callable[[Message], None],
-        tally: Tally,
-        enough: int,
-    ) -> None:
+    def _exchange(self, kind: str, parcels: Sequence[Parcel], take: Take, tally: Tally, enough: int) -> None:
         """Ask all nodes, then those again that did not answer well, until enough did or the attempts are spent."""
-        content = pack(request, tensors)
-        waiting = set(nodes)
-        tally.asked = len(nodes)
+        contents = [(parcel, pack(parcel.request, parcel.tensors)) for parcel in parcels]
+        waiting = {node: parcel.request for parcel in parcels for node in parcel.nodes}
+        tally.asked = len(waiting)
         for attempt in range(self.rounds.attempts):
             if not waiting or tally.replies >= enough:
                 return
-            group = f"{request.round}/{request.request[:16]}/{attempt}"
-            tally.bytes_down += size_of(content) * len(waiting)
-            asked = dict(self._push(content, kind, sorted(waiting), group))
+            asked: dict[str, int] = {}
+            for parcel, content in contents:
+                nodes = sorted(waiting.keys() & parcel.nodes)
+                tally.bytes_down += size_of(content) * len(nodes)
+                group = f"{parcel.request.round}/{parcel.request.request[:16]}/{attempt}"
+                asked |= self._push(content, kind, nodes, group)
             tally.dropped += len(waiting) - len(asked)
             for reply in self._replies(asked):
                 node = asked.pop(reply.metadata.reply_to_message_id, None)
@@ -135,11 +145,11 @@ class Courier:
                     continue
                 tally.bytes_up += size_of(reply.content)
                 try:
-                    take(reply)
+                    take(reply, node, waiting[node])
                 except WireError as error:
                     tally.refused[error.reason] += 1
                     continue
-                waiting.discard(node)
+                del waiting[node]
                 tally.replies += 1
                 self.on_reply(tally.replies, tally.asked)
             tally.dropped += len(asked)

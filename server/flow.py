@@ -16,7 +16,6 @@ from flwr.serverapp import Grid
 
 from common import statistics, tiers
 from common.config import Config
-from common.errors import ConfigError
 from common.messages import DeliverRequest
 from common.plan import Plan
 from common.preference import importance, join, layer_slices, normalise, unpool
@@ -30,6 +29,7 @@ from server.collect import Courier, Tally, digest_of
 from server.filter_clusters import filter_clusters
 from server.journal import Journal, Result
 from server.planning import ClusterPlan, Reference, plan_cluster
+from server.submodels import deliver_submodels
 from server.visualise import Visualisation, visualise
 
 Floats = npt.NDArray[np.float64]
@@ -71,8 +71,6 @@ class Flow:
         on_progress: OnProgress = lambda phase, done, total: None,
         on_phase: Callable[[Flow], None] = lambda flow: None,
     ) -> None:
-        if config.delivery.mode != "plan":
-            raise ConfigError(f"delivery.mode is {config.delivery.mode!r}, plans alone are sent so far: use plan")
         tiers.check(config, base.groups)
         self.config, self.base, self.reference, self.journal = config, base, reference, journal
         self.nodes = sorted(grid.get_node_ids())
@@ -245,11 +243,14 @@ class Flow:
         states: list[dict[str, npt.NDArray[Any]]],
         preference: npt.NDArray[Any] | None,
     ) -> float:
-        """Payload bytes that one phone fetched."""
+        """Payload bytes that one phone fetched, on average."""
 
         def compute() -> Result:
             tensors, request = self._offer(round, centroids, plans, preference)
-            _, tally = self._courier.deliver(request, tensors, self.nodes)
+            if self.config.delivery.mode == "submodel":
+                tally = deliver_submodels(self._courier, request, tensors, plans, states, self.nodes)
+            else:
+                _, tally = self._courier.deliver(request, tensors, self.nodes)
             self._refuse(round, "deliver", tally)
             return {"tally": tally.as_dict()}, {}
 

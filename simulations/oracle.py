@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.metrics import roc_auc_score
 
-from client.fallback import answer
-from client.phone import read_outcome, read_submodel
+from client.fallback import ABSTAINED, answer
+from client.kept import holds_full, read_models, read_outcome
 from common.config import Config
 from common.plan import Indices
 from common.tiers import drawn
@@ -26,8 +26,11 @@ class PhoneFigures:
     """Of one phone. Accuracies on test images of the owner's true classes, NaN without such images.
 
     `inside`, `outside`: out-of-set scores of images inside and outside the owner's classes; `escalated`: share of all
-    test images that the full model answers. `accuracy_cluster_limited`: of the cluster's submodel, its answers limited
-    to the classes that the phone takes for its owner's.
+    test images that the submodel is unsure of; the larger model that the phone keeps answers these, for its MACs in
+    `effective_macs_ratio`. `accuracy_cluster_limited`: of the cluster's submodel, its answers limited to the classes
+    that the phone takes for its owner's. `abstained_outside`: share of the images outside that nobody answers.
+    `stored_bytes`: all in the phone's folder; `holds_full`: the full model beside it; `base_fetches`: times that it was
+    downloaded again.
     """
 
     accuracy_full: float
@@ -42,8 +45,11 @@ class PhoneFigures:
     effective_macs_ratio: float
     escalated: float
     accuracy_outside: float
+    abstained_outside: float
     classes: int
     stored_bytes: int
+    holds_full: bool
+    base_fetches: int
     inside: Floats
     outside: Floats
 
@@ -71,10 +77,10 @@ class Oracle:
         images = np.array(self._images[index])
         folder = self._directory / "phones" / f"{number:06d}"
         note = read_outcome(folder)
-        submodel = read_submodel(folder, self._base)
-        threshold = note["threshold"] if note and note["threshold"] is not None else -np.inf
-        prior = np.array(note["prior"]) if note else np.ones(self._full.shape[1])
-        given = answer(self._base, submodel, prior, threshold, self._config.fallback, images)
+        mode = self._config.fallback.mode
+        models = read_models(folder, self._base, mode)
+        submodel = models.own
+        given = answer(self._base, models, self._config.fallback, images)
         at_cluster = self._of_cluster(note["cluster"], number) if note else None
         of_cluster = limited = full.argmax(1)
         if note and at_cluster:
@@ -91,11 +97,14 @@ class Oracle:
             parameters_ratio=submodel.parameters_ratio() if submodel else 1.0,
             cluster_macs_ratio=at_cluster.macs_ratio() if at_cluster else 1.0,
             cluster_parameters_ratio=at_cluster.parameters_ratio() if at_cluster else 1.0,
-            effective_macs_ratio=macs + (share if submodel else 0.0),
+            effective_macs_ratio=macs + share * (models.larger.macs_ratio() if models.larger else 0.0),
             escalated=share,
             accuracy_outside=_share((given.labels == truth)[~inside]),
+            abstained_outside=_share((given.labels == ABSTAINED)[~inside]),
             classes=len(own),
             stored_bytes=sum(f.stat().st_size for f in folder.iterdir() if f.is_file()) if folder.exists() else 0,
+            holds_full=holds_full(folder, mode),
+            base_fetches=note["base_fetches"] if note else 0,
             inside=given.scores[inside],
             outside=given.scores[~inside],
         )

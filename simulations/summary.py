@@ -60,8 +60,8 @@ def summary_of(
         "macs_ratio": mean("macs_ratio"),
         "effective_macs_ratio": mean("effective_macs_ratio"),
         "parameters_ratio": mean("parameters_ratio"),
-        "download_bytes_ratio": delivered / world.weights_bytes,
-        "storage_ratio": 1 + (delivered + mean("stored_bytes")) / world.weights_bytes,
+        "download_bytes_ratio": delivered / world.weights_bytes + mean("base_fetches"),
+        "storage_ratio": mean("holds_full") + mean("stored_bytes") / world.weights_bytes,
         "cluster_only": {
             "accuracy": _spread(figures, "accuracy_cluster"),
             "accuracy_limited": _spread(figures, "accuracy_cluster_limited"),
@@ -74,6 +74,7 @@ def summary_of(
             "auroc": auroc(figures),
             "escalated_ratio": mean("escalated"),
             "accuracy": _spread(figures, "accuracy_outside")["mean"],
+            "abstained_ratio": _spread(figures, "abstained_outside")["mean"],
         },
         "privacy": {
             "epsilon": flow.epsilon,

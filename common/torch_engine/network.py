@@ -47,7 +47,7 @@ def save_state(path: Path, state: State, metadata: dict[str, str]) -> None:
     A tensor with values beyond half precision (a large variance) is written in single precision.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    arrays = {name: _narrow(np.asarray(array)) for name, array in state.items()}
+    arrays = {name: narrow(np.asarray(array)) for name, array in state.items()}
     with replacing(path) as temporary:
         save_file(arrays, temporary, {**metadata, _ORDER: json.dumps(list(state))})
 
@@ -85,7 +85,7 @@ def _widen(tensor: torch.Tensor) -> np.ndarray:
     return tensor.to(torch.float32 if tensor.is_floating_point() else tensor.dtype, copy=True).numpy()
 
 
-def _narrow(array: np.ndarray) -> np.ndarray:
+def narrow(array: np.ndarray) -> np.ndarray:
     if not np.issubdtype(array.dtype, np.floating):
         return array.copy(order="C")
     with np.errstate(over="ignore"):

@@ -37,10 +37,10 @@ _COSTS = (
     ("effective_macs_ratio", "MACs with escalation"),
     ("parameters_ratio", "parameters"),
     ("download_bytes_ratio", "download"),
-    ("storage_ratio", "storage, full model kept"),
+    ("storage_ratio", "storage"),
 )
 _OUTSIDE = (
-    ("out_of_set.escalated_ratio", "images that go on to the full model"),
+    ("out_of_set.escalated_ratio", "images that the own model is unsure of"),
     ("out_of_set.accuracy", "accuracy on images of other classes"),
 )
 _OTHER = (

@@ -1,0 +1,103 @@
+"""What a phone keeps in its folder of its last personalisation: a note, its own submodel, perhaps its cluster's."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from client.fallback import Models, whole
+from client.personal import Personalised
+from common.errors import StateError
+from common.files import replacing
+from common.plan import Plan
+from common.torch_engine.base import BaseModel, Submodel
+from common.torch_engine.network import load_state, save_state
+
+OUTCOME_FILE = "outcome.json"
+SUBMODEL_FILE = "submodel.safetensors"
+CLUSTER_FILE = "cluster.safetensors"
+
+
+def keep(folder: Path, result: Personalised, larger: Submodel | None, base_fetches: int) -> None:
+    """The submodels first, then the note that names them: a kill in between leaves the old pair or no note.
+
+    `larger`: the cluster's submodel, where it answers what the own one is unsure of. `base_fetches`: how often the
+    full model was downloaded again.
+    """
+    note: dict[str, Any] = {
+        "kind": result.kind,
+        "classes": result.classes.tolist(),
+        "prior": result.prior.tolist(),
+        "agreement": result.agreement,
+        "agreement_cluster": result.agreement_cluster,
+        "threshold": result.threshold if math.isfinite(result.threshold) else None,
+        "escalated": result.escalated,
+        "cluster": result.cluster,
+        "macs": 1.0,
+        "parameters": 1.0,
+        "plan": None,
+        "larger": None,
+        "base_fetches": base_fetches,
+    }
+    if result.submodel is not None:
+        _save(folder / SUBMODEL_FILE, result.submodel)
+        note |= {
+            "macs": result.submodel.macs_ratio(),
+            "parameters": result.submodel.parameters_ratio(),
+            "plan": result.submodel.plan.to_json(),
+        }
+    if larger is not None:
+        _save(folder / CLUSTER_FILE, larger)
+        note["larger"] = larger.plan.to_json()
+    with replacing(folder / OUTCOME_FILE) as temporary:
+        temporary.write_text(json.dumps(note))
+    for name, held in ((SUBMODEL_FILE, result.submodel), (CLUSTER_FILE, larger)):
+        if held is None:
+            (folder / name).unlink(missing_ok=True)
+
+
+def read_outcome(folder: Path) -> dict[str, Any] | None:
+    """The phone's note of its last personalisation, None before the first."""
+    path = folder / OUTCOME_FILE
+    if not path.exists():
+        return None
+    try:
+        note: dict[str, Any] = json.loads(path.read_text())
+    except ValueError as error:
+        raise StateError(f"{path} is damaged ({error}): delete it, the phone personalises again") from error
+    return note
+
+
+def holds_full(folder: Path, mode: str) -> bool:
+    """Whether the full model is on the phone under a `fallback.mode`: until there is a submodel, or for good."""
+    note = read_outcome(folder)
+    return mode == "kept_full" or note is None or note["plan"] is None
+
+
+def read_models(folder: Path, base: BaseModel, mode: str) -> Models:
+    """The models in a phone's folder under a `fallback.mode`."""
+    note = read_outcome(folder)
+    if note is None:
+        return Models(None, None, np.ones(base.groups.classes), -math.inf)
+    prior, threshold = np.array(note["prior"]), -math.inf if note["threshold"] is None else note["threshold"]
+    own, larger = _read(folder / SUBMODEL_FILE, note["plan"], base), None
+    if mode == "kept_full":
+        larger = whole(base)
+    elif mode == "cluster":
+        larger = _read(folder / CLUSTER_FILE, note["larger"], base)
+    return Models(own, larger, prior, threshold)
+
+
+def _save(path: Path, submodel: Submodel) -> None:
+    save_state(path, {name: tensor.numpy() for name, tensor in submodel.module.state_dict().items()}, {})
+
+
+def _read(path: Path, plan: str | None, base: BaseModel) -> Submodel | None:
+    if plan is None:
+        return None
+    state, _ = load_state(path)
+    return Submodel(base, Plan.from_json(plan, base.groups), base.rebuild(state))

@@ -1,0 +1,54 @@
+"""Channel groups of a sliced network, derived from those of the full one and the plan: nothing is traced again."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from common.groups import ChannelGroups, Group, Layer
+from common.plan import Plan
+from common.slicer import kept_elements
+
+
+def subgroups(groups: ChannelGroups, plan: Plan) -> ChannelGroups:
+    """What `trace` would find in the network that `plan` leaves: the same groups, smaller.
+
+    Offsets behind a concatenation move by what the plan removed before them.
+    """
+    counts, kept = plan.counts(), kept_elements(groups, plan)
+
+    def moved(tensor: str, dim: int, offset: int) -> int:
+        elements = kept.get((tensor, dim))
+        return offset if elements is None else int(np.searchsorted(elements, offset))
+
+    def smaller(group: Group) -> Group:
+        return replace(
+            group,
+            channels=counts.get(group.name, group.channels),
+            cuts=tuple(replace(cut, offset=moved(cut.tensor, cut.dim, cut.offset)) for cut in group.cuts),
+            consumers=tuple(replace(c, offset=moved(f"{c.layer}.weight", 1, c.offset)) for c in group.consumers),
+        )
+
+    def lighter(layer: Layer) -> Layer:
+        return replace(
+            layer,
+            full_inputs=counts.get(layer.inputs, layer.full_inputs) if layer.inputs else layer.full_inputs,
+            full_outputs=counts.get(layer.outputs, layer.full_outputs) if layer.outputs else layer.full_outputs,
+        )
+
+    return ChannelGroups(
+        groups.model,
+        groups.input_shape,
+        tuple(smaller(group) for group in groups.groups),
+        tuple(lighter(layer) for layer in groups.layers),
+        groups.shapes(counts),
+    )
+
+
+def composed(groups: ChannelGroups, first: Plan, second: Plan) -> Plan:
+    """One plan of the full network for `first` and then `second`, which cuts what `first` leaves."""
+    kept = dict(first.kept)
+    for name, index in second.kept.items():
+        kept[name] = kept[name][index] if name in kept else index
+    return Plan.of(groups, kept)

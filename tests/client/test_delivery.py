@@ -1,0 +1,239 @@
+"""One phone of a small world: what it takes, what it keeps, what that costs, and how it notices that habits changed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from client.fallback import ABSTAINED, Models, answer, whole
+from client.from_cluster import personalise_from_cluster
+from client.kept import holds_full, read_models, read_outcome
+from client.personal import Offer
+from client.phone import Phone, read_offer
+from common import statistics
+from common.config import Config, parse
+from common.errors import PrivacyError, WireError
+from common.messages import DeliverRequest
+from common.planner import Budget
+from common.torch_engine.base import BaseModel, Submodel
+from common.torch_engine.prune import prune
+from common.torch_engine.submodel_file import digest, encode
+from tests import tiny
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+OWN, CLUSTER = [1, 4], [0, 1, 4]
+
+
+@dataclass
+class Feed:
+    """The same owner in every round, unless `drifted`: then another one, of classes that the cluster lacks."""
+
+    drifted: int = 99
+    correct: bool = False
+
+    def use(self, round: int) -> NDArray[np.uint8]:
+        return self._of(round, 40)[0]
+
+    def check(self, round: int) -> NDArray[np.uint8]:
+        return self._of(round + 100, 30)[0]
+
+    def corrections(self, round: int) -> NDArray[np.int16]:
+        labels = self._of(round, 40)[1].astype(np.int16)
+        return labels if self.correct else np.full(len(labels), -1, dtype=np.int16)
+
+    def _of(self, seed: int, count: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        x, y = tiny.images(count * 6, seed)
+        chosen = np.isin(y, [2, 5] if seed % 100 >= self.drifted else OWN)
+        return x[chosen][:count], y[chosen][:count]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
+    return tiny.base_model(tiny.write(tmp_path_factory.mktemp("tiny"))[1])
+
+
+@pytest.fixture(scope="module")
+def cluster(base: BaseModel) -> Submodel:
+    x, y = tiny.images(300, 3)
+    return prune(base, np.array(CLUSTER), x[np.isin(y, CLUSTER)], Budget(0.6, 2))
+
+
+def config(delivery: str, fallback: str, **usage: Any) -> Config:
+    return parse(
+        {
+            "delivery": {"mode": delivery},
+            "fallback": {"mode": fallback},
+            "planner": {"multiple": 2},
+            "personal": {"ladder": [0.45], "rows": 256, "tolerance": 0.2},
+            "usage": {"prior": 0.0, **usage},
+        }
+    )
+
+
+def delivery(base: BaseModel, cluster: Submodel, mode: str, round: int = 1) -> tuple[DeliverRequest, dict[str, Any]]:
+    """What a server sends that knows two clusters, the phone's being number 1."""
+    centroids = np.zeros((2, tiny.CLASSES), dtype=np.float32)
+    centroids[0, [2, 3, 5]], centroids[1, CLUSTER] = 1 / 3, 1 / 3
+    tensors: dict[str, Any] = {"centroids": centroids}
+    digests: dict[int, str] = {}
+    if mode != "choose":
+        x, y = tiny.images(60, 8)
+        tensors |= {"reference": x, "reference_labels": y.astype(np.int32)}
+        tensors["plan.1"] = statistics.pack_plan(dict(cluster.plan.kept), base.groups)
+        digests[1] = cluster.plan.digest
+    if mode == "submodel":
+        state = {name: tensor.numpy() for name, tensor in cluster.module.state_dict().items()}
+        tensors["submodel.1"] = encode(state)
+        digests[1] = digest(cluster.plan, tensors["submodel.1"])
+    if mode == "plan":
+        tensors["plan.0"], digests = tensors["plan.1"], {0: digests[1], 1: digests[1]}
+    names = {"clusters": tuple(digests), "digests": tuple(digests.values())}
+    return DeliverRequest(run="a" * 64, round=round, request="b" * 64, mode=mode, **names), tensors  # type: ignore[arg-type]
+
+
+def phone(folder: Path, base: BaseModel, settings: Config, feed: Feed | None = None) -> Phone:
+    return Phone(folder, base, feed or Feed(), settings, seed=(1,), durable=False)
+
+
+@pytest.mark.parametrize("mode", ["plan", "submodel"])
+@pytest.mark.parametrize("fallback", ["kept_full", "cluster", "abstain"])
+def test_every_mode_ends_with_a_submodel_and_its_fallback(
+    tmp_path: Path, base: BaseModel, cluster: Submodel, mode: str, fallback: str
+) -> None:
+    one = phone(tmp_path, base, config(mode, fallback))
+    assert holds_full(tmp_path, fallback)
+    if mode == "submodel":
+        assert one.deliver(*delivery(base, cluster, "choose")) == 1
+    assert one.deliver(*delivery(base, cluster, mode)) is None
+    models = read_models(tmp_path, base, fallback)
+    assert models.own is not None
+    assert models.own.classes.tolist() == OWN
+    assert models.own.macs_ratio() <= 0.45 * (1 + 1e-9)
+    note = read_outcome(tmp_path)
+    assert note is not None
+    assert (note["cluster"], note["base_fetches"]) == (1, 0)
+    assert holds_full(tmp_path, fallback) == (fallback == "kept_full")
+    assert (tmp_path / "cluster.safetensors").exists() == (fallback == "cluster")
+    larger = {"kept_full": [*range(tiny.CLASSES)], "cluster": CLUSTER, "abstain": None}[fallback]
+    assert (models.larger and models.larger.classes.tolist()) == larger
+    x, y = tiny.images(200, 21)
+    own = np.isin(y, OWN)
+    answers = answer(base, models, one.config.fallback, x[own])
+    sure = ~answers.escalated
+    assert (answers.labels[sure] == y[own][sure]).mean() > 0.8
+
+
+def test_a_phone_without_the_full_model_takes_channels_of_its_cluster_alone(base: BaseModel, cluster: Submodel) -> None:
+    offer = Offer(centroids=np.array([[1 / 3, 1 / 3, 0, 0, 1 / 3, 0]]), submodel=cluster)
+    feed, counts = Feed(), np.array([0, 20, 0, 0, 20, 0.0])
+    settings = config("submodel", "abstain")
+    found = personalise_from_cluster(cluster, offer, counts, feed.use(1), feed.check(1), settings)
+    assert found.submodel is not None
+    assert found.kind == "personal"
+    assert found.agreement >= 0.6
+    assert found.prior.sum() == pytest.approx(1)
+    for name, kept in found.submodel.plan.kept.items():
+        assert np.isin(kept, cluster.plan.kept.get(name, kept)).all()
+    assert found.submodel.macs_ratio() <= 0.45 * (1 + 1e-9)
+    nothing = personalise_from_cluster(cluster, offer, counts, feed.use(1)[:0], feed.check(1), settings)
+    assert nothing.submodel is not None
+    assert (nothing.kind, nothing.submodel.classes.tolist()) == ("cluster", OWN)
+    for name, kept in nothing.submodel.plan.kept.items():
+        assert name == base.groups.output.name or kept.tolist() == cluster.plan.kept[name].tolist()
+
+
+def test_who_answers_unsure_images(base: BaseModel, cluster: Submodel) -> None:
+    x, _ = tiny.images(50, 30)
+    prior = np.full(tiny.CLASSES, 1 / tiny.CLASSES)
+    settings = config("plan", "cluster").fallback
+    models = Models(cluster, None, prior, np.inf)
+    assert (answer(base, models, settings, x).labels == ABSTAINED).all()
+    full = answer(base, replace(models, larger=whole(base)), settings, x)
+    np.testing.assert_array_equal(full.labels, whole(base).predict(x))
+    np.testing.assert_array_equal(
+        answer(base, replace(models, own=whole(base), larger=cluster), settings, x).labels, cluster.predict(x)
+    )
+    assert full.escalated.all()
+
+
+def test_a_phone_that_slices_for_itself_names_no_cluster(tmp_path: Path, base: BaseModel, cluster: Submodel) -> None:
+    for mode in ("choose", "submodel"):
+        with pytest.raises(PrivacyError, match="must be by plan"):
+            phone(tmp_path, base, config("plan", "kept_full")).deliver(*delivery(base, cluster, mode))
+
+
+def test_a_submodel_that_is_not_the_announced_one_is_refused(base: BaseModel, cluster: Submodel) -> None:
+    request, tensors = delivery(base, cluster, "submodel")
+    assert read_offer(request, tensors, base).submodel is not None
+    flipped = tensors["submodel.1"].copy()
+    flipped[len(flipped) // 2] ^= 1
+    cases = {
+        "wrong_digest": [{"submodel.1": flipped}, {"plan.1": tensors["plan.1"] | 128}],
+        "missing_tensor": [{"centroids": tensors["centroids"][:1]}],
+    }
+    for reason, changes in cases.items():
+        for change in changes:
+            with pytest.raises(WireError) as caught:
+                read_offer(request, {**tensors, **change}, base)
+            assert caught.value.reason == reason
+    without = {name: tensor for name, tensor in tensors.items() if name != "submodel.1"}
+    bare = request.model_copy(update={"digests": (cluster.plan.digest,)})
+    with pytest.raises(WireError, match="missing_tensor"):
+        read_offer(bare, without, base)
+
+
+def test_personalising_again_from_plans_fetches_the_deleted_model(
+    tmp_path: Path, base: BaseModel, cluster: Submodel
+) -> None:
+    one = phone(tmp_path, base, config("plan", "abstain", drift=0.0))
+    for round in (1, 2, 3):
+        one.deliver(*delivery(base, cluster, "plan", round))
+    assert (read_outcome(tmp_path) or {})["base_fetches"] == 2
+
+
+@pytest.mark.parametrize("fallback", ["cluster", "abstain"])
+def test_unanswered_and_escalated_images_show_that_habits_changed(
+    tmp_path: Path, base: BaseModel, cluster: Submodel, fallback: str
+) -> None:
+    """The new classes are strange to own submodel and cluster; uncorrected, they count as something else at least."""
+    one = phone(tmp_path, base, config("submodel", fallback, half_life=20.0), Feed(drifted=2))
+    one.deliver(*delivery(base, cluster, "submodel", 1))
+    note = read_outcome(tmp_path)
+    before = one._usage(1)
+    after = one._usage(2)
+    assert after[OWN].sum() < before[OWN].sum() - 0.1
+    with one._log() as log:
+        assert log.drift() > 0
+    assert after.sum() == pytest.approx(1)
+    assert read_outcome(tmp_path) == note
+
+
+def test_a_part_of_what_the_cluster_answered_counts_for_classes_that_it_lacks(
+    tmp_path: Path, base: BaseModel, cluster: Submodel
+) -> None:
+    one = phone(tmp_path, base, config("submodel", "cluster"))
+    one.deliver(*delivery(base, cluster, "submodel", 1))
+    nothing = np.full(40, -1, dtype=np.int16)
+    shares, labels = one._seen(2, np.zeros(tiny.CLASSES), nothing)
+    given = answer(base, read_models(tmp_path, base, "cluster"), one.config.fallback, one.feed.use(2))
+    assert given.escalated.any()
+    assert not given.escalated.all()
+    np.testing.assert_array_equal(labels, given.labels)
+    np.testing.assert_allclose(shares[~given.escalated, given.labels[~given.escalated]], 1)
+    np.testing.assert_allclose(shares[given.escalated, given.labels[given.escalated]], 0.5)
+    np.testing.assert_allclose(shares[given.escalated][:, [2, 3, 5]], 0.5 / 3)
+
+
+def test_corrections_name_what_nobody_answered(tmp_path: Path, base: BaseModel, cluster: Submodel) -> None:
+    one = phone(tmp_path, base, config("submodel", "abstain", half_life=20.0), Feed(drifted=2, correct=True))
+    one.deliver(*delivery(base, cluster, "submodel", 1))
+    one._usage(1)
+    after = one._usage(2)
+    with one._log() as log:
+        assert log.drift() > one.config.usage.drift
+    assert after[[2, 5]].sum() > 0.5
