@@ -80,7 +80,7 @@ class Usage(Section):
     half_life: Positive = Field(2000.0, description="Predictions after which an old one counts half.")
     corrections: Share = Field(0.0, description="Simulation: share of wrong predictions that the owner corrects.")
     prior: float = Field(
-        3.0, ge=0, description="Weight, in images, of the nearest published centroid in the usage estimate."
+        1.0, ge=0, description="Weight, in images, of the nearest published centroid in the usage estimate."
     )
     min_share: Ratio = Field(0.03, description="A class with at least this share of the usage is the owner's own.")
     max_classes: int = Field(8, ge=1, description="Most own classes.")
@@ -91,7 +91,7 @@ class Scores(Section):
     enabled: bool = Field(True, description="Collect Taylor scores of filters by class in one private sum.")
     clusters_per_layer: int = Field(8, ge=1, le=256, description="Filter clusters a layer; scores are pooled by them.")
     weight: Share = Field(
-        0.5, description="Exponent of the preference in the cost of removing a filter; 0 = ignore it."
+        0.1, description="Exponent of the preference in the cost of removing a filter; 0 = ignore it."
     )
     measured: Share = Field(0.5, description="Weight of the phones' half against feature visualisation.")
     shrink: float = Field(20.0, ge=0, description="Phones of a class at which the measured half counts half.")
@@ -126,7 +126,7 @@ class Planner(Section):
 
 class Personal(Section):
     enabled: bool = Field(True, description="Each phone refines its cluster's submodel to its own classes.")
-    ladder: tuple[Ratio, ...] = Field((0.2, 0.3), description="MACs ratios tried, smallest first.")
+    ladder: tuple[Ratio, ...] = Field((0.22, 0.33), description="MACs ratios tried, smallest first.")
     tolerance: Share = Field(
         0.04, description="Disagreement with the full model, limited to the own classes, that is accepted."
     )
