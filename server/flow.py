@@ -5,7 +5,7 @@ Every phase is memoised in the journal, so a restarted server replays what is fi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,16 +16,15 @@ from flwr.serverapp import Grid
 
 from common import statistics, tiers
 from common.config import Config
-from common.messages import DeliverRequest
-from common.plan import Plan
 from common.preference import importance, join, layer_slices, normalise, unpool
 from common.privacy.sums import SumSpec
 from common.torch_engine.base import BaseModel
 from common.torch_engine.forward import normalise as to_input
 from common.torch_engine.scores import taylor_scores
-from server import clusters
+from server import catalogue, clusters
 from server.budget import Step, SumBudget, steps
-from server.collect import Courier, Tally, digest_of
+from server.catalogue import Catalogue
+from server.collect import Courier, Tally
 from server.filter_clusters import filter_clusters
 from server.journal import Journal, Result
 from server.planning import ClusterPlan, Reference, plan_cluster
@@ -38,20 +37,14 @@ OnProgress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, eq=False)
 class Published:
-    """What a round ends with. `counts` [K]: estimated phones; `fleet` [K, len(OUTCOME)]: noisy sums of outcomes.
-
-    `plans`, `states`, `why`, `disagreement`: of cluster k and tier t at k · tiers + t (`common.tiers`), at k without.
-    """
+    """What a round ends with. `counts` [K]: estimated phones; `fleet` [K, len(OUTCOME)]: noisy sums of outcomes."""
 
     round: int
     centroids: Floats
     counts: Floats
-    plans: list[Plan]
-    states: list[dict[str, npt.NDArray[Any]]]
-    why: list[list[dict[str, Any]]]
+    catalogue: Catalogue
     fleet: Floats
     delivered_bytes: float
-    disagreement: Sequence[float | None] = ()
 
 
 class Flow:
@@ -91,12 +84,10 @@ class Flow:
             centroids, counts = self._usage([s for s in plan if s.kind == "usage"], centroids)
             if round == 1:
                 preference = self._preference([s for s in plan if s.kind == "scores"])
-            cluster_plans, why, states, disagreement = self._plans(round, centroids, preference)
-            delivered = self._deliver(round, centroids, cluster_plans, states, preference)
+            made = self._plans(round, centroids, preference)
+            delivered = self._deliver(round, centroids, made, preference)
             fleet = self._outcome(next(s for s in plan if s.kind == "outcome"), centroids)
-            self.published.append(
-                Published(round, centroids, counts, cluster_plans, states, why, fleet, delivered, disagreement)
-            )
+            self.published.append(Published(round, centroids, counts, made, fleet, delivered))
             self._on_phase(self)
         return self.published
 
@@ -202,53 +193,33 @@ class Flow:
         self.atlas |= stored
         return np.concatenate([stored[f"profile.{group.name}"] for group in groups.prunable])
 
-    def _plans(
-        self, round: int, centroids: Floats, preference: npt.NDArray[Any] | None
-    ) -> tuple[list[Plan], list[list[dict[str, Any]]], list[dict[str, npt.NDArray[Any]]], list[float | None]]:
-        groups, settings = self.base.groups, self.config
+    def _plans(self, round: int, centroids: Floats, preference: npt.NDArray[Any] | None) -> Catalogue:
+        settings = self.config
 
         def one(centroid: Floats) -> list[ClusterPlan]:
-            factors = importance(groups, preference, centroid, settings.scores.weight)
+            factors = importance(self.base.groups, preference, centroid, settings.scores.weight)
             return plan_cluster(
                 self.base, centroid, self.reference, settings.planner, factors, settings.run.seed, settings.tiers
             )
 
         def compute() -> Result:
-            tensors: dict[str, npt.NDArray[Any]] = {}
-            all_made: list[ClusterPlan] = []
+            made: list[ClusterPlan] = []
             for k, centroid in enumerate(centroids):
-                all_made += one(centroid)
+                made += one(centroid)
                 self._on_progress("plans", k + 1, len(centroids))
-            for n, made in enumerate(all_made):
-                tensors[f"{n}/plan"] = statistics.pack_plan(dict(made.plan.kept), groups)
-                for name, tensor in made.submodel.module.state_dict().items():
-                    tensors[f"{n}/state/{name}"] = tensor.numpy()
-            said = {"why": [m.why for m in all_made], "disagreement": [m.disagreement for m in all_made]}
-            return said, tensors
+            return catalogue.pack(made, self.base.groups)
 
-        outcome, stored = self._phase(round, "plans", compute)
-        count = len(outcome["why"])
-        plans = [Plan.of(groups, statistics.unpack_plan(stored[f"{n}/plan"], groups)) for n in range(count)]
-        states = []
-        for number in range(count):
-            prefix = f"{number}/state/"
-            states.append({n.removeprefix(prefix): t for n, t in stored.items() if n.startswith(prefix)})
-        return plans, outcome["why"], states, outcome["disagreement"]
+        return catalogue.unpack(*self._phase(round, "plans", compute), self.base.groups)
 
-    def _deliver(
-        self,
-        round: int,
-        centroids: Floats,
-        plans: list[Plan],
-        states: list[dict[str, npt.NDArray[Any]]],
-        preference: npt.NDArray[Any] | None,
-    ) -> float:
+    def _deliver(self, round: int, centroids: Floats, made: Catalogue, preference: npt.NDArray[Any] | None) -> float:
         """Payload bytes that one phone fetched, on average."""
 
         def compute() -> Result:
-            tensors, request = self._offer(round, centroids, plans, preference)
+            plans = made.plans if self.config.delivery.plans else []
+            tensors = catalogue.offered(self.config, self.reference, self.base.groups, centroids, plans, preference)
+            request = catalogue.offer(self.config, self._courier, round, tensors, plans)
             if self.config.delivery.mode == "submodel":
-                tally = deliver_submodels(self._courier, request, tensors, plans, states, self.nodes)
+                tally = deliver_submodels(self._courier, request, tensors, made.plans, made.states, self.nodes)
             else:
                 _, tally = self._courier.deliver(request, tensors, self.nodes)
             self._refuse(round, "deliver", tally)
@@ -256,32 +227,6 @@ class Flow:
 
         outcome, _ = self._phase(round, "deliver", compute)
         return float(outcome["tally"]["bytes_down"]) / max(len(self.nodes), 1)
-
-    def _offer(
-        self, round: int, centroids: Floats, plans: list[Plan], preference: npt.NDArray[Any] | None
-    ) -> tuple[dict[str, npt.NDArray[Any]], DeliverRequest]:
-        tensors: dict[str, npt.NDArray[Any]] = {"centroids": centroids.astype(np.float32)}
-        if self.config.personal.reference:
-            rng = np.random.default_rng([self.config.run.seed, 7])
-            chosen = self.reference.pack(self.config.personal.reference, rng)
-            tensors["reference"] = self.reference.x[chosen]
-            tensors["reference_labels"] = self.reference.y[chosen].astype(np.int32)
-        if preference is not None and self.config.scores.weight > 0:
-            tensors["preference"] = preference.astype(np.float32)
-        plans = plans if self.config.delivery.plans else []
-        for k, plan in enumerate(plans):
-            tensors[f"plan.{k}"] = statistics.pack_plan(dict(plan.kept), self.base.groups)
-        digest = digest_of(tensors)
-        request = DeliverRequest(
-            run=self._courier.run,
-            round=round,
-            request=self._courier.request_id(str(round), "deliver", digest),
-            mode="plan",
-            clusters=tuple(range(len(plans))),
-            digests=tuple(plan.digest for plan in plans),
-            tiers=tuple(tier.name for tier in self.config.tiers),
-        )
-        return tensors, request
 
     def _outcome(self, step: Step, centroids: Floats) -> Floats:
         total = self._sum(step, {"centroids": centroids.astype(np.float32)}, len(centroids))

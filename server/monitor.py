@@ -103,7 +103,7 @@ def _clusters(flow: Flow, weights_bytes: int) -> list[Cluster]:
         return []
     last, groups = flow.published[-1], flow.base.groups
     shares = [tier.share for tier in flow.config.tiers] or [1.0]  # nobody hears which phone is of which tier
-    counts = [plan.counts() for plan in last.plans]
+    counts = [plan.counts() for plan in last.catalogue.plans]
     macs = np.reshape([groups.macs_ratio(c) for c in counts], (-1, len(shares))) @ shares
     parameters = np.reshape([groups.parameters_ratio(c) for c in counts], (-1, len(shares))) @ shares
     return [

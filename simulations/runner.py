@@ -183,7 +183,8 @@ def conclude(world: World, flow: Flow, journal: Journal, start: float, on_progre
     """Oracle figures, summary and report of a finished run."""
     last = flow.published[-1]
     base = world.base
-    models = [Submodel(base, plan, base.rebuild(state)) for plan, state in zip(last.plans, last.states, strict=True)]
+    made = last.catalogue
+    models = [Submodel(base, plan, base.rebuild(state)) for plan, state in zip(made.plans, made.states, strict=True)]
     oracle = Oracle(world.directory, world.config, world.base, models)
     figures = []
     for number in range(world.phones):

@@ -116,7 +116,7 @@ def details_of(world: World, flow: Flow, figures: list[PhoneFigures]) -> dict[st
     return {
         "class_names": list(world.data.names),
         "phones": phones,
-        "clusters": [_cluster(world, last, number) for number in range(len(last.plans))],
+        "clusters": [_cluster(world, last, number) for number in range(len(last.catalogue.plans))],
         "rounds": rows_of(flow),
         "phases": flow.phases,
         "sums": [
@@ -147,7 +147,7 @@ def _scores(figures: list[PhoneFigures], bins: int = 25) -> dict[str, list[Any]]
 
 def _cluster(world: World, last: Published, number: int) -> dict[str, Any]:
     """One cluster's plan, for one tier where there are tiers."""
-    tiers, groups, plan = world.config.tiers, world.base.groups, last.plans[number]
+    tiers, groups, plan = world.config.tiers, world.base.groups, last.catalogue.plans[number]
     k, t = divmod(number, len(tiers) or 1)
     return {
         "cluster": k,
@@ -157,8 +157,8 @@ def _cluster(world: World, last: Published, number: int) -> dict[str, Any]:
         "classes": plan.classes(groups).tolist(),
         "macs_ratio": groups.macs_ratio(plan.counts()),
         "parameters_ratio": groups.parameters_ratio(plan.counts()),
-        "disagreement": last.disagreement[number],
-        "layers": last.why[number],
+        "disagreement": last.catalogue.disagreement[number],
+        "layers": last.catalogue.why[number],
     }
 
 

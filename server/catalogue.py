@@ -1,0 +1,89 @@
+"""The submodel catalogue of a round: the plans of all clusters, as they are stored and as phones are offered them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from common import statistics
+from common.config import Config
+from common.groups import ChannelGroups, State
+from common.messages import DeliverRequest
+from common.plan import Plan
+from server.collect import Courier, digest_of
+from server.journal import Result
+from server.planning import ClusterPlan, Reference
+
+Tensors = dict[str, npt.NDArray[Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class Catalogue:
+    """Of cluster k and tier t at k · tiers + t (`common.tiers`), at k without tiers: `plans`, the submodels' tensors
+    (`states`), `why` each layer kept what it kept, and the verified `disagreement`, None where none was verified.
+    """
+
+    plans: Sequence[Plan]
+    states: Sequence[State]
+    why: Sequence[list[dict[str, Any]]]
+    disagreement: Sequence[float | None]
+
+
+def pack(made: Sequence[ClusterPlan], groups: ChannelGroups) -> Result:
+    """For the journal."""
+    tensors: Tensors = {}
+    for n, one in enumerate(made):
+        tensors[f"{n}/plan"] = statistics.pack_plan(dict(one.plan.kept), groups)
+        for name, tensor in one.submodel.module.state_dict().items():
+            tensors[f"{n}/state/{name}"] = tensor.numpy()
+    return {"why": [one.why for one in made], "disagreement": [one.disagreement for one in made]}, tensors
+
+
+def unpack(outcome: Mapping[str, Any], tensors: Tensors, groups: ChannelGroups) -> Catalogue:
+    """Inverse of `pack`."""
+    count = len(outcome["why"])
+    plans = [Plan.of(groups, statistics.unpack_plan(tensors[f"{n}/plan"], groups)) for n in range(count)]
+    states: list[State] = [{} for _ in range(count)]
+    for key, tensor in tensors.items():
+        number, _, name = key.partition("/state/")
+        if name:
+            states[int(number)][name] = tensor
+    return Catalogue(plans, states, outcome["why"], outcome["disagreement"])
+
+
+def offered(
+    config: Config,
+    reference: Reference,
+    groups: ChannelGroups,
+    centroids: npt.NDArray[np.float64],
+    plans: Sequence[Plan],
+    preference: npt.NDArray[Any] | None,
+) -> Tensors:
+    """What all phones are offered alike."""
+    tensors: Tensors = {"centroids": centroids.astype(np.float32)}
+    if config.personal.reference:
+        chosen = reference.pack(config.personal.reference, np.random.default_rng([config.run.seed, 7]))
+        tensors["reference"] = reference.x[chosen]
+        tensors["reference_labels"] = reference.y[chosen].astype(np.int32)
+    if preference is not None and config.scores.weight > 0:
+        tensors["preference"] = preference.astype(np.float32)
+    for n, plan in enumerate(plans):
+        tensors[f"plan.{n}"] = statistics.pack_plan(dict(plan.kept), groups)
+    return tensors
+
+
+def offer(config: Config, courier: Courier, round: int, tensors: Tensors, plans: Sequence[Plan]) -> DeliverRequest:
+    """The header of the delivery of `tensors`."""
+    return DeliverRequest(
+        run=courier.run,
+        round=round,
+        request=courier.request_id(str(round), "deliver", digest_of(tensors)),
+        mode="plan",
+        clusters=tuple(range(len(plans))),
+        digests=tuple(plan.digest for plan in plans),
+        tiers=tuple(tier.name for tier in config.tiers),
+    )
