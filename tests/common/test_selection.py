@@ -116,7 +116,7 @@ def test_every_curve_is_an_order_of_all_channels(seed: int, channels: int, dead:
 def test_three_kept_channels_give_back_what_depends_on_them() -> None:
     rng = np.random.default_rng(5)
     kept = np.array([0, 2, 3])
-    cut = rng.normal(size=(300, 3)) + [5.0, -1.0, 0.0]
+    cut = rng.normal([5.0, -1.0, 0.0], size=(300, 3))
     mixing, shift = rng.normal(size=(6, 3)), rng.normal(size=6)
     mixing[kept], shift[kept] = np.eye(3), 0
     matrix, constant = reconstruction(cut @ mixing.T + shift, cut, kept, RIDGE)

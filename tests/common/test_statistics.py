@@ -23,9 +23,7 @@ def groups_of(channels: list[int], classes: int) -> ChannelGroups:
 def test_cooccurrence_by_hand() -> None:
     vector = statistics.cooccurrence(np.array([0.6, 0.4, 0]))
     np.testing.assert_allclose(vector, [0.36, 2**0.5 * 0.24, 0, 0.16, 0, 0])
-    np.testing.assert_allclose(
-        statistics.cooccurrence_matrix(vector, 3), [[0.36, 0.24, 0], [0.24, 0.16, 0], [0, 0, 0]]
-    )
+    np.testing.assert_allclose(statistics.cooccurrence_matrix(vector, 3), [[0.36, 0.24, 0], [0.24, 0.16, 0], [0, 0, 0]])
 
 
 @given(SHARES)

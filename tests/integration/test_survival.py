@@ -105,9 +105,8 @@ def rows(path: Path, query: str) -> list[Any]:
 
 
 @pytest.fixture(scope="module")
-def sets(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    data, weights = tiny.write(tmp_path_factory.mktemp("tiny"))
-    return tiny.overrides(data, weights, *RUN)
+def sets(bars: tuple[Path, Path]) -> list[str]:
+    return tiny.overrides(*bars, *RUN)
 
 
 @pytest.fixture(scope="module")

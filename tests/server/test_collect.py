@@ -188,18 +188,21 @@ def test_rubbish_never_ends_a_round() -> None:
 
 
 def test_deliveries_are_confirmed_or_refused() -> None:
+    """Phone 0 sends nothing readable, phone 1 refuses, the others name their clusters."""
+
     def app(message: Message, context: Context) -> Message:
         request, _ = unpack(message.content, DeliverRequest)
         number = int(context.node_config["partition-id"])
-        fields = {"run": request.run, "round": 1, "request": request.request}
-        reply = DeliverReply(**fields, accepted=number != 1, cluster=0 if number == 2 else None)
+        reply = DeliverReply(
+            run=request.run, round=1, request=request.request, accepted=number != 1, cluster=number % 2
+        )
         return Message(pack(reply, {}) if number else RecordDict(), reply_to=message)
 
     courier = courier_of(LocalGrid(app, 4))
-    request = DeliverRequest(run=RUN, round=1, request=OTHER, mode="plan", clusters=(0,), digests=(OTHER,))
-    named, tally = courier.deliver(request, {"plan.0": np.zeros(3, np.uint8)}, courier.grid.get_node_ids())
-    assert named == {FIRST_NODE + 2: 0}
-    assert tally.replies == 2
+    request = DeliverRequest(run=RUN, round=1, request=OTHER, mode="choose", clusters=(), digests=())
+    named, tally = courier.deliver(request, {"centroids": np.eye(2, dtype=np.float32)}, courier.grid.get_node_ids())
+    assert named == {FIRST_NODE + 2: 0, FIRST_NODE + 3: 1}
+    assert (tally.asked, tally.replies) == (4, 2)
     assert dict(tally.refused) == {"malformed": 1, "wrong_digest": 1}
 
 
