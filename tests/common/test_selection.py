@@ -16,7 +16,8 @@ RIDGE = 1e-9  # nothing but least squares
 
 def reading(rng: np.random.Generator, channels: int, outputs: int = 4) -> tuple[Reading, np.ndarray, np.ndarray]:
     """A reading with the observations [R, C] and weights [O, C] that it is made of."""
-    x = rng.normal(size=(400, channels)) @ rng.normal(size=(channels, channels))
+    mixing = np.linalg.qr(rng.normal(size=(channels, channels)))[0] * rng.uniform(0.5, 2, channels)
+    x = rng.normal(size=(400, channels)) @ mixing @ np.linalg.qr(rng.normal(size=(channels, channels)))[0]
     w = rng.normal(size=(outputs, channels))
     return Reading(np.cov(x, rowvar=False, bias=True), w.T @ w), x - x.mean(0), w
 

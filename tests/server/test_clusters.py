@@ -45,6 +45,14 @@ def test_first_centroids_find_classes_that_are_met_together() -> None:
     np.testing.assert_allclose(found.sum(1), 1)
 
 
+@given(st.integers(0, 10**6))
+def test_one_centroid_is_the_mean_usage(seed: int) -> None:
+    """Rows of the co-occurrence matrix count as often as their class is met: together they are everybody's usage."""
+    usage = np.random.default_rng(seed).dirichlet([0.3, 0.3, 3.0, 1.0], 9)
+    total = np.sum([cooccurrence(u) for u in usage], 0)
+    np.testing.assert_allclose(first_centroids(total, 4, 1, 0)[0], usage.mean(0), atol=1e-9)
+
+
 def test_first_centroids_of_few_classes_and_of_noise_alone() -> None:
     one = cooccurrence(np.array([0.0, 1.0, 0.0]))
     np.testing.assert_allclose(first_centroids(one, 3, 2, 0), [[0, 1, 0]])
