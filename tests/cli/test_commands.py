@@ -118,7 +118,7 @@ PRUNE = ["prune", "small-cnn", "--weights", str(SHIPPED), "--classes"]
         ([*PRUNE, "shoes"], "error: classes are 'shoes', must be labels such as 3,5"),
         ([*PRUNE, "3,12"], "error: classes are 3,12, labels of this model lie in 0..9"),
         ([*PRUNE, "3", "--macs", "1.2"], r"error: MACs budget is 1.2, must lie in (0, 1]"),
-        ([*PRUNE, "3", "--macs", "0.0001"], "the nearest possible is"),
+        ([*PRUNE, "3", "--macs", "0.0001"], "0.0122 is the nearest possible with multiples of 8"),
         ([*PRUNE, "3", "--data", "nothing.npz"], "nothing.npz"),
         (["prune", "vgg17", "--weights", str(SHIPPED), "--classes", "3"], "model is 'vgg17', must be one of"),
         (["prune", "vgg16", "--weights", str(SHIPPED), "--classes", "3"], "use the weights of this model"),

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from client.fallback import Answers, answer, out_of_set_score
+from client.fallback import ABSTAINED, Answers, Models, answer, out_of_set_score, whole
 from common.config import Fallback
 from common.planner import Budget
 from common.torch_engine.base import BaseModel, Submodel
@@ -54,7 +54,8 @@ def world(bars: tuple[Path, Path]) -> World:
 def answered(world: World, threshold: float, images: np.ndarray, *, small: bool = True, prior=None) -> Answers:
     base, submodel, _, _ = world
     prior = np.full(tiny.CLASSES, 1 / tiny.CLASSES) if prior is None else prior
-    return answer(base, submodel if small else None, prior, threshold, Fallback(score="max-softmax"), images)
+    models = Models(submodel if small else None, whole(base), prior, threshold)
+    return answer(base, models, Fallback(score="max-softmax"), images)
 
 
 def test_below_the_threshold_the_full_model_answers(world: World) -> None:
@@ -78,6 +79,14 @@ def test_a_submodel_that_is_sure_answers_alone(world: World) -> None:
     assert not found.escalated.any()
     np.testing.assert_array_equal(found.labels, submodel.predict(x[own]))
     assert (found.labels == y[own]).mean() > 0.8
+
+
+def test_with_nothing_larger_nobody_answers_what_is_unsure(world: World) -> None:
+    base, submodel, x, _ = world
+    models = Models(submodel, None, np.full(tiny.CLASSES, 1 / tiny.CLASSES), 0.9)
+    found = answer(base, models, Fallback(score="max-softmax"), x)
+    assert 0 < found.escalated.sum() < len(x)
+    np.testing.assert_array_equal(found.labels == ABSTAINED, found.escalated)
 
 
 def test_without_a_submodel_the_full_model_answers_all(world: World) -> None:

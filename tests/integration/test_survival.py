@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
+from client.kept import OUTCOME_FILE
 from client.ledger import Ledger
-from client.phone import OUTCOME_FILE
 from common.config import load_config
 from simulations.runner import simulate
 from tests import tiny

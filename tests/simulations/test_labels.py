@@ -1,12 +1,10 @@
-"""True labels: what the oracle makes of them, and that neither phones nor server ever depend on them."""
+"""Neither phones nor server ever depend on true labels: without any, or with wrong ones, all they do is the same."""
 
 from __future__ import annotations
 
 import json
-import math
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +13,8 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from common.config import Config, load_config
-from common.torch_engine.forward import logits, normalise
 from server.exporter import SnapshotCollector
 from simulations.local_grid import VirtualClock
-from simulations.oracle import Oracle, auroc
 from simulations.runner import World, build_world, conclude, local_grid, serve
 from tests import tiny
 from tests.integration.test_survival import rows
@@ -130,47 +126,3 @@ def test_telling_the_truth_afterwards_changes_no_state(config: Config, blind: Wo
     summary = conclude(world, flow, journal, 0.0, lambda *_: None)
     assert (journal_of(world.directory), metrics_of(world.directory), phones_of(world.directory)) == before
     assert summary["accuracy"]["full_limited"]["mean"] > 0.7
-
-
-@pytest.fixture
-def four(config: Config, blind: World, tmp_path: Path) -> tuple[Oracle, np.ndarray, np.ndarray]:
-    """Of owner 0, who meets classes 0 and 1, four test images, the last of them strange; owner 1 has none. With the
-    images' true labels [4] and the full model's logits [4, C].
-    """
-    x, y = tiny.images(40, 77)
-    inside, outside = np.flatnonzero(np.isin(y, [0, 1])), np.flatnonzero(y > 1)
-    index = np.full((1, 2, 6), -1)
-    index[0, 0, :4] = [*inside[:3], outside[0]]
-    shares = np.array([[[0.5, 0.5, 0, 0, 0, 0], [0, 0, 1, 0, 0, 0]]])
-    (tmp_path / "oracle").mkdir()
-    for name, values in {"images": x, "labels": y, "test": index, "shares": shares}.items():
-        np.save(tmp_path / "oracle" / f"{name}.npy", values)
-    shown = index[0, 0, :4]
-    base = blind.base
-    return Oracle(tmp_path, config, base, []), y[shown], logits(base.module, normalise(x[shown], base.mean, base.std))
-
-
-def test_a_phone_without_anything_answers_with_the_full_model(four: tuple[Oracle, np.ndarray, np.ndarray]) -> None:
-    oracle, truth, full = four
-    figures = oracle.phone(0, 1)
-    right = full.argmax(1) == truth
-    assert figures.classes == 2
-    assert (figures.macs_ratio, figures.effective_macs_ratio, figures.stored_bytes) == (1, 1, 0)
-    assert figures.accuracy == figures.accuracy_full == figures.accuracy_cluster == pytest.approx(right[:3].mean())
-    assert figures.accuracy_full_limited == pytest.approx((full[:, :2].argmax(1) == truth)[:3].mean())
-    assert figures.accuracy_outside == right[3]
-    assert (len(figures.inside), len(figures.outside)) == (3, 1)
-
-
-def test_an_owner_without_test_images_has_no_accuracy(four: tuple[Oracle, np.ndarray, np.ndarray]) -> None:
-    nobody = four[0].phone(1, 1)
-    assert math.isnan(nobody.accuracy)
-    assert math.isnan(nobody.accuracy_outside)
-    assert auroc([nobody]) is None
-
-
-def test_out_of_set_images_are_ranked_phone_by_phone(four: tuple[Oracle, np.ndarray, np.ndarray]) -> None:
-    nobody = four[0].phone(1, 1)
-    good = replace(nobody, inside=np.array([0.9, 0.8]), outside=np.array([0.1]))
-    half = replace(nobody, inside=np.array([0.9, 0.1]), outside=np.array([0.5, 0.5]))
-    assert auroc([good, half, nobody]) == pytest.approx(0.75)
