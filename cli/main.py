@@ -150,12 +150,16 @@ def simulate(
         chosen.append(f"data.source={json.dumps(data)}")
     if weights is not None:
         chosen.append(f"model.weights={json.dumps(str(weights.resolve()))}")
-    if seeds is not None:
-        result = run_seeds(scenario, chosen, seeds, out, engine.value, fresh, console)
-        table = sweep_table(out.name, result)
-    else:
-        result = run_scenario(scenario, chosen, out, engine.value, fresh, console)
-        table = summary_table({out.name: result})
+    try:
+        if seeds is not None:
+            result = run_seeds(scenario, chosen, seeds, out, engine.value, fresh, console)
+            table = sweep_table(out.name, result)
+        else:
+            result = run_scenario(scenario, chosen, out, engine.value, fresh, console)
+            table = summary_table({out.name: result})
+    except KeyboardInterrupt:  # typer would end here with the same code, without a word
+        console.print("interrupted: the same command goes on from the last finished phase", highlight=False)
+        raise typer.Exit(130) from None
     if as_json:
         print(json.dumps(result))
         return
@@ -221,15 +225,12 @@ def messages() -> None:
 
 
 def main() -> None:
-    """Entry point: errors in one line, exit code 2; an interruption ends with 130."""
+    """Entry point: errors in one line, exit code 2; typer ends an interruption with 130."""
     try:
         app()
     except FedcaptorError as error:
         console.print(f"[red]error:[/red] {error}", highlight=False)
         sys.exit(2)
-    except KeyboardInterrupt:
-        console.print("interrupted: the same command goes on from the last finished phase", highlight=False)
-        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,9 @@ _RESOLUTION = 24
 """Quanta: a phone's share of the noise has a standard deviation of at least about this many, or, without noise, a
 clipped report's norm is 2^this/8 quanta."""
 
+_HEADROOM = 2.0**30
+"""Quanta that a whole sum may reach, noise included: half of what its integers hold."""
+
 
 @dataclass(frozen=True)
 class Step:
@@ -85,6 +88,8 @@ class SumBudget:
         }[step.kind]
         share = multiplier / math.sqrt(self.survivors)  # of one phone's noise, in units of clip
         quanta = _RESOLUTION / share if share else 2.0 ** (_RESOLUTION - 3) / max(self.cohort / 64, 1)
+        reach = self.cohort + 12 * multiplier * math.sqrt(self.cohort / self.survivors)
+        quanta = min(quanta, _HEADROOM / reach)  # large cohorts: coarser, or their sum could wrap around
         return SumSpec(
             name=f"{step.round}-{step.name}",
             length=length,

@@ -176,10 +176,10 @@ class Courier:
 
 
 def digest_of(tensors: Tensors) -> str:
-    """SHA-256 (hex) of named tensors."""
+    """SHA-256 (hex) of named tensors, their types and shapes."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
-        digest.update(name.encode() + tensors[name].tobytes())
+        digest.update(f"{name}{tensors[name].dtype}{tensors[name].shape}".encode() + tensors[name].tobytes())
     return digest.hexdigest()
 
 

@@ -1,7 +1,10 @@
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
+
+from tests import tiny
 
 
 @pytest.fixture
@@ -11,3 +14,9 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def bars(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Data and weights of the tiny world."""
+    return tiny.write(tmp_path_factory.mktemp("bars"))

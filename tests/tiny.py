@@ -46,7 +46,7 @@ def images(count: int, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]
 
 
 def write(directory: Path, count: int = 1500, steps: int = 120) -> tuple[Path, Path]:
-    """Data (`.npz`) and trained weights in `directory`."""
+    """Data (`.npz`) and trained weights in `directory`; a second or two."""
     directory.mkdir(parents=True, exist_ok=True)
     data, weights = directory / "bars.npz", directory / "bars.safetensors"
     x, y = images(count, 0)

@@ -8,6 +8,7 @@ further independent noise, so they never raise the figure; nothing is credited f
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import lru_cache
 
 import numpy as np
 from dp_accounting import NeighboringRelation, ZCDpEvent, rdp
@@ -20,6 +21,7 @@ _MIN_SHARE_DEVIATION = 0.5  # the theorem on sums of discrete Gaussians needs it
 _MAX_MULTIPLIER = 1e9
 
 
+@lru_cache(maxsize=64)  # sums of one kind have it in common, and it takes as long as there are phones
 def share_gap(share_variance: float, shares: int) -> float:
     """tau: how far (log ratio) the sum of `shares` discrete Gaussians of that variance is from a single one."""
     k = np.arange(1, shares, dtype=np.float64)

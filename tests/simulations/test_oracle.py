@@ -1,11 +1,19 @@
-"""How the oracle reads the answers of a cluster's submodel."""
+"""What the oracle makes of true labels, and how it reads the answers of a cluster's submodel."""
 
+import math
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from simulations.oracle import _cluster_answers
+from common.config import load_config
+from common.torch_engine.forward import logits, normalise
+from simulations.oracle import Oracle, _cluster_answers, auroc
+from tests import tiny
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 SCORES = np.array([[3.0, 2.0, 1.0], [0.0, 1.0, 2.0]], dtype=np.float32)  # of classes 2, 5 and 7
 
@@ -19,3 +27,47 @@ def test_answers_are_limited_to_the_phone_s_own_classes(own, limited):
     of_all, of_own = _cluster_answers(submodel, np.zeros((2, 1, 1, 1), dtype=np.uint8), own)
     assert of_all.tolist() == [2, 7]
     assert of_own.tolist() == limited
+
+
+@pytest.fixture
+def four(bars: tuple[Path, Path], tmp_path: Path) -> tuple[Oracle, np.ndarray, np.ndarray]:
+    """Of owner 0, who meets classes 0 and 1, four test images, the last of them strange; owner 1 has none. With the
+    images' true labels [4] and the full model's logits [4, C].
+    """
+    x, y = tiny.images(40, 77)
+    inside, outside = np.flatnonzero(np.isin(y, [0, 1])), np.flatnonzero(y > 1)
+    index = np.full((1, 2, 6), -1)
+    index[0, 0, :4] = [*inside[:3], outside[0]]
+    shares = np.array([[[0.5, 0.5, 0, 0, 0, 0], [0, 0, 1, 0, 0, 0]]])
+    (tmp_path / "oracle").mkdir()
+    for name, values in {"images": x, "labels": y, "test": index, "shares": shares}.items():
+        np.save(tmp_path / "oracle" / f"{name}.npy", values)
+    shown = index[0, 0, :4]
+    base, config = tiny.base_model(bars[1]), load_config(None, tiny.overrides(*bars))
+    return Oracle(tmp_path, config, base, []), y[shown], logits(base.module, normalise(x[shown], base.mean, base.std))
+
+
+def test_a_phone_without_anything_answers_with_the_full_model(four: tuple[Oracle, np.ndarray, np.ndarray]) -> None:
+    oracle, truth, full = four
+    figures = oracle.phone(0, 1)
+    right = full.argmax(1) == truth
+    assert figures.classes == 2
+    assert (figures.macs_ratio, figures.effective_macs_ratio, figures.stored_bytes) == (1, 1, 0)
+    assert figures.accuracy == figures.accuracy_full == figures.accuracy_cluster == pytest.approx(right[:3].mean())
+    assert figures.accuracy_full_limited == pytest.approx((full[:, :2].argmax(1) == truth)[:3].mean())
+    assert figures.accuracy_outside == right[3]
+    assert (len(figures.inside), len(figures.outside)) == (3, 1)
+
+
+def test_an_owner_without_test_images_has_no_accuracy(four: tuple[Oracle, np.ndarray, np.ndarray]) -> None:
+    nobody = four[0].phone(1, 1)
+    assert math.isnan(nobody.accuracy)
+    assert math.isnan(nobody.accuracy_outside)
+    assert auroc([nobody]) is None
+
+
+def test_out_of_set_images_are_ranked_phone_by_phone(four: tuple[Oracle, np.ndarray, np.ndarray]) -> None:
+    nobody = four[0].phone(1, 1)
+    good = replace(nobody, inside=np.array([0.9, 0.8]), outside=np.array([0.1]))
+    half = replace(nobody, inside=np.array([0.9, 0.1]), outside=np.array([0.5, 0.5]))
+    assert auroc([good, half, nobody]) == pytest.approx(0.75)

@@ -1,0 +1,177 @@
+"""The `fedcaptor` command as a person types it: output, exit codes and messages."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+from typer.testing import CliRunner
+
+from cli.main import app, main
+from common.config import load_config
+from simulations.runner import SHIPPED
+from tests import tiny
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def ran(*words: str) -> str:
+    """Standard output of a command that succeeds."""
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, (result.output, result.exception)
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Data of three classes on 16 × 16 pixels, and small-cnn trained on it for one epoch."""
+    folder = tmp_path_factory.mktemp("small")
+    data, weights = folder / "data.npz", folder / "weights" / "small.safetensors"
+    rng = np.random.default_rng(0)
+    y = rng.integers(3, size=240)
+    x = (rng.integers(0, 60, (240, 16, 16)) + 80 * (y[:, None, None] == np.arange(16)[:, None] // 6)).astype(np.uint8)
+    np.savez_compressed(data, x=x, y=y, names=np.array(["top", "middle", "bottom"]))
+    words = ["train", "--model", "small-cnn", "--data", str(data), "--out", str(weights), "--epochs", "1"]
+    ran(*words)
+    return data, weights
+
+
+def test_train_writes_weights_with_what_was_measured(small: tuple[Path, Path]) -> None:
+    with safe_open(small[1], framework="np") as file:
+        metadata = file.metadata()
+    assert metadata["model"] == "small-cnn"
+    assert metadata["data"] == "data.npz"
+    assert metadata["epochs"] == "1"
+    assert 0.3 < float(metadata["accuracy"]) <= 1
+    assert re.fullmatch(r"\([0-9.]+,\)", metadata["mean"])
+
+
+def test_inspect_shows_what_is_cut_together(small: tuple[Path, Path]) -> None:
+    data, weights = small
+    words = ["inspect", "small-cnn", "--weights", str(weights), "--data", str(data)]
+    groups = json.loads(ran(*words, "--json"))
+    assert groups["input_shape"] == [1, 16, 16]
+    assert groups["groups"][-1]["output"]
+    assert groups["groups"][-1]["channels"] == 3
+    table = ran(*words)
+    assert "MACs" in table
+    assert all(group["name"] in table for group in groups["groups"])
+
+
+def test_prune_keeps_two_classes_of_the_shipped_model(tmp_path: Path) -> None:
+    out = tmp_path / "two.safetensors"
+    words = [
+        "prune",
+        "small-cnn",
+        "--weights",
+        str(SHIPPED),
+        "--classes",
+        "5,3",
+        "--macs",
+        "0.4",
+        "--calibration",
+        "20",
+    ]
+    figures = json.loads(ran(*words, "--macs", "0.4", "--out", str(out), "--json"))
+    assert figures["classes"] == [3, 5]
+    assert 0.2 < figures["macs_ratio"] <= 0.4
+    assert figures["accuracy"] > figures["accuracy_full_limited"] - 0.03
+    assert 0 < figures["parameters_ratio"] < 1
+    assert figures["calibration_images"] == 40
+    with safe_open(out, framework="np") as file:
+        kept = json.loads(file.metadata()["plan"])["kept"]
+    assert [3, 5] in kept.values()
+    assert out.stat().st_size < SHIPPED.stat().st_size * (figures["parameters_ratio"] + 0.05)
+
+
+def test_config_checks_a_scenario_and_prints_all_values(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text("[run]\nseed = 9\n")
+    assert json.loads(ran("config", str(file))) == load_config(file).model_dump(mode="json")
+    page = ran("config", "--reference")
+    assert "| `min_cohort` | `50` |" in page
+
+
+def failed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *words: str) -> tuple[int, str]:
+    """Exit code and error text, line breaks taken out, of the command as the shell calls it."""
+    monkeypatch.setattr(sys, "argv", ["fedcaptor", *words])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    captured = capsys.readouterr()
+    assert "Traceback" not in captured.err
+    code = ended.value.code
+    assert isinstance(code, int)
+    return code, " ".join(captured.err.split())
+
+
+PRUNE = ["prune", "small-cnn", "--weights", str(SHIPPED), "--classes"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([*PRUNE, "shoes"], "error: classes are 'shoes', must be labels such as 3,5"),
+        ([*PRUNE, "3,12"], "error: classes are 3,12, labels of this model lie in 0..9"),
+        ([*PRUNE, "3", "--macs", "1.2"], r"error: MACs budget is 1.2, must lie in (0, 1]"),
+        ([*PRUNE, "3", "--macs", "0.0001"], "0.0122 is the nearest possible with multiples of 8"),
+        ([*PRUNE, "3", "--data", "nothing.npz"], "nothing.npz"),
+        (["prune", "vgg17", "--weights", str(SHIPPED), "--classes", "3"], "model is 'vgg17', must be one of"),
+        (["prune", "vgg16", "--weights", str(SHIPPED), "--classes", "3"], "use the weights of this model"),
+        (["inspect", "small-cnn", "--weights", "missing.safetensors"], "is not a readable safetensors file"),
+        (["config", "missing.toml"], "error: missing.toml cannot be read as TOML"),
+        (["simulate", "--set", "run.sed=1"], "error: run.sed is unknown: did you mean seed?"),
+        (["simulate", "--set", "population.phones=30"], "the cohort has 30 phones, privacy.min_cohort is 50"),
+        (["report", "."], "error: "),
+        (["exporter", ".", "--host", "not an address"], "error: the exporter cannot listen on not an address"),
+        (["prune", "small-cnn"], "Missing option '--weights'"),
+        (["unheard"], "No such command 'unheard'"),
+    ],
+    ids=lambda value: " ".join(value[-2:]) if isinstance(value, list) else "",
+)
+def test_what_is_wrong_is_said_in_one_message(
+    words: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, text = failed(capsys, monkeypatch, *words)
+    assert code == 2
+    assert message in text
+
+
+def test_a_folder_with_something_else_is_not_removed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    code, text = failed(capsys, monkeypatch, "simulate", "--fresh", "--out", str(tmp_path))
+    assert code == 2
+    assert "holds no run" in text
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+def test_a_small_simulation_prints_its_summary_and_report_rewrites_it(bars: tuple[Path, Path], tmp_path: Path) -> None:
+    data, weights = bars
+    file, out = tmp_path / "small.toml", tmp_path / "run"
+    file.write_text(f'[model]\nname = "{tiny.MODEL}"\n')
+    sets = [word for value in tiny.overrides(data, weights)[3:] for word in ("--set", value)]
+    words = ["simulate", str(file), "--data", str(data), "--weights", str(weights), *sets, "--out", str(out)]
+    summary = json.loads(ran(*words, "--json"))
+    assert summary == json.loads((out / "summary.json").read_text())
+    assert (summary["data"], summary["model"], summary["phones"]) == (data.name, tiny.MODEL, 30)
+    (out / "report.html").unlink()
+    assert "personalised submodel" in ran("report", str(out))
+    assert (out / "report.html").stat().st_size > 10_000
+
+
+def test_every_command_has_help() -> None:
+    text = ran("--help")
+    for command in ("train", "inspect", "prune", "simulate", "report", "exporter", "config"):
+        assert command in text
+        assert "--help" in ran(command, "--help")

@@ -1,0 +1,83 @@
+"""Where a phone's images come from: a device's folder, or a share of the simulated population."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from client.images import FolderFeed, MappedFeed
+from common.errors import DataError
+
+
+def pictures(folder: Path, count: int, first: int = 0) -> dict[str, int]:
+    """Grey pictures by name, every one of its own shade."""
+    folder.mkdir(parents=True, exist_ok=True)
+    names = {f"{number:02d}.png": number for number in range(first, first + count)}
+    for name, shade in names.items():
+        Image.new("L", (4, 3), shade).save(folder / name)
+    return names
+
+
+def test_a_third_of_a_folder_by_hash_is_for_checking(tmp_path: Path) -> None:
+    names = pictures(tmp_path, 60)
+    (tmp_path / ".hidden.png").write_bytes(b"no picture")
+    (tmp_path / "folder").mkdir()
+    feed = FolderFeed(tmp_path)
+    use, check = feed.use(1), feed.check(1)
+    assert use.shape[1:] == (3, 4, 1)
+    expected = {
+        shade for name, shade in names.items() if hashlib.sha256((tmp_path / name).read_bytes()).digest()[0] % 3 == 0
+    }
+    assert set(check[:, 0, 0, 0].tolist()) == expected
+    assert set(use[:, 0, 0, 0].tolist()) == set(range(60)) - expected
+    assert 8 < len(check) < 32
+    assert feed.corrections(1).tolist() == [-1] * len(use)
+
+
+def test_names_and_newcomers_move_no_picture_to_the_other_part(tmp_path: Path) -> None:
+    pictures(tmp_path / "a", 30)
+    before = set(FolderFeed(tmp_path / "a").check(1)[:, 0, 0, 0].tolist())
+    for file in sorted((tmp_path / "a").iterdir()):
+        file.rename(file.with_name(f"renamed-{file.name}"))
+    pictures(tmp_path / "a", 30, first=30)
+    after = set(FolderFeed(tmp_path / "a").check(2)[:, 0, 0, 0].tolist())
+    assert {shade for shade in after if shade < 30} == before
+
+
+def test_an_empty_folder_says_what_it_needs(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"has no images for this part, .*: add images"):
+        FolderFeed(tmp_path).use(1)
+
+
+@pytest.fixture
+def population(tmp_path: Path) -> Path:
+    """Two rounds, two phones, up to three images each."""
+    np.save(tmp_path / "images.npy", np.arange(5, dtype=np.uint8).reshape(5, 1, 1, 1))
+    index = np.array([[[0, 1, -1], [2, 2, 2]], [[3, -1, -1], [-1, -1, -1]]], dtype=np.int32)
+    np.save(tmp_path / "use.npy", index)
+    np.save(tmp_path / "check.npy", index[:, ::-1])
+    np.save(tmp_path / "corrections.npy", np.where(index >= 0, 7, -1).astype(np.int16))
+    return tmp_path
+
+
+def test_a_simulated_phone_reads_its_own_share(population: Path) -> None:
+    first, second = MappedFeed(population, 0), MappedFeed(population, 1)
+    assert first.use(1).ravel().tolist() == [0, 1]
+    assert first.use(2).ravel().tolist() == [3]
+    assert second.use(1).ravel().tolist() == [2, 2, 2]
+    assert second.check(1).ravel().tolist() == [0, 1]
+    assert first.corrections(1).tolist() == [7, 7]
+    assert len(second.use(2)) == 0
+    assert second.corrections(2).shape == (0,)
+    for round in (0, 3):
+        with pytest.raises(DataError, match=f"round {round} has no images, must lie in 1..2"):
+            first.use(round)
+
+
+def test_nothing_corrected_is_stored_small(population: Path) -> None:
+    np.save(population / "corrections.npy", np.full((2, 1, 1), -1, dtype=np.int16))
+    assert MappedFeed(population, 0).corrections(1).tolist() == [-1, -1]

@@ -1,0 +1,112 @@
+"""The budget of a run: all sums together cost at most the configured ε, and too small a cohort is refused."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from common.config import Config, load_config
+from common.errors import PrivacyError
+from common.groups import ChannelGroups, Group
+from server.budget import Step, SumBudget, steps
+
+GROUPS = ChannelGroups(
+    "by hand",
+    (1, 8, 8),
+    (Group("a", 32, (), ()), Group("b", 64, (), ()), Group("classes", 10, (), (), output=True)),
+    (),
+    {},
+)
+
+
+def config_of(*overrides: str) -> Config:
+    return load_config(None, list(overrides))
+
+
+def sums(budget: SumBudget, config: Config, blocks: int) -> list:
+    """Specs of the whole run: every sum with as many blocks as clusters, scores with as many as filter clusters."""
+    return [budget.spec(step, 16 if step.kind == "scores" else blocks) for step in steps(config)]
+
+
+def test_the_steps_of_two_rounds() -> None:
+    config = config_of("run.rounds=2", "clusters.iterations=2")
+    expected = ["1-usage-0", "1-usage-1", "1-usage-2", "1-scores-0", "1-outcome-0", "2-usage-1", "2-outcome-0"]
+    assert [f"{s.round}-{s.name}" for s in steps(config)] == expected
+    assert "scores" not in {s.kind for s in steps(config_of("scores.enabled=false"))}
+
+
+@pytest.mark.parametrize(
+    ("phones", "overrides"),
+    [
+        (50, ["privacy.epsilon=8"]),
+        (120, ["privacy.epsilon=1", "run.rounds=5"]),
+        (120, ["privacy.epsilon=8", "privacy.dishonest=0.2", "privacy.dropout=0.3"]),
+        (2000, ["privacy.epsilon=0.5", "run.rounds=3", "rounds.cohort=200", "clusters.iterations=5"]),
+        (10_000, ["privacy.epsilon=4", "scores.enabled=false", "privacy.delta=1e-7"]),
+    ],
+)
+def test_all_sums_together_stay_within_epsilon_and_waste_little(phones: int, overrides: list[str]) -> None:
+    config = config_of(*overrides)
+    budget = SumBudget(config, GROUPS, phones)
+    for blocks in (1, 32):
+        spent = budget.epsilon(sums(budget, config, blocks))
+        assert spent is not None
+        assert 0.97 * config.privacy.epsilon < spent <= config.privacy.epsilon
+
+
+def test_parts_are_divided_as_configured() -> None:
+    config = config_of("run.rounds=2", "privacy.outcome_share=0.2", "privacy.scores_share=0.5")
+    budget = SumBudget(config, GROUPS, 500)
+    charges: Counter[str] = Counter()
+    for step in steps(config):
+        charge = budget.charge(budget.spec(step))
+        assert charge is not None
+        charges[step.kind] += charge  # type: ignore[assignment]
+    total = sum(charges.values())
+    for kind, share in {"usage": 0.3, "scores": 0.5, "outcome": 0.2}.items():
+        assert charges[kind] / total == pytest.approx(share, rel=0.02)
+
+
+def test_a_sum_knows_its_cohort_and_survivors() -> None:
+    config = config_of("privacy.dropout=0.3", "rounds.cohort=100")
+    budget = SumBudget(config, GROUPS, 400)
+    spec = budget.spec(Step(1, "usage", 1), 4)
+    assert (spec.name, spec.length, spec.cohort, spec.min_survivors) == ("1-usage-1", 40, 100, 70)
+    assert budget.spec(Step(1, "usage", 0)).length == 55
+    assert budget.spec(Step(1, "scores", 0), 16).length == 170
+    assert SumBudget(config, GROUPS, 60).spec(Step(1, "outcome", 0)).min_survivors == 50  # never below min_cohort
+
+
+def test_small_cohorts_are_refused() -> None:
+    with pytest.raises(PrivacyError, match=r"the cohort has 49 phones, privacy\.min_cohort is 50: simulate more"):
+        SumBudget(config_of(), GROUPS, 49)
+    with pytest.raises(PrivacyError, match="the cohort has 30 phones"):
+        SumBudget(config_of("rounds.cohort=30"), GROUPS, 1000)
+    with pytest.raises(PrivacyError, match="min_cohort 10 is below 20"):
+        SumBudget(config_of("privacy.min_cohort=10"), GROUPS, 30)
+    allowed = SumBudget(config_of("privacy.min_cohort=10", "testing.small_cohorts=true"), GROUPS, 30)
+    assert allowed.spec(Step(1, "usage", 0)).small_cohorts
+
+
+def test_more_dishonest_phones_than_survivors_are_out_of_reach() -> None:
+    with pytest.raises(PrivacyError, match="out of reach"):
+        SumBudget(config_of("privacy.dishonest=0.95"), GROUPS, 100)
+
+
+def test_without_noise_there_is_no_epsilon() -> None:
+    budget = SumBudget(config_of("privacy.noise=false"), GROUPS, 100)
+    spec = budget.spec(Step(1, "usage", 0))
+    assert spec.noise_multiplier == 0
+    assert budget.epsilon([spec]) is None
+    assert budget.charge(spec) is None
+
+
+@pytest.mark.parametrize("phones", [50, 1_000, 500_000])
+@pytest.mark.parametrize("noise", ["true", "false"])
+def test_sums_of_any_size_fit_their_integers(phones: int, noise: str) -> None:
+    """A spec that could wrap around refuses itself, and so does one whose noise is less than half a quantum a phone."""
+    config = config_of(f"privacy.noise={noise}", "privacy.epsilon=2")
+    budget = SumBudget(config, GROUPS, phones)
+    spent = budget.epsilon(sums(budget, config, 32))  # building them is the test
+    assert spent is None if noise == "false" else 1.9 < spent <= 2

@@ -1,0 +1,216 @@
+"""The courier: good replies are added up once, all others are refused with their reason, and the round goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import Context, Message, RecordDict
+
+from common.config import Rounds
+from common.errors import PrivacyError
+from common.messages import DeliverReply, DeliverRequest, SumReply, SumRequest
+from common.privacy.sums import SumSpec, encode
+from common.wire import pack, unpack
+from server.collect import Courier, Tally, digest_of
+from simulations.local_grid import FIRST_NODE, Faults, LocalGrid, VirtualClock
+
+RUN, OTHER = "a" * 64, "b" * 64
+PHONES = 24
+SPEC = SumSpec("1-usage-0", 3, 2.0, 1024.0, 0.0, cohort=PHONES, min_survivors=20, min_cohort=20)
+OWN = np.array([1.0, 0.5, -0.25])
+Change = Callable[[SumReply], dict[str, Any]]
+
+
+def phone(changes: dict[int, Change], seen: list[str] | None = None) -> Callable[[Message, Context], Message]:
+    """Phones that add `OWN`; those in `changes` (by number) send a header with other values."""
+
+    def app(message: Message, context: Context) -> Message:
+        request, _ = unpack(message.content, SumRequest)
+        if seen is not None:
+            seen.append(request.request)
+        reply = SumReply.to(request)
+        change = changes.get(int(context.node_config["partition-id"]))
+        if change is not None:
+            reply = reply.model_copy(update=change(reply))
+        values = encode(OWN, request.sum.spec(), np.random.default_rng(0))
+        return Message(pack(reply, {"values": values}), reply_to=message)
+
+    return app
+
+
+def courier_of(grid: LocalGrid, clock: VirtualClock | None = None, **rounds: Any) -> Courier:
+    clock = clock or VirtualClock()
+    settings = Rounds(deadline=10, poll=1, **{"attempts": 1, **rounds})
+    return Courier(grid, RUN, settings, sleep=clock.sleep, clock=clock.time)
+
+
+def asked(courier: Courier) -> tuple[np.ndarray, Tally]:
+    return courier.sum(1, "usage", SPEC, {}, courier.grid.get_node_ids())
+
+
+def test_all_phones_add_up() -> None:
+    total, tally = asked(courier_of(LocalGrid(phone({}), PHONES)))
+    np.testing.assert_allclose(total, PHONES * OWN)
+    assert (tally.asked, tally.replies, tally.dropped, dict(tally.refused)) == (PHONES, PHONES, 0, {})
+    assert tally.bytes_down > PHONES * 100
+    assert tally.bytes_up > PHONES * 12
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"run": OTHER}, "wrong_run"),
+        ({"round": 2}, "wrong_round"),
+        ({"request": OTHER}, "replayed"),
+        ({"kind": "scores"}, "wrong_kind"),
+        ({"sum_digest": OTHER}, "wrong_digest"),
+        ({"version": 2}, "wrong_version"),
+    ],
+)
+def test_replies_to_something_else_are_refused(change: dict[str, Any], reason: str) -> None:
+    total, tally = asked(courier_of(LocalGrid(phone({3: lambda _: change}), PHONES)))
+    np.testing.assert_allclose(total, (PHONES - 1) * OWN)
+    assert dict(tally.refused) == {reason: 1}
+    assert tally.replies == PHONES - 1
+
+
+def test_values_of_another_length_are_refused() -> None:
+    def app(message: Message, context: Context) -> Message:
+        request, _ = unpack(message.content, SumRequest)
+        length = 4 if context.node_config["partition-id"] == 0 else 3
+        return Message(pack(SumReply.to(request), {"values": np.ones(length, np.uint32)}), reply_to=message)
+
+    total, tally = asked(courier_of(LocalGrid(app, PHONES)))
+    np.testing.assert_allclose(total, (PHONES - 1) / SPEC.scale)
+    assert dict(tally.refused) == {"wrong_shape": 1}
+
+
+def test_a_phone_that_fails_once_is_asked_again_the_same_thing() -> None:
+    seen: list[str] = []
+    answer = phone({}, seen)
+    failed: list[int] = []
+
+    def app(message: Message, context: Context) -> Message:
+        if context.node_id not in failed:
+            failed.append(context.node_id)
+            raise RuntimeError("busy")
+        return answer(message, context)
+
+    total, tally = asked(courier_of(LocalGrid(app, PHONES), attempts=2))
+    np.testing.assert_allclose(total, PHONES * OWN)
+    assert (tally.replies, tally.dropped) == (PHONES, PHONES)
+    assert len(set(seen)) == 1
+
+
+def test_enough_replies_end_the_phase_and_too_few_are_no_sum() -> None:
+    seen: list[str] = []
+    asked(courier_of(LocalGrid(phone({}, seen), PHONES), attempts=9))
+    assert len(seen) == PHONES
+    faulty = {number: lambda _: {"run": OTHER} for number in range(5)}
+    with pytest.raises(PrivacyError, match="19 replies, at least 20 needed"):
+        asked(courier_of(LocalGrid(phone(faulty), PHONES), attempts=3))
+
+
+def test_late_phones_are_given_up_at_the_deadline() -> None:
+    clock = VirtualClock()
+    grid = LocalGrid(phone({}), PHONES, faults=Faults(stall=0.1, stall_seconds=99.0, seed=4), clock=clock.time)
+    total, tally = asked(courier_of(grid, clock))
+    assert clock.now == 10
+    assert 0 < tally.dropped == PHONES - tally.replies
+    np.testing.assert_allclose(total, tally.replies * OWN)
+
+
+def test_phones_within_the_deadline_are_waited_for() -> None:
+    clock = VirtualClock()
+    grid = LocalGrid(phone({}), PHONES, faults=Faults(stall=0.5, stall_seconds=3.0, seed=1), clock=clock.time)
+    _, tally = asked(courier_of(grid, clock))
+    assert tally.replies == PHONES
+    assert 3 <= clock.now < 10
+
+
+@dataclass
+class Meddling:
+    """A grid that hands every reply on as `change` makes it: twice, under another id, or none at all."""
+
+    inner: LocalGrid
+    change: Callable[[Message], list[Message]]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterator[Message]:
+        for message in self.inner.pull_messages(message_ids):
+            yield from self.change(message)
+
+
+def renamed(message: Message) -> Message:
+    message.metadata.__dict__["_reply_to_message_id"] = "f" * 32
+    return message
+
+
+def test_double_and_foreign_replies_count_once_or_never() -> None:
+    doubled = Meddling(LocalGrid(phone({}), PHONES), lambda message: [message, message])
+    total, tally = asked(courier_of(doubled))  # type: ignore[arg-type]
+    np.testing.assert_allclose(total, PHONES * OWN)
+    assert dict(tally.refused) == {"replayed": PHONES}
+
+    def one_foreign(message: Message) -> list[Message]:
+        return [renamed(message) if message.metadata.src_node_id == FIRST_NODE else message]
+
+    total, tally = asked(courier_of(Meddling(LocalGrid(phone({}), PHONES), one_foreign)))  # type: ignore[arg-type]
+    np.testing.assert_allclose(total, (PHONES - 1) * OWN)
+    assert dict(tally.refused) == {"replayed": 1}
+    assert tally.dropped == 1
+
+
+def test_a_message_that_flower_does_not_take_is_a_dropped_phone() -> None:
+    grid = LocalGrid(phone({}), PHONES)
+    push = grid.push_messages
+    grid.push_messages = lambda messages: [None, *push(list(messages)[1:])]  # type: ignore[assignment,list-item,method-assign]
+    total, tally = asked(courier_of(grid))
+    assert (tally.replies, tally.dropped) == (PHONES - 1, 1)
+    np.testing.assert_allclose(total, (PHONES - 1) * OWN)
+
+
+def test_rubbish_never_ends_a_round() -> None:
+    """Every kind of damage: nothing but whole replies is added up, and the tally has them all."""
+    grid = LocalGrid(phone({}), 200, faults=Faults(dropout=0.1, rubbish=0.4, seed=2))
+    total, tally = courier_of(grid).sum(1, "usage", replace(SPEC, cohort=200), {}, grid.get_node_ids())
+    np.testing.assert_allclose(total, tally.replies * OWN)
+    refused = sum(tally.refused.values())
+    assert tally.replies + refused + tally.dropped == 200
+    assert refused > 40
+    assert len(tally.refused) >= 3
+
+
+def test_deliveries_are_confirmed_or_refused() -> None:
+    """Phone 0 sends nothing readable, phone 1 refuses, the others name their clusters."""
+
+    def app(message: Message, context: Context) -> Message:
+        request, _ = unpack(message.content, DeliverRequest)
+        number = int(context.node_config["partition-id"])
+        reply = DeliverReply(
+            run=request.run, round=1, request=request.request, accepted=number != 1, cluster=number % 2
+        )
+        return Message(pack(reply, {}) if number else RecordDict(), reply_to=message)
+
+    courier = courier_of(LocalGrid(app, 4))
+    request = DeliverRequest(run=RUN, round=1, request=OTHER, mode="choose", clusters=(), digests=())
+    named, tally = courier.deliver(request, {"centroids": np.eye(2, dtype=np.float32)}, courier.grid.get_node_ids())
+    assert named == {FIRST_NODE + 2: 0, FIRST_NODE + 3: 1}
+    assert (tally.asked, tally.replies) == (4, 2)
+    assert dict(tally.refused) == {"malformed": 1, "wrong_digest": 1}
+
+
+def test_a_request_is_named_by_what_it_asks() -> None:
+    courier = courier_of(LocalGrid(phone({}), 1))
+    x = {"centroids": np.eye(2, dtype=np.float32)}
+    assert digest_of(x) == digest_of({"centroids": np.eye(2, dtype=np.float32)})
+    assert digest_of(x) != digest_of({"centroids": 2 * np.eye(2, dtype=np.float32)})
+    assert digest_of(x) != digest_of({"pool": np.eye(2, dtype=np.float32)})
+    assert digest_of(x) != digest_of({"centroids": np.eye(2, dtype=np.float32).reshape(4, 1)})
+    assert courier.request_id("1") != courier.request_id("2")
