@@ -112,7 +112,7 @@ def local_grid(world: World, clock: VirtualClock) -> LocalGrid:
     return LocalGrid(
         make_app(phone_of),
         world.phones,
-        faults=Faults(faults.dropout, faults.silence, 0.0, faults.rubbish, seed=world.config.run.seed),
+        faults=Faults(**faults.model_dump(), seed=world.config.run.seed),
         clock=clock.time,
         sleep=clock.sleep,
         workers=WORKERS,
