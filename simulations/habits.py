@@ -39,7 +39,7 @@ def _weights(settings: Settings, classes: int, rng: np.random.Generator) -> Shar
     weights = np.full((len(favourites), classes), (1 - settings.typical) / classes)
     for row, own in zip(weights, favourites, strict=True):
         row[own] += settings.typical / len(own)
-    return np.maximum(weights, 1e-12)
+    return np.asarray(np.maximum(weights, 1e-12))
 
 
 def _favourites(settings: Settings, classes: int, rng: np.random.Generator) -> list[Indices]:

@@ -17,14 +17,15 @@ from common.torch_engine.base import BaseModel, Submodel
 from common.torch_engine.forward import logits, normalise
 
 Floats = npt.NDArray[np.float64]
+BATCH = 512  # test images as floats at a time
 
 
 @dataclass(frozen=True, eq=False)
 class PhoneFigures:
     """Of one phone. Accuracies on test images of the owner's true classes, NaN without such images.
 
-    `inside`, `outside`: out-of-set scores of images inside and outside the owner's classes; `escalated`: share of all
-    test images that the full model answers.
+    `escalated`: share of all test images that the full model answers, NaN without any; `auroc`: area under the ROC of
+    telling images inside from those outside the owner's classes by out-of-set score, NaN without both.
     """
 
     accuracy_full: float
@@ -40,8 +41,7 @@ class PhoneFigures:
     accuracy_outside: float
     classes: int
     stored_bytes: int
-    inside: Floats
-    outside: Floats
+    auroc: float
 
 
 class Oracle:
@@ -52,9 +52,10 @@ class Oracle:
         oracle = directory / "oracle"
         self._images: Any = np.load(oracle / "images.npy", mmap_mode="r")
         self._labels = np.load(oracle / "labels.npy")
-        self._test = np.load(oracle / "test.npy")
+        self._test = np.load(oracle / "test.npy", mmap_mode="r")
         self._shares = np.load(oracle / "shares.npy", mmap_mode="r")
-        self._full = logits(base.module, normalise(np.array(self._images), base.mean, base.std))
+        parts = [self._images[i : i + BATCH] for i in range(0, len(self._images), BATCH)]
+        self._full = np.concatenate([logits(base.module, normalise(np.array(p), base.mean, base.std)) for p in parts])
 
     def phone(self, number: int, round: int) -> PhoneFigures:
         """Figures of phone `number` after round `round` (from 1)."""
@@ -71,7 +72,7 @@ class Oracle:
         given = answer(self._base, submodel, threshold, self._config.fallback, images)
         at_cluster = self._clusters[note["cluster"]] if note and 0 <= note["cluster"] < len(self._clusters) else None
         macs = submodel.macs_ratio() if submodel else 1.0
-        share = float(given.escalated.mean()) if len(images) else 0.0
+        share = _share(given.escalated)
         return PhoneFigures(
             accuracy_full=_share((full.argmax(1) == truth)[inside]),
             accuracy_full_limited=_share((own[full[:, own].argmax(1)] == truth)[inside]),
@@ -83,24 +84,20 @@ class Oracle:
             parameters_ratio=submodel.parameters_ratio() if submodel else 1.0,
             cluster_macs_ratio=at_cluster.macs_ratio() if at_cluster else 1.0,
             cluster_parameters_ratio=at_cluster.parameters_ratio() if at_cluster else 1.0,
-            effective_macs_ratio=macs + (share if submodel else 0.0),
+            effective_macs_ratio=macs + share,
             escalated=share,
             accuracy_outside=_share((given.labels == truth)[~inside]),
             classes=len(own),
             stored_bytes=sum(f.stat().st_size for f in folder.iterdir() if f.is_file()) if folder.exists() else 0,
-            inside=given.scores[inside],
-            outside=given.scores[~inside],
+            auroc=_auroc(inside, given.scores),
         )
 
 
-def auroc(figures: list[PhoneFigures]) -> float | None:
-    """Mean over phones of the area under the ROC of telling images inside from outside; None when none has both."""
-    areas = []
-    for phone in figures:
-        if len(phone.inside) and len(phone.outside) and np.ptp(np.concatenate([phone.inside, phone.outside])) > 0:
-            truth = np.concatenate([np.ones(len(phone.inside)), np.zeros(len(phone.outside))])
-            areas.append(roc_auc_score(truth, np.concatenate([phone.inside, phone.outside])))
-    return float(np.mean(areas)) if areas else None
+def _auroc(inside: npt.NDArray[np.bool_], scores: Floats) -> float:
+    """NaN where all images are inside, none is, or all score alike (no submodel)."""
+    if inside.all() or not inside.any() or np.ptp(scores) == 0:
+        return float("nan")
+    return float(roc_auc_score(inside, scores))
 
 
 def _share(hits: npt.NDArray[np.bool_]) -> float:

@@ -73,9 +73,10 @@ def partitioned(labels: Indices, owner: Indices | None, settings: Settings, seed
         for phone in range(partitioner.num_partitions):
             phone_of[np.asarray(partitioner.load_partition(phone)["image"], dtype=np.int64)] = phone
     except (TypeError, ValueError, KeyError, IndexError, AssertionError, ArithmeticError) as error:
+        reason = " ".join(str(error).split())[:200]
         raise ConfigError(
-            f"{name} cannot divide {len(labels)} images: {' '.join(str(error).split())[:200]}: change population.phones "
-            "or population.partitioner_arguments"
+            f"{name} cannot divide {len(labels)} images: {reason}: change population.phones or "
+            "population.partitioner_arguments"
         ) from None
     return _all_used(_first(phone_of, settings.phones), min(partitioner.num_partitions, settings.phones), name)
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from server.flow import Flow
 from server.journal import Journal
-from simulations.oracle import PhoneFigures, auroc
+from simulations.oracle import PhoneFigures
 
 if TYPE_CHECKING:
     from simulations.runner import World
@@ -28,8 +28,8 @@ def summary_of(
     refused = journal.refused()
     delivered = sum(p.delivered_bytes for p in flow.published)
 
-    def mean(name: str) -> float:
-        return float(np.mean([getattr(f, name) for f in figures]))
+    def mean(name: str) -> float | None:
+        return _spread(figures, name)["mean"]
 
     return {
         "phones": world.phones,
@@ -49,7 +49,7 @@ def summary_of(
         "effective_macs_ratio": mean("effective_macs_ratio"),
         "parameters_ratio": mean("parameters_ratio"),
         "download_bytes_ratio": delivered / world.weights_bytes,
-        "storage_ratio": 1 + (delivered + mean("stored_bytes")) / world.weights_bytes,
+        "storage_ratio": 1 + (delivered + float(np.mean([f.stored_bytes for f in figures]))) / world.weights_bytes,
         "cluster_only": {
             "accuracy": _spread(figures, "accuracy_cluster"),
             "macs_ratio": mean("cluster_macs_ratio"),
@@ -58,9 +58,9 @@ def summary_of(
             "download_bytes_ratio": delivered / world.weights_bytes,
         },
         "out_of_set": {
-            "auroc": auroc(figures),
+            "auroc": mean("auroc"),
             "escalated_ratio": mean("escalated"),
-            "accuracy": _spread(figures, "accuracy_outside")["mean"],
+            "accuracy": mean("accuracy_outside"),
         },
         "privacy": {
             "epsilon": flow.epsilon,
