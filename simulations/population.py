@@ -86,20 +86,11 @@ def _images_by_habits(data: Dataset, parts: dict[str, Indices], settings: Settin
         labels = data.y[parts[part]]
         images = parts[part][np.argsort(labels, kind="stable")]
         sizes = np.bincount(labels, minlength=len(data.names))
-        drawn[part] = np.stack(
-            [
-                images[
-                    _draw(
-                        shares[round],
-                        sizes,
-                        count,
-                        settings.out_of_set,
-                        np.random.default_rng([seed, 2, number, round]),
-                    )
-                ]
-                for round in range(rounds)
-            ]
-        ).astype(np.int32)
+        index = np.empty((rounds, settings.phones, count), dtype=np.int32)
+        for round in range(rounds):
+            rng = np.random.default_rng([seed, 2, number, round])
+            index[round] = images[_draw(shares[round], sizes, count, settings.out_of_set, rng)]
+        drawn[part] = index
     return drawn
 
 
