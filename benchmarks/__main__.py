@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from benchmarks import federation
+from benchmarks.memory import memory
 from common.errors import FedcaptorError
 
 app = typer.Typer(
@@ -21,6 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("federation")(federation.command)
+app.command("memory")(memory)
 
 
 @app.command()

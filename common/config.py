@@ -46,33 +46,58 @@ class Population(Section):
     """Simulated phones and their owners' habits."""
 
     phones: int = Field(
-        120, ge=1, le=1_000_000, description='Number of phones; with `law = "owners"` at most this many.'
+        120,
+        ge=1,
+        le=1_000_000,
+        description="Number of phones; with `owners`, and partitioners of given sizes, at most this many.",
     )
-    law: Literal["habits", "dirichlet", "owners"] = Field(
+    law: Literal["habits", "zipf", "dirichlet", "owners", "partitioner"] = Field(
         "habits",
-        description="`habits`: owners belong to groups with favourite classes; `dirichlet`: every owner draws own "
-        "shares; `owners`: natural owners of the images.",
+        description="`habits`: owners belong to groups with favourite classes and draw shares among their own; `zipf`: "
+        "the same, shares by rank; `dirichlet`: each owner alone; `owners`: natural owners of the images; "
+        "`partitioner`: one of flwr-datasets.",
     )
-    groups: int = Field(4, ge=1, le=32, description="Groups of owners (`habits`).")
+    groups: int = Field(4, ge=1, le=32, description="Groups of owners (`habits`, `zipf`).")
     classes_min: int = Field(2, ge=1, description="Fewest classes of an owner.")
     classes_max: int = Field(4, ge=1, description="Most classes of an owner.")
     typical: Share = Field(
-        0.85, description="Share of an owner's classes taken from the group's favourites (`habits`)."
+        0.85, description="Share of an owner's classes taken from the group's favourites (`habits`, `zipf`)."
     )
-    concentration: Positive = Field(4.0, description="Dirichlet concentration of the shares among an owner's classes.")
+    concentration: Positive = Field(
+        4.0, description="Dirichlet concentration of the shares among an owner's classes (`habits`, `dirichlet`)."
+    )
+    exponent: float = Field(
+        1.0, ge=0, le=8, description="An owner's class of rank r has a share in proportion to r^-exponent (`zipf`)."
+    )
+    partitioner: str = Field(
+        "DirichletPartitioner",
+        description="Class of flwr-datasets that divides the phones' images (`partitioner`, needs the extra of that "
+        "name); each partition is a phone.",
+    )
+    partitioner_arguments: dict[str, bool | int | float | str | list[int | float]] = Field(
+        {}, description='Its arguments, such as `alpha = 0.5`; `partition_by` is "label" unless given.'
+    )
     use_images: int = Field(60, ge=1, le=100_000, description="Images a round that the phone learns its owner from.")
     check_images: int = Field(40, ge=1, le=100_000, description="Images a round that decide: keep or fall back.")
     test_images: int = Field(60, ge=0, le=100_000, description="Images that the simulator alone reads.")
     out_of_set: Share = Field(
-        0.05, description="Share of test images from classes that the owner does not usually meet."
+        0.05,
+        description="Share of images from classes that the owner does not usually meet; where images have owners, the "
+        "rarest classes of each up to this share count as such.",
     )
-    drift_round: int = Field(0, ge=0, description="Round in which habits change; 0 = never.")
+    drift_round: int = Field(
+        0, ge=0, description="Round in which habits change (`habits`, `zipf`, `dirichlet`); 0 = never."
+    )
     drift_share: Share = Field(0.5, description="Share of owners whose habits change then.")
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
         if self.classes_min > self.classes_max:
             raise ValueError(f"classes_min {self.classes_min} is above classes_max {self.classes_max}: lower it")
+        if self.drift_round and self.law in ("owners", "partitioner"):
+            raise ValueError(
+                f'drift_round is {self.drift_round}, with law "{self.law}" owners keep their images: set it to 0'
+            )
         return self
 
 
@@ -204,7 +229,16 @@ class Faults(Section):
 
     dropout: Share = Field(0.0, description="Answered by an error.")
     silence: Share = Field(0.0, description="Never answered.")
+    stall: Share = Field(0.0, description="Answered `stall_seconds` late: lost when that is beyond `rounds.deadline`.")
+    stall_seconds: Positive = Field(60.0, description="Seconds that a stalled answer takes.")
     rubbish: Share = Field(0.0, description="Answered by a damaged reply.")
+
+    @model_validator(mode="after")
+    def _at_most_all(self) -> Self:
+        total = self.dropout + self.silence + self.stall + self.rubbish
+        if total > 1 + 1e-9:
+            raise ValueError(f"dropout, silence, stall and rubbish add up to {total:g}: lower one below a sum of 1")
+        return self
 
 
 class Testing(Section):

@@ -19,18 +19,20 @@ from common.torch_engine.base import BaseModel, Submodel
 from common.torch_engine.forward import logits, normalise
 
 Floats = npt.NDArray[np.float64]
+Scores = npt.NDArray[np.float32]
+BATCH = 512  # test images as floats at a time
 
 
 @dataclass(frozen=True, eq=False)
 class PhoneFigures:
     """Of one phone. Accuracies on test images of the owner's true classes, NaN without such images.
 
-    `inside`, `outside`: out-of-set scores of images inside and outside the owner's classes; `escalated`: share of all
-    test images that the submodel is unsure of; the larger model that the phone keeps answers these, for its MACs in
-    `effective_macs_ratio`. `accuracy_cluster_limited`: of the cluster's submodel, its answers limited to the classes
-    that the phone takes for its owner's. `abstained_outside`: share of the images outside that nobody answers.
-    `stored_bytes`: all in the phone's folder; `holds_full`: the full model beside it; `base_fetches`: times that it was
-    downloaded again.
+    `escalated`: share of all test images that the submodel is unsure of, NaN without any; the larger model that the
+    phone keeps answers these, for its MACs in `effective_macs_ratio`. `accuracy_cluster_limited`: of the cluster's
+    submodel, its answers limited to the classes that the phone takes for its owner's. `abstained_outside`: share of the
+    images outside that nobody answers. `stored_bytes`: all in the phone's folder; `holds_full`: the full model beside
+    it; `base_fetches`: times that it was downloaded again. `auroc`: area under the ROC of telling images inside from
+    those outside the owner's classes by out-of-set score (`inside`, `outside`), NaN without both.
     """
 
     accuracy_full: float
@@ -50,8 +52,9 @@ class PhoneFigures:
     stored_bytes: int
     holds_full: bool
     base_fetches: int
-    inside: Floats
-    outside: Floats
+    auroc: float
+    inside: Scores
+    outside: Scores
 
 
 class Oracle:
@@ -63,9 +66,10 @@ class Oracle:
         oracle = directory / "oracle"
         self._images: Any = np.load(oracle / "images.npy", mmap_mode="r")
         self._labels = np.load(oracle / "labels.npy")
-        self._test = np.load(oracle / "test.npy")
+        self._test = np.load(oracle / "test.npy", mmap_mode="r")
         self._shares = np.load(oracle / "shares.npy", mmap_mode="r")
-        self._full = logits(base.module, normalise(np.array(self._images), base.mean, base.std))
+        parts = [self._images[i : i + BATCH] for i in range(0, len(self._images), BATCH)]
+        self._full = np.concatenate([logits(base.module, normalise(np.array(p), base.mean, base.std)) for p in parts])
 
     def phone(self, number: int, round: int) -> PhoneFigures:
         """Figures of phone `number` after round `round` (from 1)."""
@@ -86,7 +90,7 @@ class Oracle:
         if note and at_cluster:
             of_cluster, limited = _cluster_answers(at_cluster, images, note["classes"])
         macs = submodel.macs_ratio() if submodel else 1.0
-        share = float(given.escalated.mean()) if len(images) else 0.0
+        share = _share(given.escalated)
         return PhoneFigures(
             accuracy_full=_share((full.argmax(1) == truth)[inside]),
             accuracy_full_limited=_share((own[full[:, own].argmax(1)] == truth)[inside]),
@@ -105,8 +109,9 @@ class Oracle:
             stored_bytes=sum(f.stat().st_size for f in folder.iterdir() if f.is_file()) if folder.exists() else 0,
             holds_full=holds_full(folder, mode),
             base_fetches=note["base_fetches"] if note else 0,
-            inside=given.scores[inside],
-            outside=given.scores[~inside],
+            auroc=_auroc(inside, given.scores),
+            inside=given.scores[inside].astype(np.float32),
+            outside=given.scores[~inside].astype(np.float32),
         )
 
     def _of_cluster(self, cluster: int, phone: int) -> Submodel | None:
@@ -124,14 +129,11 @@ def _cluster_answers(submodel: Submodel, images: npt.NDArray[np.uint8], own: lis
     return submodel.classes[scores.argmax(1)], submodel.classes[limited.argmax(1)]
 
 
-def auroc(figures: list[PhoneFigures]) -> float | None:
-    """Mean over phones of the area under the ROC of telling images inside from outside; None when none has both."""
-    areas = []
-    for phone in figures:
-        if len(phone.inside) and len(phone.outside) and np.ptp(np.concatenate([phone.inside, phone.outside])) > 0:
-            truth = np.concatenate([np.ones(len(phone.inside)), np.zeros(len(phone.outside))])
-            areas.append(roc_auc_score(truth, np.concatenate([phone.inside, phone.outside])))
-    return float(np.mean(areas)) if areas else None
+def _auroc(inside: npt.NDArray[np.bool_], scores: Floats) -> float:
+    """NaN where all images are inside, none is, or all score alike (no submodel)."""
+    if inside.all() or not inside.any() or np.ptp(scores) == 0:
+        return float("nan")
+    return float(roc_auc_score(inside, scores))
 
 
 def _share(hits: npt.NDArray[np.bool_]) -> float:

@@ -10,7 +10,7 @@ import numpy as np
 from common.tiers import drawn
 from server.flow import Flow, Published
 from server.journal import Journal
-from simulations.oracle import PhoneFigures, auroc
+from simulations.oracle import PhoneFigures
 from simulations.rounds import rows_of
 
 if TYPE_CHECKING:
@@ -40,7 +40,10 @@ def summary_of(
     refused = journal.refused()
     delivered = sum(p.delivered_bytes for p in flow.published)
 
-    def mean(name: str) -> float:
+    def mean(name: str) -> float | None:
+        return _spread(figures, name)["mean"]
+
+    def known(name: str) -> float:
         return float(np.mean([getattr(f, name) for f in figures]))
 
     return {
@@ -60,8 +63,8 @@ def summary_of(
         "macs_ratio": mean("macs_ratio"),
         "effective_macs_ratio": mean("effective_macs_ratio"),
         "parameters_ratio": mean("parameters_ratio"),
-        "download_bytes_ratio": delivered / world.weights_bytes + mean("base_fetches"),
-        "storage_ratio": mean("holds_full") + mean("stored_bytes") / world.weights_bytes,
+        "download_bytes_ratio": delivered / world.weights_bytes + known("base_fetches"),
+        "storage_ratio": known("holds_full") + known("stored_bytes") / world.weights_bytes,
         "cluster_only": {
             "accuracy": _spread(figures, "accuracy_cluster"),
             "accuracy_limited": _spread(figures, "accuracy_cluster_limited"),
@@ -71,10 +74,10 @@ def summary_of(
             "download_bytes_ratio": delivered / world.weights_bytes,
         },
         "out_of_set": {
-            "auroc": auroc(figures),
+            "auroc": mean("auroc"),
             "escalated_ratio": mean("escalated"),
-            "accuracy": _spread(figures, "accuracy_outside")["mean"],
-            "abstained_ratio": _spread(figures, "abstained_outside")["mean"],
+            "accuracy": mean("accuracy_outside"),
+            "abstained_ratio": mean("abstained_outside"),
         },
         "privacy": {
             "epsilon": flow.epsilon,

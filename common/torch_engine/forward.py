@@ -21,7 +21,7 @@ def normalise(images: Images, mean: Sequence[float], std: Sequence[float]) -> to
 
 
 @torch.no_grad()
-def logits(model: nn.Module, x: torch.Tensor, batch: int = 256) -> npt.NDArray[np.float32]:
+def logits(model: nn.Module, x: torch.Tensor, batch: int = 64) -> npt.NDArray[np.float32]:
     """[N, classes] of normalised images, in batches."""
     return np.concatenate([model(part).numpy() for part in x.split(batch)])
 

@@ -1,7 +1,6 @@
 """What the oracle makes of true labels, and how it reads the answers of a cluster's submodel."""
 
 import math
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,7 +9,7 @@ import pytest
 
 from common.config import load_config
 from common.torch_engine.forward import logits, normalise
-from simulations.oracle import Oracle, _cluster_answers, auroc
+from simulations.oracle import Oracle, _auroc, _cluster_answers
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -63,11 +62,15 @@ def test_an_owner_without_test_images_has_no_accuracy(four: tuple[Oracle, np.nda
     nobody = four[0].phone(1, 1)
     assert math.isnan(nobody.accuracy)
     assert math.isnan(nobody.accuracy_outside)
-    assert auroc([nobody]) is None
+    assert math.isnan(nobody.escalated)
+    assert math.isnan(nobody.effective_macs_ratio)
+    assert math.isnan(nobody.auroc)
+    assert nobody.macs_ratio == 1
 
 
-def test_out_of_set_images_are_ranked_phone_by_phone(four: tuple[Oracle, np.ndarray, np.ndarray]) -> None:
-    nobody = four[0].phone(1, 1)
-    good = replace(nobody, inside=np.array([0.9, 0.8]), outside=np.array([0.1]))
-    half = replace(nobody, inside=np.array([0.9, 0.1]), outside=np.array([0.5, 0.5]))
-    assert auroc([good, half, nobody]) == pytest.approx(0.75)
+def test_auroc_by_hand():
+    inside = np.array([True, True, True, False, False])
+    assert _auroc(inside, np.array([3.0, 2.0, 0.5, 1.0, 0.0])) == pytest.approx(5 / 6)
+    assert math.isnan(_auroc(inside, np.zeros(5)))
+    assert math.isnan(_auroc(np.ones(5, dtype=bool), np.arange(5.0)))
+    assert math.isnan(_auroc(np.zeros(0, dtype=bool), np.zeros(0)))

@@ -1,0 +1,75 @@
+"""Laws by which simulated owners meet classes: pure draws, no files."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from common.config import Population as Settings
+from common.errors import ConfigError
+from common.plan import Indices
+
+Shares = npt.NDArray[np.float64]
+LEAST = 0.1  # of an even share: a class that is never met is no class of the owner's
+
+
+def draw_habits(settings: Settings, classes: int, rounds: int, seed: int) -> Shares:
+    """How often owners truly meet each class [rounds, phones, classes], rows sum to one; an owner's own classes are
+    those above zero. Laws `habits` and `zipf` (groups with favourites), `dirichlet` (one group of all).
+    """
+    if settings.classes_max > classes:
+        raise ConfigError(f"population.classes_max is {settings.classes_max}, the data has {classes} classes: lower it")
+    rng = np.random.default_rng([seed, 1])
+    weights = _weights(settings, classes, rng)
+    group = rng.integers(len(weights), size=settings.phones)
+    shares = np.empty((rounds, settings.phones, classes))
+    now = _owners(settings, weights[group], rng)
+    for round in range(rounds):
+        if settings.drift_round and round + 1 == settings.drift_round:
+            moved = rng.random(settings.phones) < settings.drift_share
+            group = np.where(moved, (group + 1) % len(weights), group)
+            now = np.where(moved[:, None], _owners(settings, weights[group], rng), now)
+        shares[round] = now
+    return shares
+
+
+def _weights(settings: Settings, classes: int, rng: np.random.Generator) -> Shares:
+    """How likely each group's owners take each class [groups, classes]."""
+    favourites = _favourites(settings, classes, rng)
+    weights = np.full((len(favourites), classes), (1 - settings.typical) / classes)
+    for row, own in zip(weights, favourites, strict=True):
+        row[own] += settings.typical / len(own)
+    return np.asarray(np.maximum(weights, 1e-12))
+
+
+def _favourites(settings: Settings, classes: int, rng: np.random.Generator) -> list[Indices]:
+    """Favourite classes of each group: all classes dealt out in turn, enough for the largest owner."""
+    if settings.law == "dirichlet":
+        return [np.arange(classes)]
+    size = min(classes, max(settings.classes_max, -(-classes // settings.groups)))
+    deck = np.concatenate([rng.permutation(classes) for _ in range(-(-settings.groups * size // classes) + 1)])
+    favourites = []
+    for _ in range(settings.groups):
+        hand: list[int] = []
+        rest: list[int] = []
+        for c in deck:
+            (hand if len(hand) < size and c not in hand else rest).append(c)
+        favourites.append(np.array(hand))
+        deck = np.array(rest)
+    return favourites
+
+
+def _owners(settings: Settings, weights: Shares, rng: np.random.Generator) -> Shares:
+    """Class shares [phones, classes] of new owners: their own classes one by one in proportion to `weights`, without
+    return, as the largest of log weight + Gumbel noise.
+    """
+    count = rng.integers(settings.classes_min, settings.classes_max + 1, size=(len(weights), 1))
+    order = np.argsort(-(np.log(weights) + rng.gumbel(size=weights.shape)), axis=1)
+    rank = np.argsort(order, axis=1)
+    own = rank < count
+    if settings.law == "zipf":
+        shares = own / (1.0 + rank) ** settings.exponent
+        return np.asarray(shares / shares.sum(1, keepdims=True))
+    drawn = own * (rng.standard_gamma(settings.concentration, weights.shape) + np.finfo(np.float64).tiny)
+    drawn /= drawn.sum(1, keepdims=True)
+    return np.asarray(LEAST * own / count + (1 - LEAST) * drawn)
