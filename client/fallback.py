@@ -20,13 +20,14 @@ ABSTAINED = -1
 
 
 def out_of_set_score(scores: npt.NDArray[Any], kind: str) -> Floats:
-    """How sure the submodel is that the image is of its classes [N]: logsumexp of logits (Liu et al. 2020), or the
-    largest softmax probability (Hendrycks & Gimpel 2017).
+    """How sure the submodel is that the image is of its classes [N]: logsumexp of logits (`energy`, Liu et al. 2020),
+    the largest softmax probability (`max-softmax`, Hendrycks & Gimpel 2017), or the largest logit (`max-logit`,
+    Hendrycks et al. 2022), which is the sum of both: low for images of other classes and for those between two own.
     """
     z = scores.astype(np.float64)
     top = z.max(1)
     energy = top + np.log(np.exp(z - top[:, None]).sum(1))
-    return np.asarray(energy if kind == "energy" else np.exp(top - energy))
+    return np.asarray({"energy": energy, "max-softmax": np.exp(top - energy), "max-logit": top}[kind])
 
 
 @dataclass(frozen=True, eq=False)

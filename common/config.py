@@ -151,11 +151,11 @@ class Planner(Section):
 
 class Personal(Section):
     enabled: bool = Field(True, description="Each phone refines its cluster's submodel to its own classes.")
-    ladder: tuple[Ratio, ...] = Field((0.22, 0.33), description="MACs ratios tried, smallest first.")
+    ladder: tuple[Ratio, ...] = Field((0.2, 0.3, 0.4), description="MACs ratios tried, smallest first.")
     tolerance: Share = Field(
         0.04, description="Disagreement with the full model, limited to the own classes, that is accepted."
     )
-    reference: int = Field(30, ge=0, description="Reference images a class that every phone receives; 0 = none.")
+    reference: int = Field(60, ge=0, description="Reference images a class that every phone receives; 0 = none.")
     rows: int = Field(2048, ge=64, description="Observations a layer that merging on the phone uses at most.")
     start: Literal["cluster", "base"] = Field("base", description="Channels to select from: the cluster's, or all.")
     tier: str = Field("", description="A device's own tier, by name; the simulation draws it.")
@@ -185,8 +185,10 @@ class Fallback(Section):
         "counts as deleted (storage), and as downloaded again for each later personalisation with "
         '`delivery.mode = "plan"`; with `submodel` the own submodel is refined from the cluster\'s instead.',
     )
-    score: Literal["energy", "max-softmax"] = Field("energy", description="Out-of-set score of the submodel.")
-    retention: Ratio = Field(0.96, description="Share of own images that the submodel answers itself.")
+    score: Literal["energy", "max-softmax", "max-logit"] = Field(
+        "max-logit", description="Out-of-set score of the submodel."
+    )
+    retention: Ratio = Field(0.97, description="Share of own images that the submodel answers itself.")
     own_prior: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.95,
         description="How likely an image is of the owner's classes; with their usage it is the prior of each answer.",

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from scipy.linalg.blas import dger
 
 from common.plan import Indices
 
@@ -58,10 +59,10 @@ def removal_curve(
     """
     channels = len(readings[0].covariance)
     inverses: list[Floats] = [
-        np.linalg.inv(r.covariance + ridge_of(r.covariance, ridge) * np.eye(channels)).astype(np.float64)
+        np.asfortranarray(np.linalg.inv(r.covariance + ridge_of(r.covariance, ridge) * np.eye(channels)), np.float64)
         for r in readings
     ]
-    grams = [np.array(r.gram, dtype=np.float64) for r in readings]
+    grams = [np.array(r.gram, dtype=np.float64, order="F") for r in readings]
     alive = np.ones(channels, dtype=bool)
     factor = np.ones(channels) if importance is None else importance
     gone = np.zeros(channels, dtype=bool)
@@ -81,12 +82,14 @@ def removal_curve(
 
 
 def _eliminate(inverse: Floats, gram: Floats, j: int, alive: npt.NDArray[np.bool_]) -> None:
-    """Remove channel j in place; rows of removed channels are left at zero."""
+    """Remove channel j in place (both in Fortran's order); rows of removed channels are left at zero."""
     pivot = max(float(inverse[j, j]), 1e-12)
-    share = np.where(alive, -inverse[:, j] / pivot, 0.0)
-    column = gram[:, j].copy()
-    gram += np.outer(share, column) + np.outer(column, share) + column[j] * np.outer(share, share)
-    inverse -= np.outer(inverse[:, j], inverse[j]) / pivot
+    row, column = inverse[:, j].copy(), gram[:, j].copy()
+    share = np.where(alive, -row / pivot, 0.0)
+    moved = column + column[j] / 2 * share
+    dger(1.0, share, moved, a=gram, overwrite_a=1)
+    dger(1.0, moved, share, a=gram, overwrite_a=1)
+    dger(-1 / pivot, row, row, a=inverse, overwrite_a=1)
     for matrix in (gram, inverse):
         matrix[j, :] = 0.0
         matrix[:, j] = 0.0

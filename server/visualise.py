@@ -5,11 +5,13 @@ A picture is painted in frequencies, low ones moving fastest (Olah et al. 2017),
 where the network reads it, and is kept smooth by total variation, small shifts and a pull to the mean colour.
 """
 
+import copy
 import hashlib
 import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,26 +64,43 @@ DEFAULT = Visualisation()
 
 
 def visualise(
-    base: BaseModel, settings: Visualisation = DEFAULT, folder: Path | None = None, on_group: Progress | None = None
+    base: BaseModel,
+    settings: Visualisation = DEFAULT,
+    folder: Path | None = None,
+    on_group: Progress | None = None,
+    workers: int = 2,
 ) -> dict[str, Pictures]:
     """Pictures and class preferences of every prunable group, by name, in execution order.
 
     Finished groups are stored in `folder` under weights and settings; a later call goes on from there and computes a
-    missing or damaged group anew, to the same result. `on_group(done, total)` is called after each group.
+    missing or damaged group anew, to the same result. `on_group(done, total)` is called after each group, in their
+    order; `workers` groups are computed side by side.
     """
     prunable = base.groups.prunable
-    key = _key(base, settings)
-    found = {}
-    for number, group in enumerate(prunable):
+    key, threads = _key(base, settings), torch.get_num_threads()
+
+    def one(number: int) -> Pictures:
         path = folder / f"{key[:16]}-{number:03d}.safetensors" if folder else None
-        pictures = _load(path, key, group, base) if path else None
-        if pictures is None:
-            pictures = visualise_group(base, number, settings)
-            if path:
-                _store(path, key, group, pictures)
-        found[group.name] = pictures
-        if on_group:
-            on_group(number + 1, len(prunable))
+        stored = _load(path, key, prunable[number], base) if path else None
+        if stored is not None:
+            return stored
+        torch.set_num_threads(threads)  # holds for the calling thread
+        own = replace(base, module=copy.deepcopy(base.module))  # hooks live on the network
+        pictures = visualise_group(own, number, settings)
+        if path:
+            _store(path, key, prunable[number], pictures)
+        return pictures
+
+    found = {}
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            for number, pictures in enumerate(pool.map(one, range(len(prunable)))):
+                found[prunable[number].name] = pictures
+                if on_group:
+                    on_group(number + 1, len(prunable))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     return found
 
 

@@ -60,13 +60,16 @@ def observe(
     """
     maps = x[:, offset : offset + channels * consumer.taps].reshape(len(x), channels, -1)
     maps = maps[:, :, sampler.positions(consumer.layer, maps.shape[2])]
-    return maps.permute(0, 2, 1).reshape(-1, channels).numpy()
+    return maps.detach().permute(0, 2, 1).reshape(-1, channels).numpy()
 
 
-@torch.no_grad()
-def collect_rows(model: nn.Module, groups: ChannelGroups, x: torch.Tensor, sampler: Sampler, batch: int = 64) -> Rows:
-    """Channels of every group at each consumer's input, in one pass over the images."""
+@contextlib.contextmanager
+def recorded(model: nn.Module, groups: ChannelGroups, sampler: Sampler) -> Iterator[Rows]:
+    """Channels of every group at each consumer's input, of all images that the model sees inside the block; complete
+    when the block ends.
+    """
     found: dict[tuple[str, str], list[npt.NDArray[np.float32]]] = {}
+    rows: Rows = {}
 
     def watch(group: Group, consumer: Consumer) -> Callable[..., None]:
         def hook(_module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
@@ -77,9 +80,8 @@ def collect_rows(model: nn.Module, groups: ChannelGroups, x: torch.Tensor, sampl
 
     modules = dict(model.named_modules())
     with hooks([modules[c.layer].register_forward_pre_hook(watch(g, c)) for g, c in consumers(groups)]):
-        for part in x.split(batch):
-            model(part)
-    return {key: np.concatenate(parts) for key, parts in found.items()}
+        yield rows
+    rows |= {key: np.concatenate(parts) for key, parts in found.items()}
 
 
 def output_sensitivity(

@@ -35,7 +35,7 @@ def merge(
 ) -> None:
     """Merge in place, in one forward pass of the cut model over all images `x` [N, C, H, W].
 
-    `full`: the full model's observations of the same images and positions (`collect_rows` with the same sampler).
+    `full`: the full model's observations of the same images and positions (`recorded` with the same sampler).
     """
     modules = dict(cut.named_modules())
     kept = kept_elements(groups, plan)

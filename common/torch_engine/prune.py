@@ -14,7 +14,7 @@ from common.planner import Budget, plan
 from common.selection import Floats, RemovalCurve, removal_curve
 from common.slicer import slice_state
 from common.torch_engine.base import BaseModel, Submodel
-from common.torch_engine.evidence import Rows, Sampler, collect_rows, output_sensitivity, readings
+from common.torch_engine.evidence import Rows, Sampler, output_sensitivity, readings, recorded
 from common.torch_engine.forward import Images, normalise
 from common.torch_engine.merge import merge
 
@@ -55,8 +55,8 @@ class Evidence:
         groups, needed = base.groups, np.unique(classes)
         x = normalise(images, base.mean, base.std)
         sampler = Sampler(len(x), rows, seed)
-        seen = collect_rows(base.module, groups, x, sampler)
-        sensitivity = output_sensitivity(base.module, groups, needed, x, seed)
+        with recorded(base.module, groups, sampler) as seen:
+            sensitivity = output_sensitivity(base.module, groups, needed, x, seed)
         curves = {
             group.name: removal_curve(
                 readings(base.module, group, seen, sensitivity),

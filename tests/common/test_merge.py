@@ -8,7 +8,7 @@ import torch
 
 from common.plan import Plan
 from common.slicer import slice_state
-from common.torch_engine.evidence import Sampler, collect_rows
+from common.torch_engine.evidence import Sampler, recorded
 from common.torch_engine.merge import merge
 from common.torch_engine.network import network
 from common.torch_engine.registry import build, skeleton
@@ -42,9 +42,10 @@ def merged_error(name: str, redundant: bool) -> tuple[float, float]:
     x = torch.from_numpy(rng.standard_normal((48, *SHAPE)).astype(np.float32))
     cut = network(skeleton(f"{own_networks.__name__}:{name}", CLASSES, SHAPE), slice_state(state, groups, plan))
     with torch.no_grad():
-        expected, before = module(x), cut(x)
-        sampler = Sampler(len(x), 4096, 0)
-        merge(cut, state, groups, plan, x, collect_rows(module, groups, x, sampler), sampler, ridge=1e-9)
+        before, sampler = cut(x), Sampler(len(x), 4096, 0)
+        with recorded(module, groups, sampler) as rows:
+            expected = module(x)
+        merge(cut, state, groups, plan, x, rows, sampler, ridge=1e-9)
         after = cut(x)
     scale = expected.std()
     return float((before - expected).std() / scale), float((after - expected).std() / scale)

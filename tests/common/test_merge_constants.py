@@ -9,7 +9,7 @@ from torch import nn
 
 from common.plan import Plan
 from common.slicer import slice_state
-from common.torch_engine.evidence import Sampler, collect_rows
+from common.torch_engine.evidence import Sampler, recorded
 from common.torch_engine.merge import merge
 from common.torch_engine.network import network
 from common.torch_engine.trace import trace
@@ -55,7 +55,9 @@ def merged(module: nn.Module, kept: dict[str, list[int]], x: torch.Tensor, ridge
     plan = Plan.of(groups, {**everything, **kept})
     rebuilt = network(filled(convolutional(any(n == "1.bias" for n in state))), slice_state(state, groups, plan))
     sampler = Sampler(len(x))
-    merge(rebuilt, state, groups, plan, x, collect_rows(module, groups, x, sampler), sampler, ridge)
+    with recorded(module, groups, sampler) as rows:
+        module(x)
+    merge(rebuilt, state, groups, plan, x, rows, sampler, ridge)
     return rebuilt
 
 

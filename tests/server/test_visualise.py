@@ -167,13 +167,14 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
             raise Killed
 
     with pytest.raises(Killed):
-        visualise(base, FAST, tmp_path, kill)
-    assert len(list(tmp_path.iterdir())) == 2
+        visualise(base, FAST, tmp_path, kill, workers=1)
+    stored = len(list(tmp_path.iterdir()))
+    assert stored in (2, 3)  # one more may have been under way
     computed = count_computed(monkeypatch)
+    assert same(visualise(base, FAST, tmp_path, workers=1), whole)
+    assert computed == list(range(stored, 4))
     assert same(visualise(base, FAST, tmp_path), whole)
-    assert computed == [2, 3]
-    assert same(visualise(base, FAST, tmp_path), whole)
-    assert computed == [2, 3]
+    assert computed == list(range(stored, 4))
 
 
 def cut_off(path: Path) -> None:
@@ -222,6 +223,6 @@ def test_other_weights_or_settings_do_not_reuse_files(
     visualise(base, Visualisation(steps=2, batch=5), tmp_path)
     torch.manual_seed(5)
     visualise(base_of(ConvNet((8, "M", 12, "M", 12), 1, 10, 4), (1, 16, 16)), FAST, tmp_path)
-    assert computed == [0, 1, 2, 3] * 2
+    assert sorted(computed[:4]) == sorted(computed[4:]) == [0, 1, 2, 3]
     visualise(base, FAST, tmp_path)
     assert len(computed) == 8
