@@ -198,14 +198,14 @@ class Phone:
         assignment = tensors.get("pool")
         if assignment is None or assignment.shape != (filters,) or assignment.min(initial=0) < 0:
             raise WireError("wrong_shape", f"pool must be [{filters}] and not negative")
-        images = self.feed.use(round)
+        images = self.feed.use(round)[: self.config.scores.images]
         clusters = int(assignment.max()) + 1
         if clusters > filters:
             raise WireError("oversized", f"pool names {clusters} clusters of {filters} filters")
         if len(images) == 0 or not holds_full(self.folder, self.config.fallback.mode):
             return np.zeros(statistics.scores_length(groups, clusters))
         x = normalise(images, self.base.mean, self.base.std)
-        predictions = self._scores_of(round).argmax(1)
+        predictions = logits(self.base.module, x).argmax(1)
         scores = taylor_scores(self.base.module, groups, x, predictions)
         pooled = statistics.unit_blocks(pool(normalised(scores), assignment, clusters), assignment, groups)
         return statistics.scores_vector(pooled, scores.presence > 0, len(groups.prunable))

@@ -119,6 +119,7 @@ class Scores(Section):
         0.1, description="Exponent of the preference in the cost of removing a filter; 0 = ignore it."
     )
     measured: Share = Field(0.5, description="Weight of the phones' half against feature visualisation.")
+    images: int = Field(48, ge=1, description="Most images that a phone scores its filters with.")
     shrink: float = Field(20.0, ge=0, description="Phones of a class at which the measured half counts half.")
 
 
@@ -155,7 +156,7 @@ class Personal(Section):
     tolerance: Share = Field(
         0.04, description="Disagreement with the full model, limited to the own classes, that is accepted."
     )
-    reference: int = Field(60, ge=0, description="Reference images a class that every phone receives; 0 = none.")
+    reference: int = Field(30, ge=0, description="Reference images a class that every phone receives; 0 = none.")
     rows: int = Field(2048, ge=64, description="Observations a layer that merging on the phone uses at most.")
     start: Literal["cluster", "base"] = Field("base", description="Channels to select from: the cluster's, or all.")
     tier: str = Field("", description="A device's own tier, by name; the simulation draws it.")
