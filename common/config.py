@@ -152,7 +152,7 @@ class Planner(Section):
 
 class Personal(Section):
     enabled: bool = Field(True, description="Each phone refines its cluster's submodel to its own classes.")
-    ladder: tuple[Ratio, ...] = Field((0.2, 0.3, 0.4), description="MACs ratios tried, smallest first.")
+    ladder: tuple[Ratio, ...] = Field((0.22, 0.32, 0.42), description="MACs ratios tried, smallest first.")
     tolerance: Share = Field(
         0.04, description="Disagreement with the full model, limited to the own classes, that is accepted."
     )
@@ -189,7 +189,7 @@ class Fallback(Section):
     score: Literal["energy", "max-softmax", "max-logit"] = Field(
         "max-logit", description="Out-of-set score of the submodel."
     )
-    retention: Ratio = Field(0.97, description="Share of own images that the submodel answers itself.")
+    retention: Ratio = Field(0.96, description="Share of own images that the submodel answers itself.")
     own_prior: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.95,
         description="How likely an image is of the owner's classes; with their usage it is the prior of each answer.",
