@@ -23,7 +23,8 @@ CLUSTER_FILE = "cluster.safetensors"
 
 
 def keep(folder: Path, result: Personalised, larger: Submodel | None, base_fetches: int) -> None:
-    """The submodels first, then the note that names them: a kill in between leaves the old pair or no note.
+    """The submodels first, then the note that names their plans: after a kill in between they do not fit each other,
+    and the phone is without a submodel until it personalises again.
 
     `larger`: the cluster's submodel, where it answers what the own one is unsure of. `base_fetches`: how often the
     full model was downloaded again.
@@ -93,11 +94,14 @@ def read_models(folder: Path, base: BaseModel, mode: str) -> Models:
 
 
 def _save(path: Path, submodel: Submodel) -> None:
-    save_state(path, {name: tensor.numpy() for name, tensor in submodel.module.state_dict().items()}, {})
+    state = {name: tensor.numpy() for name, tensor in submodel.module.state_dict().items()}
+    save_state(path, state, {"plan": submodel.plan.to_json()})
 
 
 def _read(path: Path, plan: str | None, base: BaseModel) -> Submodel | None:
     if plan is None:
         return None
-    state, _ = load_state(path)
+    state, metadata = load_state(path)
+    if metadata.get("plan") != plan:  # a kill came between the submodel and its note: the phone personalises again
+        return None
     return Submodel(base, Plan.from_json(plan, base.groups), base.rebuild(state))

@@ -87,7 +87,7 @@ class Phone:
                 raise WireError("missing_tensor", "there is no centroid to choose")
             return statistics.nearest(usage, offer.centroids)
         with self._log() as log:
-            settled = read_outcome(self.folder) is not None and log.drift() < self.config.usage.drift
+            settled = read_outcome(self.folder) is not None and log.marked and log.drift() < self.config.usage.drift
             counts = log.counts()
         if settled or counts.sum() == 0:
             return None

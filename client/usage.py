@@ -172,6 +172,11 @@ class UsageLog(OnPhoneFile):
             old = self._load(connection)
             self._store(connection, replace(old, mark=old.weights))
 
+    @property
+    def marked(self) -> bool:
+        """Whether a personalisation was ever finished."""
+        return self._state().mark is not None
+
     def drift(self, smoothing: float = 0.0) -> float:
         """Jensen–Shannon divergence in bits, 0 to 1, between the mark's distribution and now; 0 without a mark."""
         state = self._state()

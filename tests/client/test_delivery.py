@@ -15,12 +15,14 @@ from client.from_cluster import personalise_from_cluster
 from client.kept import holds_full, read_models, read_outcome
 from client.personal import Offer
 from client.phone import Phone, read_offer
+from client.usage import UsageLog
 from common import statistics
 from common.config import Config, parse
 from common.errors import PrivacyError, WireError
 from common.messages import DeliverRequest
 from common.planner import Budget
 from common.torch_engine.base import BaseModel, Submodel
+from common.torch_engine.network import save_state
 from common.torch_engine.prune import prune
 from common.torch_engine.submodel_file import digest, encode
 from tests import tiny
@@ -237,3 +239,38 @@ def test_corrections_name_what_nobody_answered(tmp_path: Path, base: BaseModel, 
     with one._log() as log:
         assert log.drift() > one.config.usage.drift
     assert after[[2, 5]].sum() > 0.5
+
+
+class Killed(Exception):
+    pass
+
+
+def test_a_phone_killed_before_its_mark_personalises_again(
+    tmp_path: Path, base: BaseModel, cluster: Submodel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = phone(tmp_path, base, config("plan", "kept_full"))
+
+    def killed(log: UsageLog) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(UsageLog, "mark", killed)
+        with pytest.raises(Killed):
+            one.deliver(*delivery(base, cluster, "plan"))
+    note = tmp_path / "outcome.json"
+    first = note.stat().st_mtime_ns
+    one.deliver(*delivery(base, cluster, "plan"))
+    second = note.stat().st_mtime_ns
+    one.deliver(*delivery(base, cluster, "plan"))
+    assert first < second == note.stat().st_mtime_ns
+
+
+def test_a_submodel_that_is_not_the_note_s_is_not_used(tmp_path: Path, base: BaseModel, cluster: Submodel) -> None:
+    one = phone(tmp_path, base, config("plan", "kept_full"))
+    one.deliver(*delivery(base, cluster, "plan"))
+    assert read_models(tmp_path, base, "kept_full").own is not None
+    x, y = tiny.images(300, 3)
+    other = prune(base, np.array([2, 5]), x[np.isin(y, [2, 5])], Budget(0.4, 2))
+    state = {name: tensor.numpy() for name, tensor in other.module.state_dict().items()}
+    save_state(tmp_path / "submodel.safetensors", state, {"plan": other.plan.to_json()})
+    assert read_models(tmp_path, base, "kept_full").own is None
