@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from pathlib import Path
@@ -23,7 +24,7 @@ CLUSTER_FILE = "cluster.safetensors"
 
 
 def keep(folder: Path, result: Personalised, larger: Submodel | None, base_fetches: int) -> None:
-    """The submodels first, then the note that names their plans: after a kill in between they do not fit each other,
+    """The submodels first, then the note that names their digests: after a kill in between they do not fit each other,
     and the phone is without a submodel until it personalises again.
 
     `larger`: the cluster's submodel, where it answers what the own one is unsure of. `base_fetches`: how often the
@@ -41,19 +42,20 @@ def keep(folder: Path, result: Personalised, larger: Submodel | None, base_fetch
         "macs": 1.0,
         "parameters": 1.0,
         "plan": None,
+        "digest": None,
         "larger": None,
+        "larger_digest": None,
         "base_fetches": base_fetches,
     }
     if result.submodel is not None:
-        _save(folder / SUBMODEL_FILE, result.submodel)
         note |= {
+            "digest": _save(folder / SUBMODEL_FILE, result.submodel),
             "macs": result.submodel.macs_ratio(),
             "parameters": result.submodel.parameters_ratio(),
             "plan": result.submodel.plan.to_json(),
         }
     if larger is not None:
-        _save(folder / CLUSTER_FILE, larger)
-        note["larger"] = larger.plan.to_json()
+        note |= {"larger_digest": _save(folder / CLUSTER_FILE, larger), "larger": larger.plan.to_json()}
     with replacing(folder / OUTCOME_FILE) as temporary:
         temporary.write_text(json.dumps(note))
     for name, held in ((SUBMODEL_FILE, result.submodel), (CLUSTER_FILE, larger)):
@@ -85,23 +87,27 @@ def read_models(folder: Path, base: BaseModel, mode: str) -> Models:
     if note is None:
         return Models(None, None, np.ones(base.groups.classes), -math.inf)
     prior, threshold = np.array(note["prior"]), -math.inf if note["threshold"] is None else note["threshold"]
-    own, larger = _read(folder / SUBMODEL_FILE, note["plan"], base), None
+    own, larger = _read(folder / SUBMODEL_FILE, note["plan"], note["digest"], base), None
     if mode == "kept_full":
         larger = whole(base)
     elif mode == "cluster":
-        larger = _read(folder / CLUSTER_FILE, note["larger"], base)
+        larger = _read(folder / CLUSTER_FILE, note["larger"], note["larger_digest"], base)
     return Models(own, larger, prior, threshold)
 
 
-def _save(path: Path, submodel: Submodel) -> None:
-    state = {name: tensor.numpy() for name, tensor in submodel.module.state_dict().items()}
-    save_state(path, state, {"plan": submodel.plan.to_json()})
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _read(path: Path, plan: str | None, base: BaseModel) -> Submodel | None:
+def _save(path: Path, submodel: Submodel) -> str:
+    save_state(path, {name: tensor.numpy() for name, tensor in submodel.module.state_dict().items()}, {})
+    return _digest(path)
+
+
+def _read(path: Path, plan: str | None, digest: str | None, base: BaseModel) -> Submodel | None:
     if plan is None:
         return None
-    state, metadata = load_state(path)
-    if metadata.get("plan") != plan:  # a kill came between the submodel and its note: the phone personalises again
+    if not path.exists() or _digest(path) != digest:  # a kill came between the submodel and its note
         return None
+    state, _ = load_state(path)
     return Submodel(base, Plan.from_json(plan, base.groups), base.rebuild(state))

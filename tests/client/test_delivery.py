@@ -272,5 +272,5 @@ def test_a_submodel_that_is_not_the_note_s_is_not_used(tmp_path: Path, base: Bas
     x, y = tiny.images(300, 3)
     other = prune(base, np.array([2, 5]), x[np.isin(y, [2, 5])], Budget(0.4, 2))
     state = {name: tensor.numpy() for name, tensor in other.module.state_dict().items()}
-    save_state(tmp_path / "submodel.safetensors", state, {"plan": other.plan.to_json()})
+    save_state(tmp_path / "submodel.safetensors", state, {})
     assert read_models(tmp_path, base, "kept_full").own is None

@@ -43,7 +43,7 @@ def lived_through(config: Config, directory: Path, meddle: Callable[[Path], None
     meddle(directory / "oracle")
     clock = VirtualClock()
     flow, journal = serve(world, local_grid(world, clock), lambda *_: None, clock)
-    assert len(flow.published[-1].plans) == 2  # two preference clusters: every kind of sum has its blocks
+    assert len(flow.published[-1].catalogue.plans) == 2  # two preference clusters: every kind of sum has its blocks
     journal.close()
     return world
 

@@ -28,8 +28,8 @@ def make_flow():
         sums=[SimpleNamespace(name=name) for name in ("1-usage-0", "1-outcome-0", "2-usage-1")],
         budget=SimpleNamespace(epsilon=lambda specs: 0.5 * len(specs)),
         published=[
-            SimpleNamespace(round=1, plans=[0, 1], fleet=fleet),
-            SimpleNamespace(round=2, plans=[0], fleet=np.full((1, len(OUTCOME)), -3.0)),
+            SimpleNamespace(round=1, centroids=[0, 1], fleet=fleet),
+            SimpleNamespace(round=2, centroids=[0], fleet=np.full((1, len(OUTCOME)), -3.0)),
         ],
     )
 

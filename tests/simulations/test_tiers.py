@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from client.phone import SUBMODEL_FILE, read_outcome
+from client.kept import SUBMODEL_FILE, read_outcome
 from common.config import parse
 from common.tiers import drawn
 from simulations.runner import simulate
