@@ -22,7 +22,7 @@ demo: setup
 	@$(BIN)/fedcaptor report runs/demo runs/demo-open
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 coverage: setup # a page in runs/coverage
 	$(BIN)/python -m pytest -m "not slow" --cov --cov-report=term --cov-report=html:runs/coverage
