@@ -23,8 +23,8 @@ class Reading:
     """How one consumer reads a group of C channels.
 
     `covariance` [C, C]: of the channels at the consumer's input, on images of the needed classes.
-    `gram` [C, C]: Wᵀ·diag(F)·W summed over outputs and kernel taps, F the squared sensitivity of the needed logits
-    to each output, times the number of output positions: the loss of a reconstruction error e is eᵀ·gram·e.
+    `gram` [C, C]: Wᵀ·F·W summed over kernel taps, F [O, O] the Gauss-Newton matrix of the needed logits at the
+    consumer's outputs, summed over output positions: the loss of a reconstruction error e is eᵀ·gram·e.
     """
 
     covariance: Floats

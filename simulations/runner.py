@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import json
+import os
 import resource
 import shutil
 import time
@@ -44,6 +45,7 @@ from simulations.summary import details_of, summary_of
 SHIPPED = asset("simulations/models/small_cnn_fashion.safetensors")
 WORKERS = 2
 ARENA_MAX = -8  # glibc's M_ARENA_MAX
+KEPT_KERNELS = 32  # compiled kernels that oneDNN and its wrapper in torch keep, 1,024 by default
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,10 +73,15 @@ def weights_of(config: Config) -> Path:
     )
 
 
-def share_one_arena() -> None:
-    """Tell glibc to give all threads one arena: freed activations of one phone then serve the next, whichever thread it
-    runs in (about a sixth of the peak). Other C libraries have no such call.
+def keep_memory_flat() -> None:
+    """Two habits of libraries would let memory grow with the phones.
+
+    oneDNN keeps a compiled kernel for each shape, and every phone's submodel has shapes of its own; the limit is read
+    at the first convolution of the process. Threads have arenas of their own in glibc: with one for all, freed
+    activations of one phone serve the next (about a sixth of the peak). Other C libraries have no such call.
     """
+    for variable in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+        os.environ.setdefault(variable, str(KEPT_KERNELS))
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(ARENA_MAX, 1)
@@ -86,7 +93,7 @@ def build_world(config: Config, directory: Path) -> World:
     """
     torch.set_num_threads(1)
     threadpool_limits(1)
-    share_one_arena()
+    keep_memory_flat()
     directory.mkdir(parents=True, exist_ok=True)
     stored = directory / "config.json"
     if stored.exists() and json.loads(stored.read_text()) != config.model_dump(mode="json"):

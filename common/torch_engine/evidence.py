@@ -87,10 +87,11 @@ def recorded(model: nn.Module, groups: ChannelGroups, sampler: Sampler) -> Itera
 def output_sensitivity(
     model: nn.Module, groups: ChannelGroups, classes: Indices, x: torch.Tensor, seed: int = 0, batch: int = 32
 ) -> dict[str, Floats]:
-    """Gauss-Newton diagonal [O] of "keep the needed logits" at each consumer's outputs, summed over map positions.
+    """Gauss-Newton matrix [O, O] of "keep the needed logits" at each consumer's outputs, summed over map positions.
 
-    Mean over images of (∂ vᵀz_S / ∂ output)² with random signs v on the needed logits, centred over them because a
-    softmax ignores a common shift. Needs no labels.
+    Mean over images of g·gᵀ, g = ∂ vᵀz_S / ∂ output [O] with random signs v on the needed logits, centred over them
+    because a softmax ignores a common shift. Needs no labels. Its diagonal alone would take errors of different outputs
+    for independent: deep layers, whose outputs push the logits together, would seem a hundred times too cheap.
     """
     generator = torch.Generator().manual_seed(seed)
     modules = dict(model.named_modules())
@@ -114,8 +115,8 @@ def output_sensitivity(
             loss = ((z - z.mean(1, keepdim=True)) * signs).sum()
             gradients = torch.autograd.grad(loss, [outputs[name] for name in names])
             for name, gradient in zip(names, gradients, strict=True):
-                square = gradient.square().flatten(2).sum(2) if gradient.dim() > 2 else gradient.square()
-                totals[name] = totals.get(name, torch.zeros(())) + square.sum(0).double()
+                at = gradient.movedim(1, -1).reshape(-1, gradient.shape[1])  # a row an image and position
+                totals[name] = totals.get(name, torch.zeros(())) + (at.T @ at).double()
     return {name: (total / len(x)).numpy() for name, total in totals.items()}
 
 
@@ -126,14 +127,11 @@ def readings(model: nn.Module, group: Group, rows: Rows, sensitivity: dict[str, 
     for consumer in group.consumers:
         observed = rows[group.name, consumer.layer]
         module: Any = modules[consumer.layer]
-        weight = consumer_weight(module.weight.detach(), group.channels, consumer)
-        weighted = weight * torch.from_numpy(sensitivity[consumer.layer]).float().sqrt().view(-1, 1, 1)
-        flat = weighted.permute(0, 2, 1).reshape(-1, group.channels).double()
-        result.append(
-            Reading(
-                np.cov(observed, rowvar=False).astype(np.float64).reshape(group.channels, -1), (flat.T @ flat).numpy()
-            )
-        )
+        weight = consumer_weight(module.weight.detach(), group.channels, consumer).double().numpy()
+        taps = weight.transpose(2, 1, 0)  # [taps, C, O]
+        gram = (taps @ sensitivity[consumer.layer] @ taps.transpose(0, 2, 1)).sum(0)
+        covariance = np.cov(observed, rowvar=False).astype(np.float64).reshape(group.channels, -1)
+        result.append(Reading(covariance, gram))
     return result
 
 
