@@ -52,28 +52,43 @@ def save_state(path: Path, state: State, metadata: dict[str, str]) -> None:
         save_file(arrays, temporary, {**metadata, _ORDER: json.dumps(list(state))})
 
 
-def network(module: nn.Module, state: State) -> nn.Module:
+def network(module: nn.Module, state: State, *, share: bool = False) -> nn.Module:
     """Fill `module` (from `registry.build` or `registry.skeleton`) with copies of possibly sliced tensors, in place.
 
-    Layers take their sizes from the tensors. Returns it in eval mode, parameters without gradients.
+    Layers take their sizes from the tensors. `share`: use the arrays themselves where their type is the network's; the
+    caller gives them away. Returns it in eval mode, parameters without gradients.
     Raises ModelError when a tensor is missing, unknown, or no slice of the network's.
     """
-    modules = dict(module.named_modules(remove_duplicate=False))
-    wanted = module.state_dict()
+    layers = dict(module.named_modules(remove_duplicate=False))
+    wanted = {
+        f"{name}.{key}" if name else key: (layer, key, full)
+        for name, layer in layers.items()
+        for key, full in _stored(layer)
+    }
     unknown = next((key for key in state if key not in wanted), None)
     if unknown is not None:
         raise ModelError(f"tensor {unknown} is not in the network: use the weights of this model")
-    for key, full in wanted.items():
-        owner, _, attribute = key.rpartition(".")
-        if key not in state:
-            raise ModelError(f"tensor {key} {tuple(full.shape)} is missing: use the weights of this model")
-        _check(key, tuple(state[key].shape), tuple(full.shape), _sliceable(modules[owner], attribute))
-        tensor = torch.from_numpy(np.array(state[key], dtype=np.float32 if full.is_floating_point() else None))
-        is_parameter = isinstance(getattr(modules[owner], attribute), nn.Parameter)
-        setattr(modules[owner], attribute, nn.Parameter(tensor, requires_grad=False) if is_parameter else tensor)
-    for name, layer in modules.items():
+    for name, (layer, key, full) in wanted.items():
+        if name not in state:
+            raise ModelError(f"tensor {name} {tuple(full.shape)} is missing: use the weights of this model")
+        if state[name].shape != full.shape:
+            _check(name, tuple(state[name].shape), tuple(full.shape), _sliceable(layer, key))
+        kind = np.float32 if full.is_floating_point() else None
+        tensor = torch.from_numpy(np.array(state[name], dtype=kind, copy=None if share else True))
+        # What `setattr` does, without its search for the name among all kinds: it would be half of the whole time.
+        if key in layer._parameters:
+            layer._parameters[key] = nn.Parameter(tensor, requires_grad=False)
+        else:
+            layer._buffers[key] = tensor
+    for name, layer in layers.items():
         _fit(name, layer)
-    return module.eval()
+    return module.eval() if any(layer.training for layer in layers.values()) else module
+
+
+def _stored(layer: nn.Module) -> list[tuple[str, torch.Tensor]]:
+    """A layer's own tensors that its state dict holds."""
+    buffers = [(key, x) for key, x in layer._buffers.items() if key not in layer._non_persistent_buffers_set]
+    return [(key, tensor) for key, tensor in [*layer._parameters.items(), *buffers] if tensor is not None]
 
 
 def _natural(key: str) -> list[tuple[int, str]]:
@@ -119,20 +134,25 @@ def _check(key: str, shape: tuple[int, ...], full: tuple[int, ...], free: int) -
 
 
 def _fit(name: str, layer: Any) -> None:
-    """Let a layer's attributes follow its tensors."""
-    tensors = {
-        key: tensor for key, tensor in [*layer._parameters.items(), *layer._buffers.items()] if tensor is not None
-    }
-    sizes = {len(tensor) for tensor in tensors.values() if tensor.dim()}
-    if isinstance(layer, (CONVOLUTION, nn.Linear, *PER_CHANNEL)) and len(sizes) > 1:
-        shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+    """Let a layer's attributes follow its tensors; raises ModelError when these disagree."""
+    if not isinstance(layer, (CONVOLUTION, nn.Linear, *PER_CHANNEL)):
+        return
+    tensors = [(key, x) for key, x in [*layer._parameters.items(), *layer._buffers.items()] if x is not None]
+    sizes = {tensor.shape[0] for _, tensor in tensors if tensor.dim()}
+    if len(sizes) > 1:
+        shapes = {key: tuple(tensor.shape) for key, tensor in tensors}
         raise ModelError(f"tensors of {name} disagree on its channels, {shapes}: slice them by one plan")
+    vars(layer).update(_sizes(layer, sizes))
+
+
+def _sizes(layer: Any, channels: set[int]) -> dict[str, int]:
+    """Attributes of a layer that say how large its tensors are."""
     if isinstance(layer, CONVOLUTION):
-        layer.groups = len(layer.weight) if is_depthwise(layer) else layer.groups
-        layer.out_channels, layer.in_channels = len(layer.weight), layer.weight.shape[1] * layer.groups
-    elif isinstance(layer, nn.Linear):
-        layer.out_features, layer.in_features = layer.weight.shape
-    elif isinstance(layer, nn.PReLU):
-        layer.num_parameters = len(layer.weight)
-    elif isinstance(layer, PER_CHANNEL) and sizes:
-        layer.num_features = sizes.pop()
+        outputs, inputs = layer.weight.shape[:2]
+        groups = outputs if is_depthwise(layer) else layer.groups
+        return {"groups": groups, "out_channels": outputs, "in_channels": inputs * groups}
+    if isinstance(layer, nn.Linear):
+        return {"out_features": layer.weight.shape[0], "in_features": layer.weight.shape[1]}
+    if isinstance(layer, nn.PReLU):
+        return {"num_parameters": len(layer.weight)}
+    return {"num_features": next(iter(channels))} if channels else {}
