@@ -14,7 +14,6 @@ from common.errors import ModelError, PlanError
 from common.groups import ChannelGroups, Cut, State
 from common.plan import Indices, Plan
 
-
 Array = npt.NDArray[Any]
 
 _ALIGNMENT = 64  # bytes, of a cache line

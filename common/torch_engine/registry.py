@@ -15,7 +15,6 @@ from common.errors import ModelError
 from common.torch_engine import torchvision_models  # noqa: F401  registers its models
 from common.torch_engine.models import MODELS, Factory, Shape
 
-
 _CONTAINERS = frozenset({dict, OrderedDict, set, list})
 
 
