@@ -6,7 +6,7 @@ import copy
 import importlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import nn
 from common.errors import FedcaptorError, PlanError
 from common.groups import ChannelGroups
 from common.plan import Plan
+from common.slicer import slice_state
 from common.torch_engine.base import BaseModel
 from common.torch_engine.factory import sliced, sliced_all
 from common.torch_engine.prune import Evidence
@@ -41,8 +42,10 @@ def random_plans(groups: ChannelGroups, macs: float, count: int, seed: int) -> l
     """Plans that keep the same share of every group, multiples of 8, as large as `macs` of the full model's MACs
     allows; which channels is drawn. All classes stay. Raises PlanError when no share is small enough.
     """
-    shares = [{g.name: max(MULTIPLE, int(g.channels * s / 128) // MULTIPLE * MULTIPLE) for g in groups.prunable}
-              for s in range(128, 0, -1)]  # fmt: skip
+    shares = [
+        {g.name: min(g.channels, max(MULTIPLE, g.channels * s // 128 // MULTIPLE * MULTIPLE)) for g in groups.prunable}
+        for s in range(128, 0, -1)
+    ]
     counts = next((found for found in shares if groups.macs_ratio(found) <= macs), None)
     if counts is None:
         raise PlanError(f"macs is {macs}, {groups.model} keeps {groups.macs_ratio(shares[-1]):.2g} at least: raise it")
@@ -53,48 +56,57 @@ def random_plans(groups: ChannelGroups, macs: float, count: int, seed: int) -> l
     return [Plan.of(groups, kept) for kept in draws]
 
 
-@dataclass(frozen=True)
-class Pruned:
-    """A network by Torch-Pruning and seconds of its three parts."""
-
-    module: nn.Module
-    copying: float
-    tracing: float
-    cutting: float
-
-
-def torch_pruning(base: BaseModel, plan: Plan, clock: Clock = time.thread_time) -> Pruned:
-    """Its documented way to the plan's submodel: a deep copy, the copy's dependency graph, a group cut at a time."""
+def torch_pruning(base: BaseModel, plan: Plan, clock: Clock = time.thread_time) -> tuple[nn.Module, float]:
+    """Its documented way to the plan's submodel: a deep copy, the copy's dependency graph, one group cut after the
+    other. Returns the seconds of the graph as well.
+    """
     import torch_pruning
 
     removed = {
         name: np.setdiff1d(np.arange(base.groups.by_name[name].channels), kept).tolist()
         for name, kept in plan.kept.items()
     }
-    example, start = torch.zeros(1, *base.groups.input_shape), clock()
-    module = copy.deepcopy(base.module)
-    copied = clock()
+    module, example = copy.deepcopy(base.module), torch.zeros(1, *base.groups.input_shape)
+    start = clock()
     graph: Any = torch_pruning.DependencyGraph().build_dependency(module, example, verbose=False)
-    traced = clock()
+    tracing = clock() - start
     for name, channels in removed.items():
         root = module.get_submodule(name)
         function = graph.get_pruner_of_module(root).prune_out_channels
         graph.get_pruning_group(root, function, idxs=channels).prune(record_history=False)
-    return Pruned(module, copied - start, traced - copied, clock() - traced)
+    return module, tracing
 
 
-def factory_seconds(base: BaseModel, plan: Plan, clock: Clock = time.thread_time) -> float:
-    """Seconds of one submodel from the factory."""
+def factory_seconds(base: BaseModel, plans: Sequence[Plan], clock: Clock = time.thread_time) -> float:
+    """Seconds a submodel from the factory, each dropped at once."""
     start = clock()
-    made = sliced(base, plan)
-    end = clock()
-    del made
-    return end - start
+    for plan in plans:
+        sliced(base, plan)
+    return (clock() - start) / len(plans)
+
+
+def torch_pruning_seconds(
+    base: BaseModel, plans: Sequence[Plan], clock: Clock = time.thread_time
+) -> tuple[float, float]:
+    """Seconds a submodel from Torch-Pruning, each dropped at once, and how many of them its graph takes."""
+    start = clock()
+    tracing = [torch_pruning(base, plan, clock)[1] for plan in plans]
+    return (clock() - start) / len(plans), sum(tracing) / len(plans)
+
+
+def copying_seconds(base: BaseModel, plan: Plan, clock: Clock = time.thread_time) -> float:
+    """Seconds to copy the plan's tensors, already cut, into memory at hand: no way to make submodels is faster."""
+    tensors = slice_state(base.state, base.groups, plan, own=True)
+    copies = {name: np.zeros_like(array) for name, array in tensors.items()}
+    start = clock()
+    for name, array in tensors.items():
+        np.copyto(copies[name], array)
+    return clock() - start
 
 
 def require_equal(base: BaseModel, plan: Plan) -> None:
     """Raises FedcaptorError unless both ways give the same tensors and outputs, bit for bit."""
-    ours, theirs = sliced(base, plan).module, torch_pruning(base, plan).module
+    ours, theirs = sliced(base, plan).module, torch_pruning(base, plan)[0]
     left, right = ours.state_dict(), theirs.state_dict()
     x = torch.randn(2, *base.groups.input_shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -141,7 +153,7 @@ def peak(maker: str, name: str, shape: Shape, groups: str, macs: float, count: i
 
 def _made(maker: str, base: BaseModel, plans: Sequence[Plan]) -> Iterator[nn.Module]:
     for plan in plans:
-        yield sliced(base, plan).module if maker == "ours" else torch_pruning(base, plan).module
+        yield sliced(base, plan).module if maker == "ours" else torch_pruning(base, plan)[0]
 
 
 def _peak_rss() -> int:

@@ -13,6 +13,7 @@ COLUMNS = (
     "ratio",
     "without its trace, a second",
     "ratio",
+    "copying, a second",
     "peak, MB",
     "of it by making",
     "Torch-Pruning's peak, MB",
@@ -22,15 +23,16 @@ COLUMNS = (
 )
 INTRODUCTION = """\
 {plans} random plans a model, which keep the same share of every layer for at most {macs:g} of the MACs, on random
-weights for images of {size}; each plan carried out {repetitions} times by both makers by turns, in one thread. The
-median counts. *Torch-Pruning* {torch_pruning} is given the same channels: a deep copy, the copy's dependency graph, one
-cut after the other. *Without its trace* the graph is taken as given, though each copy needs its own. Both networks are
-compared bit for bit first. Seconds are CPU seconds of the thread; *two threads over one* is by the clock on the wall.
+weights for images of {size}; all of them made {repetitions} times by both makers by turns, in one thread. The median of
+these batches counts. *Torch-Pruning* {torch_pruning} is given the same channels: a deep copy, the copy's dependency
+graph, one cut after the other. *Without its trace* the graph is taken as given, though each copy needs its own. Both
+networks are compared bit for bit first. *Copying* moves the submodel's tensors, already cut, into memory at hand: a
+bound for any maker. Seconds are CPU seconds of the thread; *two threads over one* is by the clock on the wall.
 
 The peak is that of a process of its own which makes all submodels one after another, libraries and base model
-included; *of it by making*: what came on top once all was loaded. *Merged* is a submodel whose kept channels absorbed
-the removed ones, when the evidence of {images} images is at hand. Slicing without merging is all that the other columns
-count."""
+included; *of it by making*: what came on top once all was loaded. *Merged*: CPU seconds of a submodel whose kept
+channels absorbed the removed ones, when the evidence of {images} images is at hand; all other columns are of slicing
+alone."""
 
 
 def render(record: Record) -> Section:
@@ -57,7 +59,8 @@ def _line(row: Row) -> list[str]:
         f"{row['ratio']:.1f}",
         f"{row['torch_pruning_untraced_per_second']:.1f}",
         f"{row['ratio_untraced']:.1f}",
+        f"{row['copying_per_second']:.0f}",
         *megabytes,
         f"{row['ours_threads2_per_second'] / row['ours_threads1_per_second']:.2f}",
-        "–" if row["merging_seconds"] is None else f"{row['merging_seconds']:.1f}",
+        f"{row['merging_seconds']:.2f}",
     ]

@@ -54,7 +54,7 @@ def _twin(module: nn.Module, made: dict[nn.Module, nn.Module]) -> nn.Module:
     if module not in made:
         twin = made[module] = type(module).__new__(type(module))
         containers = {key: value for key, value in vars(module).items() if type(value) in _CONTAINERS}
-        children = {key: child and _twin(child, made) for key, child in module._modules.items()}
+        children = {key: None if x is None else _twin(x, made) for key, x in module._modules.items()}
         own = {key: value.copy() if value else type(value)() for key, value in containers.items()}
         vars(twin).update(vars(module) | own | {"_modules": children})
     return made[module]
