@@ -12,9 +12,9 @@ from client.personal import Offer, Personalised, personalise
 from common.config import Config
 from common.plan import Indices, Plan
 from common.preference import layer_slices
-from common.slicer import slice_state
 from common.subgroups import composed, subgroups
 from common.torch_engine.base import BaseModel, Submodel
+from common.torch_engine.factory import sliced
 from common.torch_engine.forward import Images
 from common.torch_engine.prune import Evidence
 
@@ -98,4 +98,4 @@ def _rows(cluster: Submodel) -> Indices:
 def _limited(inner: BaseModel, classes: Indices) -> Submodel:
     """The network as it is with fewer classes, where there was no image to refine it on."""
     plan = Plan.of(inner.groups, {inner.groups.output.name: classes})
-    return Submodel(inner, plan, inner.rebuild(slice_state(inner.state, inner.groups, plan)))
+    return sliced(inner, plan)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from common.groups import State
 
 _ORDER = "fedcaptor.tensors"  # metadata key: the file format sorts tensors, the network's order is kept here
 
+
+Shape = tuple[int, ...]
 
 CONVOLUTION = nn.modules.conv._ConvNd
 PER_CHANNEL = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm, nn.PReLU)
@@ -52,28 +55,50 @@ def save_state(path: Path, state: State, metadata: dict[str, str]) -> None:
         save_file(arrays, temporary, {**metadata, _ORDER: json.dumps(list(state))})
 
 
-def network(module: nn.Module, state: State) -> nn.Module:
+def network(module: nn.Module, state: State, *, share: bool = False) -> nn.Module:
     """Fill `module` (from `registry.build` or `registry.skeleton`) with copies of possibly sliced tensors, in place.
 
-    Layers take their sizes from the tensors. Returns it in eval mode, parameters without gradients.
+    Layers take their sizes from the tensors. `share`: use the arrays themselves where their type is the network's; the
+    caller gives them away. Returns it in eval mode, parameters without gradients.
     Raises ModelError when a tensor is missing, unknown, or no slice of the network's.
     """
-    modules = dict(module.named_modules(remove_duplicate=False))
-    wanted = module.state_dict()
-    unknown = next((key for key in state if key not in wanted), None)
+    filled: set[str] = set()
+    training = False
+    for name, layer in module.named_modules(remove_duplicate=False):
+        training |= layer.training
+        prefix = f"{name}." if name else ""
+        shapes = _fill(layer, prefix, state, share)
+        if shapes:
+            filled.update([prefix + key for key in shapes])
+            _fit(name, layer, shapes)
+    unknown = next((key for key in state if key not in filled), None)
     if unknown is not None:
         raise ModelError(f"tensor {unknown} is not in the network: use the weights of this model")
-    for key, full in wanted.items():
-        owner, _, attribute = key.rpartition(".")
-        if key not in state:
-            raise ModelError(f"tensor {key} {tuple(full.shape)} is missing: use the weights of this model")
-        _check(key, tuple(state[key].shape), tuple(full.shape), _sliceable(modules[owner], attribute))
-        tensor = torch.from_numpy(np.array(state[key], dtype=np.float32 if full.is_floating_point() else None))
-        is_parameter = isinstance(getattr(modules[owner], attribute), nn.Parameter)
-        setattr(modules[owner], attribute, nn.Parameter(tensor, requires_grad=False) if is_parameter else tensor)
-    for name, layer in modules.items():
-        _fit(name, layer)
-    return module.eval()
+    return module.eval() if training else module
+
+
+def _fill(layer: nn.Module, prefix: str, state: State, share: bool) -> dict[str, Shape]:
+    """Replace a layer's own tensors by those of the state; returns their shapes.
+
+    Stored where `setattr` would, which looks for the name among all kinds first: half of the time of a small network.
+    """
+    shapes: dict[str, Shape] = {}
+    kinds: tuple[dict[str, Any], ...] = (layer._parameters, layer._buffers)
+    for own in kinds:
+        for key, full in own.items():
+            if full is None or key in layer._non_persistent_buffers_set:
+                continue
+            name = prefix + key
+            found = state.get(name)
+            if found is None:
+                raise ModelError(f"tensor {name} {tuple(full.shape)} is missing: use the weights of this model")
+            if found.shape != full.shape:
+                _check(name, tuple(found.shape), tuple(full.shape), _sliceable(layer, key))
+            kind = np.float32 if full.is_floating_point() else found.dtype
+            tensor = torch.from_numpy(found if share and found.dtype == kind else np.array(found, dtype=kind))
+            own[key] = nn.Parameter(tensor, requires_grad=False) if own is layer._parameters else tensor
+            shapes[key] = found.shape
+    return shapes
 
 
 def _natural(key: str) -> list[tuple[int, str]]:
@@ -118,21 +143,21 @@ def _check(key: str, shape: tuple[int, ...], full: tuple[int, ...], free: int) -
         raise ModelError(f"tensor {key} is {shape}, the network has {full}: use the weights of this model")
 
 
-def _fit(name: str, layer: Any) -> None:
-    """Let a layer's attributes follow its tensors."""
-    tensors = {
-        key: tensor for key, tensor in [*layer._parameters.items(), *layer._buffers.items()] if tensor is not None
-    }
-    sizes = {len(tensor) for tensor in tensors.values() if tensor.dim()}
-    if isinstance(layer, (CONVOLUTION, nn.Linear, *PER_CHANNEL)) and len(sizes) > 1:
-        shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
-        raise ModelError(f"tensors of {name} disagree on its channels, {shapes}: slice them by one plan")
+def _fit(name: str, layer: Any, shapes: Mapping[str, Shape]) -> None:
+    """Let a layer's attributes follow the shapes of its tensors; raises ModelError when these disagree."""
+    if not isinstance(layer, (CONVOLUTION, nn.Linear, *PER_CHANNEL)):
+        return
+    sizes = {shape[0] for shape in shapes.values() if shape}
+    if len(sizes) > 1:
+        raise ModelError(f"tensors of {name} disagree on its channels, {dict(shapes)}: slice them by one plan")
+    vars(layer).update(_sizes(layer, shapes.get("weight", ()), next(iter(sizes), None)))
+
+
+def _sizes(layer: Any, weight: Shape, channels: int | None) -> dict[str, int | None]:
+    """Attributes of a layer that say how large its tensors are."""
     if isinstance(layer, CONVOLUTION):
-        layer.groups = len(layer.weight) if is_depthwise(layer) else layer.groups
-        layer.out_channels, layer.in_channels = len(layer.weight), layer.weight.shape[1] * layer.groups
-    elif isinstance(layer, nn.Linear):
-        layer.out_features, layer.in_features = layer.weight.shape
-    elif isinstance(layer, nn.PReLU):
-        layer.num_parameters = len(layer.weight)
-    elif isinstance(layer, PER_CHANNEL) and sizes:
-        layer.num_features = sizes.pop()
+        groups = weight[0] if is_depthwise(layer) else layer.groups
+        return {"groups": groups, "out_channels": weight[0], "in_channels": weight[1] * groups}
+    if isinstance(layer, nn.Linear):
+        return {"out_features": weight[0], "in_features": weight[1]}
+    return {"num_parameters" if isinstance(layer, nn.PReLU) else "num_features": channels} if channels else {}

@@ -11,6 +11,8 @@ from common.errors import ModelError
 from common.groups import ChannelGroups, State
 from common.plan import Plan
 from common.slicer import slice_state
+from common.torch_engine import factory
+from common.torch_engine.base import BaseModel
 from common.torch_engine.network import network
 from common.torch_engine.registry import build, names, skeleton
 from common.torch_engine.trace import trace
@@ -52,6 +54,17 @@ def random_plan(groups: ChannelGroups, rng: np.random.Generator) -> Plan:
     return Plan.of(groups, {g.name: rng.choice(g.channels, rng.integers(1, g.channels + 1), False) for g in chosen})
 
 
+def cut_by_cut(state: State, groups: ChannelGroups, plan: Plan) -> State:
+    """Slicing in its simplest form, one mask after the other: what every cut leaves is taken from the full tensor."""
+    masks = {name: [np.ones(size, bool) for size in shape] for name, shape in groups.tensors.items()}
+    for group in groups.groups:
+        removed = np.setdiff1d(np.arange(group.channels), plan.kept.get(group.name, np.arange(group.channels)))
+        for cut in group.cuts:
+            for tap in range(cut.taps):
+                masks[cut.tensor][cut.dim][cut.offset + removed * cut.taps + tap] = False
+    return {name: state[name][np.ix_(*found)] if found else state[name] for name, found in masks.items()}
+
+
 def blinded(state: State, groups: ChannelGroups, plan: Plan) -> State:
     """The full network's tensors, consumers' weights at removed channels set to zero."""
     result = dict(state)
@@ -90,11 +103,16 @@ def assert_slices(module: nn.Module, name: str, shape: tuple[int, int, int], pla
     groups = trace(full, name, shape)
     assert groups.macs() == counted_macs(full, shape)
     assert groups.parameters() == sum(t.numel() for t in full.state_dict().values() if t.is_floating_point())
+    base = BaseModel(name, state, groups, (0.5,) * shape[0], (0.5,) * shape[0], full)
     x = torch.from_numpy(rng.standard_normal((2, *shape)).astype(np.float32))
     for _ in range(plans):
         plan = random_plan(groups, rng)
         tensors = slice_state(state, groups, plan)
-        sliced = network(skeleton(name, CLASSES, shape), tensors)
+        assert all(np.array_equal(tensors[key], array) for key, array in cut_by_cut(state, groups, plan).items())
+        sliced = factory.sliced(base, plan).module
+        assert {key: t.numpy().tobytes() for key, t in sliced.state_dict().items()} == {
+            key: array.tobytes() for key, array in tensors.items()
+        }
         assert {key: tuple(t.shape) for key, t in sliced.state_dict().items()} == groups.shapes(plan.counts())
         assert groups.parameters(plan.counts()) == sum(a.size for a in tensors.values() if a.dtype == np.float32)
         assert groups.macs(plan.counts()) == counted_macs(sliced, shape)
