@@ -12,9 +12,9 @@ from common.errors import DataError
 from common.plan import Indices, Plan
 from common.planner import Budget, plan
 from common.selection import Floats, RemovalCurve, removal_curve
-from common.slicer import slice_state
 from common.torch_engine.base import BaseModel, Submodel
 from common.torch_engine.evidence import Rows, Sampler, output_sensitivity, readings, recorded
+from common.torch_engine.factory import sliced
 from common.torch_engine.forward import Images, normalise
 from common.torch_engine.merge import merge
 
@@ -74,9 +74,9 @@ class Evidence:
 
     def merged(self, chosen: Plan) -> Submodel:
         """The submodel of any plan, merged on these images."""
-        module = self.base.rebuild(slice_state(self.base.state, self.base.groups, chosen))
-        merge(module, self.base.state, self.base.groups, chosen, self.x, self.rows, self.sampler)
-        return Submodel(self.base, chosen, module)
+        submodel = sliced(self.base, chosen)
+        merge(submodel.module, self.base.state, self.base.groups, chosen, self.x, self.rows, self.sampler)
+        return submodel
 
 
 def prune(base: BaseModel, classes: Indices, images: Images, budget: Budget, seed: int = 0) -> Submodel:
