@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -101,7 +102,7 @@ def captor(task: Task) -> Selection:
     needed = np.unique(task.classes)
     found = _class_scores(task.base, task.all_images, np.arange(task.base.groups.classes))
     curves = by_class_preference(task.base.groups, found.scores, found.presence, needed, seed=task.seed)
-    return Selection(task.base, needed, curves, _cutter(task.base))
+    return Selection(task.base, needed, curves, partial(sliced, task.base))
 
 
 def taylor(task: Task) -> Selection:
@@ -109,20 +110,20 @@ def taylor(task: Task) -> Selection:
     needed = np.unique(task.classes)
     found = _class_scores(task.base, task.images, needed)
     curves = ranked(task.base.groups, for_classes(found.scores, found.presence, needed))
-    return Selection(task.base, needed, curves, _cutter(task.base))
+    return Selection(task.base, needed, curves, partial(sliced, task.base))
 
 
 def l1(task: Task) -> Selection:
     """L1 norm of the filters' weights; the same for every set of classes."""
     curves = ranked(task.base.groups, weight_norms(task.base.groups, task.base.state))
-    return Selection(task.base, np.unique(task.classes), curves, _cutter(task.base))
+    return Selection(task.base, np.unique(task.classes), curves, partial(sliced, task.base))
 
 
 def random(task: Task) -> Selection:
     """Scores drawn from the seed, uniform in each layer."""
     rng = np.random.default_rng(task.seed)
     curves = ranked(task.base.groups, {group.name: rng.uniform(size=group.channels) for group in cut(task.base.groups)})
-    return Selection(task.base, np.unique(task.classes), curves, _cutter(task.base))
+    return Selection(task.base, np.unique(task.classes), curves, partial(sliced, task.base))
 
 
 STRATEGIES: dict[str, Callable[[Task], Selection]] = {
@@ -143,5 +144,6 @@ def _class_scores(base: BaseModel, images: Images, among: Indices) -> ClassScore
     return taylor_scores(base.module, base.groups, x, among[logits(base.module, x)[:, among].argmax(1)])
 
 
-def _cutter(base: BaseModel) -> Callable[[Plan], Submodel]:
-    return lambda chosen: Submodel(base, chosen, base.rebuild(slice_state(base.state, base.groups, chosen)))
+def sliced(base: BaseModel, chosen: Plan) -> Submodel:
+    """Cut and nothing else: the weights that stay are the full model's."""
+    return Submodel(base, chosen, base.rebuild(slice_state(base.state, base.groups, chosen)))
