@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -22,6 +23,8 @@ from common.torch_engine.recalibrate import batch_norms
 
 TEMPERATURE = 2.0  # softens the answers, so that what the full model holds for second best is learnt too
 CHECKS = 8  # looks at the held-out images, evenly over the run
+VIEWS = 16  # of an image at most, mirrored and moved
+LESSONS = 8192  # views of all images together at most, or one of each image
 PATIENCE = 4  # checks that are no better than an earlier one before it stops
 
 
@@ -54,22 +57,23 @@ def tune(
     """Distil the full model, limited to the submodel's classes, on `images` uint8 [N, H, W, C] of these classes.
 
     Softened answers (Hinton et al. 2015), Adam, gradients clipped to norm 1, cosine decay over `steps` or `seconds`,
-    whichever ends first; batch norms in training mode, dropout off. `augment`: random flips and shifts. `on_step` is
-    called with the number of steps taken. Keeps the best of a few checks on `held`, the start among them: the result
-    agrees there at least as often as the input. The input and its base stay as they are.
+    whichever ends first; batch norms in training mode, dropout off. `augment`: where images are few, mirrored and
+    moved ones too. `on_step` is called with the number of steps taken. Keeps the best of a few checks on `held`, the
+    start among them: the result agrees there at least as often as the input. The input and its base stay as they are.
     Raises DataError for fewer than two images, or none held out.
     """
     if len(images) < 2 or len(held) < 1:
         raise DataError(f"{len(images)} images to tune on and {len(held)} held out, at least 2 and 1 are needed")
     began, taken, looks, rng = clock(), 0, 0, np.random.default_rng(seed)
-    module, teacher = copy.deepcopy(submodel.module).requires_grad_(True), _Teacher(submodel, images)
+    module = copy.deepcopy(submodel.module).requires_grad_(True)
+    teacher = _Teacher(submodel, images, max(1, min(VIEWS, LESSONS // len(images))) if augment else 1, rng)
     best = _Best(module, _Judge(submodel, held))
     optimiser = torch.optim.Adam(module.parameters(), rate)
     batches = _batches(len(images), batch, rng)
     progress = 0.0 if steps > 0 else 1.0
     while progress < 1 and best.idle < PATIENCE:
         optimiser.param_groups[0]["lr"] = rate * (1 + math.cos(math.pi * progress)) / 2
-        _step(module, optimiser, *teacher.lesson(next(batches), rng if augment else None))
+        _step(module, optimiser, *teacher.lesson(next(batches), rng))
         taken += 1
         if on_step is not None:
             on_step(taken)
@@ -124,43 +128,46 @@ class _Best:
 
 
 class _Teacher:
-    """The full model's logits of the needed classes for an image and its mirror image, computed when first asked for.
+    """The full model's logits of the needed classes for some fixed views of each image, computed when first asked for.
 
-    A shifted image is taught the answer of the unshifted one: forward passes of the full model would else take most
-    of the time.
+    The first view is the image itself; the others are mirrored at random and moved by up to an eighth of the sides
+    (4 of 32 pixels). The full model sees the very view that is learnt: teaching a moved image the answer of the
+    original was measurably worse. Few images have many views and many images one, so that the full model's forward
+    passes stay a small part of the time.
     """
 
-    def __init__(self, submodel: Submodel, images: Images) -> None:
+    def __init__(self, submodel: Submodel, images: Images, views: int, rng: np.random.Generator) -> None:
         self.base, self.images = submodel.base, images
         self.classes = torch.from_numpy(submodel.classes)
-        self.answers = torch.full((2, len(images), len(self.classes)), math.nan)
+        self.answers = torch.full((views, len(images), len(self.classes)), math.nan)
+        most = np.array([images.shape[1] // 8, images.shape[2] // 8])
+        self.moves = rng.integers(-most, most + 1, size=(views, len(images), 2))
+        self.mirrored = rng.integers(2, size=(views, len(images))).astype(bool)
+        self.moves[0], self.mirrored[0] = 0, False
 
     @torch.no_grad()
-    def lesson(self, part: Indices, rng: np.random.Generator | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Normalised images [n, C, H, W] and answers [n, k] of the images `part` [n], augmented with `rng`."""
-        x, index = normalise(self.images[part], self.base.mean, self.base.std), torch.from_numpy(part)
-        if rng is None:
-            return x, self._answers(x, torch.zeros_like(index), index)
-        mirrored = torch.from_numpy(rng.integers(2, size=len(part)))
-        x = torch.where(mirrored.view(-1, 1, 1, 1) == 1, x.flip(3), x)
-        return _shifted(x, rng), self._answers(x, mirrored, index)
-
-    def _answers(self, x: torch.Tensor, mirrored: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-        new = self.answers[mirrored, index].isnan().any(1)
+    def lesson(self, part: Indices, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        """A random view of each of the images `part` [n]: normalised [n, C, H, W], and answers [n, k]."""
+        view = rng.integers(len(self.answers), size=len(part))
+        x = normalise(self.images[part], self.base.mean, self.base.std)
+        x = moved(x, self.moves[view, part], self.mirrored[view, part])
+        new = self.answers[view, part].isnan().any(1)
         if new.any():
-            self.answers[mirrored[new], index[new]] = self.base.module(x[new])[:, self.classes]
-        return self.answers[mirrored, index]
+            self.answers[view[new], part[new]] = self.base.module(x[new])[:, self.classes]
+        return x, self.answers[view, part]
 
 
-def _shifted(x: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-    """Each image moved by up to an eighth of its sides (4 of 32 pixels), the mean colour moving in."""
-    count, _, height, width = x.shape
-    down, right = height // 8, width // 8
-    rows = torch.from_numpy(rng.integers(2 * down + 1, size=(count, 1)) + np.arange(height))
-    columns = torch.from_numpy(rng.integers(2 * right + 1, size=(count, 1)) + np.arange(width))
-    padded = F.pad(x, (right, right, down, down))
-    image = torch.arange(count).view(-1, 1, 1)
-    return padded[image, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+def moved(x: torch.Tensor, moves: npt.NDArray[np.int64], mirrored: npt.NDArray[np.bool_]) -> torch.Tensor:
+    """Images [n, C, H, W], mirrored left to right where told, then moved by `moves` [n, 2] pixels down and right; the
+    mean colour moves in.
+    """
+    height, width = x.shape[2:]
+    reach = int(np.abs(moves).max(initial=0))
+    rows = np.arange(height) + reach - moves[:, :1]
+    columns = np.arange(width) + reach - moves[:, 1:]
+    x = torch.where(torch.from_numpy(mirrored).view(-1, 1, 1, 1), x.flip(3), x)
+    image = np.arange(len(x))[:, None, None]
+    return F.pad(x, (reach,) * 4)[image, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
 def _step(module: nn.Module, optimiser: torch.optim.Optimizer, x: torch.Tensor, answers: torch.Tensor) -> None:

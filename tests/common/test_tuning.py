@@ -12,7 +12,7 @@ from common.torch_engine import tuning
 from common.torch_engine.base import Submodel
 from common.torch_engine.forward import logits, normalise
 from common.torch_engine.strategies import sliced
-from common.torch_engine.tuning import _batches, _Check, _shifted, tune
+from common.torch_engine.tuning import _batches, _Check, moved, tune
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -123,11 +123,22 @@ def test_a_pass_sees_every_image_once_in_batches_of_at_least_two(count, batch):
     assert sorted(seen) == list(range(count))
 
 
-def test_shifts_move_a_pixel_by_an_eighth_of_the_side_at_most():
-    x = torch.zeros(400, 1, 16, 8)
-    x[:, :, 8, 4] = 1
-    moved = _shifted(x, np.random.default_rng(0))
-    _, _, rows, columns = torch.nonzero(moved, as_tuple=True)
-    assert len(rows) == 400
-    assert set((rows - 8).tolist()) == {-2, -1, 0, 1, 2}
-    assert set((columns - 4).tolist()) == {-1, 0, 1}
+def test_images_are_mirrored_then_moved():
+    x = torch.tensor([[1.0, 2, 3], [4, 5, 6]]).repeat(3, 1, 1, 1)
+    found = moved(x, np.array([[0, 0], [1, -1], [0, 1]]), np.array([False, False, True]))
+    expected = [[[1, 2, 3], [4, 5, 6]], [[0, 0, 0], [2, 3, 0]], [[0, 3, 2], [0, 6, 5]]]
+    assert found[:, 0].tolist() == expected
+
+
+def test_the_full_model_answers_each_view_that_is_learnt(submodel):
+    images, rng = pictures(5, 1), np.random.default_rng(0)
+    teacher = tuning._Teacher(submodel, images, 3, rng)
+    base, part = submodel.base, np.arange(5)
+    for _ in range(20):
+        x, answers = teacher.lesson(part, rng)
+        torch.testing.assert_close(answers, base.module(x)[:, NEEDED])
+    assert len(np.unique(teacher.mirrored)) == 2
+    assert (np.abs(teacher.moves) <= tiny.SIDE // 8).all()
+    assert not teacher.answers.isnan().any()
+    original = normalise(images, base.mean, base.std)
+    torch.testing.assert_close(teacher.answers[0], base.module(original)[:, NEEDED])
