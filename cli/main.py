@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.progress import Progress
 from rich.table import Table
 
 from common.errors import FedcaptorError
@@ -87,28 +88,45 @@ def prune(
         ),
     ] = None,
     calibration: Annotated[int, typer.Option(min=1, help="Unlabelled images per class that the engine sees.")] = 50,
+    strategy: Annotated[
+        str,
+        typer.Option(
+            help="reconstruct: remove what other channels can stand in for. For comparison: reconstruct-agnostic (told "
+            "nothing about classes), captor (clusters of filters that prefer unneeded classes), taylor, l1, random."
+        ),
+    ] = "reconstruct",
+    recalibrate: Annotated[
+        bool,
+        typer.Option(
+            "--recalibrate", help="Measure batch-norm statistics anew; helps strategies other than reconstruct."
+        ),
+    ] = False,
+    tune_steps: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Learn so many steps, three minutes at most, from the full model's answers on further reference "
+            "images of the classes; a part of them is held out, and what agrees best there is kept. 0: no training.",
+        ),
+    ] = 0,
     out: Annotated[Path | None, typer.Option(help="Write the submodel here (safetensors).")] = None,
     seed: int = 0,
     as_json: AsJson = False,
 ) -> None:
-    """One model, one class set, no federation: a physically smaller model, without training."""
-    from cli.prune import prune_model
+    """One model, one class set, no federation: a physically smaller model, without training unless asked for."""
+    from cli.prune import Request, prune_model
     from common.planner import Budget
 
     if (macs, parameters, size) == (None, None, None):
         macs = 0.4 if tolerance is None else 1.0
     start = time.perf_counter()
-    result = prune_model(
-        model,
-        weights,
-        data,
-        classes,
-        Budget(macs, parameters=parameters, bytes=size),
-        tolerance,
-        calibration,
-        seed,
-        out,
+    budget = Budget(macs, parameters=parameters, bytes=size)
+    request = Request(
+        model, weights, data, classes, budget, tolerance, calibration, seed, out, strategy, recalibrate, tune_steps
     )
+    with Progress(console=console, transient=True) as progress:
+        bar = progress.add_task("tuning", total=tune_steps, visible=False)
+        result = prune_model(request, lambda step: progress.update(bar, completed=step, visible=True))
     result["seconds"] = round(time.perf_counter() - start, 2)
     if as_json:
         print(json.dumps(result))

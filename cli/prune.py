@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,15 @@ from common.data.source import Dataset, load
 from common.data.splits import split
 from common.errors import ConfigError, PlanError
 from common.planner import Budget
-from common.torch_engine.base import BaseModel
-from common.torch_engine.forward import logits, normalise
+from common.torch_engine.base import BaseModel, Submodel
+from common.torch_engine.forward import Images, logits, normalise
 from common.torch_engine.network import save_state
-from common.torch_engine.prune import Evidence
+from common.torch_engine.recalibrate import recalibrate
+from common.torch_engine.strategies import SEE_ALL_CLASSES, Selection, Task, prepare
 from common.torch_engine.tolerance import smallest_within
+from common.torch_engine.tuning import tune
+
+MOST_HELD = 500  # images that tuning is judged on: more would take longer than they tell
 
 
 def load_base(model: str, weights: Path, data: Dataset) -> BaseModel:
@@ -27,63 +33,101 @@ def load_base(model: str, weights: Path, data: Dataset) -> BaseModel:
     return BaseModel.load(weights, model, (channels, height, width))
 
 
-def prune_model(
-    model: str,
-    weights: Path,
-    source: str,
-    classes: str,
-    budget: Budget,
-    tolerance: float | None,
-    calibration: int,
-    seed: int,
-    out: Path | None,
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Request:
+    """What `fedcaptor prune` was asked for; its options' help says what each field means."""
+
+    model: str
+    weights: Path
+    source: str
+    classes: str
+    budget: Budget
+    tolerance: float | None = None
+    calibration: int = 50
+    seed: int = 0
+    out: Path | None = None
+    strategy: str = "reconstruct"
+    recalibrate: bool = False
+    tune_steps: int = 0
+
+
+def prune_model(request: Request, on_step: Callable[[int], None] | None = None) -> dict[str, Any]:
     """Figures of one pruning: calibrated on the reference part, tested on the phones' part of the data.
 
-    With `tolerance`: the smallest submodel within `budget` that disagrees with the full model, limited to the classes,
-    on at most this share of the reference images that it was not calibrated on. Raises PlanError when none does.
+    With a tolerance: the smallest submodel within the budget that disagrees with the full model, limited to the
+    classes, on at most this share of the reference images that it was not calibrated on; PlanError when none does.
     """
-    data = load(source)
-    base = load_base(model, weights, data)
-    needed = _parse(classes, base.groups.classes)
-    parts = split(data)
-    rng = np.random.default_rng(seed)
-    seen = np.concatenate([_some(parts["reference"], data.y, c, calibration, rng) for c in needed])
-    test = parts["phones"][np.isin(data.y[parts["phones"]], needed)]
-    evidence = Evidence.gather(base, needed, data.x[seen], seed=seed)
-    if tolerance is None:
-        submodel, verified = evidence.submodel(budget), {}
-    else:
-        held = _held_out(parts["reference"], seen, data.y, needed)
-        found = smallest_within(evidence, budget, data.x[held], tolerance)
-        submodel = found.submodel
-        verified = {"disagreement": round(found.disagreement, 4), "verifying_images": len(held)}
-        if found.disagreement > tolerance:
-            raise PlanError(
-                f"tolerance is {tolerance}, the largest submodel within the budgets disagrees on "
-                f"{found.disagreement:.4f} of {len(held)} images: raise the budgets or the tolerance"
-            )
+    data = load(request.source)
+    base = load_base(request.model, request.weights, data)
+    needed = _parse(request.classes, base.groups.classes)
+    part = _Parts.draw(data, needed, request)
+    images = data.x[part.seen]
+    task = Task(base, needed, images, data.x[part.seen_of_all], request.seed)
+    submodel, more = _selected(prepare(request.strategy, task), request, lambda: data.x[part.rest()])
+    if request.recalibrate:
+        submodel = recalibrate(submodel, images)
+    if request.tune_steps:
+        submodel, tuning = _tuned(submodel, data.x[part.rest()], request, on_step)
+        more |= tuning
+    if request.out is not None:
+        _write(request.out, submodel)
+    result = {"classes": needed.tolist(), "strategy": request.strategy}
+    result |= _figures(submodel, data.x[part.test], data.y[part.test])
+    return result | {"test_images": len(part.test), "calibration_images": len(part.seen), **more}
 
-    truth, x = data.y[test], normalise(data.x[test], base.mean, base.std)
-    scores = logits(base.module, x)
-    if out is not None:
-        state = {name: tensor.numpy() for name, tensor in submodel.module.state_dict().items()}
-        save_state(
-            out, state, {"model": model, "plan": submodel.plan.to_json(), "mean": str(base.mean), "std": str(base.std)}
+
+def _selected(
+    selection: Selection, request: Request, held: Callable[[], Images]
+) -> tuple[Submodel, dict[str, float | int]]:
+    """The submodel, with what was verified of it on the images `held` out when there is a tolerance."""
+    if request.tolerance is None:
+        return selection.submodel(request.budget), {}
+    images = held()
+    found = smallest_within(selection, request.budget, images, request.tolerance)
+    if found.disagreement > request.tolerance:
+        raise PlanError(
+            f"tolerance is {request.tolerance}, the largest submodel within the budgets disagrees on "
+            f"{found.disagreement:.4f} of {len(images)} images: raise the budgets or the tolerance"
         )
+    return found.submodel, {"disagreement": round(found.disagreement, 4), "verifying_images": len(images)}
+
+
+def _tuned(
+    submodel: Submodel, images: Images, request: Request, on_step: Callable[[int], None] | None
+) -> tuple[Submodel, dict[str, float | int]]:
+    """Tuned on three quarters of `images`, judged on the others."""
+    order = np.random.default_rng(request.seed).permutation(len(images))
+    judging = min(-(-len(images) // 4), MOST_HELD)
+    held, rest = images[order[:judging]], images[order[judging:]]
+    found = tune(submodel, rest, held, steps=request.tune_steps, seed=request.seed, on_step=on_step)
+    return found.submodel, {
+        "agreement_before_tuning": round(found.before, 4),
+        "agreement_after_tuning": round(found.after, 4),
+        "tuning_steps": found.steps,
+        "tuning_images": len(rest),
+    }
+
+
+def _figures(submodel: Submodel, images: Images, truth: np.ndarray) -> dict[str, float | int]:
+    base, needed = submodel.base, submodel.classes
+    x = normalise(images, base.mean, base.std)
+    scores = logits(base.module, x)
     return {
-        "classes": needed.tolist(),
         "accuracy_full": _share(scores.argmax(1) == truth),
         "accuracy_full_limited": _share(needed[scores[:, needed].argmax(1)] == truth),
-        "accuracy": _share(submodel.predict(data.x[test]) == truth),
+        "accuracy": _share(submodel.predict(images) == truth),
         "macs_ratio": round(submodel.macs_ratio(), 4),
         "parameters_ratio": round(submodel.parameters_ratio(), 4),
         "file_bytes_at_most": base.groups.file_bytes(submodel.plan.counts()),
         "latency_ratio": round(latency_ratio(submodel.module, base.module, x[:8]), 4),
-        "test_images": len(test),
-        "calibration_images": len(seen),
-        **verified,
     }
+
+
+def _write(path: Path, submodel: Submodel) -> None:
+    base = submodel.base
+    state = {name: tensor.numpy() for name, tensor in submodel.module.state_dict().items()}
+    about = {"model": base.name, "plan": submodel.plan.to_json(), "mean": str(base.mean), "std": str(base.std)}
+    save_state(path, state, about)
 
 
 @torch.no_grad()
@@ -119,17 +163,50 @@ def _parse(classes: str, available: int) -> np.ndarray:
     return needed
 
 
-def _held_out(reference: np.ndarray, seen: np.ndarray, labels: np.ndarray, needed: np.ndarray) -> np.ndarray:
-    """Reference images of the needed classes that were not seen. Raises ConfigError when a class has none."""
-    rest = np.setdiff1d(reference[np.isin(labels[reference], needed)], seen)
-    for label in needed:
-        if not (labels[rest] == label).any():
-            raise ConfigError(f"no reference image of class {label} is left to verify on: lower --calibration")
-    return rest
+@dataclass(frozen=True, eq=False)
+class _Parts:
+    """Places in the data. `seen`: calibration images of the needed classes; `seen_of_all`: of all classes, for the
+    strategies that look at them. `test`: what the figures are measured on.
+    """
 
+    data: Dataset
+    needed: np.ndarray
+    reference: np.ndarray
+    seen: np.ndarray
+    seen_of_all: np.ndarray
+    test: np.ndarray
 
-def _some(pool: np.ndarray, labels: np.ndarray, label: int, count: int, rng: np.random.Generator) -> np.ndarray:
-    own = pool[labels[pool] == label]
-    if len(own) == 0:
-        raise ConfigError(f"the data has no reference image of class {label}: choose another class or more data")
-    return rng.choice(own, min(count, len(own)), replace=False)
+    @classmethod
+    def draw(cls, data: Dataset, needed: np.ndarray, request: Request) -> _Parts:
+        """Raises ConfigError when a needed class has no reference image."""
+        parts, rng = split(data), np.random.default_rng(request.seed)
+        reference, labels = parts["reference"], data.y
+        present = np.unique(labels[reference])
+        missing = np.setdiff1d(needed, present)
+        if len(missing):
+            raise ConfigError(
+                f"the data has no reference image of class {missing[0]}: choose another class or more data"
+            )
+
+        def some(classes: np.ndarray) -> np.ndarray:
+            pools = [reference[labels[reference] == label] for label in classes]
+            return np.concatenate(
+                [rng.choice(own, min(request.calibration, len(own)), replace=False) for own in pools]
+                or [np.empty(0, np.int64)]
+            )
+
+        seen = some(needed)
+        others = some(np.setdiff1d(present, needed) if request.strategy in SEE_ALL_CLASSES else needed[:0])
+        test = parts["phones"][np.isin(labels[parts["phones"]], needed)]
+        return cls(data, needed, reference, seen, np.concatenate([seen, others]), test)
+
+    def rest(self) -> np.ndarray:
+        """Reference images of the needed classes that were not seen. Raises ConfigError when a class has none."""
+        labels = self.data.y
+        rest = np.setdiff1d(self.reference[np.isin(labels[self.reference], self.needed)], self.seen)
+        for label in self.needed:
+            if not (labels[rest] == label).any():
+                raise ConfigError(
+                    f"no reference image of class {label} is left to verify or tune on: lower --calibration"
+                )
+        return rest

@@ -16,6 +16,7 @@ from flwr.serverapp import Grid
 
 from common import statistics, tiers
 from common.config import Config
+from common.filter_clusters import filter_clusters
 from common.preference import importance, join, layer_slices, normalise, unpool
 from common.privacy.sums import SumSpec
 from common.torch_engine.base import BaseModel
@@ -25,7 +26,6 @@ from server import catalogue, clusters
 from server.budget import Step, SumBudget, steps
 from server.catalogue import Catalogue
 from server.collect import Courier, Tally
-from server.filter_clusters import filter_clusters
 from server.journal import Journal, Result
 from server.planning import ClusterPlan, Reference, plan_cluster
 from server.submodels import deliver_submodels

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from common.errors import DataError
+from common.plan import Indices, Plan
 from common.planner import Budget, ladder
-from common.torch_engine.base import Submodel
+from common.selection import RemovalCurve
+from common.torch_engine.base import BaseModel, Submodel
 from common.torch_engine.forward import Images, logits, normalise
-from common.torch_engine.prune import Evidence
 
 RATIOS = tuple(round(0.05 * k, 2) for k in range(1, 21))
+
+
+class Candidates(Protocol):
+    """What plans are made and carried out from: the engine's `Evidence`, or any strategy's `Selection`."""
+
+    @property
+    def base(self) -> BaseModel: ...
+    @property
+    def classes(self) -> Indices: ...
+    @property
+    def curves(self) -> Mapping[str, RemovalCurve]: ...
+    def merged(self, chosen: Plan) -> Submodel: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +39,7 @@ class Verified:
 
 
 def smallest_within(
-    evidence: Evidence, budget: Budget, images: Images, tolerance: float, ratios: Sequence[float] = RATIOS
+    evidence: Candidates, budget: Budget, images: Images, tolerance: float, ratios: Sequence[float] = RATIOS
 ) -> Verified:
     """The smallest MACs ratio within `budget` that disagrees on at most `tolerance` of `images` uint8 [N, H, W, C].
 

@@ -65,3 +65,32 @@ def test_senseless_budgets_are_refused(option, value, message):
     failed = run(option, value).exception
     assert isinstance(failed, PlanError)
     assert message in str(failed)
+
+
+def test_any_strategy_can_be_recalibrated_and_tuned():
+    options = ["--strategy", "taylor", "--macs", "0.5", "--recalibrate", "--tune-steps", "3"]
+    cut, better = json.loads(run(*options[:4]).stdout), json.loads(run(*options).stdout)
+    assert better["strategy"] == "taylor"
+    assert better["macs_ratio"] == cut["macs_ratio"] <= 0.5
+    assert better["accuracy"] > cut["accuracy"]
+    assert better["tuning_steps"] == 3
+    assert better["agreement_after_tuning"] >= better["agreement_before_tuning"]
+    assert better["tuning_images"] > 100
+
+
+def test_a_tolerance_holds_for_any_strategy():
+    result = json.loads(run("--strategy", "taylor", "--tolerance", "0.3").stdout)
+    assert result["disagreement"] <= 0.3
+    assert result["macs_ratio"] < 1
+
+
+def test_a_strategy_that_compares_classes_sees_all_of_them():
+    result = json.loads(run("--strategy", "captor", "--macs", "0.5").stdout)
+    assert result["calibration_images"] == 20
+    assert result["macs_ratio"] <= 0.5
+
+
+def test_an_unknown_strategy_is_named():
+    failed = run("--strategy", "magic").exception
+    assert isinstance(failed, ConfigError)
+    assert "must be one of reconstruct, reconstruct-agnostic, captor" in str(failed)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from common.filter_clusters import filter_clusters
 from common.groups import ChannelGroups, Group
-from server.filter_clusters import filter_clusters
 
 
 def described(*channels: int) -> ChannelGroups:

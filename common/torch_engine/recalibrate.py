@@ -1,0 +1,46 @@
+"""Batch-norm recalibration: a cut network's statistics of what it sees now, not of what the full network saw."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+
+from common.errors import DataError
+from common.torch_engine.base import Submodel
+from common.torch_engine.forward import Images, normalise
+
+
+def batch_norms(module: nn.Module) -> list[Any]:
+    """The batch norms that keep running statistics, in order of definition."""
+    return [
+        m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is not None
+    ]
+
+
+@torch.no_grad()
+def recalibrate(submodel: Submodel, images: Images, batch: int = 512) -> Submodel:
+    """A copy whose batch norms hold mean and (unbiased) variance of unlabelled `images` uint8 [N, H, W, C].
+
+    Exact for up to `batch` images: one forward pass in which each norm already uses its new statistics. Of more images,
+    the average over batches of nearly one size. All other layers stay in eval mode; without batch norms it is a plain
+    copy. Raises DataError for fewer than two images.
+    """
+    if len(images) < 2:
+        raise DataError(f"{len(images)} images to recalibrate on, at least 2 are needed for a variance: give more")
+    module = copy.deepcopy(submodel.module)
+    norms = batch_norms(module)
+    kept = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a plain average over batches
+        norm.train()
+    x = normalise(images, submodel.base.mean, submodel.base.std)
+    for part in x.tensor_split(-(-len(x) // batch)) if norms else ():
+        module(part)
+    for norm, (momentum, tracked) in zip(norms, kept, strict=True):
+        norm.momentum = momentum
+        norm.num_batches_tracked.copy_(tracked)
+    return Submodel(submodel.base, submodel.plan, module.eval())

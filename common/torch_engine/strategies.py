@@ -1,0 +1,144 @@
+"""Pruning strategies behind one interface: evidence once, then a submodel for any budget.
+
+| name | what goes first | source |
+|---|---|---|
+| `reconstruct` | what the other channels can stand in for; they absorb it | `common.selection`, `.merge` here |
+| `reconstruct-agnostic` | the same, told nothing about classes | a control: what class-adaptivity brings |
+| `captor` | clusters of filters that prefer unneeded classes | Qin et al., ASP-DAC 2019, its gradient analysis |
+| `taylor` | filters of least first-order effect on the needed classes | Molchanov et al., ICLR 2017 |
+| `l1` | filters of least weight | Li et al., ICLR 2017 |
+| `random` | any | a control |
+
+All of them reduce the output layer to the needed classes and let the same planner choose how much each layer gives.
+The last four cut and leave the other weights as they are, `common.torch_engine.recalibrate` helps them; how their
+scores become comparable between layers: `common.ranking`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+import numpy as np
+
+from common.errors import ConfigError, DataError
+from common.plan import Indices, Plan
+from common.planner import Budget, plan
+from common.ranking import by_class_preference, cut, for_classes, ranked, weight_norms
+from common.selection import RemovalCurve
+from common.torch_engine.base import BaseModel, Submodel
+from common.torch_engine.factory import sliced
+from common.torch_engine.forward import Images, logits, normalise
+from common.torch_engine.prune import Evidence
+from common.torch_engine.scores import ClassScores, taylor_scores
+
+SEE_ALL_CLASSES = frozenset({"reconstruct-agnostic", "captor"})
+"""Strategies that look at `Task.all_images`; the others may be given none."""
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """What to prune for. `images` uint8 [N, H, W, C]: unlabelled, of the needed `classes`; `all_images`: of all."""
+
+    base: BaseModel
+    classes: Indices
+    images: Images
+    all_images: Images
+    seed: int = 0
+
+
+class Prepared(Protocol):
+    """Evidence of one task: serves a ladder of budgets."""
+
+    def submodel(self, budget: Budget) -> Submodel:
+        """Raises PlanError for an impossible budget."""
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """A strategy's evidence: a removal curve of each group, and how a plan becomes a submodel."""
+
+    base: BaseModel
+    classes: Indices
+    curves: Mapping[str, RemovalCurve]
+    build: Callable[[Plan], Submodel]
+
+    def submodel(self, budget: Budget) -> Submodel:
+        """Plan and build. Raises PlanError for an impossible budget."""
+        return self.merged(plan(self.base.groups, self.curves, self.classes, budget))
+
+    def merged(self, chosen: Plan) -> Submodel:
+        """The submodel of any plan."""
+        return self.build(chosen)
+
+
+def prepare(name: str, task: Task) -> Selection:
+    """Evidence of the strategy `name`. Raises ConfigError for an unknown one, DataError without the images it needs."""
+    if name not in STRATEGIES:
+        raise ConfigError(f"strategy is {name!r}, must be one of {', '.join(STRATEGIES)}")
+    return STRATEGIES[name](task)
+
+
+def reconstruct(task: Task) -> Selection:
+    """Second-order selection on the needed classes, kept channels absorb the removed ones."""
+    evidence = Evidence.gather(task.base, task.classes, task.images, seed=task.seed)
+    return Selection(task.base, np.unique(task.classes), evidence.curves, evidence.merged)
+
+
+def reconstruct_agnostic(task: Task) -> Selection:
+    """The same on all classes' images and logits; only the output layer knows which classes are needed."""
+    evidence = Evidence.gather(task.base, np.arange(task.base.groups.classes), task.all_images, seed=task.seed)
+    return Selection(task.base, np.unique(task.classes), evidence.curves, evidence.merged)
+
+
+def captor(task: Task) -> Selection:
+    """Clusters of filters by class preference, those of unneeded classes first.
+
+    The paper's abstract leaves open how preference is measured, how layers share the budget and how filters of a
+    cluster are ranked: here by class-wise Taylor scores, its pictures of filters are not used.
+    """
+    needed = np.unique(task.classes)
+    found = _class_scores(task.base, task.all_images, np.arange(task.base.groups.classes))
+    curves = by_class_preference(task.base.groups, found.scores, found.presence, needed, seed=task.seed)
+    return Selection(task.base, needed, curves, partial(sliced, task.base))
+
+
+def taylor(task: Task) -> Selection:
+    """First-order effect of closing a filter, summed over the needed classes, each with the same say."""
+    needed = np.unique(task.classes)
+    found = _class_scores(task.base, task.images, needed)
+    curves = ranked(task.base.groups, for_classes(found.scores, found.presence, needed))
+    return Selection(task.base, needed, curves, partial(sliced, task.base))
+
+
+def l1(task: Task) -> Selection:
+    """L1 norm of the filters' weights; the same for every set of classes."""
+    curves = ranked(task.base.groups, weight_norms(task.base.groups, task.base.state))
+    return Selection(task.base, np.unique(task.classes), curves, partial(sliced, task.base))
+
+
+def random(task: Task) -> Selection:
+    """Scores drawn from the seed, uniform in each layer."""
+    rng = np.random.default_rng(task.seed)
+    curves = ranked(task.base.groups, {group.name: rng.uniform(size=group.channels) for group in cut(task.base.groups)})
+    return Selection(task.base, np.unique(task.classes), curves, partial(sliced, task.base))
+
+
+STRATEGIES: dict[str, Callable[[Task], Selection]] = {
+    "reconstruct": reconstruct,
+    "reconstruct-agnostic": reconstruct_agnostic,
+    "captor": captor,
+    "taylor": taylor,
+    "l1": l1,
+    "random": random,
+}
+
+
+def _class_scores(base: BaseModel, images: Images, among: Indices) -> ClassScores:
+    """Class-wise Taylor scores of unlabelled images; their classes are the full model's answers `among` some."""
+    if len(images) == 0:
+        raise DataError("0 calibration images, at least 1 is needed: give images of the needed classes")
+    x = normalise(images, base.mean, base.std)
+    return taylor_scores(base.module, base.groups, x, among[logits(base.module, x)[:, among].argmax(1)])

@@ -1,0 +1,197 @@
+"""Short tuning: a submodel learns from the full model's answers on unlabelled images, and never ends worse."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from common.errors import DataError
+from common.plan import Indices
+from common.torch_engine.base import Submodel
+from common.torch_engine.forward import Images, logits, normalise
+from common.torch_engine.recalibrate import batch_norms
+
+TEMPERATURE = 2.0  # softens the answers, so that what the full model holds for second best is learnt too
+CHECKS = 8  # looks at the held-out images, evenly over the run
+VIEWS = 16  # of an image at most, mirrored and moved
+LESSONS = 8192  # views of all images together at most, or one of each image
+PATIENCE = 4  # checks that are no better than an earlier one before it stops
+
+
+@dataclass(frozen=True, eq=False)
+class Tuned:
+    """`before`, `after`: share of the held-out images on which the submodel and the full model, limited to the same
+    classes, agree. `steps`: taken; the best check on the way was kept.
+    """
+
+    submodel: Submodel
+    before: float
+    after: float
+    steps: int
+
+
+def tune(
+    submodel: Submodel,
+    images: Images,
+    held: Images,
+    *,
+    steps: int = 600,
+    seconds: float = 180.0,
+    rate: float = 3e-4,
+    batch: int = 64,
+    seed: int = 0,
+    augment: bool = True,
+    on_step: Callable[[int], None] | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> Tuned:
+    """Distil the full model, limited to the submodel's classes, on `images` uint8 [N, H, W, C] of these classes.
+
+    Softened answers (Hinton et al. 2015), Adam, gradients clipped to norm 1, cosine decay over `steps` or `seconds`,
+    whichever ends first; batch norms in training mode, dropout off. `augment`: where images are few, mirrored and
+    moved ones too. `on_step` is called with the number of steps taken. Keeps the best of a few checks on `held`, the
+    start among them: the result agrees there at least as often as the input. The input and its base stay as they are.
+    Raises DataError for fewer than two images, or none held out.
+    """
+    if len(images) < 2 or len(held) < 1:
+        raise DataError(f"{len(images)} images to tune on and {len(held)} held out, at least 2 and 1 are needed")
+    began, taken, looks, rng = clock(), 0, 0, np.random.default_rng(seed)
+    module = copy.deepcopy(submodel.module).requires_grad_(True)
+    teacher = _Teacher(submodel, images, max(1, min(VIEWS, LESSONS // len(images))) if augment else 1, rng)
+    best = _Best(module, _Judge(submodel, held))
+    optimiser = torch.optim.Adam(module.parameters(), rate)
+    batches = _batches(len(images), batch, rng)
+    progress = 0.0 if steps > 0 else 1.0
+    while progress < 1 and best.idle < PATIENCE:
+        optimiser.param_groups[0]["lr"] = rate * (1 + math.cos(math.pi * progress)) / 2
+        _step(module, optimiser, *teacher.lesson(next(batches), rng))
+        taken += 1
+        if on_step is not None:
+            on_step(taken)
+        progress = min(max(taken / steps, (clock() - began) / seconds), 1.0)
+        if progress * CHECKS >= looks + 1:
+            best.look(module)
+            looks = int(progress * CHECKS)
+    module.load_state_dict(best.state)
+    result = Submodel(submodel.base, submodel.plan, module.requires_grad_(False))
+    return Tuned(result, best.start.agreement, best.check.agreement, taken)
+
+
+class _Check(NamedTuple):
+    """Compared in this order."""
+
+    agreement: float
+    nearness: float  # minus the divergence from the full model's answers
+
+
+class _Judge:
+    """How well a network agrees with the full model on images held out."""
+
+    def __init__(self, submodel: Submodel, held: Images) -> None:
+        base = submodel.base
+        self.x = normalise(held, base.mean, base.std)
+        self.answers = torch.from_numpy(logits(base.module, self.x)[:, submodel.classes])
+
+    def __call__(self, module: nn.Module) -> _Check:
+        found = torch.from_numpy(logits(module, self.x))
+        same = found.argmax(1) == self.answers.argmax(1)
+        return _Check(float(same.double().mean()), -float(_divergence(found, self.answers)))
+
+
+class _Best:
+    """The best check so far with its weights, and how many checks in a row were no better than an earlier one.
+
+    The start does not count for patience: a rate that is still high first sets a merged network back a little.
+    """
+
+    def __init__(self, module: nn.Module, judge: _Judge) -> None:
+        self.judge, self.idle = judge, 0
+        self.start = self.check = judge(module)
+        self.state = copy.deepcopy(module.state_dict())
+        self._peak: _Check | None = None
+
+    def look(self, module: nn.Module) -> None:
+        found = self.judge(module)
+        better = self._peak is None or found > self._peak
+        self._peak, self.idle = (found, 0) if better else (self._peak, self.idle + 1)
+        if found > self.check:
+            self.check, self.state = found, copy.deepcopy(module.state_dict())
+
+
+class _Teacher:
+    """The full model's logits of the needed classes for some fixed views of each image, computed when first asked for.
+
+    The first view is the image itself; the others are mirrored at random and moved by up to an eighth of the sides
+    (4 of 32 pixels). The full model sees the very view that is learnt: teaching a moved image the answer of the
+    original was measurably worse. Few images have many views and many images one, so that the full model's forward
+    passes stay a small part of the time.
+    """
+
+    def __init__(self, submodel: Submodel, images: Images, views: int, rng: np.random.Generator) -> None:
+        self.base, self.images = submodel.base, images
+        self.classes = torch.from_numpy(submodel.classes)
+        self.answers = torch.full((views, len(images), len(self.classes)), math.nan)
+        most = np.array([images.shape[1] // 8, images.shape[2] // 8])
+        self.moves = rng.integers(-most, most + 1, size=(views, len(images), 2))
+        self.mirrored = rng.integers(2, size=(views, len(images))).astype(bool)
+        self.moves[0], self.mirrored[0] = 0, False
+
+    @torch.no_grad()
+    def lesson(self, part: Indices, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        """A random view of each of the images `part` [n]: normalised [n, C, H, W], and answers [n, k]."""
+        view = rng.integers(len(self.answers), size=len(part))
+        x = normalise(self.images[part], self.base.mean, self.base.std)
+        x = moved(x, self.moves[view, part], self.mirrored[view, part])
+        new = self.answers[view, part].isnan().any(1)
+        if new.any():
+            self.answers[view[new], part[new]] = self.base.module(x[new])[:, self.classes]
+        return x, self.answers[view, part]
+
+
+def moved(x: torch.Tensor, moves: npt.NDArray[np.int64], mirrored: npt.NDArray[np.bool_]) -> torch.Tensor:
+    """Images [n, C, H, W], mirrored left to right where told, then moved by `moves` [n, 2] pixels down and right; the
+    mean colour moves in.
+    """
+    height, width = x.shape[2:]
+    reach = int(np.abs(moves).max(initial=0))
+    rows = np.arange(height) + reach - moves[:, :1]
+    columns = np.arange(width) + reach - moves[:, 1:]
+    x = torch.where(torch.from_numpy(mirrored).view(-1, 1, 1, 1), x.flip(3), x)
+    image = np.arange(len(x))[:, None, None]
+    return F.pad(x, (reach,) * 4)[image, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def _step(module: nn.Module, optimiser: torch.optim.Optimizer, x: torch.Tensor, answers: torch.Tensor) -> None:
+    norms = batch_norms(module)
+    for norm in norms:
+        norm.train()
+    with torch.enable_grad():
+        loss = _divergence(module(x), answers)
+        optimiser.zero_grad()
+        loss.backward()
+    nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+    optimiser.step()
+    for norm in norms:
+        norm.eval()
+
+
+def _divergence(found: torch.Tensor, answers: torch.Tensor) -> torch.Tensor:
+    """Mean Kullback-Leibler divergence of softened answers, in units that do not depend on the temperature."""
+    softened, wanted = (F.log_softmax(z / TEMPERATURE, 1) for z in (found, answers))
+    return F.kl_div(softened, wanted, log_target=True, reduction="batchmean") * TEMPERATURE**2
+
+
+def _batches(count: int, batch: int, rng: np.random.Generator) -> Iterator[Indices]:
+    """Without end: every image once a pass, in parts of nearly one size, at least two images each."""
+    parts = min(-(-count // max(batch, 2)), count // 2)
+    while True:
+        yield from np.array_split(rng.permutation(count), parts)

@@ -1,0 +1,144 @@
+"""Tuning makes a cut network agree again, never less than before, and touches nothing that it was given."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from common.errors import DataError
+from common.plan import Plan
+from common.torch_engine import tuning
+from common.torch_engine.base import Submodel
+from common.torch_engine.forward import logits, normalise
+from common.torch_engine.strategies import sliced
+from common.torch_engine.tuning import _batches, _Check, moved, tune
+from tests import tiny
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+NEEDED = np.array([0, 1, 4])
+
+
+@pytest.fixture
+def submodel(bars) -> Submodel:
+    """Three quarters of the channels are cut: it answers badly."""
+    base = tiny.base_model(bars[1])
+    kept = {group.name: np.arange(0, group.channels, 4) for group in base.groups.prunable}
+    return sliced(base, Plan.of(base.groups, kept | {base.groups.output.name: NEEDED}))
+
+
+def pictures(count: int, seed: int) -> np.ndarray:
+    x, y = tiny.images(count * 3, seed)
+    return x[np.isin(y, NEEDED)][:count]
+
+
+def agreement(submodel: Submodel, images: np.ndarray) -> float:
+    base = submodel.base
+    full = logits(base.module, normalise(images, base.mean, base.std))[:, NEEDED].argmax(1)
+    return float((submodel.predict(images) == NEEDED[full]).mean())
+
+
+def test_it_learns_and_leaves_what_it_was_given(submodel):
+    images, held = pictures(300, 1), pictures(150, 2)
+    kept = [
+        (tensor, tensor.clone())
+        for module in (submodel.module, submodel.base.module)
+        for tensor in module.state_dict().values()
+    ]
+    seen: list[int] = []
+    found = tune(submodel, images, held, steps=60, rate=3e-3, augment=False, on_step=seen.append)
+    assert found.before == agreement(submodel, held)
+    assert found.after == agreement(found.submodel, held)
+    assert found.after > found.before + 0.1
+    assert agreement(found.submodel, pictures(200, 3)) > agreement(submodel, pictures(200, 3)) + 0.1
+    assert seen == list(range(1, found.steps + 1))
+    assert all(torch.equal(now, before) for now, before in kept)
+    assert not any(p.requires_grad for module in (found.submodel.module, submodel.module) for p in module.parameters())
+    assert not any(module.training for module in found.submodel.module.modules())
+
+
+def test_it_never_ends_worse(submodel):
+    held = pictures(100, 2)
+    good = tune(submodel, pictures(300, 1), held, steps=40, rate=3e-3).submodel
+    found = tune(good, pictures(300, 1), held, steps=20, rate=50.0)  # a rate that destroys the network
+    assert found.before == found.after == agreement(good, held)
+    for key, tensor in good.module.state_dict().items():
+        assert torch.equal(tensor, found.submodel.module.state_dict()[key])
+
+
+def test_the_same_seed_gives_the_same_network(submodel):
+    one, same, other = (
+        tune(submodel, pictures(60, 1), pictures(30, 2), steps=5, rate=3e-3, seed=seed).submodel.module[0].weight
+        for seed in (1, 1, 2)
+    )
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+
+
+def test_time_ends_it(submodel):
+    now = iter(range(1000))
+    found = tune(submodel, pictures(60, 1), pictures(30, 2), steps=500, seconds=7.0, clock=lambda: float(next(now)))
+    assert found.steps == 7
+
+
+def test_it_stops_after_four_checks_without_a_better_one_and_keeps_the_best(submodel, monkeypatch):
+    checks = [0.2, 0.1, 0.15, 0.7, 0.6, 0.7, 0.5, 0.4, 0.9]  # the start, then every tenth step
+    weights = []
+
+    def judge(module):
+        weights.append(module.state_dict()["0.weight"].clone())
+        return _Check(checks[len(weights) - 1], 0.0)
+
+    monkeypatch.setattr(tuning, "_Judge", lambda *_: judge)
+    found = tune(submodel, pictures(60, 1), pictures(30, 2), steps=80)
+    assert (found.before, found.after, found.steps) == (0.2, 0.7, 70)
+    assert torch.equal(found.submodel.module[0].weight, weights[3])
+
+
+def test_no_steps_change_nothing(submodel):
+    found = tune(submodel, pictures(10, 1), pictures(10, 2), steps=0)
+    assert (found.steps, found.before) == (0, found.after)
+
+
+def test_one_needed_class_leaves_nothing_to_learn(bars):
+    base = tiny.base_model(bars[1])
+    only = sliced(base, Plan.of(base.groups, {base.groups.output.name: [2]}))
+    assert tune(only, pictures(20, 1), pictures(10, 2), steps=3).after == 1.0
+
+
+@pytest.mark.parametrize(("count", "held"), [(1, 5), (5, 0)])
+def test_too_few_images_are_named(submodel, count, held):
+    with pytest.raises(DataError, match=f"{count} images to tune on and {held} held out"):
+        tune(submodel, pictures(count, 1), pictures(held, 2))
+
+
+@pytest.mark.parametrize(("count", "batch"), [(2, 1), (3, 64), (5, 2), (100, 64), (130, 64)])
+def test_a_pass_sees_every_image_once_in_batches_of_at_least_two(count, batch):
+    stream, seen = _batches(count, batch, np.random.default_rng(0)), []
+    while len(seen) < count:
+        part = next(stream)
+        assert 2 <= len(part) <= max(batch, 3)
+        seen += part.tolist()
+    assert sorted(seen) == list(range(count))
+
+
+def test_images_are_mirrored_then_moved():
+    x = torch.tensor([[1.0, 2, 3], [4, 5, 6]]).repeat(3, 1, 1, 1)
+    found = moved(x, np.array([[0, 0], [1, -1], [0, 1]]), np.array([False, False, True]))
+    expected = [[[1, 2, 3], [4, 5, 6]], [[0, 0, 0], [2, 3, 0]], [[0, 3, 2], [0, 6, 5]]]
+    assert found[:, 0].tolist() == expected
+
+
+def test_the_full_model_answers_each_view_that_is_learnt(submodel):
+    images, rng = pictures(5, 1), np.random.default_rng(0)
+    teacher = tuning._Teacher(submodel, images, 3, rng)
+    base, part = submodel.base, np.arange(5)
+    for _ in range(20):
+        x, answers = teacher.lesson(part, rng)
+        torch.testing.assert_close(answers, base.module(x)[:, NEEDED])
+    assert len(np.unique(teacher.mirrored)) == 2
+    assert (np.abs(teacher.moves) <= tiny.SIDE // 8).all()
+    assert not teacher.answers.isnan().any()
+    original = normalise(images, base.mean, base.std)
+    torch.testing.assert_close(teacher.answers[0], base.module(original)[:, NEEDED])
