@@ -18,7 +18,6 @@ from common.errors import ConfigError, DataError, StateError
 MAX_CLASSES = 65_536
 MAX_DAY = 1_000_000
 FORGOTTEN = 2.0**-20  # a weight that decayed below it, 20 half-lives after one prediction, becomes 0
-_SHARE_TOLERANCE = 1e-12
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS usage_log (
@@ -145,26 +144,6 @@ class UsageLog(OnPhoneFile):
     def distribution(self, smoothing: float = 0.0) -> NDArray[np.float64]:
         """Share of each class, float64 [classes]; `smoothing` in predictions per class. Uniform for an empty log."""
         return normalise(self.counts(), smoothing)
-
-    def own_classes(self, min_share: float, max_classes: int) -> NDArray[np.int64]:
-        """The owner's classes, int64 sorted: at most `max_classes`, the largest shares first, ties to lower labels.
-
-        A class is the owner's when its share of the decayed weight is at least `min_share`: 0.02 is one in 50 of the
-        recent predictions, 0 any class not forgotten. When none reaches it, the largest one is. Raises DataError on a
-        bad bound or an empty log.
-        """
-        if not 0 <= min_share <= 1:
-            raise DataError(f"min_share {min_share} is outside 0 to 1; change it")
-        if max_classes < 1:
-            raise DataError(f"max_classes {max_classes} is below 1; raise it")
-        weights = self.counts()
-        total = float(weights.sum())
-        if total == 0:
-            raise DataError("0 predictions recorded, at least 1 needed for the owner's classes; use the phone first")
-        share = weights / total
-        order = np.argsort(-share, kind="stable")
-        held = (share[order] >= min_share - _SHARE_TOLERANCE) & (share[order] > 0)
-        return np.sort(order[: min(max(int(held.sum()), 1), max_classes)]).astype(np.int64)
 
     def mark(self) -> None:
         """Remember the weights of now as those of the last personalisation."""

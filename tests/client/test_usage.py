@@ -62,18 +62,6 @@ def test_correction_moves_what_is_left_of_one_prediction(path):
     assert (log.recorded, log.corrected) == (2, 2)
 
 
-def test_own_classes_by_hand(path):
-    log = opened(path, classes=5, half_life=1e17)
-    log.record([4] * 5 + [1] * 3 + [2] + [3], 0)  # shares 0, .3, .1, .1, .5
-    assert log.own_classes(0.1, 5).tolist() == [1, 2, 3, 4]
-    assert log.own_classes(0.1, 3).tolist() == [1, 2, 4]  # the tie goes to the lower label
-    assert log.own_classes(0.2, 5).tolist() == [1, 4]
-    assert log.own_classes(0.9, 5).tolist() == [4]
-    assert log.own_classes(0.0, 5).tolist() == [1, 2, 3, 4]
-    assert log.own_classes(0.0, 1).tolist() == [4]
-    assert log.own_classes(0.0, 5).dtype == np.int64
-
-
 def test_drift_compares_with_the_mark(path):
     log = opened(path, classes=2)
     assert log.drift() == 0
@@ -92,8 +80,6 @@ def test_an_empty_log_knows_nothing(path):
     log = opened(path, classes=4)
     np.testing.assert_array_equal(log.counts(), np.zeros(4))
     np.testing.assert_array_equal(log.distribution(0.5), np.full(4, 0.25))
-    with pytest.raises(DataError, match="0 predictions recorded"):
-        log.own_classes(0.1, 2)
     log.record([], 0)
     assert log.recorded == 0
 
@@ -171,10 +157,6 @@ def test_bad_arguments_name_the_bound(path):
         log.correct(0, 3)
     with pytest.raises(DataError, match="label -1"):
         log.correct(-1, 0)
-    with pytest.raises(DataError, match=r"min_share 1\.5 is outside 0 to 1"):
-        log.own_classes(1.5, 1)
-    with pytest.raises(DataError, match="max_classes 0 is below 1"):
-        log.own_classes(0.5, 0)
     for classes in (0, MAX_CLASSES + 1):
         with pytest.raises(ConfigError, match=f"{classes} classes"):
             opened(path, classes)
