@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from benchmarks.charts import draw
-from benchmarks.pages import federation
+from benchmarks.pages import federation, pruning
 from benchmarks.pages.section import Section
 from benchmarks.record import Record, read_record
 from common.errors import StateError
 from common.files import replacing
 
-PAGES: dict[str, Callable[[Record], Section]] = {"federation": federation.render}
+PAGES: dict[str, Callable[[Record], Section]] = {"federation": federation.render, "pruning": pruning.render}
 """Renderers by benchmark, in the order of the page. A further benchmark is one line here."""
 
 HEAD = """\
