@@ -25,11 +25,12 @@ MACs counted by one code, channels in multiples of 8, and an output layer of the
 sees as many images of every class, at most 1,000 altogether, instead. Accuracy is on all test images of the needed
 classes: mean ± standard deviation over draws, in brackets the loss against the full model that answers among the
 needed classes only, in points. *Recalibrated*: batch norms measured anew on the calibration images, by one code for
-all; charts and comparisons take the higher figure of every strategy but *reconstruct*, which is taken as it is. Short
-tuning, one code for all: distillation from the full model on up to {tune_per_class} unlabelled images a class for at
-most {tune_seconds:g} s, begun with the better of cut and recalibrated; all but *reconstruct* take the better of two
-learning rates, chosen on images held out, and so get twice the time. Torch-Pruning 1.6: global pruning of the full
-model limited to the needed classes; its group norm goes without sparse training beforehand. {threads} torch threads."""
+all; charts and comparisons take the higher figure of every strategy but *reconstruct*, which is taken as it is.
+Short tuning, one code for all: distillation from the full model on up to {tune_per_class} unlabelled images a class
+for at most {tune_seconds:g} s, begun with the better of cut and recalibrated; all but *reconstruct* take the better
+of two learning rates, chosen on images held out, and so get twice the time. Torch-Pruning 1.6: global pruning of
+the full model limited to the needed classes; its group norm goes without sparse training beforehand. Differences
+are paired over draws. Threads of torch: {threads}."""
 
 
 def render(record: Record) -> Section:
@@ -53,14 +54,14 @@ def render(record: Record) -> Section:
         rows = [r for r in record.rows if len(r["classes"]) == size and r["calibration_per_class"] == usual]
         if rows:
             parts += _of_size(rows, size, usual)
-            charts[f"pruning-{slug}-{size}"] = _chart(rows, f"{model}: {size} of {settings['outputs']} classes")
+            charts[f"pruning-{slug}-{size}"] = _chart(rows, model, f"{size} of {settings['outputs']} classes")
     parts += adaptivity(record) + calibration_size(record) + paper(record)
     return Section(f"Pruning {model}", "\n\n".join(parts), charts)
 
 
 def _of_size(rows: Sequence[Row], size: int, calibration: int) -> list[str]:
     draws = len({draw_of(row) for row in rows})
-    parts = [f"### {size} classes", f"{draws} draws, {calibration} calibration images a class. {_full(rows)}"]
+    parts = [f"### {size} classes", f"Draws: {draws}; {calibration} calibration images a class. {_full(rows)}"]
     for tune, title in TUNING.items():
         tuned = [row for row in rows if row["tune"] == tune]
         if tuned:
@@ -112,7 +113,7 @@ def _worst(rows: Sequence[Row], figure: str) -> str:
     return f"{100 * min(row[figure] for row in rows):.1f} / {100 * lowest:.1f}"
 
 
-def _chart(rows: Sequence[Row], title: str) -> Chart:
+def _chart(rows: Sequence[Row], model: str, needed: str) -> Chart:
     panels = []
     for tune, name in TUNING.items():
         tuned = [row for row in rows if row["tune"] == tune]
@@ -129,8 +130,10 @@ def _chart(rows: Sequence[Row], title: str) -> Chart:
         for figure, label in list(FULL.items())[:2]:
             lines.append(_line(label, [[row[figure] for row in _once(tuned)]] * len(budgets), reference=True))
         categories = tuple(f"{100 * macs:g}" for macs in budgets)
-        panels.append(Panel(name, "% of the full model's MACs", "accuracy, %", categories, tuple(lines)))
-    return Chart(title, tuple(panels))
+        panels.append(
+            Panel(f"{needed}: {name.lower()}", "% of the full model's MACs", "accuracy, %", categories, tuple(lines))
+        )
+    return Chart(f"{model}, {needed}", tuple(panels))
 
 
 def _once(rows: Sequence[Row]) -> list[Row]:

@@ -128,7 +128,10 @@ def test_tuned_rows_have_tables_of_their_own(record):
     section = render(record)
     below = section.text.partition("**Short tuning**")[2]
     assert "| reconstruct | 90.2 ± 0.2 (2.0 ± 0.0) |" in below
-    assert [panel.title for panel in section.charts["pruning-vgg16-5"].panels] == ["No training", "Short tuning"]
+    assert [panel.title for panel in section.charts["pruning-vgg16-5"].panels] == [
+        "5 of 10 classes: no training",
+        "5 of 10 classes: short tuning",
+    ]
 
 
 def test_a_chart_for_each_number_of_classes(record, tmp_path):
