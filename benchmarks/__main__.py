@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from benchmarks import federation, slicing
+from benchmarks import federation, pruning, slicing
 from benchmarks.memory import memory
 from common.errors import FedcaptorError
 
@@ -23,6 +23,7 @@ app = typer.Typer(
 )
 app.command("federation")(federation.command)
 app.command("memory")(memory)
+app.command("pruning")(pruning.command)
 app.command("slicing")(slicing.command)
 
 

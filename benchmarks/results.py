@@ -6,13 +6,17 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from benchmarks.charts import draw
-from benchmarks.pages import federation, slicing
+from benchmarks.pages import federation, pruning, slicing
 from benchmarks.pages.section import Section
 from benchmarks.record import Record, read_record
 from common.errors import StateError
 from common.files import replacing
 
-PAGES: dict[str, Callable[[Record], Section]] = {"federation": federation.render, "slicing": slicing.render}
+PAGES: dict[str, Callable[[Record], Section]] = {
+    "federation": federation.render,
+    "pruning": pruning.render,
+    "slicing": slicing.render,
+}
 """Renderers by benchmark, in the order of the page. A further benchmark is one line here."""
 
 HEAD = """\

@@ -9,9 +9,9 @@ import torch
 from common.errors import DataError
 from common.plan import Plan
 from common.torch_engine.base import Submodel
+from common.torch_engine.factory import sliced
 from common.torch_engine.forward import normalise
 from common.torch_engine.recalibrate import batch_norms, recalibrate
-from common.torch_engine.strategies import sliced
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -10,8 +10,8 @@ from common.errors import DataError
 from common.plan import Plan
 from common.torch_engine import tuning
 from common.torch_engine.base import Submodel
+from common.torch_engine.factory import sliced
 from common.torch_engine.forward import logits, normalise
-from common.torch_engine.strategies import sliced
 from common.torch_engine.tuning import _batches, _Check, moved, tune
 from tests import tiny
 

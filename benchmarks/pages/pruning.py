@@ -1,0 +1,148 @@
+"""Accuracy against MACs: a table and a chart for each number of classes, and what is not better than peers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from benchmarks.charts import Chart, Line, Panel
+from benchmarks.pages.pruning_questions import adaptivity, against_peers, calibration_size, paper
+from benchmarks.pages.pruning_rows import AGNOSTIC, NAMES, TUNING, best, budgets_of, draw_of, usual_calibration
+from benchmarks.pages.section import Section
+from benchmarks.record import Record, Row
+from benchmarks.tables import Spread, table
+
+FULL = {
+    "accuracy_full": "full model, all its classes",
+    "accuracy_full_limited": "full model, needed classes only",
+    "accuracy_full_limited_recalibrated": "… and recalibrated",
+}
+INTRODUCTION = """\
+{model}, {outputs} classes, {macs:,} MACs an image; {train} training and {test} test images ({data}, {test_data}).
+Each draw is a random set of needed classes; all strategies of a draw have the same weights, the same unlabelled
+images of the needed classes (images are picked by true class, their labels are not handed over), the same budgets,
+MACs counted by one code, channels in multiples of 8, and an output layer of the needed classes alone. *{agnostic}*
+sees as many images of every class, at most 1,000 altogether, instead. Accuracy is on all test images of the needed
+classes: mean ± standard deviation over draws, in brackets the loss against the full model that answers among the
+needed classes only, in points. *Recalibrated*: batch norms measured anew on the calibration images, by one code for
+all; charts and comparisons take the higher figure of every strategy but *reconstruct*, which is taken as it is.
+Short tuning, one code for all: distillation from the full model on up to {tune_per_class} unlabelled images a class
+for at most {tune_seconds:g} s, begun with the better of cut and recalibrated; all but *reconstruct* take the better
+of two learning rates, chosen on images held out, and so get twice the time. Torch-Pruning 1.6: global pruning of
+the full model limited to the needed classes; its group norm goes without sparse training beforehand. Differences
+are paired over draws. Threads of torch: {threads}."""
+
+
+def render(record: Record) -> Section:
+    """Tables, comparisons and one chart for each number of classes."""
+    model, settings = record.settings["model"], record.settings
+    plain = {name: value for name, value in settings.items() if name not in ("data", "test")}
+    data, test = settings["data"], settings["test"]
+    parts = [
+        INTRODUCTION.format(
+            **plain,
+            data=data["name"],
+            train=data["images"],
+            test_data=test["name"],
+            test=test["images"],
+            agnostic=NAMES[AGNOSTIC],
+        )
+    ]
+    charts, slug = {}, "".join(c if c.isalnum() else "-" for c in model)
+    usual = usual_calibration(record)
+    for size in sorted({len(row["classes"]) for row in record.rows}):
+        rows = [r for r in record.rows if len(r["classes"]) == size and r["calibration_per_class"] == usual]
+        if rows:
+            parts += _of_size(rows, size, usual)
+            charts[f"pruning-{slug}-{size}"] = _chart(rows, model, f"{size} of {settings['outputs']} classes")
+    parts += adaptivity(record) + calibration_size(record) + paper(record)
+    return Section(f"Pruning {model}", "\n\n".join(parts), charts)
+
+
+def _of_size(rows: Sequence[Row], size: int, calibration: int) -> list[str]:
+    draws = len({draw_of(row) for row in rows})
+    parts = [f"### {size} classes", f"Draws: {draws}; {calibration} calibration images a class. {_full(rows)}"]
+    for tune, title in TUNING.items():
+        tuned = [row for row in rows if row["tune"] == tune]
+        if tuned:
+            header = ("", *(f"{100 * macs:g} % MACs" for macs in budgets_of(tuned)))
+            parts += [
+                f"**{title}**: accuracy and loss",
+                table(header, _lines(tuned, _mean_and_loss)),
+                f"{title}: worst draw / lowest class of any draw, %",
+                table(header, _lines(tuned, _worst)),
+                "\n".join(against_peers(tuned)),
+            ]
+    return [part for part in parts if part]
+
+
+def _full(rows: Sequence[Row]) -> str:
+    """The full model's figures."""
+    once, texts = _once(rows), []
+    for figure, name in FULL.items():
+        values = [row[figure] for row in once]
+        texts.append(f"{name} {Spread.of(values).text(100)} % (worst draw {100 * min(values):.1f})")
+    lowest = min(row["accuracy_full_limited_worst_class"] for row in once)
+    texts.append(f"lowest class on needed classes only, of any draw, {100 * lowest:.1f} %")
+    return f"Test accuracy: {', '.join(texts)}."
+
+
+def _lines(rows: Sequence[Row], cell: Callable[[Sequence[Row], str], str]) -> list[list[str]]:
+    """A line for each strategy, and one more where recalibration was measured without tuning."""
+    lines = []
+    for strategy, name in NAMES.items():
+        of_strategy = [row for row in rows if row["strategy"] == strategy]
+        if not of_strategy:
+            continue
+        again = of_strategy[0]["tune"] == "none" and any(
+            r["accuracy"] != r["accuracy_recalibrated"] for r in of_strategy
+        )
+        for figure, suffix in (("accuracy", ""), ("accuracy_recalibrated", ", recalibrated"))[: 1 + again]:
+            cells = [[r for r in of_strategy if r["macs_target"] == macs] for macs in budgets_of(rows)]
+            lines.append([name + suffix, *(cell(found, figure) if found else "–" for found in cells)])
+    return lines
+
+
+def _mean_and_loss(rows: Sequence[Row], figure: str) -> str:
+    loss = Spread.of(row["accuracy_full_limited"] - row[figure] for row in rows)
+    return f"{Spread.of(row[figure] for row in rows).text(100)} ({loss.text(100)})"
+
+
+def _worst(rows: Sequence[Row], figure: str) -> str:
+    lowest = min(row[f"{figure}_worst_class"] for row in rows)
+    return f"{100 * min(row[figure] for row in rows):.1f} / {100 * lowest:.1f}"
+
+
+def _chart(rows: Sequence[Row], model: str, needed: str) -> Chart:
+    panels = []
+    for tune, name in TUNING.items():
+        tuned = [row for row in rows if row["tune"] == tune]
+        budgets = budgets_of(tuned)
+        if not tuned:
+            continue
+        lines = []
+        for strategy, label in NAMES.items():
+            by_budget = [
+                [best(r) for r in tuned if r["strategy"] == strategy and r["macs_target"] == m] for m in budgets
+            ]
+            if any(by_budget):
+                lines.append(_line(label, by_budget))
+        for figure, label in list(FULL.items())[:2]:
+            lines.append(_line(label, [[row[figure] for row in _once(tuned)]] * len(budgets), reference=True))
+        categories = tuple(f"{100 * macs:g}" for macs in budgets)
+        panels.append(
+            Panel(f"{needed}: {name.lower()}", "% of the full model's MACs", "accuracy, %", categories, tuple(lines))
+        )
+    return Chart(f"{model}, {needed}", tuple(panels))
+
+
+def _once(rows: Sequence[Row]) -> list[Row]:
+    """One row a draw, for what all its rows share."""
+    return list({draw_of(row): row for row in rows}.values())
+
+
+def _line(label: str, by_budget: Sequence[Sequence[float]], reference: bool = False) -> Line:
+    """A gap where a budget was not measured yet."""
+    spreads = [Spread.of(values) if values else Spread(math.nan, math.nan, 0) for values in by_budget]
+    means, deviations = ([round(100 * getattr(s, f), 3) for s in spreads] for f in ("mean", "deviation"))
+    return Line(label, tuple(means), tuple([math.nan] * len(means) if reference else deviations), reference)

@@ -1,0 +1,130 @@
+"""What the rows of the pruning benchmark answer: over peers, over our own control, by images seen, beside the paper."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from benchmarks.pages.pruning_rows import (
+    AGNOSTIC,
+    NAMES,
+    OURS,
+    TUNING,
+    best,
+    budgets_of,
+    loss_of,
+    paired,
+    usual_calibration,
+)
+from benchmarks.record import Record, Row
+from benchmarks.tables import Spread, table
+
+PAPER = {
+    "vgg16": (0.595, "negligible", 0.5),
+    "alexnet": (0.572, "under 3 %", 3.0),
+    "torchvision/vgg16": (0.595, "negligible", 0.5),
+    "torchvision/alexnet": (0.572, "under 3 %", 3.0),
+}
+"""MACs kept and loss in Qin et al. (ASP-DAC 2019), and what we hold that loss to be, in points."""
+
+
+def against_peers(rows: Sequence[Row]) -> list[str]:
+    """A line for each budget: ours over the strategy that is best there among all others but our own control."""
+    lines = []
+    for macs in budgets_of(rows):
+        rivals = {
+            name: Spread.of(best(r) for r in rows if r["strategy"] == name and r["macs_target"] == macs).mean
+            for name in NAMES
+            if name not in (OURS, AGNOSTIC) and any(r["strategy"] == name and r["macs_target"] == macs for r in rows)
+        }
+        rival = max(rivals, key=lambda name: rivals[name], default="")
+        difference = paired(rows, OURS, rival, macs)
+        if difference:
+            lines.append(
+                f"- {100 * macs:g} % MACs: {difference.text(100, sign=True)} points over the best other, "
+                f"{NAMES[rival]}: {_verdict(difference)}."
+            )
+    return lines
+
+
+def _verdict(difference: Spread) -> str:
+    if difference.count < 2:
+        return "one draw, not told from chance"
+    if not difference.told_from_zero:
+        return "**not better** that these draws tell from chance"
+    return "better" if difference.mean > 0 else "**worse**"
+
+
+def adaptivity(record: Record) -> list[str]:
+    """What looking at the needed classes alone brings, in pairs of draws."""
+    budgets = budgets_of(record.rows)
+    lines = []
+    for size in sorted({len(row["classes"]) for row in record.rows}):
+        for tune, title in TUNING.items():
+            rows = [
+                r
+                for r in record.rows
+                if (len(r["classes"]), r["tune"], r["calibration_per_class"]) == (size, tune, usual_calibration(record))
+            ]
+            found = [paired(rows, OURS, AGNOSTIC, macs) for macs in budgets]
+            if any(found):
+                cells = (
+                    "–" if s is None else s.text(100, sign=True) + ("" if s.told_from_zero else " ?") for s in found
+                )
+                lines.append([f"{size} classes, {title.lower()}", *cells])
+    if not lines:
+        return []
+    return [
+        "### What class-adaptivity brings",
+        f"*{NAMES[OURS]}* minus *{NAMES[AGNOSTIC]}*, points, paired over draws; **?**: not told from chance.",
+        table(("", *(f"{100 * macs:g} % MACs" for macs in budgets)), lines),
+    ]
+
+
+def calibration_size(record: Record) -> list[str]:
+    """Our accuracy and the best other's by number of calibration images, where several were measured."""
+    counts = sorted(record.distinct("calibration_per_class"))
+    if len(counts) < 2:
+        return []
+    parts = ["### Calibration set size"]
+    for size in sorted({len(row["classes"]) for row in record.rows}):
+        rows = [row for row in record.rows if len(row["classes"]) == size and row["tune"] == "none"]
+        lines = []
+        for strategy, name in NAMES.items():
+            for macs in budgets_of(rows):
+                chosen = [r for r in rows if r["strategy"] == strategy and r["macs_target"] == macs]
+                by_count = [[best(r) for r in chosen if r["calibration_per_class"] == n] for n in counts]
+                if sum(map(bool, by_count)) > 1:
+                    cells = (Spread.of(values).text(100) if values else "–" for values in by_count)
+                    lines.append([f"{name}, {100 * macs:g} % MACs", *cells])
+        if lines:
+            header = ("", *(f"{n} images a class" for n in counts))
+            parts += [f"{size} classes, no training, the better of cut and recalibrated:", table(header, lines)]
+    return parts if len(parts) > 1 else []
+
+
+def paper(record: Record) -> list[str]:
+    """The paper's settings beside ours; left out for a network that is not in the paper."""
+    model = record.settings["model"]
+    if model not in PAPER:
+        return []
+    kept, loss, points = PAPER[model]
+    lines = []
+    for size in sorted({len(row["classes"]) for row in record.rows}):
+        for tune, title in TUNING.items():
+            rows = [r for r in record.rows if (len(r["classes"]), r["tune"], r["strategy"]) == (size, tune, OURS)]
+            rows = [r for r in rows if r["calibration_per_class"] == usual_calibration(record)]
+            losses = {m: Spread.of(loss_of(r) for r in rows if r["macs_target"] == m) for m in budgets_of(rows)}
+            if rows:
+                small = [macs for macs, spread in losses.items() if 100 * spread.mean <= points]
+                there = losses[kept].text(100, 2) if kept in losses else "not measured"
+                fewest = f"{100 * min(small):g} %" if small else "none measured"
+                lines.append([f"{size} classes, {title.lower()}", there, fewest])
+    header = ("", f"loss at {100 * kept:g} % MACs, points", f"fewest MACs with a loss of at most {points:g}")
+    return [
+        "### Beside the paper",
+        f"Qin et al. (ASP-DAC 2019) report {100 * (1 - kept):.1f} % fewer MACs at a loss that is {loss}. How many "
+        "classes were kept, and on which data, is not stated, so this is no comparison of like with like. Our loss is "
+        "against the full model limited to the needed classes, which is harder than against the full model with all "
+        f"its classes; {'“negligible” is taken for 0.5 points' if points < 1 else 'per cent are taken for points'}.",
+        table(header, lines),
+    ]

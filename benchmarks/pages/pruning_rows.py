@@ -1,0 +1,58 @@
+"""How the pages read rows of the pruning benchmark."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from benchmarks.record import Record, Row
+from benchmarks.tables import Spread
+
+NAMES = {
+    "reconstruct": "reconstruct",
+    "reconstruct-agnostic": "reconstruct, all classes alike",
+    "captor": "CAPTOR, as far as published",
+    "taylor": "Taylor",
+    "l1": "L1",
+    "random": "random",
+    "torch-pruning-taylor": "Torch-Pruning, Taylor",
+    "torch-pruning-group-norm": "Torch-Pruning, group norm",
+    "torch-pruning-hessian": "Torch-Pruning, Hessian",
+}
+OURS, AGNOSTIC = "reconstruct", "reconstruct-agnostic"
+TUNING = {"none": "No training", "short": "Short tuning"}
+
+
+def best(row: Row) -> float:
+    """What is compared without training: our own as it is, of all others the higher of cut and recalibrated."""
+    figures = [row["accuracy"]]
+    if row["tune"] == "none" and row["strategy"] not in (OURS, AGNOSTIC):
+        figures.append(row["accuracy_recalibrated"])
+    return float(max(figures))
+
+
+def paired(rows: Sequence[Row], first: str, second: str, macs: float) -> Spread | None:
+    """`first` minus `second` over the draws that have both."""
+    values = {
+        name: {draw_of(r): best(r) for r in rows if r["strategy"] == name and r["macs_target"] == macs}
+        for name in (first, second)
+    }
+    both = [draw for draw in values[first] if draw in values[second]]
+    return Spread.of(values[first][d] - values[second][d] for d in both) if both else None
+
+
+def loss_of(row: Row) -> float:
+    return float(row["accuracy_full_limited"]) - best(row)
+
+
+def usual_calibration(record: Record) -> int:
+    """The number of calibration images with most rows: the tables are about it."""
+    counts = [row["calibration_per_class"] for row in record.rows]
+    return int(max(sorted(set(counts)), key=counts.count))
+
+
+def budgets_of(rows: Sequence[Row]) -> list[float]:
+    return sorted({row["macs_target"] for row in rows}, reverse=True)
+
+
+def draw_of(row: Row) -> tuple[object, ...]:
+    return (row["seed"], row["draw"], *row["classes"])

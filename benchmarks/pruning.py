@@ -1,0 +1,166 @@
+"""How small a model gets for a class set before it gets worse: our strategies and peers, in one run."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from benchmarks.progress import bars
+from benchmarks.record import command_line, machine, numbers, open_record, sweep
+from benchmarks.subsets import Labelled, Pool, drawn, given, shown
+from common.errors import ConfigError
+
+STRATEGIES = (
+    "reconstruct",
+    "reconstruct-agnostic",
+    "captor",
+    "taylor",
+    "l1",
+    "random",
+    "torch-pruning-taylor",
+    "torch-pruning-group-norm",
+    "torch-pruning-hessian",
+)
+TUNE = ("none", "short")
+
+
+def keys(
+    model: str,
+    sets: Sequence[Sequence[tuple[int, ...]]],
+    strategies: Sequence[str],
+    macs: Sequence[float],
+    tune: Sequence[str],
+    calibration: Sequence[int],
+    seed: int,
+) -> list[dict[str, Any]]:
+    """Of all rows: draw by draw, so that a run that was stopped has whole draws; `sets`: class sets of each draw."""
+    return [
+        {
+            "model": model,
+            "classes": list(classes),
+            "strategy": strategy,
+            "macs_target": ratio,
+            "tune": tuning,
+            "calibration_per_class": images,
+            "seed": seed,
+            "draw": draw,
+        }
+        for draw, drawn_sets in enumerate(sets)
+        for classes in drawn_sets
+        for images in calibration
+        for strategy in strategies
+        for ratio in macs
+        for tuning in tune
+    ]
+
+
+def command(
+    file: Annotated[Path, typer.Option("--json", help="File of the rows; finished ones are not measured again.")],
+    model: Annotated[str, typer.Option(help="Registered model, or your own as package.module:factory.")],
+    weights: Annotated[Path, typer.Option(help="Its weights, safetensors.")],
+    data: Annotated[
+        str, typer.Option(help="Source of calibration and tuning images; split `train` where it has some.")
+    ],
+    test: Annotated[
+        str | None, typer.Option(help="Source of test images; split `test` where it has some. As --data if not given.")
+    ] = None,
+    classes: Annotated[str, typer.Option(help="Needed classes, one or more numbers of them.")] = "5",
+    draws: Annotated[int, typer.Option(min=1, help="Random class sets of each size.")] = 20,
+    class_sets: Annotated[str | None, typer.Option(help="These sets instead, labels: 0,1,2;3,5.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Class sets and images follow from it.")] = 0,
+    macs: Annotated[str, typer.Option(help="Budgets: ratios of the full model's MACs.")] = "0.5,0.3,0.2,0.1",
+    strategies: Annotated[str, typer.Option(help="Any of the strategies.")] = ",".join(STRATEGIES),
+    tune: Annotated[str, typer.Option(help="none, short or both.")] = ",".join(TUNE),
+    calibration_per_class: Annotated[str, typer.Option(help="Unlabelled images a class, one or more numbers.")] = "50",
+    tune_per_class: Annotated[int, typer.Option(min=10, help="Most images a class for short tuning.")] = 2000,
+    tune_seconds: Annotated[float, typer.Option(min=1, help="Most seconds of one tuning.")] = 180.0,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of torch; all cores if not given.")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start the file anew.")] = False,
+) -> None:
+    """Accuracy on needed classes at a MACs budget: our strategies, plain baselines and Torch-Pruning.
+
+    All get the same weights, class sets, unlabelled images, budgets and tuning. Other classes, budgets, strategies and
+    seeds can be added to the same file by a further command. Ctrl-C stops it, the same command goes on.
+
+    Example: python -m benchmarks pruning --model vgg16 --weights vgg16.safetensors --data train.npz --test test.npz
+    --classes 2,5,8 --draws 20 --json benchmarks/results/pruning-vgg16.json
+    """
+    import torch
+
+    from benchmarks.trial import Trial
+    from common.torch_engine.base import BaseModel
+
+    chosen, tuning = _among("strategies", strategies, STRATEGIES), _among("tune", tune, TUNE)
+    ratios, calibration = _ratios(macs), numbers(calibration_per_class)
+    if min(calibration) < 1:
+        raise ConfigError(f"calibration-per-class is {calibration_per_class}, must be at least 1: give images to see")
+    torch.set_num_threads(threads or machine()["cores"])
+    pool = Pool.load(data, test)
+    height, width, channels = pool.train.x.shape[1:]
+    base = BaseModel.load(weights, model, (channels, height, width))
+    available = pool.classes(base.groups.classes)
+    if class_sets is None:
+        sizes = [drawn(available, size, draws, seed) for size in numbers(classes)]
+        sets = [list(of_draw) for of_draw in zip(*sizes, strict=True)]
+    else:
+        sets = [[one] for one in given(class_sets, available)]
+    settings = {
+        "model": model,
+        "weights": _digest(weights.read_bytes()),
+        "outputs": base.groups.classes,
+        "macs": base.groups.macs(),
+        "data": {"name": shown(data), **_size(pool.train)},
+        "test": {"name": shown(test or data), **_size(pool.test)},
+        "tune_per_class": tune_per_class,
+        "tune_seconds": tune_seconds,
+        "threads": torch.get_num_threads(),
+    }
+    options: dict[str, str | int | float | None] = {
+        "model": model,
+        "weights": weights.name,
+        "data": shown(data),
+        "test": None if test is None else shown(test),
+        **({"classes": classes, "draws": draws} if class_sets is None else {"class_sets": f'"{class_sets}"'}),
+        "seed": seed,
+        "macs": macs,
+        "strategies": None if chosen == list(STRATEGIES) else strategies,
+        "tune": tune,
+        "calibration_per_class": calibration_per_class,
+        "tune_per_class": tune_per_class,
+        "tune_seconds": tune_seconds,
+        "threads": threads,
+    }
+    record = open_record(file, "pruning", settings, command_line("pruning", file, **options), fresh)
+    with bars("pruning") as (on_row, on_phase):
+        trial = Trial(base, pool, tune_per_class, tune_seconds, on_phase)
+        sweep(record, file, keys(model, sets, chosen, ratios, tuning, calibration, seed), trial.measure, on_row)
+
+
+def _among(option: str, text: str, known: Sequence[str]) -> list[str]:
+    names = [name.strip() for name in text.split(",")]
+    unknown = [name for name in names if name not in known]
+    if unknown or len(set(names)) < len(names):
+        raise ConfigError(f"{option} is {text!r}, must be different ones of {', '.join(known)}")
+    return names
+
+
+def _ratios(text: str) -> list[float]:
+    try:
+        ratios = [float(part) for part in text.split(",")]
+    except ValueError:
+        ratios = []
+    if not ratios or len(set(ratios)) < len(ratios) or not all(0 < ratio <= 1 for ratio in ratios):
+        raise ConfigError(f"macs is {text!r}, must be different ratios in (0, 1] such as 0.5,0.3")
+    return ratios
+
+
+def _size(part: Labelled) -> dict[str, Any]:
+    return {"images": len(part.y), "digest": _digest(part.x.tobytes() + part.y.tobytes())}
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
