@@ -55,7 +55,7 @@ class LayerTimes:
 
 @dataclass(frozen=True)
 class LatencyTable:
-    """One image through one network on one machine. `layers`: by name; `rest`: seconds of all else, never cut.
+    """One image through one network on one machine. `layers`: by name; `rest`: seconds that no cut saves.
 
     `digest`: of the channel groups that it was measured for. `machine`: in words, for people.
     """

@@ -7,6 +7,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -26,28 +27,29 @@ Clock = Callable[[], float]
 
 RATIOS = (0.0, 0.25, 0.5, 0.75, 1.0)  # of a layer's inputs and outputs; 0 stands for the smallest count
 ENOUGH, FEWEST, MOST = 0.02, 5, 30  # one grid point: seconds to spend, repetitions
+PASSES = 15  # through the whole network
 
 
-def measure(
-    module: nn.Module, shape: tuple[int, int, int], rounds: int = 15, clock: Clock = time.perf_counter
-) -> float:
+def measure(module: nn.Module, shape: tuple[int, int, int], clock: Clock = time.perf_counter) -> float:
     """Median seconds of one image (C, H, W) through `module` on one thread."""
     with _one_thread():
-        return float(np.median(_timed([partial(module, _ones((1, *shape)))], rounds, clock)))
+        return float(np.median(_images([module], shape, clock)))
 
 
 def latency_ratio(
-    small: nn.Module,
-    full: nn.Module,
-    shape: tuple[int, int, int],
-    rounds: int = 15,
-    clock: Clock = time.perf_counter,
+    small: nn.Module, full: nn.Module, shape: tuple[int, int, int], clock: Clock = time.perf_counter
 ) -> float:
     """Median over paired runs of (small / full) seconds of one image: what slows the machine down slows both."""
-    x = _ones((1, *shape))
     with _one_thread():
-        times = _timed([partial(small, x), partial(full, x)], rounds, clock)
+        times = _images([small, full], shape, clock)
     return float(np.median(times[:, 0] / times[:, 1]))
+
+
+def _images(modules: Sequence[nn.Module], shape: tuple[int, int, int], clock: Clock) -> npt.NDArray[np.float64]:
+    """Seconds [rounds, modules] of one image; about a second in all, 15 to 100 rounds."""
+    calls = [partial(module, _ones((1, *shape))) for module in modules]
+    rounds = int(1 / max(_timed(calls, 1, clock).sum(), 1e-9))
+    return _timed(calls, min(max(rounds, 15), 100), clock)
 
 
 def measure_table(
@@ -58,25 +60,64 @@ def measure_table(
 ) -> LatencyTable:
     """Each convolution and linear layer alone, on one thread and one image, with the sizes of its real input map.
 
-    Counts are multiples of `multiple`. `on_layer`: called with layers done and their number. `rest` is what the whole
-    network takes beyond its layers (norms, activations, pooling), counted as if it were never cut.
+    Counts are multiples of `multiple`. A layer alone finds its weights in the cache: its times are scaled to what it
+    takes inside the full network. What follows it there (norms, activations, pooling) is added, in proportion to its
+    outputs; `rest` is what comes before the first layer. `on_layer`: called with layers done and their number.
     """
     groups, found = base.groups, {}
-    lengths, shapes = layer_lengths(groups), _input_shapes(base.module, groups)
+    lengths = layer_lengths(groups)
     blank = dict(skeleton(base.name, groups.classes, groups.input_shape).named_modules())
     with _one_thread():
+        inside, rest = _inside(base.module, groups, clock)
         for done, (name, (inputs, outputs)) in enumerate(lengths.items(), 1):
-            rows, columns = _grid(inputs, groups, multiple), _grid(outputs, groups, multiple)
-            times = [
-                [_seconds(_layer(base, blank[name], name, i, j), shapes[name], clock) for j in columns] for i in rows
+            rows, columns, real = _grid(inputs, groups, multiple), _grid(outputs, groups, multiple), inside[name]
+            alone = [
+                [_seconds(_layer(base, blank[name], name, i, j), real.reads, clock) for j in columns] for i in rows
             ]
+            times = monotone(alone) * (real.seconds / alone[-1][-1]) + real.after * np.array(columns) / columns[-1]
             found[name] = LayerTimes(rows, columns, tuple(map(tuple, monotone(times).tolist())))
             if on_layer is not None:
                 on_layer(done, len(lengths))
-    rest = measure(base.module, groups.input_shape, clock=clock) - sum(
-        layer.seconds[-1][-1] for layer in found.values()
-    )
-    return LatencyTable(base.name, groups.input_shape, groups.digest, _machine(), 1, found, max(rest, 0.0))
+    return LatencyTable(base.name, groups.input_shape, groups.digest, _machine(), 1, found, rest)
+
+
+@dataclass(frozen=True)
+class _Inside:
+    """A layer inside the full network: shape that it reads, its seconds, and those until the next layer begins."""
+
+    reads: tuple[int, ...]
+    seconds: float
+    after: float
+
+
+@torch.no_grad()
+def _inside(module: nn.Module, groups: ChannelGroups, clock: Clock) -> tuple[dict[str, _Inside], float]:
+    """All layers with their seconds for one image (medians), and the seconds before the first of them."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    stamps: list[float] = []
+
+    def begins(name: str, _module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        shapes[name] = tuple(inputs[0].shape)
+        stamps.append(clock())
+
+    def ends(*_: object) -> None:
+        stamps.append(clock())
+
+    layers = [(name, layer) for name, layer in module.named_modules() if name in {own.name for own in groups.layers}]
+    hooks = [layer.register_forward_pre_hook(partial(begins, name)) for name, layer in layers]
+    hooks += [layer.register_forward_hook(ends) for _, layer in layers]
+    x, rounds = _ones((1, *groups.input_shape)), []
+    try:
+        for _ in range(PASSES + 1):
+            stamps[:] = [clock()]
+            module(x)
+            rounds.append(np.diff([*stamps, clock()]))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    before, *spans = np.median(rounds[1:], axis=0).tolist()
+    pairs = zip(shapes.items(), spans[::2], spans[1::2], strict=True)  # shapes: in the order of execution
+    return {name: _Inside(reads, seconds, after) for (name, reads), seconds, after in pairs}, before
 
 
 def _grid(dimension: Dimension, groups: ChannelGroups, multiple: int) -> tuple[int, ...]:
@@ -116,24 +157,6 @@ def _timed(calls: Sequence[Callable[[], object]], rounds: int, clock: Clock) -> 
             call()
             row[column] = clock() - start
     return times[1:]
-
-
-@torch.no_grad()
-def _input_shapes(module: nn.Module, groups: ChannelGroups) -> dict[str, tuple[int, ...]]:
-    """Shape of what each layer reads for one image."""
-    shapes: dict[str, tuple[int, ...]] = {}
-
-    def recorded(name: str, _module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        shapes[name] = tuple(inputs[0].shape)
-
-    names = {layer.name for layer in groups.layers}
-    hooks = [m.register_forward_pre_hook(partial(recorded, n)) for n, m in module.named_modules() if n in names]
-    try:
-        module(_ones((1, *groups.input_shape)))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return shapes
 
 
 def _ones(shape: tuple[int, ...]) -> torch.Tensor:
