@@ -81,6 +81,15 @@ def prune(
     ] = None,
     parameters: Annotated[float | None, typer.Option(help="Parameters to keep, as a ratio of the full model.")] = None,
     size: Annotated[int | None, typer.Option("--bytes", help="Most bytes of the submodel's file.")] = None,
+    latency: Annotated[
+        float | None,
+        typer.Option(
+            help="Time of one image to keep, as a ratio of the full model's, by a table of each layer's seconds. MACs "
+            "are not time: layers that are slow for their MACs give more. The table is read from WEIGHTS.latency.json; "
+            "without that file it is measured here on one thread and written there (half a minute for VGG-16). Measure "
+            "on an idle machine of the kind that will run the submodel; remove the file to measure again."
+        ),
+    ] = None,
     tolerance: Annotated[
         float | None,
         typer.Option(
@@ -117,16 +126,21 @@ def prune(
     from cli.prune import Request, prune_model
     from common.planner import Budget
 
-    if (macs, parameters, size) == (None, None, None):
+    if (macs, parameters, size, latency) == (None, None, None, None):
         macs = 0.4 if tolerance is None else 1.0
     start = time.perf_counter()
-    budget = Budget(macs, parameters=parameters, bytes=size)
+    budget = Budget(macs, parameters=parameters, bytes=size, latency=latency)
     request = Request(
         model, weights, data, classes, budget, tolerance, calibration, seed, out, strategy, recalibrate, tune_steps
     )
     with Progress(console=console, transient=True) as progress:
         bar = progress.add_task("tuning", total=tune_steps, visible=False)
-        result = prune_model(request, lambda step: progress.update(bar, completed=step, visible=True))
+        layers = progress.add_task("measuring latency", total=None, visible=False)
+        result = prune_model(
+            request,
+            lambda step: progress.update(bar, completed=step, visible=True),
+            lambda done, total: progress.update(layers, completed=done, total=total, visible=True),
+        )
     result["seconds"] = round(time.perf_counter() - start, 2)
     if as_json:
         print(json.dumps(result))

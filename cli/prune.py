@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import nn
 
+from common import costs
 from common.data.source import Dataset, load
 from common.data.splits import split
 from common.errors import ConfigError, PlanError
+from common.latency import LatencyTable
 from common.planner import Budget
 from common.torch_engine.base import BaseModel, Submodel
 from common.torch_engine.forward import Images, logits, normalise
+from common.torch_engine.latency import latency_ratio, measure_table
 from common.torch_engine.network import save_state
 from common.torch_engine.recalibrate import recalibrate
 from common.torch_engine.strategies import SEE_ALL_CLASSES, Selection, Task, prepare
@@ -51,16 +52,24 @@ class Request:
     tune_steps: int = 0
 
 
-def prune_model(request: Request, on_step: Callable[[int], None] | None = None) -> dict[str, Any]:
+def prune_model(
+    request: Request,
+    on_step: Callable[[int], None] | None = None,
+    on_layer: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
     """Figures of one pruning: calibrated on the reference part, tested on the phones' part of the data.
 
     With a tolerance: the smallest submodel within the budget that disagrees with the full model, limited to the
     classes, on at most this share of the reference images that it was not calibrated on; PlanError when none does.
+    `on_step`: tuning steps done. `on_layer`: layers measured and their number, for a budget of latency.
     """
     data = load(request.source)
     base = load_base(request.model, request.weights, data)
     needed = _parse(request.classes, base.groups.classes)
     part = _Parts.draw(data, needed, request)
+    if request.budget.latency is not None:
+        table = _table(base, request.weights, request.budget.multiple, on_layer)
+        request = replace(request, budget=replace(request.budget, table=table))
     images = data.x[part.seen]
     task = Task(base, needed, images, data.x[part.seen_of_all], request.seed)
     submodel, more = _selected(prepare(request.strategy, task), request, lambda: data.x[part.rest()])
@@ -73,7 +82,25 @@ def prune_model(request: Request, on_step: Callable[[int], None] | None = None) 
         _write(request.out, submodel)
     result = {"classes": needed.tolist(), "strategy": request.strategy}
     result |= _figures(submodel, data.x[part.test], data.y[part.test])
+    if request.budget.table is not None:
+        result |= _predicted(submodel, request.budget.table)
     return result | {"test_images": len(part.test), "calibration_images": len(part.seen), **more}
+
+
+def _table(base: BaseModel, weights: Path, multiple: int, on_layer: Callable[[int, int], None] | None) -> LatencyTable:
+    """The latency table beside the weights; measured here and now, and kept there, when there is none."""
+    beside = weights.with_suffix(".latency.json")
+    if beside.exists():
+        return LatencyTable.read(beside, base.groups)
+    table = measure_table(base, multiple, on_layer)
+    with suppress(OSError):  # a folder that cannot be written to: measured again next time
+        table.write(beside)
+    return table
+
+
+def _predicted(submodel: Submodel, table: LatencyTable) -> dict[str, float | str]:
+    ratio = costs.latency_ratio(submodel.base.groups, table, submodel.plan.counts())
+    return {"latency_ratio_predicted": round(ratio, 4), "latency_machine": table.machine}
 
 
 def _selected(
@@ -119,7 +146,7 @@ def _figures(submodel: Submodel, images: Images, truth: np.ndarray) -> dict[str,
         "macs_ratio": round(submodel.macs_ratio(), 4),
         "parameters_ratio": round(submodel.parameters_ratio(), 4),
         "file_bytes_at_most": base.groups.file_bytes(submodel.plan.counts()),
-        "latency_ratio": round(latency_ratio(submodel.module, base.module, x[:8]), 4),
+        "latency_ratio": round(latency_ratio(submodel.module, base.module, base.groups.input_shape), 4),
     }
 
 
@@ -128,25 +155,6 @@ def _write(path: Path, submodel: Submodel) -> None:
     state = {name: tensor.numpy() for name, tensor in submodel.module.state_dict().items()}
     about = {"model": base.name, "plan": submodel.plan.to_json(), "mean": str(base.mean), "std": str(base.std)}
     save_state(path, state, about)
-
-
-@torch.no_grad()
-def latency_ratio(small: nn.Module, full: nn.Module, x: torch.Tensor, rounds: int = 15) -> float:
-    """Median over paired runs on one thread of (small / full) seconds for the batch `x`."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        ratios = []
-        for _ in range(rounds + 2):
-            times = []
-            for module in (small, full):
-                start = time.perf_counter()
-                module(x)
-                times.append(time.perf_counter() - start)
-            ratios.append(times[0] / times[1])
-        return float(np.median(ratios[2:]))
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _share(hits: np.ndarray) -> float:

@@ -1,6 +1,7 @@
 """MACs and stored values of a network as a sum of products over its groups, so that a cut is priced without a recount.
 
 Most layers are one term, `coefficient × inputs × outputs`; only the terms that a group is in change when it is cut.
+Seconds are a third kind where there is a latency table: a sum over layers, each looked up at its two lengths.
 """
 
 from __future__ import annotations
@@ -11,42 +12,57 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from common.groups import ChannelGroups, Layer
+from common.latency import LatencyTable, LayerTimes
 
 Dimension = tuple[int, tuple[tuple[str, int], ...]]
 """A length: a constant, and kept channels of groups times their taps."""
 
-Price = tuple[int, int]
-"""MACs of one image, stored values."""
+Price = tuple[float, ...]
+"""MACs of one image, stored values, and seconds of one image where there is a latency table."""
 
 
 @dataclass(frozen=True)
 class Term:
     """`price` of one element times the lengths of all `dimensions`."""
 
-    price: Price
+    price: tuple[int, int]
     dimensions: tuple[Dimension, ...]
 
     def size(self, counts: Mapping[str, int]) -> int:
         """Number of elements when `counts` channels of each group are kept."""
         size = 1
-        for constant, parts in self.dimensions:
-            length = constant
-            for group, taps in parts:
-                length += taps * counts[group]
-            size *= length
+        for dimension in self.dimensions:
+            size *= _length(dimension, counts)
         return size
 
 
 @dataclass(frozen=True)
+class Timed:
+    """A layer whose seconds were measured over its lengths."""
+
+    times: LayerTimes
+    lengths: tuple[Dimension, Dimension]
+
+    def seconds(self, counts: Mapping[str, int]) -> float:
+        inputs, outputs = self.lengths
+        return self.times.at(_length(inputs, counts), _length(outputs, counts))
+
+
+@dataclass(frozen=True)
 class Costs:
-    """`of_group`: the terms that each group is in. `fixed`: the price of what no plan changes."""
+    """`of_group`: the terms that each group is in. `fixed`: the price of what no plan changes. `timed`: None without a
+    latency table, `rest` is the table's.
+    """
 
     terms: tuple[Term, ...]
     of_group: Mapping[str, tuple[Term, ...]]
-    fixed: Price
+    fixed: tuple[int, int]
+    timed: tuple[Timed, ...] | None = None
+    rest: float = 0.0
 
     @classmethod
-    def of(cls, groups: ChannelGroups) -> Costs:
+    def of(cls, groups: ChannelGroups, table: LatencyTable | None = None) -> Costs:
+        """Raises ModelError for another network's table."""
         prices: dict[tuple[Dimension, ...], list[int]] = defaultdict(lambda: [0, 0])
         for layer in groups.layers:
             _add(prices, 0, layer.positions * layer.kernel, _layer_dimensions(layer))
@@ -55,15 +71,20 @@ class Costs:
         macs, values = prices.pop((), [0, 0])
         terms = tuple(Term((price[0], price[1]), dimensions) for dimensions, price in prices.items())
         of_group = {g.name: tuple(t for t in terms if g.name in _names(t)) for g in groups.groups}
-        return cls(terms, of_group, (macs, values))
+        if table is None:
+            return cls(terms, of_group, (macs, values))
+        table.check(groups)
+        timed = tuple(Timed(table.layers[name], lengths) for name, lengths in layer_lengths(groups).items())
+        return cls(terms, of_group, (macs, values), timed, table.rest)
 
     def total(self, counts: Mapping[str, int]) -> Price:
         """Price of the network that keeps `counts` channels of every group."""
         sizes = [(term.price, term.size(counts)) for term in self.terms]
-        return (
-            self.fixed[0] + sum(price[0] * size for price, size in sizes),
-            self.fixed[1] + sum(price[1] * size for price, size in sizes),
-        )
+        macs = self.fixed[0] + sum(price[0] * size for price, size in sizes)
+        values = self.fixed[1] + sum(price[1] * size for price, size in sizes)
+        if self.timed is None:
+            return macs, values
+        return macs, values, self.rest + sum(layer.seconds(counts) for layer in self.timed)
 
     def saved(self, counts: Mapping[str, int], group: str, smaller: int) -> Price:
         """What cutting `group` down to `smaller` channels saves."""
@@ -73,11 +94,48 @@ class Costs:
             gone = term.size(counts) - term.size(after)
             macs += term.price[0] * gone
             values += term.price[1] * gone
-        return macs, values
+        if self.timed is None:
+            return macs, values
+        reading = (layer for layer in self.timed if any(group == g for _, parts in layer.lengths for g, _ in parts))
+        return macs, values, sum(layer.seconds(counts) - layer.seconds(after) for layer in reading)
 
     def neighbours(self, group: str) -> set[str]:
-        """Groups whose savings change with this one's count, itself among them."""
+        """Groups whose savings change with this one's count, itself among them.
+
+        Groups that meet in a layer meet in its weights, so the terms know the neighbours in time as well.
+        """
         return {group}.union(*(_names(term) for term in self.of_group[group]))
+
+
+def latency_ratio(groups: ChannelGroups, table: LatencyTable, kept: Mapping[str, int]) -> float:
+    """Predicted seconds of `kept` (absent = all channels) over those of the full model."""
+    costs, full = Costs.of(groups, table), {group.name: group.channels for group in groups.groups}
+    return costs.total({**full, **kept})[2] / costs.total(full)[2]
+
+
+def layer_lengths(groups: ChannelGroups) -> dict[str, tuple[Dimension, Dimension]]:
+    """Input and output length of each layer, by name: those that a latency table is measured over."""
+    found: dict[str, tuple[Dimension, Dimension]] = {}
+    for layer in groups.layers:
+        *inputs, outputs = _layer_dimensions(layer)
+        if layer.name not in found:
+            found[layer.name] = (inputs[0] if inputs else (1, ()), outputs)
+        elif inputs:  # behind a concatenation: one entry a group that it reads
+            found[layer.name] = (_joined(found[layer.name][0], inputs[0]), outputs)
+        else:
+            found[layer.name] = ((1, ()), _joined(found[layer.name][1], outputs))
+    return found
+
+
+def _joined(one: Dimension, other: Dimension) -> Dimension:
+    return one[0] + other[0], one[1] + other[1]
+
+
+def _length(dimension: Dimension, counts: Mapping[str, int]) -> int:
+    length, parts = dimension
+    for group, taps in parts:
+        length += taps * counts[group]
+    return length
 
 
 def _names(term: Term) -> set[str]:

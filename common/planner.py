@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from common.costs import Costs, Price
 from common.errors import PlanError
 from common.groups import ChannelGroups
+from common.latency import LatencyTable
 from common.plan import Indices, Plan
 from common.selection import RemovalCurve
 
@@ -21,18 +22,21 @@ class Budget:
 
     `macs`, `parameters`: ratios of the full model's MACs and stored values, in (0, 1]. `bytes`: of the submodel's file
     (`ChannelGroups.file_bytes`). Kept counts are multiples of `multiple` (Torch-Pruning users report that odd counts
-    run slower than the uncut layer), or all channels of the group.
+    run slower than the uncut layer), or all channels of the group. `latency`: ratio of the full model's seconds as
+    `table` predicts them.
     """
 
     macs: float | None = None
     multiple: int = 8
     parameters: float | None = None
     bytes: int | None = None
+    latency: float | None = None
+    table: LatencyTable | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        if self.macs is None and self.parameters is None and self.bytes is None:
-            raise PlanError("the budget is empty: give at least one of macs, parameters and bytes")
-        for name, ratio in (("MACs", self.macs), ("parameters", self.parameters)):
+        if self.macs is None and self.parameters is None and self.bytes is None and self.latency is None:
+            raise PlanError("the budget is empty: give at least one of macs, parameters, bytes and latency")
+        for name, ratio in (("MACs", self.macs), ("parameters", self.parameters), ("latency", self.latency)):
             if ratio is not None and not 0 < ratio <= 1:
                 raise PlanError(f"{name} budget is {ratio}, must lie in (0, 1]: give a ratio of the full model's")
         if self.bytes is not None and self.bytes < 1:
@@ -40,21 +44,28 @@ class Budget:
         if self.multiple < 1:
             raise PlanError(f"multiple is {self.multiple}, must be at least 1")
 
-    def limits(self, groups: ChannelGroups, full: Price) -> tuple[float, float]:
-        """Most MACs and most stored values; `full`: those of the full model."""
+    def costs(self, groups: ChannelGroups) -> Costs:
+        """Prices of all that the budget limits. Raises PlanError for a latency without a table, ModelError for another
+        network's table.
+        """
+        if self.latency is not None and self.table is None:
+            raise PlanError(f"latency budget is {self.latency} without a latency table: measure and give one")
+        return Costs.of(groups, None if self.latency is None else self.table)
+
+    def limits(self, groups: ChannelGroups, full: Price) -> Price:
+        """Most MACs, stored values and, with a latency, seconds; `full`: those of the full model."""
         macs = math.inf if self.macs is None else self.macs * full[0]
         values = math.inf if self.parameters is None else self.parameters * full[1]
         if self.bytes is not None:
             values = min(values, (self.bytes - groups.file_overhead) / 2)
-        return macs, values
+        return (macs, values) if self.latency is None else (macs, values, self.latency * full[2])
 
     def broken(self, groups: ChannelGroups, counts: Mapping[str, int]) -> list[str]:
         """The budgets that `counts` kept channels do not hold, in words, each with its value at `counts`."""
-        words = []
-        for name, limit, now, full in (
-            ("MACs", self.macs, groups.macs(counts), groups.macs()),
-            ("parameters", self.parameters, groups.parameters(counts), groups.parameters()),
-        ):
+        costs, whole = self.costs(groups), {group.name: group.channels for group in groups.groups}
+        prices = zip(costs.total({**whole, **counts}), costs.total(whole), strict=True)
+        words, kinds = [], [("MACs", self.macs), ("parameters", self.parameters), ("latency", self.latency)]
+        for (name, limit), (now, full) in zip(kinds, prices, strict=False):  # no seconds without a latency
             if limit is not None and now > limit * full:  # rounded up: the value named is one that works
                 words.append(f"{name} budget is {limit:.4g} of the full model, {math.ceil(now / full * 1e4) / 1e4:.4g}")
         file = groups.file_bytes(counts)
@@ -66,12 +77,12 @@ class Budget:
 def plan(groups: ChannelGroups, curves: Mapping[str, RemovalCurve], classes: Indices, budget: Budget) -> Plan:
     """Greedy over all groups: remove the block of channels with the least loss per unit saved until the budget holds.
 
-    The unit is the full model's MACs, its stored values, or the sum of both ratios while both are over the budget. The
-    curves estimate one loss, so they are comparable across layers. No group is emptied. A larger budget of one kind
-    keeps at least what a smaller one keeps; with several kinds the layers may trade.
+    The unit is the full model's MACs, its stored values, its predicted seconds, or the sum of the ratios that are over
+    the budget. The curves estimate one loss, so they are comparable across layers. No group is emptied. A larger budget
+    of one kind keeps at least what a smaller one keeps; with several kinds the layers may trade.
     Raises PlanError naming every budget that even the smallest model breaks, and the nearest possible value.
     """
-    return _Path(groups, curves, classes, budget.multiple).down_to(budget)
+    return _Path(groups, curves, classes, budget).down_to(budget)
 
 
 def ladder(
@@ -87,7 +98,7 @@ def ladder(
     """
     if not ratios:
         raise PlanError("the ladder has 0 MACs ratios, at least 1 is needed: give some")
-    path, found = _Path(groups, curves, classes, budget.multiple), {}
+    path, found = _Path(groups, curves, classes, budget), {}
     for ratio in sorted(set(ratios), reverse=True):
         try:
             found[ratio] = path.down_to(replace(budget, macs=min(ratio, budget.macs or 1.0)))
@@ -102,16 +113,16 @@ class _Path:
     """Removes block after block. What goes next depends on which kinds are over the budget, not on how far."""
 
     def __init__(
-        self, groups: ChannelGroups, curves: Mapping[str, RemovalCurve], classes: Indices, multiple: int
+        self, groups: ChannelGroups, curves: Mapping[str, RemovalCurve], classes: Indices, budget: Budget
     ) -> None:
-        self.groups, self.curves, self.classes, self.multiple = groups, curves, classes, multiple
-        self.costs = Costs.of(groups)
+        self.groups, self.curves, self.classes, self.multiple = groups, curves, classes, budget.multiple
+        self.costs = budget.costs(groups)
         self.counts = {group.name: group.channels for group in groups.groups}
         self.full = self.costs.total(self.counts)
         self.counts[groups.output.name] = len(np.unique(classes))
         self.now = self.costs.total(self.counts)
         self.names = list(curves)
-        self.loss, self.saved = np.zeros(len(curves)), np.zeros((len(curves), 2))
+        self.loss, self.saved = np.zeros(len(curves)), np.zeros((len(curves), len(self.full)))
         for name in self.names:
             self._price(name)
 
@@ -120,6 +131,8 @@ class _Path:
         limits = budget.limits(self.groups, self.full)
         while any(over := [now > limit for now, limit in zip(self.now, limits, strict=True)]):
             gain = self.saved @ (np.array(over) / self.full)
+            if not (gain > 0).any():  # no single block is faster, several may be
+                gain = self.saved[:, 0]
             if not (gain > 0).any():
                 self._refuse(budget)
             with np.errstate(divide="ignore", invalid="ignore"):

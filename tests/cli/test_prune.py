@@ -8,7 +8,8 @@ from typer.testing import CliRunner
 from cli import prune
 from cli.main import app
 from common.assets import asset
-from common.errors import ConfigError, PlanError
+from common.errors import ConfigError, ModelError, PlanError
+from common.latency import LatencyTable, LayerTimes
 
 WEIGHTS = asset("simulations/models/small_cnn_fashion.safetensors")
 COMMAND = ["prune", "small-cnn", "--weights", str(WEIGHTS), "--classes", "0,6", "--calibration", "10", "--json"]
@@ -59,6 +60,7 @@ def test_a_tolerance_needs_images_that_are_left():
         ("--macs", "1.5", "MACs budget is 1.5"),
         ("--parameters", "0", "parameters budget is 0"),
         ("--bytes", "0", "bytes"),
+        ("--latency", "2", "latency budget is 2.0"),
     ],
 )
 def test_senseless_budgets_are_refused(option, value, message):
@@ -94,3 +96,31 @@ def test_an_unknown_strategy_is_named():
     failed = run("--strategy", "magic").exception
     assert isinstance(failed, ConfigError)
     assert "must be one of reconstruct, reconstruct-agnostic, captor" in str(failed)
+
+
+def test_a_latency_is_planned_by_the_table_beside_the_weights(tmp_path, monkeypatch):
+    weights = tmp_path / "small.safetensors"
+    weights.write_bytes(WEIGHTS.read_bytes())
+    beside = tmp_path / "small.latency.json"
+    measured = []
+
+    def table(base, multiple, on_layer):
+        measured.append(multiple)
+        lengths = {layer.name: LayerTimes((1,), (1, layer.full_outputs), ((0.0, 1.0),)) for layer in base.groups.layers}
+        return LatencyTable(base.name, base.groups.input_shape, base.groups.digest, "by hand", 1, lengths)
+
+    monkeypatch.setattr(prune, "measure_table", table)
+    options = ["--weights", str(weights), "--latency", "0.5"]
+    first, second = (json.loads(run(*options).stdout) for _ in range(2))
+    assert measured == [8]
+    assert beside.exists()
+    assert {**first, "seconds": 0} == {**second, "seconds": 0}
+    assert 0.3 < first["latency_ratio_predicted"] <= 0.5
+    assert first["latency_ratio"] == 1.0
+    assert first["latency_machine"] == "by hand"
+    beside.write_text(
+        beside.read_text().replace('"model":"small-cnn"', '"model":"vgg16"').replace('"digest":"', '"digest":"0')
+    )
+    failed = run(*options).exception
+    assert isinstance(failed, ModelError)
+    assert "small.latency.json: latency table is of vgg16" in str(failed)

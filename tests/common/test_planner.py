@@ -82,7 +82,7 @@ def test_an_impossible_budget_names_what_is_broken_and_a_value_that_works() -> N
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({}, "at least one of macs, parameters and bytes"),
+        ({}, "at least one of macs, parameters, bytes and latency"),
         ({"macs": 0.0}, r"MACs budget is 0.0, must lie in \(0, 1\]"),
         ({"parameters": 1.2}, "parameters budget is 1.2"),
         ({"bytes": 0}, "bytes budget is 0, must be at least 1"),

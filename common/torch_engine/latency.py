@@ -1,0 +1,180 @@
+"""Measured latency on this machine: of whole networks, and of single layers over a grid of channel counts."""
+
+from __future__ import annotations
+
+import copy
+import platform
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from common.costs import Dimension, layer_lengths
+from common.groups import ChannelGroups
+from common.latency import LatencyTable, LayerTimes, monotone
+from common.torch_engine.base import BaseModel
+from common.torch_engine.network import network
+from common.torch_engine.registry import skeleton
+
+Clock = Callable[[], float]
+
+RATIOS = (0.0, 0.25, 0.5, 0.75, 1.0)  # of a layer's inputs and outputs; 0 stands for the smallest count
+ENOUGH, FEWEST, MOST = 0.02, 5, 30  # one grid point: seconds to spend, repetitions
+PASSES = 15  # through the whole network
+
+
+def measure(module: nn.Module, shape: tuple[int, int, int], clock: Clock = time.perf_counter) -> float:
+    """Median seconds of one image (C, H, W) through `module` on one thread."""
+    with _one_thread():
+        return float(np.median(_images([module], shape, clock)))
+
+
+def latency_ratio(
+    small: nn.Module, full: nn.Module, shape: tuple[int, int, int], clock: Clock = time.perf_counter
+) -> float:
+    """Median over paired runs of (small / full) seconds of one image: what slows the machine down slows both."""
+    with _one_thread():
+        times = _images([small, full], shape, clock)
+    return float(np.median(times[:, 0] / times[:, 1]))
+
+
+def _images(modules: Sequence[nn.Module], shape: tuple[int, int, int], clock: Clock) -> npt.NDArray[np.float64]:
+    """Seconds [rounds, modules] of one image; about a second in all, 15 to 100 rounds."""
+    calls = [partial(module, _ones((1, *shape))) for module in modules]
+    rounds = int(1 / max(_timed(calls, 1, clock).sum(), 1e-9))
+    return _timed(calls, min(max(rounds, 15), 100), clock)
+
+
+def measure_table(
+    base: BaseModel,
+    multiple: int = 8,
+    on_layer: Callable[[int, int], None] | None = None,
+    clock: Clock = time.perf_counter,
+) -> LatencyTable:
+    """Each convolution and linear layer alone, on one thread and one image, with the sizes of its real input map.
+
+    Counts are multiples of `multiple`. A layer alone finds its weights in the cache: its times are scaled to what it
+    takes inside the full network. What follows it there (norms, activations, pooling) is added, in proportion to its
+    outputs; `rest` is what comes before the first layer. `on_layer`: called with layers done and their number.
+    """
+    groups, found = base.groups, {}
+    lengths = layer_lengths(groups)
+    blank = dict(skeleton(base.name, groups.classes, groups.input_shape).named_modules())
+    with _one_thread():
+        inside, rest = _inside(base.module, groups, clock)
+        for done, (name, (inputs, outputs)) in enumerate(lengths.items(), 1):
+            rows, columns, real = _grid(inputs, groups, multiple), _grid(outputs, groups, multiple), inside[name]
+            alone = [
+                [_seconds(_layer(base, blank[name], name, i, j), real.reads, clock) for j in columns] for i in rows
+            ]
+            times = monotone(alone) * (real.seconds / alone[-1][-1]) + real.after * np.array(columns) / columns[-1]
+            found[name] = LayerTimes(rows, columns, tuple(map(tuple, monotone(times).tolist())))
+            if on_layer is not None:
+                on_layer(done, len(lengths))
+    return LatencyTable(base.name, groups.input_shape, groups.digest, _machine(), 1, found, rest)
+
+
+@dataclass(frozen=True)
+class _Inside:
+    """A layer inside the full network: shape that it reads, its seconds, and those until the next layer begins."""
+
+    reads: tuple[int, ...]
+    seconds: float
+    after: float
+
+
+@torch.no_grad()
+def _inside(module: nn.Module, groups: ChannelGroups, clock: Clock) -> tuple[dict[str, _Inside], float]:
+    """All layers with their seconds for one image (medians), and the seconds before the first of them."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    stamps: list[float] = []
+
+    def begins(name: str, _module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        shapes[name] = tuple(inputs[0].shape)
+        stamps.append(clock())
+
+    def ends(*_: object) -> None:
+        stamps.append(clock())
+
+    layers = [(name, layer) for name, layer in module.named_modules() if name in {own.name for own in groups.layers}]
+    hooks = [layer.register_forward_pre_hook(partial(begins, name)) for name, layer in layers]
+    hooks += [layer.register_forward_hook(ends) for _, layer in layers]
+    x, rounds = _ones((1, *groups.input_shape)), []
+    try:
+        for _ in range(PASSES + 1):
+            stamps[:] = [clock()]
+            module(x)
+            rounds.append(np.diff([*stamps, clock()]))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    before, *spans = np.median(rounds[1:], axis=0).tolist()
+    pairs = zip(shapes.items(), spans[::2], spans[1::2], strict=True)  # shapes: in the order of execution
+    return {name: _Inside(reads, seconds, after) for (name, reads), seconds, after in pairs}, before
+
+
+def _grid(dimension: Dimension, groups: ChannelGroups, multiple: int) -> tuple[int, ...]:
+    """Counts from the smallest that a plan can keep up to all, rounded to multiples; one where nothing can be cut."""
+    fixed, parts = dimension
+    free = sum(taps * groups.by_name[name].channels for name, taps in parts)
+    if not free:
+        return (fixed,)
+    channels = 1 if parts[0][0] == groups.output.name else multiple
+    unit = max(taps for _, taps in parts) * channels
+    counts = {min(unit * max(round(ratio * free / unit), 1), free) for ratio in RATIOS} | {free}
+    return tuple(fixed + count for count in sorted(counts))
+
+
+def _layer(base: BaseModel, blank: nn.Module, name: str, inputs: int, outputs: int) -> nn.Module:
+    """The layer with its first `inputs` inputs and `outputs` outputs."""
+    own = {key: base.state[f"{name}.{key}"][:outputs] for key, _ in blank.named_parameters()}
+    return network(copy.deepcopy(blank), own | {"weight": own["weight"][:, :inputs]})
+
+
+def _seconds(layer: Any, shape: tuple[int, ...], clock: Clock) -> float:
+    """Median seconds of one layer; more repetitions where they take less."""
+    linear = isinstance(layer, nn.Linear)
+    x = _ones((*shape[:-1], layer.in_features) if linear else (shape[0], layer.in_channels, *shape[2:]))
+    first = _timed([partial(layer, x)], 1, clock).item()
+    rounds = min(max(int(ENOUGH / first), FEWEST), MOST) if first > 0 else MOST
+    return float(np.median(_timed([partial(layer, x)], rounds, clock)))
+
+
+@torch.no_grad()
+def _timed(calls: Sequence[Callable[[], object]], rounds: int, clock: Clock) -> npt.NDArray[np.float64]:
+    """Seconds [rounds, calls], one call after the other in each round; a first round is not counted."""
+    times = np.zeros((rounds + 1, len(calls)))
+    for row in times:
+        for column, call in enumerate(calls):
+            start = clock()
+            call()
+            row[column] = clock() - start
+    return times[1:]
+
+
+def _ones(shape: tuple[int, ...]) -> torch.Tensor:
+    """An input in the memory layout of `normalise`."""
+    x = torch.ones(shape)
+    return x.contiguous(memory_format=torch.channels_last) if len(shape) == 4 else x
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _machine() -> str:
+    processor = platform.processor() or platform.machine()
+    return f"{processor}, {torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}"
