@@ -125,8 +125,8 @@ def mixture(classes: Sequence[Moments], weights: Floats) -> Floats:
 
     Raises DataError when no class has a weight, or one that has was never seen.
     """
-    used = np.flatnonzero(weights > 0)
-    if len(used) == 0:
+    used: list[int] = np.flatnonzero(weights > 0).tolist()
+    if not used:
         raise DataError("0 classes have a weight, at least 1 is needed: give a usage above zero")
     unseen = next((c for c in used if classes[c].count == 0), None)
     if unseen is not None:
@@ -169,9 +169,10 @@ class ClassMoments:
         With gₛ the gradient of logit s it is P·E Σₛ (gₛ - ḡ)(gₛ - ḡ)ᵀ, P positions, ḡ the mean over the needed
         logits. It is not additive: the pairs of logits in E ḡḡᵀ are K² matrices. But E ḡḡᵀ ⪰ E[ḡ]E[ḡ]ᵀ, and with that
         in its place only moments of each logit are left: P·Σₛ [Covₛ + (mₛ - m)(mₛ - m)ᵀ], P·|S| times an even
-        mixture's covariance. So it overrates the loss, never to zero, and equals it where gradients do not depend on
-        the image, as in the last layer. Each logit's gradients are taken on images of its own class, where it matters
-        whether it stays on top, and not on those of the other needed classes: that part is an approximation.
+        mixture's covariance. On one sample of images that never underrates the loss, is above zero for a single class
+        and exact where gradients do not depend on the image, as in the last layer. But each logit's gradients are taken
+        on images of its own class alone, one backward pass each, not on those of the other needed classes: this is an
+        approximation, and may underrate.
         """
         chosen = np.unique(classes)
         parts = self.gradients[layer]

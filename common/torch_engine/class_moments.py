@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,16 +16,15 @@ from torch import nn
 
 from common.errors import DataError
 from common.groups import Group
-from common.moments import SHARE, ClassMoments, Moments, Scatter
+from common.moments import SHARE, ClassMoments, Key, Moments, Scatter
 from common.plan import Indices, Plan
 from common.selection import Floats, Reading, RemovalCurve, removal_curve
 from common.torch_engine.base import BaseModel
 from common.torch_engine.evidence import Sampler, consumer_weight, consumers, hooks, recorded
 from common.torch_engine.forward import Images, normalise
 
-K = TypeVar("K")
-Sums = tuple[dict[tuple[str, str], Scatter], dict[str, Scatter]]
-"""Of channels at consumers' inputs and of gradients at their outputs."""
+Place = Key | str
+"""A group's channels at a consumer's input, or the gradients at a consumer's outputs."""
 
 
 def network_digest(base: BaseModel) -> str:
@@ -48,52 +47,44 @@ def gather(
 ) -> ClassMoments:
     """Moments of every class from `images` uint8 [N, H, W, C], may be a memory-mapped array, with `labels` [N].
 
-    `positions`: most map positions that are observed of an image. Raises DataError for no images or labels beyond the
-    classes.
+    `positions`: most map positions that are observed of an image. Raises DataError without images and for labels
+    beyond the classes.
     """
     classes = base.groups.classes
     if len(labels) == 0 or labels.min() < 0 or labels.max() >= classes:
         raise DataError(f"{len(labels)} labels given, needed is at least 1, all in 0..{classes - 1}: check the images")
     sampler = Sampler(1, positions, seed)
-    packed = []
+    packed: list[dict[Place, Moments]] = []
     for c in range(classes):
-        own = np.flatnonzero(labels == c)
-        sums: Sums = ({}, {})
+        own, sums = np.flatnonzero(labels == c), dict[Place, Scatter]()
         for start in range(0, len(own), batch):
             x = normalise(images[own[start : start + batch]], base.mean, base.std)
             found = _batch_sums(base, x, c, sampler)
-            sums = (_added(sums[0], found[0]), _added(sums[1], found[1]))
-        packed.append([{key: Moments.of(s, share) for key, s in kind.items()} for kind in sums])
-    widths = {c.layer: base.groups.tensors[f"{c.layer}.weight"][0] for _, c in consumers(base.groups)}
+            sums = {place: sums[place] + scatter if sums else scatter for place, scatter in found.items()}
+        packed.append({place: Moments.of(scatter, share) for place, scatter in sums.items()})
+    inputs = {(group.name, consumer.layer): group.channels for group, consumer in consumers(base.groups)}
+    outputs = {layer: base.groups.tensors[f"{layer}.weight"][0] for layer in _layers(base)}
     return ClassMoments(
         network_digest(base),
         np.bincount(labels, minlength=classes).astype(np.int64),
+        {key: [found.get(key, Moments.unseen(channels)) for found in packed] for key, channels in inputs.items()},
         {
-            (g.name, c.layer): [_at(p[0], (g.name, c.layer), g.channels) for p in packed]
-            for g, c in consumers(base.groups)
+            layer: [found.get(layer, Moments.unseen(channels)) for found in packed]
+            for layer, channels in outputs.items()
         },
-        {layer: [_at(p[1], layer, width) for p in packed] for layer, width in widths.items()},
     )
 
 
-def _at(found: Mapping[K, Moments], key: K, channels: int) -> Moments:
-    return found[key] if key in found else Moments.unseen(channels)
+def _layers(base: BaseModel) -> list[str]:
+    return list(dict.fromkeys(consumer.layer for _, consumer in consumers(base.groups)))
 
 
-def _added(old: dict[K, Scatter], new: dict[K, Scatter]) -> dict[K, Scatter]:
-    return {key: old[key] + scatter if key in old else scatter for key, scatter in new.items()}
-
-
-def _batch_sums(base: BaseModel, x: torch.Tensor, label: int, sampler: Sampler) -> Sums:
+def _batch_sums(base: BaseModel, x: torch.Tensor, label: int, sampler: Sampler) -> dict[Place, Scatter]:
     """Of normalised images [N, C, H, W] of one class: one forward and one backward pass."""
     with recorded(base.module, base.groups, sampler) as rows:
-        gradients = _logit_gradients(
-            base.module, list(dict.fromkeys(c.layer for _, c in consumers(base.groups))), label, x
-        )
-    return (
-        {key: Scatter.of(seen) for key, seen in rows.items()},
-        {layer: Scatter.of(gradient) for layer, gradient in gradients.items()},
-    )
+        gradients = _logit_gradients(base.module, _layers(base), label, x)
+    observed: list[tuple[Place, Any]] = [*rows.items(), *gradients.items()]
+    return {place: Scatter.of(seen) for place, seen in observed}
 
 
 def _logit_gradients(module: nn.Module, layers: list[str], label: int, x: torch.Tensor) -> dict[str, Any]:
