@@ -11,6 +11,7 @@ from rich.console import Console
 
 from benchmarks import federation, pruning, slicing
 from benchmarks.memory import memory
+from benchmarks.moments import moments
 from common.errors import FedcaptorError
 
 app = typer.Typer(
@@ -23,6 +24,7 @@ app = typer.Typer(
 )
 app.command("federation")(federation.command)
 app.command("memory")(memory)
+app.command("moments")(moments)
 app.command("pruning")(pruning.command)
 app.command("slicing")(slicing.command)
 

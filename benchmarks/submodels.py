@@ -29,10 +29,10 @@ Shape = tuple[int, int, int]
 Clock = Callable[[], float]
 
 
-def random_base(name: str, shape: Shape, seed: int, groups: str | None = None) -> BaseModel:
+def random_base(name: str, shape: Shape, seed: int, groups: str | None = None, classes: int = CLASSES) -> BaseModel:
     """A registered network with random weights, which it shares with its state. `groups`: as JSON, traced if absent."""
     torch.manual_seed(seed)
-    module = build(name, CLASSES, shape)
+    module = build(name, classes, shape)
     state = {key: tensor.detach().numpy() for key, tensor in module.state_dict().items()}
     found = trace(module, name, shape) if groups is None else ChannelGroups.from_json(groups)
     return BaseModel(name, state, found, (0.5,) * shape[0], (0.5,) * shape[0], module)

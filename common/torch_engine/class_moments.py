@@ -1,0 +1,147 @@
+"""Class moments of a network from labelled reference images, and removal curves of any usage from them.
+
+Images are looked at once, class by class; memory is that of one class's sums, however many images there are. Afterwards
+a usage costs linear algebra alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from common.errors import DataError
+from common.groups import Group
+from common.moments import SHARE, ClassMoments, Key, Moments, Scatter
+from common.plan import Indices, Plan
+from common.selection import Floats, Reading, RemovalCurve, removal_curve
+from common.torch_engine.base import BaseModel
+from common.torch_engine.evidence import Sampler, consumer_weight, consumers, hooks, recorded
+from common.torch_engine.forward import Images, normalise
+
+Place = Key | str
+"""A group's channels at a consumer's input, or the gradients at a consumer's outputs."""
+
+
+def network_digest(base: BaseModel) -> str:
+    """SHA-256 (hex) of channel groups and weights: moments of one network mean nothing in another."""
+    found = hashlib.sha256(base.groups.digest.encode())
+    for name in sorted(base.state):
+        found.update(name.encode() + np.ascontiguousarray(base.state[name]).tobytes())
+    return found.hexdigest()
+
+
+def gather(
+    base: BaseModel,
+    images: Images,
+    labels: Indices,
+    *,
+    positions: int = 32,
+    batch: int = 32,
+    share: float = SHARE,
+    seed: int = 0,
+) -> ClassMoments:
+    """Moments of every class from `images` uint8 [N, H, W, C], may be a memory-mapped array, with `labels` [N].
+
+    `positions`: most map positions that are observed of an image. Raises DataError without images and for labels
+    beyond the classes.
+    """
+    classes = base.groups.classes
+    if len(labels) == 0 or labels.min() < 0 or labels.max() >= classes:
+        raise DataError(f"{len(labels)} labels given, needed is at least 1, all in 0..{classes - 1}: check the images")
+    sampler = Sampler(1, positions, seed)
+    packed: list[dict[Place, Moments]] = []
+    for c in range(classes):
+        own, sums = np.flatnonzero(labels == c), dict[Place, Scatter]()
+        for start in range(0, len(own), batch):
+            x = normalise(images[own[start : start + batch]], base.mean, base.std)
+            found = _batch_sums(base, x, c, sampler)
+            sums = {place: sums[place] + scatter if sums else scatter for place, scatter in found.items()}
+        packed.append({place: Moments.of(scatter, share) for place, scatter in sums.items()})
+    inputs = {(group.name, consumer.layer): group.channels for group, consumer in consumers(base.groups)}
+    outputs = {layer: base.groups.tensors[f"{layer}.weight"][0] for layer in _layers(base)}
+    return ClassMoments(
+        network_digest(base),
+        np.bincount(labels, minlength=classes).astype(np.int64),
+        {key: [found.get(key, Moments.unseen(channels)) for found in packed] for key, channels in inputs.items()},
+        {
+            layer: [found.get(layer, Moments.unseen(channels)) for found in packed]
+            for layer, channels in outputs.items()
+        },
+    )
+
+
+def _layers(base: BaseModel) -> list[str]:
+    return list(dict.fromkeys(consumer.layer for _, consumer in consumers(base.groups)))
+
+
+def _batch_sums(base: BaseModel, x: torch.Tensor, label: int, sampler: Sampler) -> dict[Place, Scatter]:
+    """Of normalised images [N, C, H, W] of one class: one forward and one backward pass."""
+    with recorded(base.module, base.groups, sampler) as rows:
+        gradients = _logit_gradients(base.module, _layers(base), label, x)
+    observed: list[tuple[Place, Any]] = [*rows.items(), *gradients.items()]
+    return {place: Scatter.of(seen) for place, seen in observed}
+
+
+def _logit_gradients(module: nn.Module, layers: list[str], label: int, x: torch.Tensor) -> dict[str, Any]:
+    """∂(z_label - mean z) / ∂ output [N · positions, O] at each layer: a softmax ignores a common shift."""
+    modules = dict(module.named_modules())
+    outputs: dict[str, torch.Tensor] = {}
+
+    def watch(layer: str) -> Callable[..., torch.Tensor]:
+        def hook(_module: nn.Module, _inputs: Any, output: torch.Tensor) -> torch.Tensor:
+            # A copy goes on: in-place activations behind the layer would destroy what is differentiated.
+            outputs[layer] = output if output.requires_grad else output.requires_grad_()
+            return outputs[layer].clone()
+
+        return hook
+
+    with hooks([modules[layer].register_forward_hook(watch(layer)) for layer in layers]):
+        z = module(x)
+    found = torch.autograd.grad((z[:, label] - z.mean(1)).sum(), [outputs[layer] for layer in layers])
+    return {
+        layer: gradient.movedim(1, -1).reshape(-1, gradient.shape[1]).numpy()
+        for layer, gradient in zip(layers, found, strict=True)
+    }
+
+
+def curves_for(
+    base: BaseModel,
+    moments: ClassMoments,
+    usage: Floats,
+    classes: Indices,
+    *,
+    start: Plan | None = None,
+    importance: Mapping[str, Floats] | None = None,
+) -> dict[str, RemovalCurve]:
+    """Removal curve of each group for images of the needed `classes` in proportion to `usage` [K], as `Evidence.curves`
+    (which says what `start` and `importance` are), without a forward pass. Raises DataError for a class without images.
+    """
+    needed = np.unique(classes)
+    weights = np.where(np.isin(np.arange(len(usage)), needed), usage, 0.0)
+    sensitivity = {layer: moments.sensitivity(layer, needed) for layer in moments.gradients}
+    return {
+        group.name: removal_curve(
+            _readings(base, moments, group, weights, sensitivity),
+            importance=None if importance is None else importance.get(group.name),
+            start=None if start is None else start.kept.get(group.name),
+        )
+        for group in base.groups.prunable
+        if group.consumers
+    }
+
+
+def _readings(
+    base: BaseModel, moments: ClassMoments, group: Group, weights: Floats, sensitivity: Mapping[str, Floats]
+) -> list[Reading]:
+    result = []
+    for consumer in group.consumers:
+        weight = torch.from_numpy(np.asarray(base.state[f"{consumer.layer}.weight"]))
+        taps = consumer_weight(weight, group.channels, consumer).double().numpy().transpose(2, 1, 0)  # [taps, C, O]
+        gram = (taps @ sensitivity[consumer.layer] @ taps.transpose(0, 2, 1)).sum(0)
+        result.append(Reading(moments.covariance(group.name, consumer.layer, weights), gram))
+    return result
