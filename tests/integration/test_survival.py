@@ -81,13 +81,15 @@ class Run:
         return process.returncode, error
 
     def _answering(self, phase: str) -> bool:
-        """Whether one of the first phones has answered in `phase`."""
-        first = [self.out / "phones" / f"{number:06d}" for number in range(4)]
+        """Whether a phone has answered in `phase`: any, as the first few may drop out and answer when asked again,
+        with the last ones.
+        """
+        folders = [self.out / "phones" / f"{number:06d}" for number in range(PHONES)]
         if phase == "deliver":
-            return any((folder / OUTCOME_FILE).exists() for folder in first)
+            return any((folder / OUTCOME_FILE).exists() for folder in folders)
         kind, index = phase.rsplit("-", 1)
         query = f"SELECT count(*) FROM ledger_charges WHERE kind = '{kind}'"
-        return any(rows(folder / "phone.db", query) > [(int(index),)] for folder in first)
+        return any(rows(folder / "phone.db", query) > [(int(index),)] for folder in folders)
 
     def journal(self) -> dict[str, tuple[Any, ...]]:
         """Every finished phase as it is stored, with its seconds."""
