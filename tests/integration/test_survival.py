@@ -45,7 +45,14 @@ class Run:
     def start(self) -> subprocess.Popen[str]:
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        return subprocess.Popen(self._command, cwd=ROOT, env=environment, **pipes)  # type: ignore[call-overload]
+        # A shell's background job ignores SIGINT, and its children would do so too.
+        return subprocess.Popen(  # type: ignore[call-overload]
+            self._command,
+            cwd=ROOT,
+            env=environment,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            **pipes,
+        )
 
     def finish(self) -> tuple[int, str]:
         """Exit code and standard error."""
