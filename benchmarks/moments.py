@@ -54,21 +54,16 @@ def measure(
     model: str, classes: int, made: int, share: float, steepness: float, seed: int, clock: Clock = time.thread_time
 ) -> dict[str, float]:
     """One row, from `made` of the `classes`."""
-    import torch
-
     from benchmarks.submodels import random_base
     from common.torch_engine.class_moments import curves_for
+    from common.torch_engine.latency import one_thread
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         base = random_base(model, (3, 32, 32), seed, classes=classes)
         packing, found = _synthetic(base, made, share, steepness, seed, clock)
         start = clock()
         curves_for(base, found, np.ones(made), np.arange(made))
         curves_seconds = clock() - start
-    finally:
-        torch.set_num_threads(threads)
     places = [*found.inputs.values(), *found.gradients.values()]
     triangles = sum(place[0].mean.size * (place[0].mean.size + 1) for place in places)
     return {

@@ -53,13 +53,10 @@ def measure(trial: Trial, key: Mapping[str, Any], on_phase: OnPhase = lambda nam
     """Figures of one model's row. One-thread figures are CPU seconds of the measuring thread: other programs do not
     count. Those of several threads are by the clock on the wall.
     """
-    import torch
-
     from benchmarks import submodels
+    from common.torch_engine.latency import one_thread
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         base = submodels.random_base(key["model"], trial.shape, trial.seed)
         plans = submodels.random_plans(base.groups, trial.macs, trial.plans, trial.seed)
         submodels.require_equal(base, plans[0])
@@ -72,8 +69,6 @@ def measure(trial: Trial, key: Mapping[str, Any], on_phase: OnPhase = lambda nam
             "parameters_ratio": base.groups.parameters_ratio(kept),
             "parameters": base.groups.parameters(),
         }
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _speeds(base: Any, plans: list[Any], repetitions: int, on_phase: OnPhase) -> dict[str, float]:

@@ -14,10 +14,9 @@ import numpy.typing as npt
 from benchmarks.peers import PEERS
 from benchmarks.progress import OnPhase
 from benchmarks.subsets import Pool, Sample
-from common.plan import Plan
 from common.planner import Budget
 from common.torch_engine.base import BaseModel, Submodel
-from common.torch_engine.factory import sliced
+from common.torch_engine.factory import limited
 from common.torch_engine.forward import Images, logits, normalise
 from common.torch_engine.recalibrate import recalibrate
 from common.torch_engine.strategies import STRATEGIES, Prepared, Task
@@ -141,17 +140,15 @@ class Trial:
 
     def _judge_full(self, setting: Setting) -> dict[str, Any]:
         """The full model on the test images of the needed classes."""
-        needed, groups = np.array(setting.classes), self.base.groups
+        needed = np.array(setting.classes)
         chosen = np.isin(self.pool.test.y, needed)
         scores, truth = self._logits[chosen], self.pool.test.y[chosen]
-        every = {group.name: np.arange(group.channels) for group in groups.prunable}
-        whole = sliced(self.base, Plan.of(groups, {**every, groups.output.name: needed}))
-        limited = Score.of(needed[scores[:, needed].argmax(1)], truth)
-        again = self._judge(recalibrate(whole, self._sample(setting).images), setting.classes)
+        among = Score.of(needed[scores[:, needed].argmax(1)], truth)
+        again = self._judge(recalibrate(limited(self.base, needed), self._sample(setting).images), setting.classes)
         return {
             "accuracy_full": Score.of(scores.argmax(1), truth).mean,
-            "accuracy_full_limited": limited.mean,
-            "accuracy_full_limited_worst_class": limited.worst_class,
+            "accuracy_full_limited": among.mean,
+            "accuracy_full_limited_worst_class": among.worst_class,
             "accuracy_full_limited_recalibrated": again.mean,
         }
 

@@ -14,7 +14,7 @@ from common.plan import Indices, Plan
 from common.preference import layer_slices
 from common.subgroups import composed, subgroups
 from common.torch_engine.base import BaseModel, Submodel
-from common.torch_engine.factory import sliced
+from common.torch_engine.factory import limited
 from common.torch_engine.forward import Images
 from common.torch_engine.prune import Evidence
 
@@ -36,7 +36,8 @@ def personalise_from_cluster(
     ladder = tuple(ratio / share for ratio in config.personal.ladder if ratio < share)
     config = config.model_copy(update={"personal": config.personal.model_copy(update={"ladder": ladder})})
     found = personalise(inner, _narrowed(offer, cluster, inner), counts[labels], use, check, config, seed)
-    own = found.submodel or _limited(inner, found.classes)
+    # Without an image to refine it on: the network as it is with fewer classes.
+    own = found.submodel or limited(inner, found.classes)
     plan = composed(cluster.base.groups, cluster.plan, own.plan)
     prior = np.full(len(counts), found.prior.min())
     prior[labels] = found.prior
@@ -93,9 +94,3 @@ def _rows(cluster: Submodel) -> Indices:
         for group, part in zip(groups.prunable, layer_slices(groups), strict=True)
     ]
     return np.concatenate(rows)
-
-
-def _limited(inner: BaseModel, classes: Indices) -> Submodel:
-    """The network as it is with fewer classes, where there was no image to refine it on."""
-    plan = Plan.of(inner.groups, {inner.groups.output.name: classes})
-    return sliced(inner, plan)

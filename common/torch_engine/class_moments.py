@@ -7,12 +7,11 @@ a usage costs linear algebra alone.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from common.errors import DataError
 from common.groups import Group
@@ -20,7 +19,15 @@ from common.moments import SHARE, ClassMoments, Key, Moments, Scatter
 from common.plan import Indices, Plan
 from common.selection import Floats, Reading, RemovalCurve, removal_curve
 from common.torch_engine.base import BaseModel
-from common.torch_engine.evidence import Sampler, consumer_weight, consumers, hooks, recorded
+from common.torch_engine.evidence import (
+    Sampler,
+    consumers,
+    consuming_layers,
+    differentiable,
+    gradient_rows,
+    reading,
+    recorded,
+)
 from common.torch_engine.forward import Images, normalise
 
 Place = Key | str
@@ -63,7 +70,7 @@ def gather(
             sums = {place: sums[place] + scatter if sums else scatter for place, scatter in found.items()}
         packed.append({place: Moments.of(scatter, share) for place, scatter in sums.items()})
     inputs = {(group.name, consumer.layer): group.channels for group, consumer in consumers(base.groups)}
-    outputs = {layer: base.groups.tensors[f"{layer}.weight"][0] for layer in _layers(base)}
+    outputs = {layer: base.groups.tensors[f"{layer}.weight"][0] for layer in consuming_layers(base.groups)}
     return ClassMoments(
         network_digest(base),
         np.bincount(labels, minlength=classes).astype(np.int64),
@@ -75,38 +82,17 @@ def gather(
     )
 
 
-def _layers(base: BaseModel) -> list[str]:
-    return list(dict.fromkeys(consumer.layer for _, consumer in consumers(base.groups)))
-
-
 def _batch_sums(base: BaseModel, x: torch.Tensor, label: int, sampler: Sampler) -> dict[Place, Scatter]:
-    """Of normalised images [N, C, H, W] of one class: one forward and one backward pass."""
-    with recorded(base.module, base.groups, sampler) as rows:
-        gradients = _logit_gradients(base.module, _layers(base), label, x)
-    observed: list[tuple[Place, Any]] = [*rows.items(), *gradients.items()]
+    """Of normalised images [N, C, H, W] of one class: one forward and one backward pass.
+
+    Gradients are those of z_label - mean z: a softmax ignores a common shift.
+    """
+    layers = consuming_layers(base.groups)
+    with recorded(base.module, base.groups, sampler) as rows, differentiable(base.module, layers) as outputs:
+        z = base.module(x)
+    gradients = gradient_rows((z[:, label] - z.mean(1)).sum(), outputs)
+    observed: list[tuple[Place, Any]] = [*rows.items(), *((name, g.numpy()) for name, g in gradients.items())]
     return {place: Scatter.of(seen) for place, seen in observed}
-
-
-def _logit_gradients(module: nn.Module, layers: list[str], label: int, x: torch.Tensor) -> dict[str, Any]:
-    """∂(z_label - mean z) / ∂ output [N · positions, O] at each layer: a softmax ignores a common shift."""
-    modules = dict(module.named_modules())
-    outputs: dict[str, torch.Tensor] = {}
-
-    def watch(layer: str) -> Callable[..., torch.Tensor]:
-        def hook(_module: nn.Module, _inputs: Any, output: torch.Tensor) -> torch.Tensor:
-            # A copy goes on: in-place activations behind the layer would destroy what is differentiated.
-            outputs[layer] = output if output.requires_grad else output.requires_grad_()
-            return outputs[layer].clone()
-
-        return hook
-
-    with hooks([modules[layer].register_forward_hook(watch(layer)) for layer in layers]):
-        z = module(x)
-    found = torch.autograd.grad((z[:, label] - z.mean(1)).sum(), [outputs[layer] for layer in layers])
-    return {
-        layer: gradient.movedim(1, -1).reshape(-1, gradient.shape[1]).numpy()
-        for layer, gradient in zip(layers, found, strict=True)
-    }
 
 
 def curves_for(
@@ -141,7 +127,6 @@ def _readings(
     result = []
     for consumer in group.consumers:
         weight = torch.from_numpy(np.asarray(base.state[f"{consumer.layer}.weight"]))
-        taps = consumer_weight(weight, group.channels, consumer).double().numpy().transpose(2, 1, 0)  # [taps, C, O]
-        gram = (taps @ sensitivity[consumer.layer] @ taps.transpose(0, 2, 1)).sum(0)
-        result.append(Reading(moments.covariance(group.name, consumer.layer, weights), gram))
+        covariance = moments.covariance(group.name, consumer.layer, weights)
+        result.append(reading(covariance, weight, group, consumer, sensitivity[consumer.layer]))
     return result

@@ -6,7 +6,7 @@ Unlabelled images suffice: forward passes, and one backward pass a batch.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,6 +52,11 @@ def consumers(groups: ChannelGroups) -> list[tuple[Group, Consumer]]:
     return [(group, consumer) for group in groups.prunable for consumer in group.consumers]
 
 
+def consuming_layers(groups: ChannelGroups) -> list[str]:
+    """Layers that read prunable groups, each once."""
+    return list(dict.fromkeys(consumer.layer for _, consumer in consumers(groups)))
+
+
 def observe(
     x: torch.Tensor, channels: int, consumer: Consumer, sampler: Sampler, offset: int
 ) -> npt.NDArray[np.float32]:
@@ -84,6 +89,30 @@ def recorded(model: nn.Module, groups: ChannelGroups, sampler: Sampler) -> Itera
     rows |= {key: np.concatenate(parts) for key, parts in found.items()}
 
 
+@contextlib.contextmanager
+def differentiable(model: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, torch.Tensor]]:
+    """Outputs of these layers, by name, of the last images that the model saw inside the block."""
+    modules = dict(model.named_modules())
+    outputs: dict[str, torch.Tensor] = {}
+
+    def watch(layer: str) -> Callable[..., torch.Tensor]:
+        def hook(_module: nn.Module, _inputs: Any, output: torch.Tensor) -> torch.Tensor:
+            # A copy goes on: in-place activations behind the layer would destroy what is differentiated.
+            outputs[layer] = output if output.requires_grad else output.requires_grad_()
+            return outputs[layer].clone()
+
+        return hook
+
+    with hooks([modules[layer].register_forward_hook(watch(layer)) for layer in layers]):
+        yield outputs
+
+
+def gradient_rows(loss: torch.Tensor, outputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """∂ loss / ∂ output of each layer, [N · positions, O]."""
+    found = torch.autograd.grad(loss, list(outputs.values()))
+    return {name: g.movedim(1, -1).reshape(-1, g.shape[1]) for name, g in zip(outputs, found, strict=True)}
+
+
 def output_sensitivity(
     model: nn.Module, groups: ChannelGroups, classes: Indices, x: torch.Tensor, seed: int = 0, batch: int = 32
 ) -> dict[str, Floats]:
@@ -94,29 +123,15 @@ def output_sensitivity(
     for independent: deep layers, whose outputs push the logits together, would seem a hundred times too cheap.
     """
     generator = torch.Generator().manual_seed(seed)
-    modules = dict(model.named_modules())
-    outputs: dict[str, torch.Tensor] = {}
     totals: dict[str, torch.Tensor] = {}
-
-    def watch(layer: str) -> Callable[..., torch.Tensor]:
-        def hook(_module: nn.Module, _inputs: Any, output: torch.Tensor) -> torch.Tensor:
-            # A copy goes on: in-place activations behind the layer would destroy what is differentiated.
-            outputs[layer] = output if output.requires_grad else output.requires_grad_()
-            return outputs[layer].clone()
-
-        return hook
-
-    names = list(dict.fromkeys(c.layer for _, c in consumers(groups)))
     needed = torch.from_numpy(np.asarray(classes))
-    with hooks([modules[name].register_forward_hook(watch(name)) for name in names]):
+    with differentiable(model, consuming_layers(groups)) as outputs:
         for part in x.split(batch):
             z = model(part)[:, needed]
             signs = torch.randint(0, 2, z.shape, generator=generator).to(z.dtype) * 2 - 1
             loss = ((z - z.mean(1, keepdim=True)) * signs).sum()
-            gradients = torch.autograd.grad(loss, [outputs[name] for name in names])
-            for name, gradient in zip(names, gradients, strict=True):
-                at = gradient.movedim(1, -1).reshape(-1, gradient.shape[1])  # a row an image and position
-                totals[name] = totals.get(name, torch.zeros(())) + (at.T @ at).double()
+            for name, rows in gradient_rows(loss, outputs).items():
+                totals[name] = totals.get(name, torch.zeros(())) + (rows.T @ rows).double()
     return {name: (total / len(x)).numpy() for name, total in totals.items()}
 
 
@@ -127,12 +142,15 @@ def readings(model: nn.Module, group: Group, rows: Rows, sensitivity: dict[str, 
     for consumer in group.consumers:
         observed = rows[group.name, consumer.layer]
         module: Any = modules[consumer.layer]
-        weight = consumer_weight(module.weight.detach(), group.channels, consumer).double().numpy()
-        taps = weight.transpose(2, 1, 0)  # [taps, C, O]
-        gram = (taps @ sensitivity[consumer.layer] @ taps.transpose(0, 2, 1)).sum(0)
         covariance = np.cov(observed, rowvar=False).astype(np.float64).reshape(group.channels, -1)
-        result.append(Reading(covariance, gram))
+        result.append(reading(covariance, module.weight.detach(), group, consumer, sensitivity[consumer.layer]))
     return result
+
+
+def reading(covariance: Floats, weight: torch.Tensor, group: Group, consumer: Consumer, sensitivity: Floats) -> Reading:
+    """Of one consumer with its whole `weight`, and the `sensitivity` [O, O] of its outputs."""
+    taps = consumer_weight(weight, group.channels, consumer).double().numpy().transpose(2, 1, 0)  # [taps, C, O]
+    return Reading(covariance, (taps @ sensitivity @ taps.transpose(0, 2, 1)).sum(0))
 
 
 def consumer_weight(weight: torch.Tensor, channels: int, consumer: Consumer) -> torch.Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from common.errors import PlanError
-from common.plan import Plan
+from common.plan import Indices, Plan
 from common.slicer import slice_state
 from common.torch_engine.base import BaseModel, Submodel
 from common.torch_engine.network import network
@@ -21,6 +21,11 @@ def sliced(base: BaseModel, plan: Plan) -> Submodel:
     tensors = slice_state(base.state, base.groups, plan, own=True)
     blank = skeleton(base.name, base.groups.classes, base.groups.input_shape)
     return Submodel(base, plan, network(blank, tensors, share=True))
+
+
+def limited(base: BaseModel, classes: Indices) -> Submodel:
+    """The whole network with outputs for `classes` alone."""
+    return sliced(base, Plan.of(base.groups, {base.groups.output.name: classes}))
 
 
 def sliced_all(base: BaseModel, plans: Iterable[Plan], threads: int = 1) -> Iterator[Submodel]:

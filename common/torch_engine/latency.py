@@ -20,6 +20,7 @@ from common.costs import Dimension, layer_lengths
 from common.groups import ChannelGroups
 from common.latency import LatencyTable, LayerTimes, monotone
 from common.torch_engine.base import BaseModel
+from common.torch_engine.evidence import hooks
 from common.torch_engine.network import network
 from common.torch_engine.registry import skeleton
 
@@ -32,7 +33,7 @@ PASSES = 15  # through the whole network
 
 def measure(module: nn.Module, shape: tuple[int, int, int], clock: Clock = time.perf_counter) -> float:
     """Median seconds of one image (C, H, W) through `module` on one thread."""
-    with _one_thread():
+    with one_thread():
         return float(np.median(_images([module], shape, clock)))
 
 
@@ -40,7 +41,7 @@ def latency_ratio(
     small: nn.Module, full: nn.Module, shape: tuple[int, int, int], clock: Clock = time.perf_counter
 ) -> float:
     """Median over paired runs of (small / full) seconds of one image: what slows the machine down slows both."""
-    with _one_thread():
+    with one_thread():
         times = _images([small, full], shape, clock)
     return float(np.median(times[:, 0] / times[:, 1]))
 
@@ -67,7 +68,7 @@ def measure_table(
     groups, found = base.groups, {}
     lengths = layer_lengths(groups)
     blank = dict(skeleton(base.name, groups.classes, groups.input_shape).named_modules())
-    with _one_thread():
+    with one_thread():
         inside, rest = _inside(base.module, groups, clock)
         for done, (name, (inputs, outputs)) in enumerate(lengths.items(), 1):
             rows, columns, real = _grid(inputs, groups, multiple), _grid(outputs, groups, multiple), inside[name]
@@ -104,17 +105,14 @@ def _inside(module: nn.Module, groups: ChannelGroups, clock: Clock) -> tuple[dic
         stamps.append(clock())
 
     layers = [(name, layer) for name, layer in module.named_modules() if name in {own.name for own in groups.layers}]
-    hooks = [layer.register_forward_pre_hook(partial(begins, name)) for name, layer in layers]
-    hooks += [layer.register_forward_hook(ends) for _, layer in layers]
+    handles = [layer.register_forward_pre_hook(partial(begins, name)) for name, layer in layers]
+    handles += [layer.register_forward_hook(ends) for _, layer in layers]
     x, rounds = _ones((1, *groups.input_shape)), []
-    try:
+    with hooks(handles):
         for _ in range(PASSES + 1):
             stamps[:] = [clock()]
             module(x)
             rounds.append(np.diff([*stamps, clock()]))
-    finally:
-        for hook in hooks:
-            hook.remove()
     before, *spans = np.median(rounds[1:], axis=0).tolist()
     pairs = zip(shapes.items(), spans[::2], spans[1::2], strict=True)  # shapes: in the order of execution
     return {name: _Inside(reads, seconds, after) for (name, reads), seconds, after in pairs}, before
@@ -166,7 +164,8 @@ def _ones(shape: tuple[int, ...]) -> torch.Tensor:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
+    """Torch computes on one thread inside the block."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
