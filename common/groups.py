@@ -39,6 +39,7 @@ class Consumer:
 
     `taps`: elements per channel along the layer's input dimension (see `Cut`). `norm`: the batch norm that directly
     follows, into whose running mean a constant can be folded when the layer has no bias; None if there is none.
+    `rectified`: largest value that a rectifier, directly behind both, lets pass (infinity: any); None if there is none.
     """
 
     layer: str
@@ -47,6 +48,7 @@ class Consumer:
     offset: int = 0
     bias: bool = False
     norm: str | None = None
+    rectified: float | None = None
 
 
 @dataclass(frozen=True)

@@ -93,24 +93,3 @@ def _eliminate(inverse: Floats, gram: Floats, j: int, alive: npt.NDArray[np.bool
     for matrix in (gram, inverse):
         matrix[j, :] = 0.0
         matrix[:, j] = 0.0
-
-
-def reconstruction(
-    full: Floats, cut: Floats, kept: Indices, ridge: float = 0.01, constant: bool = True
-) -> tuple[Floats, Floats]:
-    """Affine map from the cut model's kept channels to the full model's channels: x_full ≈ A·x_cut + b.
-
-    `constant` false: b is zero, for a consumer that has nowhere to put it.
-
-    `full` [R, C], `cut` [R, K]: the same R observations in both models; `kept` [K]: their channel numbers.
-    Ridge regression towards "kept channels stand for themselves". Returns A [C, K], b [C].
-    """
-    mean_full, mean_cut = full.mean(0) * constant, cut.mean(0) * constant
-    centred = cut - mean_cut
-    within = centred.T @ centred / len(cut)
-    across = (full - mean_full).T @ centred / len(cut)
-    strength = ridge_of(within, ridge)
-    identity = np.zeros((full.shape[1], len(kept)))
-    identity[kept, np.arange(len(kept))] = 1.0
-    matrix = np.linalg.solve(within + strength * np.eye(len(kept)), (across + strength * identity).T).T
-    return matrix, mean_full - matrix @ mean_cut

@@ -32,18 +32,17 @@ class BaseModel:
 
     @classmethod
     def load(cls, weights: Path, name: str, input_shape: tuple[int, int, int]) -> BaseModel:
-        """Weights with their channel groups, traced once and kept beside them as JSON where the folder is writable.
+        """Weights with their channel groups, traced here and now.
 
         The number of classes is read from the weights. Raises ModelError when they are not of this architecture.
         """
         state, metadata = load_state(weights)
         classes = _output_size(state, weights)
         module = network(skeleton(name, classes, input_shape), state)
-        groups = _groups(weights, module, name, input_shape)
         return cls(
             name,
             state,
-            groups,
+            trace(module, name, input_shape),
             _statistic(metadata, "mean", 0.5, input_shape[0]),
             _statistic(metadata, "std", 0.5, input_shape[0]),
             module,
@@ -94,12 +93,3 @@ def _statistic(metadata: dict[str, str], key: str, default: float, channels: int
     if len(values) != channels:
         raise ModelError(f"weights give {len(values)} values of {key}, the images have {channels} channels")
     return tuple(float(v) for v in values)
-
-
-def _groups(weights: Path, module: nn.Module, name: str, input_shape: tuple[int, int, int]) -> ChannelGroups:
-    beside = weights.with_suffix(".groups.json")
-    if beside.exists():
-        groups = ChannelGroups.from_json(beside.read_text())
-        if groups.model == name and groups.input_shape == input_shape:
-            return groups
-    return trace(module, name, input_shape)

@@ -89,6 +89,37 @@ def recorded(model: nn.Module, groups: ChannelGroups, sampler: Sampler) -> Itera
     rows |= {key: np.concatenate(parts) for key, parts in found.items()}
 
 
+@dataclass(frozen=True, eq=False)
+class Response:
+    """Outputs `values` [N · P, O] of one layer to N images, at `positions` [P] of its map (a linear layer: one)."""
+
+    values: torch.Tensor
+    positions: torch.Tensor
+
+
+@contextlib.contextmanager
+def responses(model: nn.Module, groups: ChannelGroups, sampler: Sampler) -> Iterator[dict[str, Response]]:
+    """Responses of every layer that reads a group to all images that the model sees inside the block, by layer;
+    complete when the block ends.
+    """
+    found: dict[str, list[torch.Tensor]] = {}
+    places: dict[str, torch.Tensor] = {}
+    result: dict[str, Response] = {}
+
+    def watch(layer: str) -> Callable[..., None]:
+        def hook(_module: nn.Module, _inputs: Any, output: torch.Tensor) -> None:
+            maps = output.detach().reshape(*output.shape[:2], -1)
+            places[layer] = sampler.positions(layer, maps.shape[2])
+            found.setdefault(layer, []).append(maps[:, :, places[layer]].movedim(1, 2).reshape(-1, maps.shape[1]))
+
+        return hook
+
+    modules = dict(model.named_modules())
+    with hooks([modules[layer].register_forward_hook(watch(layer)) for layer in consuming_layers(groups)]):
+        yield result
+    result |= {layer: Response(torch.cat(parts), places[layer]) for layer, parts in found.items()}
+
+
 @contextlib.contextmanager
 def differentiable(model: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, torch.Tensor]]:
     """Outputs of these layers, by name, of the last images that the model saw inside the block."""

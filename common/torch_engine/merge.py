@@ -1,108 +1,96 @@
-"""Merging: the kept channels absorb the removed ones, layer after layer, without training.
+"""Merging: the kept channels take over what the removed ones did, layer after layer, without training.
 
-Every consumer of the cut model is given new weights W·A and a constant W·b, where x_full ≈ A·x_cut + b is regressed
-on what the *cut* model delivers there, so that the error of earlier layers is corrected on the way.
+Every layer that reads a cut group is fitted anew, so that it answers the cut model's input as the full layer answered
+the full model's: least squares over whole kernels, drawn to the sliced weights by a ridge. Each layer sees what the cut
+layers before it deliver, so their error is corrected on the way. Where a rectifier follows, an output that the full
+model closes may be closed to any depth: what is wanted there is the fit of the round before, as far as it is closed.
+
+Source of the last two: Zhang et al., "Accelerating Very Deep Convolutional Networks", TPAMI 2016, there for low rank.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
-from common.groups import ChannelGroups, Consumer, Group, State
-from common.plan import Indices, Plan
-from common.selection import reconstruction
+from common.groups import ChannelGroups
+from common.plan import Plan
 from common.slicer import kept_elements
-from common.torch_engine.evidence import Rows, Sampler, consumer_weight, consumers, hooks, observe
+from common.torch_engine.evidence import Response, consumers, hooks
+from common.torch_engine.fitting import LeastSquares, patches
+
+ROUNDS = 3  # of fits that know the rectifier; more brought nothing
 
 
 @torch.no_grad()
 def merge(
     cut: nn.Module,
-    base: State,
     groups: ChannelGroups,
     plan: Plan,
     x: torch.Tensor,
-    full: Rows,
-    sampler: Sampler,
-    ridge: float = 0.01,
+    full: Mapping[str, Response],
+    ridge: float = 0.03,
 ) -> None:
     """Merge in place, in one forward pass of the cut model over all images `x` [N, C, H, W].
 
-    `full`: the full model's observations of the same images and positions (`recorded` with the same sampler).
+    `full`: the full model's responses to the same images, by layer.
     """
     modules = dict(cut.named_modules())
     kept = kept_elements(groups, plan)
-    inputs: dict[str, list[tuple[Group, Consumer]]] = defaultdict(list)
-    for group, consumer in consumers(groups):
-        if group.name in plan.kept:
-            inputs[consumer.layer].append((group, consumer))
-    merging = [_Layer(modules, parts, base, plan, kept, full, sampler, ridge) for parts in inputs.values()]
-    with hooks([modules[layer.name].register_forward_pre_hook(layer.absorb) for layer in merging]):
+    reading = {consumer.layer: consumer for group, consumer in consumers(groups) if group.name in plan.kept}
+    handles = []
+    for name, consumer in reading.items():
+        outputs, wanted = kept.get((f"{name}.weight", 0)), full[name].values
+        own = wanted if outputs is None else wanted[:, torch.from_numpy(outputs)]
+        norm = modules[consumer.norm] if consumer.norm else None
+        layer = _Layer(norm, consumer.rectified, Response(own, full[name].positions), ridge)
+        handles.append(modules[name].register_forward_pre_hook(layer.fit))
+    with hooks(handles):
         cut(x)
 
 
 @dataclass(frozen=True, eq=False)
 class _Layer:
-    """One layer of the cut model with the groups that it reads: several of them behind a concatenation."""
+    """One layer of the cut model: the batch norm and the rectifier that follow it, and what it should answer."""
 
-    modules: dict[str, Any]
-    parts: Sequence[tuple[Group, Consumer]]
-    base: State
-    plan: Plan
-    kept: dict[tuple[str, int], Indices]
-    full: Rows
-    sampler: Sampler
+    norm: Any
+    rectified: float | None
+    wanted: Response
     ridge: float
 
-    @property
-    def name(self) -> str:
-        return self.parts[0][1].layer
-
-    def absorb(self, module: Any, inputs: tuple[torch.Tensor, ...]) -> None:
+    def fit(self, module: Any, inputs: tuple[torch.Tensor, ...]) -> None:
         """New weights and constant, from the cut model's own input, just before the layer uses them."""
-        weight = module.weight.flatten(2) if module.weight.dim() > 2 else module.weight.unsqueeze(2)
-        shift = torch.zeros(len(weight))
-        for group, consumer in self.parts:
-            start = self._start(group, consumer)
-            merged, constant = self._merged(module, group, consumer, inputs[0], start)
-            weight[:, start : start + merged.shape[1]] = merged  # a view: the module's own weights
-            shift += constant
-        norm = self.parts[0][1].norm
+        affine = module.bias is not None or self.norm is not None
+        seen = patches(inputs[0], module, self.wanted.positions)
+        squares, start = LeastSquares(seen, self.ridge, affine), module.weight.flatten(1)
+        weight, constant = squares.fit(self.wanted.values, start)
+        for _ in range(ROUNDS if self.rectified is not None else 0):
+            found = torch.addmm(constant, seen, weight.T)
+            weight, constant = squares.fit(self._open(found), start)
+        module.weight.copy_(weight.view_as(module.weight))
         if module.bias is not None:
-            module.bias += shift
-        elif norm is not None:
-            self.modules[norm].running_mean -= shift
+            module.bias.copy_(constant)
+        elif self.norm is not None:
+            self.norm.running_mean -= constant
 
-    def _start(self, group: Group, consumer: Consumer) -> int:
-        """Where the group's kept channels begin in the cut layer's input."""
-        before = self.kept.get((f"{self.name}.weight", 1))
-        first = consumer.offset + int(self.plan.kept[group.name][0]) * consumer.taps
-        return first if before is None else int(np.searchsorted(before, first))
+    def _open(self, found: torch.Tensor) -> torch.Tensor:
+        """What is wanted [R, O] where the rectifier opens, what was `found` where both are closed."""
+        scale, shift = self._normalised()
+        wanted, found = self.wanted.values * scale + shift, found * scale + shift
+        low, high = torch.zeros(()), torch.tensor(self.rectified)
+        target = torch.where(wanted > low, wanted, found.minimum(low))
+        target = torch.where(wanted < high, target, found.maximum(high))
+        return (target - shift) / scale
 
-    def _merged(
-        self, module: Any, group: Group, consumer: Consumer, x: torch.Tensor, start: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Weights [O, K·taps, kernel] that read the kept channels for all of the group's, and a constant [O]."""
-        index = self.plan.kept[group.name]
-        matrix, constant = reconstruction(
-            self.full[group.name, self.name].astype("float64"),
-            observe(x, len(index), consumer, self.sampler, start).astype("float64"),
-            index,
-            self.ridge,
-            constant=module.bias is not None or consumer.norm is not None,
-        )
-        weight = torch.from_numpy(self.base[f"{self.name}.weight"])
-        outputs = self.kept.get((f"{self.name}.weight", 0))
-        if outputs is not None:
-            weight = weight[torch.from_numpy(outputs)]
-        weight = consumer_weight(weight, group.channels, consumer).double()  # [O, C, taps · kernel]
-        merged = torch.einsum("oct,ck->okt", weight, torch.from_numpy(matrix)).float()
-        shift = torch.einsum("oct,c->o", weight, torch.from_numpy(constant)).float()
-        return merged.reshape(len(merged), len(index) * consumer.taps, -1), shift
+    def _normalised(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scale and shift [O] of the batch norm, one and zero without."""
+        norm, one = self.norm, torch.ones(self.wanted.values.shape[1])
+        if norm is None:
+            return one, one * 0
+        scale = (one if norm.weight is None else norm.weight) / (norm.running_var + norm.eps).sqrt()
+        scale = torch.where(scale.abs() < 1e-6, 1e-6, scale)  # a dead channel's constant is all that counts
+        return scale, (one * 0 if norm.bias is None else norm.bias) - norm.running_mean * scale

@@ -13,7 +13,8 @@ from common.plan import Indices, Plan
 from common.planner import Budget, plan
 from common.selection import Floats, RemovalCurve, removal_curve
 from common.torch_engine.base import BaseModel, Submodel
-from common.torch_engine.evidence import Rows, Sampler, output_sensitivity, readings, recorded
+from common.torch_engine.calibration import calibrated
+from common.torch_engine.evidence import Response, Sampler, output_sensitivity, readings, recorded, responses
 from common.torch_engine.factory import sliced
 from common.torch_engine.forward import Images, normalise
 from common.torch_engine.merge import merge
@@ -23,14 +24,13 @@ from common.torch_engine.merge import merge
 class Evidence:
     """What the full model shows of its needed classes on calibration images: one serves a whole ladder of budgets.
 
-    `x`: normalised images. `rows`: the full model's observations of them. `curves`: removal curve of each group.
+    `x`: normalised images. `full`: how the full model's layers respond to them. `curves`: removal curve of each group.
     """
 
     base: BaseModel
     classes: Indices
     x: torch.Tensor
-    sampler: Sampler
-    rows: Rows
+    full: Mapping[str, Response]
     curves: Mapping[str, RemovalCurve]
 
     @classmethod
@@ -55,7 +55,7 @@ class Evidence:
         groups, needed = base.groups, np.unique(classes)
         x = normalise(images, base.mean, base.std)
         sampler = Sampler(len(x), rows, seed)
-        with recorded(base.module, groups, sampler) as seen:
+        with recorded(base.module, groups, sampler) as seen, responses(base.module, groups, sampler) as full:
             sensitivity = output_sensitivity(base.module, groups, needed, x, seed)
         curves = {
             group.name: removal_curve(
@@ -66,7 +66,9 @@ class Evidence:
             for group in groups.prunable
             if group.consumers
         }
-        return cls(base, needed, x, sampler, seen, curves)
+        if start is None:
+            curves = calibrated(base, needed, x, seen, curves)
+        return cls(base, needed, x, full, curves)
 
     def submodel(self, budget: Budget) -> Submodel:
         """Plan, slice and merge. Raises PlanError for an impossible budget."""
@@ -75,7 +77,7 @@ class Evidence:
     def merged(self, chosen: Plan) -> Submodel:
         """The submodel of any plan, merged on these images."""
         submodel = sliced(self.base, chosen)
-        merge(submodel.module, self.base.state, self.base.groups, chosen, self.x, self.rows, self.sampler)
+        merge(submodel.module, self.base.groups, chosen, self.x, self.full)
         return submodel
 
 

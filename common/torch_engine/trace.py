@@ -7,6 +7,7 @@ slicing at random and comparing outputs, because a graph of operations does not 
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -133,7 +134,9 @@ class _Reader:
             if reads:
                 cuts.append(Cut(f"{layer}.weight", 1, taps, offset))
                 kind = "linear" if isinstance(module, nn.Linear) else "conv"
-                consumers.append(Consumer(layer, kind, taps, offset, module.bias is not None, self._norm(module)))
+                norm = self._norm(module)
+                rectified = self._rectified(self.modules[norm] if norm else module)
+                consumers.append(Consumer(layer, kind, taps, offset, module.bias is not None, norm, rectified))
                 continue
             if _produces(module, self.name, layer):
                 self._require_whole(root, layer, channels, taps, offset)
@@ -167,10 +170,24 @@ class _Reader:
 
     def _norm(self, module: nn.Module) -> str | None:
         """The batch norm with running statistics that alone reads the layer's output."""
-        following = [node.module for node in self.graph.module2node[module].outputs]
-        if len(following) != 1 or not isinstance(following[0], nn.modules.batchnorm._BatchNorm):
+        following = self._following(module)
+        if not isinstance(following, nn.modules.batchnorm._BatchNorm) or following.running_mean is None:
             return None
-        return self.names[following[0]] if following[0].running_mean is not None else None
+        return self.names[following]
+
+    def _rectified(self, module: nn.Module) -> float | None:
+        """Largest value that the rectifier which alone reads the layer's output lets pass; None if there is none."""
+        operation = str(getattr(self._following(module), "_grad_fn", ""))
+        if operation.startswith("Relu"):
+            return math.inf
+        # What a clamp's bounds are cannot be seen here: without Hardtanh it is ReLU6.
+        others = any(type(other) is nn.Hardtanh for other in self.modules.values())
+        return 6.0 if operation.startswith("Hardtanh") and not others else None
+
+    def _following(self, module: nn.Module) -> Any:
+        """The module or operation that alone reads the layer's output."""
+        following = [node.module for node in self.graph.module2node[module].outputs]
+        return following[0] if len(following) == 1 else None
 
 
 def _dependency_graph(network: nn.Module, name: str, x: torch.Tensor) -> Any:

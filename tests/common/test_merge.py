@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+import math
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from common.plan import Plan
 from common.slicer import slice_state
-from common.torch_engine.evidence import Sampler, recorded
+from common.torch_engine.evidence import Sampler, responses
 from common.torch_engine.merge import merge
 from common.torch_engine.network import network
 from common.torch_engine.registry import build, skeleton
@@ -43,9 +48,9 @@ def merged_error(name: str, redundant: bool) -> tuple[float, float]:
     cut = network(skeleton(f"{own_networks.__name__}:{name}", CLASSES, SHAPE), slice_state(state, groups, plan))
     with torch.no_grad():
         before, sampler = cut(x), Sampler(len(x), 4096, 0)
-        with recorded(module, groups, sampler) as rows:
+        with responses(module, groups, sampler) as full:
             expected = module(x)
-        merge(cut, state, groups, plan, x, rows, sampler, ridge=1e-9)
+        merge(cut, groups, plan, x, full, ridge=1e-6)
         after = cut(x)
     scale = expected.std()
     return float((before - expected).std() / scale), float((after - expected).std() / scale)
@@ -62,3 +67,36 @@ def test_copies_of_kept_channels_are_absorbed_without_loss(name):
 def test_a_layer_behind_a_concatenation_is_merged_for_each_group_that_it_reads(name):
     plain, merged = merged_error(name, redundant=False)
     assert merged < 0.8 * plain
+
+
+@pytest.mark.parametrize(("rectifier", "bias"), [(nn.ReLU(), -1.0), (nn.ReLU6(), 7.0)])
+@torch.no_grad()
+def test_what_a_rectifier_hides_need_not_be_right(rectifier: nn.Module, bias: float) -> None:
+    """Half of the outputs lie beyond its end: a fit that knows it comes nearer behind it than one that does not."""
+    generator = torch.Generator().manual_seed(5)
+    module = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 6, 3, bias=False), nn.BatchNorm2d(6), rectifier, nn.Flatten()
+    )
+    module.append(nn.Linear(6 * 144, 3)).eval()
+    for tensor in module.state_dict().values():
+        if tensor.is_floating_point() and tensor.dim() > 1:
+            tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.2)
+    module[3].bias.fill_(bias)
+    groups = trace(module, "own", SHAPE)
+    (group,) = [group for group in groups.prunable if group.name == "0"]
+    (consumer,) = group.consumers
+    assert consumer.rectified == (6.0 if isinstance(rectifier, nn.ReLU6) else math.inf)
+    unaware = replace(group, consumers=(replace(consumer, rectified=None),))
+    x, plan = torch.randn(40, *SHAPE, generator=generator), Plan.of(groups, {"0": np.arange(4)})
+    with responses(module, groups, Sampler(len(x))) as full:
+        expected = module[:5](x)
+    errors = []
+    for known in (groups, replace(groups, groups=tuple(unaware if g is group else g for g in groups.groups))):
+        cut = copy.deepcopy(module)
+        cut[0] = nn.Conv2d(3, 4, 3)
+        cut[2] = nn.Conv2d(4, 6, 3, bias=False)
+        state = {name: tensor.numpy() for name, tensor in module.state_dict().items()}
+        network(cut, slice_state(state, groups, plan))
+        merge(cut, known, plan, x, full)
+        errors.append(float((cut[:5](x) - expected).square().mean()))
+    assert errors[0] < 0.98 * errors[1]

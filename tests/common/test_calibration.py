@@ -1,0 +1,56 @@
+"""Removal curves in the unit of what really happens to the needed logits."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from common.assets import asset
+from common.data.source import load
+from common.selection import RemovalCurve
+from common.torch_engine.base import BaseModel
+from common.torch_engine.calibration import POWER, calibrated
+from common.torch_engine.evidence import Sampler, recorded
+from common.torch_engine.forward import normalise
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def seen():
+    base = BaseModel.load(asset("simulations/models/small_cnn_fashion.safetensors"), "small-cnn", (1, 28, 28))
+    x = normalise(load("embedded").x[:60], base.mean, base.std)
+    with recorded(base.module, base.groups, Sampler(len(x), 512)) as rows, torch.no_grad():
+        base.module(x)
+    return base, x, rows
+
+
+def curves(base: BaseModel, cost: float) -> dict[str, RemovalCurve]:
+    return {g.name: RemovalCurve(np.arange(g.channels), np.full(g.channels, cost)) for g in base.groups.prunable}
+
+
+def test_the_scale_of_a_curve_counts_as_far_as_it_is_believed(seen):
+    base, x, rows = seen
+    once, tenfold = (calibrated(base, np.arange(3), x, rows, curves(base, cost)) for cost in (1.0, 10.0))
+    for name, curve in once.items():
+        np.testing.assert_array_equal(curve.order, np.arange(len(curve.order)))
+        np.testing.assert_allclose(tenfold[name].cost / curve.cost, 10 ** (1 - POWER))
+
+
+def test_a_layer_that_the_needed_logits_feel_more_becomes_dearer(seen):
+    """Logits of three times the size feel nine times the loss."""
+    base, x, rows = seen
+    before = calibrated(base, np.arange(3), x, rows, curves(base, 1.0))
+    last = base.groups.output.name
+    state = {k: v * 3 if k.startswith(f"{last}.") else v for k, v in base.state.items()}
+    louder = BaseModel(base.name, state, base.groups, base.mean, base.std, base.rebuild(state))
+    after = calibrated(louder, np.arange(3), x, rows, curves(base, 1.0))
+    for name, curve in before.items():
+        np.testing.assert_allclose(after[name].cost / curve.cost, 9**POWER, rtol=1e-3)
+
+
+def test_a_curve_that_says_nothing_stays(seen):
+    base, x, rows = seen
+    for curve in calibrated(base, np.arange(3), x, rows, curves(base, 0.0)).values():
+        np.testing.assert_array_equal(curve.cost, 0)
