@@ -131,8 +131,8 @@ def _check_neighbours(party: Party, state: PhoneState, request: messages.Neighbo
 
 
 def mask(party: Party, state: PhoneState, data: bytes, values: Values) -> Step:
-    """Add the own mask and one for each active neighbour; open the shares. Sound or not, a share stops nothing."""
-    session, (_, _, threshold, place, _) = state.session.tobytes(), state.shape.tolist()
+    """Mask the vector; open the shares that came: an unsound one is left out and stops nothing."""
+    session, threshold = state.session.tobytes(), int(state.shape[2])
     request = messages.Inbox.from_bytes(data, session)
     _expect(len(request.active) == len(state.places), "not every neighbour is said to be active or not")
     active = request.active == 1
@@ -142,14 +142,7 @@ def mask(party: Party, state: PhoneState, data: bytes, values: Values) -> Step:
     sends = active & (state.chose == 1)
     _expect(len(request.sealed) == sends.sum(), "there is not one sealed share for each phone that chose this one")
     opened = [keys.unseal(k, s) for k, s in zip(_each(state.opening[sends]), _each(request.sealed), strict=True)]
-    total = _checked(values(), party.terms)
-    _, private, seed = _each(state.secrets)
-    masker, agreement = Masker(total), keys.Agreement(private)
-    masker.add(keys.self_seed(seed, session, place))
-    for other, public in zip(state.places[active].tolist(), _each(state.masks[active]), strict=True):
-        pair = keys.mask_seed(_agree(agreement, public), session, place, other)
-        (masker.add if place < other else masker.subtract)(pair)
-    reply = messages.Masked(pack(total, party.terms.bits), state.tokens[reached]).to_bytes(session)
+    vector = pack(_masked(party.terms, state, active, values()), party.terms.bits)
     arrived: dict[str, Any] = {
         "held": state.places[sends],
         "sound": np.array([part is not None for part in opened], np.uint8),
@@ -159,7 +152,26 @@ def mask(party: Party, state: PhoneState, data: bytes, values: Values) -> Step:
     spent: dict[str, Any] = {
         name: PhoneState.empty(name) for name in ("secrets", "masks", "opening", "tokens", "expected")
     }
-    return replace(state, **arrived, **spent), reply
+    return replace(state, **arrived, **spent), messages.Masked(vector, state.tokens[reached]).to_bytes(session)
+
+
+def _masked(
+    terms: Terms, state: PhoneState, active: NDArray[np.bool_], values: NDArray[np.uint32]
+) -> NDArray[np.uint32]:
+    """The vector with the own mask and one for each active neighbour, modulo 2**32."""
+    if values.dtype != np.uint32 or values.shape != (terms.length,) or int(values.max()) >> terms.bits:
+        raise PrivacyError(
+            f"secure sum: the vector is {values.dtype} {values.shape}, must be uint32 ({terms.length},) below "
+            f"2**{terms.bits}: encode it for this sum"
+        )
+    session, place, total = state.session.tobytes(), int(state.shape[3]), values.copy()
+    _, private, seed = _each(state.secrets)
+    masker, agreement = Masker(total), keys.Agreement(private)
+    masker.add(keys.self_seed(seed, session, place))
+    for other, public in zip(state.places[active].tolist(), _each(state.masks[active]), strict=True):
+        pair = keys.mask_seed(_agree(agreement, public), session, place, other)
+        (masker.add if place < other else masker.subtract)(pair)
+    return total
 
 
 def endorse(party: Party, state: PhoneState, data: bytes, values: Values) -> Step:
@@ -203,16 +215,6 @@ def reveal(party: Party, state: PhoneState, data: bytes, values: Values) -> Step
     both = state.shares.reshape(-1, 2, 32)
     parts = both[np.flatnonzero(shown), state.kinds[shown] - 1]
     return replace(state, shares=PhoneState.empty("shares")), messages.Reveal(state.kinds, parts).to_bytes(session)
-
-
-def _checked(values: NDArray[np.uint32], terms: Terms) -> NDArray[np.uint32]:
-    """A copy to mask."""
-    if values.dtype != np.uint32 or values.shape != (terms.length,) or int(values.max()) >> terms.bits:
-        raise PrivacyError(
-            f"secure sum: the vector is {values.dtype} {values.shape}, must be uint32 ({terms.length},) below "
-            f"2**{terms.bits}: encode it for this sum"
-        )
-    return values.copy()
 
 
 def _agree(agreement: keys.Agreement, public: bytes) -> bytes:

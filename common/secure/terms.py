@@ -44,7 +44,7 @@ class Terms:
         for name, low, high in (
             ("length", 1, 1 << 24),
             ("bits", 8, 32),
-            ("cohort", 2, 1 << 20),
+            ("cohort", 2, 1 << 16),
             ("min_cohort", 1, self.cohort),
             ("min_survivors", 1, self.cohort),
             ("dropout", 0, 0.5),
