@@ -10,17 +10,21 @@ import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from numpy.typing import NDArray
 
-CHUNK = 1 << 15  # entries: both buffers stay in the processor's cache
-_ZEROS = bytes(4 * CHUNK)
+CHUNK = 1 << 13  # entries: zeros and keystream stay in the processor's first caches
 _FROM_ZERO = modes.CTR(bytes(16))
 
 
 class Masker:
-    """Adds masks to one vector, through one buffer."""
+    """Adds masks to one vector, a part at a time through one buffer."""
 
     def __init__(self, total: NDArray[np.uint32]) -> None:
-        self._total = total
-        self._stream = np.empty(min(total.size, CHUNK), "<u4")
+        stream, zeros = np.empty(CHUNK, "<u4"), memoryview(bytes(4 * CHUNK))
+        parts = [total[start : start + CHUNK] for start in range(0, total.size, CHUNK)]
+        words = [stream[: part.size] for part in parts]
+        self._parts = [
+            (part, word, word.view(np.uint8).data, zeros[: word.nbytes])
+            for part, word in zip(parts, words, strict=True)
+        ]
 
     def add(self, seed: bytes) -> None:
         """Add the mask of a 32-byte seed modulo 2**32."""
@@ -31,10 +35,7 @@ class Masker:
         self._run(seed, np.subtract)
 
     def _run(self, seed: bytes, operation: np.ufunc) -> None:
-        cipher = Cipher(algorithms.AES(seed), _FROM_ZERO).encryptor()
-        zeros = memoryview(_ZEROS)
-        for start in range(0, self._total.size, CHUNK):
-            part = self._total[start : start + CHUNK]
-            words = self._stream[: part.size]
-            cipher.update_into(zeros[: 4 * part.size], words.view(np.uint8).data)
-            operation(part, words, out=part)
+        fill = Cipher(algorithms.AES(seed), _FROM_ZERO).encryptor().update_into
+        for part, words, buffer, zeros in self._parts:
+            fill(zeros, buffer)
+            operation(part, words, part)

@@ -20,9 +20,10 @@ class PhoneState:
 
     `requests`: SHA-256 of each answered request; `replies`: what was answered. `secrets`: private channel key, private
     mask key, seed. `shape`: phones, holders, threshold, place, most neighbours. By neighbour: `places`, `chose` (it
-    drew this phone), `masks` (public keys), `opening` (keys of their shares) and `expected` (their tokens). By holder:
-    `holders` (places), `identities`, `tokens`. By phone whose shares arrived: `held` (places), `sound`, `shares` and
-    `due` (their tokens). `survivors`: the signed bit map; `kinds`: what is shown of each held phone.
+    drew this phone) and `masks` (public keys); of those who did, `opening` (keys of their shares) and `expected` (their
+    tokens). By holder: `holders` (places), `identities`, `tokens`. By phone whose shares arrived: `held` (places),
+    `sound`, `shares` and `due` (their tokens). `survivors`: the signed bit map; `kinds`: what is shown of each held
+    phone.
     """
 
     binding: Flags

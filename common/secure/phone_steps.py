@@ -86,15 +86,16 @@ def share(party: Party, state: PhoneState, data: bytes, values: Values) -> Step:
     parts = shamir.split(seed + mask, threshold, count, party.random)
     agreement, number = keys.Agreement(channel), iter(parts)
     sealed, tokens, opening, expected = [], [], [], []
-    for other, public, holds in zip(request.places.tolist(), _each(request.keys[:, 32:64]), is_holder, strict=True):
+    for row, (other, public) in enumerate(zip(request.places.tolist(), _each(request.keys[:, 32:64]), strict=True)):
         secret = _agree(agreement, public)
-        if holds:
+        if is_holder[row]:
             key, token = keys.share_key(secret, session, place, other)
             sealed.append(keys.seal(key, next(number).tobytes()))
             tokens.append(token)
-        key, token = keys.share_key(secret, session, other, place)
-        opening.append(key)
-        expected.append(token)
+        if request.chose[row]:
+            key, token = keys.share_key(secret, session, other, place)
+            opening.append(key)
+            expected.append(token)
     commitment = keys.seed_commitment(seed, session, place)
     state = replace(
         state,
@@ -118,7 +119,7 @@ def _check_neighbours(party: Party, state: PhoneState, request: messages.Neighbo
     _expect(int(places[-1]) < phones and place not in places, "a neighbour is not another phone on the list of keys")
     is_holder = np.isin(places, state.holders)
     _expect(int(is_holder.sum()) == count, "a holder is missing among the neighbours")
-    _expect(bool((is_holder | (request.chose == 1)).all()), "a neighbour neither holds nor chose")
+    _expect(bool((is_holder | (request.chose != 0)).all()), "a neighbour neither holds nor chose")
     if len(places) > most:
         raise PrivacyError(f"secure sum: {len(places)} neighbours, at most {most} are expected: decline")
     adverts = _each(request.keys)
@@ -139,15 +140,16 @@ def mask(party: Party, state: PhoneState, data: bytes, values: Values) -> Step:
     reached = active[np.isin(state.places, state.holders)]
     if reached.sum() < threshold:
         raise PrivacyError(f"secure sum: {reached.sum()} active holders, at least {threshold} needed: decline")
-    sends = active & (state.chose == 1)
+    sends = active & (state.chose != 0)
+    sent = active[state.chose != 0]  # the same, among those who chose this phone
     _expect(len(request.sealed) == sends.sum(), "there is not one sealed share for each phone that chose this one")
-    opened = [keys.unseal(k, s) for k, s in zip(_each(state.opening[sends]), _each(request.sealed), strict=True)]
+    opened = [keys.unseal(k, s) for k, s in zip(_each(state.opening[sent]), _each(request.sealed), strict=True)]
     vector = pack(_masked(party.terms, state, active, values()), party.terms.bits)
     arrived: dict[str, Any] = {
         "held": state.places[sends],
         "sound": np.array([part is not None for part in opened], np.uint8),
         "shares": _rows([part or bytes(messages.SHARES) for part in opened], messages.SHARES),
-        "due": state.expected[sends],
+        "due": state.expected[sent],
     }
     spent: dict[str, Any] = {
         name: PhoneState.empty(name) for name in ("secrets", "masks", "opening", "tokens", "expected")

@@ -78,6 +78,11 @@ class ServerSum:
         """Phones whose vector is in the sum, once all vectors are in."""
         return int(self._arrived.sum())
 
+    @property
+    def mean_degree(self) -> float:
+        """Masks that a phone has in common with others, before any is lost."""
+        return float(np.mean([len(self._graph.neighbours(place)[0]) for place in self._choices]))
+
     def _take_advert(self, node: int, data: bytes) -> None:
         rows = messages.Advert.from_bytes(data, self.terms.binding).keys
         _expect(len(rows) == 1, "not one set of keys")
