@@ -168,11 +168,11 @@ def _masked(
         )
     session, place, total = state.session.tobytes(), int(state.shape[3]), values.copy()
     _, private, seed = _each(state.secrets)
-    masker, agreement = Masker(total), keys.Agreement(private)
+    masker, agreement, others = Masker(total), keys.Agreement(private), state.places[active].tolist()
+    secrets = [_agree(agreement, public) for public in _each(state.masks[active])]
     masker.add(keys.self_seed(seed, session, place))
-    for other, public in zip(state.places[active].tolist(), _each(state.masks[active]), strict=True):
-        pair = keys.mask_seed(_agree(agreement, public), session, place, other)
-        (masker.add if place < other else masker.subtract)(pair)
+    for other, secret in zip(others, secrets, strict=True):
+        (masker.add if place < other else masker.subtract)(keys.mask_seed(secret, session, place, other))
     return total
 
 

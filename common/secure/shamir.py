@@ -42,9 +42,10 @@ def split(secret: bytes, threshold: int, count: int, random: Callable[[int], byt
     width = len(secret)
     coefficients = np.frombuffer(random((threshold - 1) * width), np.uint8).reshape(threshold - 1, width)
     rows = np.arange(1, count + 1, dtype=np.intp)[:, None] << 8
-    shares = np.zeros((count, width), np.uint8)
-    for coefficient in coefficients:
-        shares = _PRODUCT.take(rows + (shares ^ coefficient))
+    shares, at = np.zeros((count, width), np.uint8), np.empty((count, width), np.intp)
+    for coefficient in coefficients:  # Horner's rule at all points
+        np.add(rows, shares ^ coefficient, out=at)
+        _PRODUCT.take(at, out=shares, mode="clip")  # "clip" writes without a copy; nothing is out of bounds
     return shares ^ np.frombuffer(secret, np.uint8)
 
 
