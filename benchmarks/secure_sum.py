@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from statistics import fmean
@@ -124,6 +124,7 @@ def measure(trial: Trial, key: Mapping[str, Any], on_phase: OnPhase = lambda nam
     figures, upload = served.figures, fleet.mean(fleet.up)
     plain, plain_seconds = _plain(fleet, spec)
     setting = flower_secagg.Setting(spec.length, spec.bits, figures["neighbours"], figures["threshold"])
+    unshared = replace(setting, threshold=2)
     on_phase("Flower's primitives", 0, 1)
     flower = [flower_secagg.phone_seconds(setting) for _ in range(trial.flower_phones)]
     return {
@@ -139,6 +140,8 @@ def measure(trial: Trial, key: Mapping[str, Any], on_phase: OnPhase = lambda nam
         "flower_phone_ms": 1e3 * fmean(flower),
         "flower_phones_timed": len(flower),
         "flower_server_seconds": flower_secagg.server_seconds(setting, phones - fleet.lost, fleet.lost),
+        "flower_phone_unshared_ms": 1e3 * flower_secagg.phone_seconds(unshared),
+        "flower_server_unshared_seconds": flower_secagg.server_seconds(unshared, phones - fleet.lost, fleet.lost),
     }
 
 

@@ -60,6 +60,8 @@ def test_the_command_writes_rows_that_the_page_shows(tmp_path):
     text = PAGES["secure_sum"](record).text
     assert "| 20 phones, 300 entries, 20% dropped |" in text
     assert text.count("\n| 20 phones") == 2
+    sizes, times = (part.splitlines() for part in text.split("\n\n")[1::2])
+    assert len({line.count("|") for line in sizes}) == len({line.count("|") for line in times}) == 1
     assert "timed for 1 phone, one survivor" in text
 
 
