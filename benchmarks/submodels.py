@@ -7,13 +7,13 @@ import importlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from benchmarks.peak import peak_rss
 from common.errors import FedcaptorError, PlanError
 from common.groups import ChannelGroups
 from common.plan import Plan
@@ -145,23 +145,12 @@ def peak(maker: str, name: str, shape: Shape, groups: str, macs: float, count: i
     plans = random_plans(base.groups, macs, count, seed)
     if maker == "torch-pruning":
         importlib.import_module("torch_pruning")  # part of what is loaded, not of making
-    before = _peak_rss()
+    before = peak_rss()
     for _module in _made(maker, base, plans):
         pass
-    return before, _peak_rss()
+    return before, peak_rss()
 
 
 def _made(maker: str, base: BaseModel, plans: Sequence[Plan]) -> Iterator[nn.Module]:
     for plan in plans:
         yield sliced(base, plan).module if maker == "ours" else torch_pruning(base, plan)[0]
-
-
-def _peak_rss() -> int:
-    """Linux hands the peak of `getrusage` down from the parent, so its own figure of the process is read there."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
-        return int(line.split()[1]) * 1024
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -133,6 +133,14 @@ def encode(vector: NDArray[np.floating], spec: SumSpec, rng: np.random.Generator
     return (total & np.int64(2**spec.bits - 1)).astype(np.uint32)
 
 
+def decode(total: NDArray[np.uint32], spec: SumSpec) -> NDArray[np.float64]:
+    """A sum of replies modulo 2**bits, uint32 [length], as float64 [length] in the units of `clip`."""
+    half = np.int64(2 ** (spec.bits - 1))
+    mask = np.int64(2**spec.bits - 1)
+    signed = ((total.astype(np.int64) + half) & mask) - half
+    return signed / spec.scale
+
+
 class Aggregator(Protocol):
     """The server's side of one sum. `label` says in outputs what protects the single replies."""
 
@@ -187,7 +195,4 @@ class PlainAggregator:
             self._count >= needed,
             f"sum {spec.name}: {self._count} replies, at least {needed} needed; wait longer or ask a larger cohort",
         )
-        half = np.int64(2 ** (spec.bits - 1))
-        mask = np.int64(2**spec.bits - 1)
-        signed = ((self._total.astype(np.int64) + half) & mask) - half
-        return signed / spec.scale
+        return decode(self._total, spec)

@@ -1,0 +1,63 @@
+"""The server's last step: secrets from shares, and the masks that do not cancel out of the sum."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.errors import PrivacyError
+from common.secure import keys, shamir
+
+
+@dataclass(eq=False, repr=False)
+class Opener:
+    """Puts secrets together from `threshold` shares, and remembers whose shares were wrong."""
+
+    threshold: int
+    liars: set[int] = field(default_factory=set)
+
+    def secret(
+        self, holders: NDArray[np.int64], points: NDArray[np.int64], shares: NDArray, right: Callable[[bytes], bool]
+    ) -> bytes:
+        """The secret that is `right` from shares [m, 32] of `holders` at `points`.
+
+        One wrong share is found where there is one more than the threshold. Raises PrivacyError otherwise.
+        """
+        trusted = [i for i, holder in enumerate(holders.tolist()) if holder not in self.liars]
+        if len(trusted) < self.threshold:
+            raise PrivacyError(
+                f"secure sum: {len(trusted)} shares of a phone's secret, {self.threshold} needed: too many phones "
+                "dropped out or gave wrong shares; ask a larger cohort or plan for more dropouts"
+            )
+        for subset in _subsets(trusted, self.threshold):
+            secret = shamir.combine(points[subset], shares[subset])
+            if right(secret):
+                self._note(subset, points, shares, holders, trusted)
+                return secret
+        raise PrivacyError(
+            f"secure sum: {len(trusted)} shares of a phone's secret do not fit together: repeat the sum without "
+            "phones that alter their shares"
+        )
+
+    def _note(self, subset: list[int], points: NDArray, shares: NDArray, holders: NDArray, trusted: list[int]) -> None:
+        """After a first try failed: of the right subset all are honest, so a left-out first one is the liar."""
+        self.liars |= {int(holders[i]) for i in trusted[: self.threshold] if i not in subset}
+
+
+def _subsets(trusted: list[int], threshold: int) -> Iterator[list[int]]:
+    """The first shares, then all but one of them and the next."""
+    yield trusted[:threshold]
+    for left_out in range(threshold if len(trusted) > threshold else 0):
+        yield trusted[:left_out] + trusted[left_out + 1 : threshold + 1]
+
+
+def pair_seeds(
+    private: bytes, session: bytes, place: int, others: Iterable[tuple[int, bytes]]
+) -> Iterator[tuple[int, bytes]]:
+    """(place of the other, seed of the common mask) of a dropped phone and its surviving neighbours (place, key)."""
+    agreement = keys.Agreement(private)
+    for other, public in others:
+        yield other, keys.mask_seed(agreement.secret(public), session, place, other)
