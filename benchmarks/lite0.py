@@ -134,15 +134,15 @@ def published() -> dict[str, np.ndarray]:
     return state
 
 
-def by_output(source: Path) -> dict[str, np.ndarray]:
-    """Images `x` and, as labels `y`, the model's output numbers of a sample of ImageNet.
+def by_output(source: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Images of a sample of ImageNet, and the model's output number of each.
 
     `source`: `.npz` with x uint8 [N, H, W, 3], y [N], and for each label the output number, imagenet_index [K].
     """
     try:
         with np.load(source, allow_pickle=False) as arrays:
             x, y, outputs = (arrays[name] for name in ("x", "y", "imagenet_index"))
-            return {"x": x, "y": outputs[y].astype(np.int64)}
+            return x, outputs[y].astype(np.int64)
     except (OSError, ValueError, KeyError, IndexError) as error:
         raise DataError(
             f"{source}: {error}: give an .npz with x, y and imagenet_index, the output of each y"
@@ -160,9 +160,9 @@ def command(
     """
     state, parts = published(), {"train": by_output(data), "test": by_output(test)}
     save_state(out / "lite0.safetensors", state, {"model": MODEL, "mean": str(MEAN), "std": str(STD)})
-    for name, arrays in parts.items():
+    for name, (x, y) in parts.items():
         with replacing(out / f"{name}.npz") as temporary, temporary.open("wb") as file:
-            np.savez(file, **arrays)
+            np.savez(file, x=x, y=y)
     print(
         f"python -m benchmarks pruning --model {MODEL} --weights {out}/lite0.safetensors --data {out}/train.npz "
         f"--test {out}/test.npz --classes 5,10,50 --calibration-per-class 20 --tune-per-class 30 --json lite0.json"

@@ -127,8 +127,8 @@ def test_merging_stands_in_for_what_was_cut(base):
 def test_rows_of_a_thousand_outputs_of_which_few_have_images(base, tmp_path):
     weights = write(tmp_path)
     for name, seed in (("train", 1), ("test", 2)):
-        arrays = lite0.by_output(write_images(tmp_path / f"{name}-raw.npz", 12, seed))
-        np.savez(tmp_path / f"{name}.npz", **arrays)
+        x, y = lite0.by_output(write_images(tmp_path / f"{name}-raw.npz", 12, seed))
+        np.savez(tmp_path / f"{name}.npz", x=x, y=y)
     pruning.command(
         tmp_path / "rows.json",
         "tests.benchmarks.test_lite0:narrow",
