@@ -24,7 +24,8 @@ FULL = {
     "accuracy_full_limited_recalibrated": "… and recalibrated",
 }
 INTRODUCTION = """\
-{model}, {outputs:,} classes{seen}; {macs:,} MACs an image.{note} {train:,} training and {test:,} test images
+{model}, {outputs:,} classes{seen}; {macs:,} MACs an image.{note}
+{train:,} training and {test:,} test images
 ({data}, {test_data}).
 Each draw is a random set of needed classes; all strategies of a draw have the same weights, the same unlabelled
 images of the needed classes (images are picked by true class, their labels are not handed over), the same budgets,
@@ -41,9 +42,11 @@ the full model limited to the needed classes; its group norm goes without sparse
 are paired over draws. Threads: {threads}."""
 
 NOTES = {
-    "benchmarks.lite0:efficientnet_lite0": " Published weights, trained on ImageNet at 224 pixels. The images, a "
-    "sample of ImageNet at 64 pixels, are scaled to 160 inside the network, where its MACs are counted; it recognises "
-    "less in them than in sharp ones, so what counts is the difference between rows."
+    "benchmarks.lite0:efficientnet_lite0": """
+Published weights, trained on ImageNet at 224 pixels, in the files that `python -m benchmarks lite0` writes. The images,
+a sample of ImageNet at 64 pixels, are scaled to 160 inside the network, where its MACs are counted; it recognises less
+in them than in sharp ones, so what counts is the difference between rows.
+"""
 }
 """What a reader must know of a network beyond its figures."""
 
@@ -74,7 +77,7 @@ def _introduction(settings: Mapping[str, Any], model: str) -> str:
         test_data=test["name"],
         agnostic=NAMES[AGNOSTIC],
         seen="" if seen is None else f", {seen:,} of them with images, from which the needed ones are drawn",
-        note=NOTES.get(settings["model"], ""),
+        note=NOTES.get(settings["model"], "").rstrip(),
     )
 
 
