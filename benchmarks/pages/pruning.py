@@ -25,8 +25,7 @@ FULL = {
 }
 INTRODUCTION = """\
 {model}, {outputs:,} classes{seen}; {macs:,} MACs an image.{note}
-{train:,} training and {test:,} test images
-({data}, {test_data}).
+{train:,} training and {test:,} test images ({data}, {test_data}).
 Each draw is a random set of needed classes; all strategies of a draw have the same weights, the same unlabelled
 images of the needed classes (images are picked by true class, their labels are not handed over), the same budgets,
 MACs counted by one code, channels in multiples of 8, and an output layer of the needed classes alone. *{agnostic}*
