@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from threadpoolctl import threadpool_limits
 
 from benchmarks.progress import bars
 from benchmarks.record import command_line, machine, numbers, open_record, sweep
@@ -78,7 +79,9 @@ def command(
     calibration_per_class: Annotated[str, typer.Option(help="Unlabelled images a class, one or more numbers.")] = "50",
     tune_per_class: Annotated[int, typer.Option(min=10, help="Most images a class for short tuning.")] = 2000,
     tune_seconds: Annotated[float, typer.Option(min=1, help="Most seconds of one tuning.")] = 180.0,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads of torch; all cores if not given.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads of torch and numpy; all cores if not given.")
+    ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start the file anew.")] = False,
 ) -> None:
     """Accuracy on needed classes at a MACs budget: our strategies, plain baselines and Torch-Pruning.
@@ -99,6 +102,7 @@ def command(
     if min(calibration) < 1:
         raise ConfigError(f"calibration-per-class is {calibration_per_class}, must be at least 1: give images to see")
     torch.set_num_threads(threads or machine()["cores"])
+    threadpool_limits(torch.get_num_threads())  # numpy's, whose threads wait by spinning when others want the cores
     pool = Pool.load(data, test)
     height, width, channels = pool.train.x.shape[1:]
     base = BaseModel.load(weights, model, (channels, height, width))
@@ -118,6 +122,7 @@ def command(
         "tune_per_class": tune_per_class,
         "tune_seconds": tune_seconds,
         "threads": torch.get_num_threads(),
+        **({} if len(available) == base.groups.classes else {"outputs_with_images": len(available)}),
     }
     options: dict[str, str | int | float | None] = {
         "model": model,

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -94,6 +93,7 @@ class Trial:
     tune_per_class: int
     tune_seconds: float
     on_phase: OnPhase = lambda name, done, total: None
+    _known: dict[int, npt.NDArray[np.float32]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._sample, self._reference = Latest(self._draw_sample), Latest(self._judge_full)
@@ -141,8 +141,8 @@ class Trial:
     def _judge_full(self, setting: Setting) -> dict[str, Any]:
         """The full model on the test images of the needed classes."""
         needed = np.array(setting.classes)
-        chosen = np.isin(self.pool.test.y, needed)
-        scores, truth = self._logits[chosen], self.pool.test.y[chosen]
+        by_class = [self._logits(label) for label in setting.classes]
+        scores, truth = np.concatenate(by_class), np.repeat(needed, [len(part) for part in by_class])
         among = Score.of(needed[scores[:, needed].argmax(1)], truth)
         again = self._judge(recalibrate(limited(self.base, needed), self._sample(setting).images), setting.classes)
         return {
@@ -152,11 +152,12 @@ class Trial:
             "accuracy_full_limited_recalibrated": again.mean,
         }
 
-    @cached_property
-    def _logits(self) -> npt.NDArray[np.float32]:
-        """Of the full model, [test images, classes]; once a process."""
-        self.on_phase("full model", 0, 1)
-        return self._full(self.pool.test.x)
+    def _logits(self, label: int) -> npt.NDArray[np.float32]:
+        """Of the full model on the test images of a class, [images, outputs]; once a process."""
+        if label not in self._known:
+            self.on_phase("full model", 0, 1)
+            self._known[label] = self._full(self.pool.test.x[self.pool.test.y == label])
+        return self._known[label]
 
     def _full(self, images: Images) -> npt.NDArray[np.float32]:
         base = self.base

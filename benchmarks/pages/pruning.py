@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from benchmarks.charts import Chart, Line, Panel
-from benchmarks.pages.pruning_questions import adaptivity, against_peers, calibration_size, paper
-from benchmarks.pages.pruning_rows import AGNOSTIC, NAMES, TUNING, best, budgets_of, draw_of, usual_calibration
+from benchmarks.pages.pruning_questions import (
+    adaptivity,
+    adaptivity_chart,
+    against_peers,
+    calibration_size,
+    paper,
+)
+from benchmarks.pages.pruning_rows import AGNOSTIC, NAMES, TUNING, best, budgets_of, draw_of, line_of, usual_calibration
 from benchmarks.pages.section import Section
 from benchmarks.record import Record, Row
 from benchmarks.tables import Spread, table
@@ -18,45 +24,60 @@ FULL = {
     "accuracy_full_limited_recalibrated": "… and recalibrated",
 }
 INTRODUCTION = """\
-{model}, {outputs} classes, {macs:,} MACs an image; {train} training and {test} test images ({data}, {test_data}).
+{model}, {outputs:,} classes{seen}; {macs:,} MACs an image.{note}
+{train:,} training and {test:,} test images ({data}, {test_data}).
 Each draw is a random set of needed classes; all strategies of a draw have the same weights, the same unlabelled
 images of the needed classes (images are picked by true class, their labels are not handed over), the same budgets,
 MACs counted by one code, channels in multiples of 8, and an output layer of the needed classes alone. *{agnostic}*
-sees as many images of every class, at most 1,000 altogether, instead. Accuracy is on all test images of the needed
-classes: mean ± standard deviation over draws, in brackets the loss against the full model that answers among the
-needed classes only, in points. *Recalibrated*: batch norms measured anew on the calibration images, by one code for
-all; charts and comparisons take the higher figure of every strategy but *reconstruct*, which is taken as it is.
+sees as many images of every class that has some, at most 1,000 altogether, instead. Accuracy is on all test images of
+the needed classes: mean ± standard deviation over draws, in brackets the loss against the full model that answers
+among the needed classes only, in points. *Recalibrated*: batch norms measured anew on the calibration images, by one
+code for all; charts and comparisons take the higher figure of every strategy but *reconstruct*, which is taken as it
+is.
 Short tuning, one code for all: distillation from the full model on up to {tune_per_class} unlabelled images a class
 for at most {tune_seconds:g} s, begun with the better of cut and recalibrated; all but *reconstruct* take the better
 of two learning rates, chosen on images held out, and so get twice the time. Torch-Pruning 1.6: global pruning of
 the full model limited to the needed classes; its group norm goes without sparse training beforehand. Differences
-are paired over draws. Threads of torch: {threads}."""
+are paired over draws. Threads: {threads}."""
+
+NOTES = {
+    "benchmarks.lite0:efficientnet_lite0": """
+Published weights, trained on ImageNet at 224 pixels, in the files that `python -m benchmarks lite0` writes. The images,
+a sample of ImageNet at 64 pixels, are scaled to 160 inside the network, where its MACs are counted; it recognises less
+in them than in sharp ones, so what counts is the difference between rows.
+"""
+}
+"""What a reader must know of a network beyond its figures."""
 
 
 def render(record: Record) -> Section:
-    """Tables, comparisons and one chart for each number of classes."""
-    model, settings = record.settings["model"], record.settings
-    plain = {name: value for name, value in settings.items() if name not in ("data", "test")}
-    data, test = settings["data"], settings["test"]
-    parts = [
-        INTRODUCTION.format(
-            **plain,
-            data=data["name"],
-            train=data["images"],
-            test_data=test["name"],
-            test=test["images"],
-            agnostic=NAMES[AGNOSTIC],
-        )
-    ]
-    charts, slug = {}, "".join(c if c.isalnum() else "-" for c in model)
+    """Tables, comparisons, a chart for each number of classes and one of what class-adaptivity brings."""
+    model = record.settings["model"].rpartition(":")[2]  # of an own network, its factory's name
+    parts, charts = [_introduction(record.settings, model)], {}
+    slug = "".join(c if c.isalnum() else "-" for c in model)
     usual = usual_calibration(record)
     for size in sorted({len(row["classes"]) for row in record.rows}):
         rows = [r for r in record.rows if len(r["classes"]) == size and r["calibration_per_class"] == usual]
         if rows:
             parts += _of_size(rows, size, usual)
-            charts[f"pruning-{slug}-{size}"] = _chart(rows, model, f"{size} of {settings['outputs']} classes")
+            charts[f"pruning-{slug}-{size}"] = _chart(rows, model, f"{size} of {record.settings['outputs']:,} classes")
+    if adaptive := adaptivity_chart(record, model):
+        charts[f"pruning-{slug}-adaptivity"] = adaptive
     parts += adaptivity(record) + calibration_size(record) + paper(record)
     return Section(f"Pruning {model}", "\n\n".join(parts), charts)
+
+
+def _introduction(settings: Mapping[str, Any], model: str) -> str:
+    data, test = settings["data"], settings["test"]
+    seen = settings.get("outputs_with_images")
+    return INTRODUCTION.format(
+        **{**settings, "model": model, "data": data["name"], "test": test["images"]},
+        train=data["images"],
+        test_data=test["name"],
+        agnostic=NAMES[AGNOSTIC],
+        seen="" if seen is None else f", {seen:,} of them with images, from which the needed ones are drawn",
+        note=NOTES.get(settings["model"], "").rstrip(),
+    )
 
 
 def _of_size(rows: Sequence[Row], size: int, calibration: int) -> list[str]:
@@ -142,7 +163,4 @@ def _once(rows: Sequence[Row]) -> list[Row]:
 
 
 def _line(label: str, by_budget: Sequence[Sequence[float]], reference: bool = False) -> Line:
-    """A gap where a budget was not measured yet."""
-    spreads = [Spread.of(values) if values else Spread(math.nan, math.nan, 0) for values in by_budget]
-    means, deviations = ([round(100 * getattr(s, f), 3) for s in spreads] for f in ("mean", "deviation"))
-    return Line(label, tuple(means), tuple([math.nan] * len(means) if reference else deviations), reference)
+    return line_of(label, [Spread.of(values) if values else None for values in by_budget], reference)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
+from benchmarks.charts import Chart, Panel
 from benchmarks.pages.pruning_rows import (
     AGNOSTIC,
     NAMES,
@@ -11,6 +13,7 @@ from benchmarks.pages.pruning_rows import (
     TUNING,
     best,
     budgets_of,
+    line_of,
     loss_of,
     paired,
     usual_calibration,
@@ -56,28 +59,43 @@ def _verdict(difference: Spread) -> str:
 
 def adaptivity(record: Record) -> list[str]:
     """What looking at the needed classes alone brings, in pairs of draws."""
-    budgets = budgets_of(record.rows)
     lines = []
-    for size in sorted({len(row["classes"]) for row in record.rows}):
-        for tune, title in TUNING.items():
-            rows = [
-                r
-                for r in record.rows
-                if (len(r["classes"]), r["tune"], r["calibration_per_class"]) == (size, tune, usual_calibration(record))
-            ]
-            found = [paired(rows, OURS, AGNOSTIC, macs) for macs in budgets]
-            if any(found):
-                cells = (
-                    "–" if s is None else s.text(100, sign=True) + ("" if s.told_from_zero else " ?") for s in found
-                )
-                lines.append([f"{size} classes, {title.lower()}", *cells])
+    for (size, tune), found in _class_differences(record).items():
+        cells = ("–" if s is None else s.text(100, sign=True) + ("" if s.told_from_zero else " ?") for s in found)
+        lines.append([f"{size} classes, {TUNING[tune].lower()}", *cells])
     if not lines:
         return []
     return [
         "### What class-adaptivity brings",
         f"*{NAMES[OURS]}* minus *{NAMES[AGNOSTIC]}*, points, paired over draws; **?**: not told from chance.",
-        table(("", *(f"{100 * macs:g} % MACs" for macs in budgets)), lines),
+        table(("", *(f"{100 * macs:g} % MACs" for macs in budgets_of(record.rows))), lines),
     ]
+
+
+def adaptivity_chart(record: Record, model: str) -> Chart | None:
+    """The same as a chart, a line for each number of classes; None for one number alone."""
+    found = _class_differences(record)
+    if len({size for size, _ in found}) < 2:
+        return None
+    categories = tuple(f"{100 * macs:g}" for macs in budgets_of(record.rows))
+    nothing = line_of("no difference", [Spread(0.0, math.nan, 0)] * len(categories), reference=True)
+    panels = []
+    for tune, title in TUNING.items():
+        lines = [line_of(f"{size} classes", each) for (size, of), each in found.items() if of == tune]
+        if lines:
+            vertical = f"points over {NAMES[AGNOSTIC]}"
+            panels.append(Panel(title, "% of the full model's MACs", vertical, categories, (*lines, nothing)))
+    return Chart(f"{model}, what class-adaptivity brings", tuple(panels))
+
+
+def _class_differences(record: Record) -> dict[tuple[int, str], list[Spread | None]]:
+    """Ours minus our control by number of classes and tuning, one for each budget; without those of none."""
+    usual, found = usual_calibration(record), {}
+    for size in sorted({len(row["classes"]) for row in record.rows}):
+        for tune in TUNING:
+            rows = [row for row in record.select(tune=tune, calibration_per_class=usual) if len(row["classes"]) == size]
+            found[size, tune] = [paired(rows, OURS, AGNOSTIC, macs) for macs in budgets_of(record.rows)]
+    return {key: differences for key, differences in found.items() if any(differences)}
 
 
 def calibration_size(record: Record) -> list[str]:

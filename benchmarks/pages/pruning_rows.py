@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
+from benchmarks.charts import Line
 from benchmarks.record import Record, Row
 from benchmarks.tables import Spread
 
@@ -56,3 +58,10 @@ def budgets_of(rows: Sequence[Row]) -> list[float]:
 
 def draw_of(row: Row) -> tuple[object, ...]:
     return (row["seed"], row["draw"], *row["classes"])
+
+
+def line_of(label: str, by_budget: Sequence[Spread | None], reference: bool = False) -> Line:
+    """Per cent. A gap where a budget was not measured yet."""
+    spreads = [Spread(math.nan, math.nan, 0) if spread is None else spread for spread in by_budget]
+    means, deviations = ([round(100 * getattr(s, f), 3) for s in spreads] for f in ("mean", "deviation"))
+    return Line(label, tuple(means), tuple([math.nan] * len(means) if reference else deviations), reference)

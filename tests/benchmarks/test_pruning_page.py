@@ -163,3 +163,48 @@ def test_it_is_a_section_of_the_page(record, tmp_path):
     assert "pruning" in PAGES
     ((_, section),) = sections(tmp_path)
     assert section.title == "Pruning vgg16"
+
+
+@pytest.fixture
+def many(record):
+    """An own network with 1,000 outputs; what class-adaptivity brings falls with the number of classes."""
+    gains = {5: 0.10, 10: 0.04, 50: 0.0}
+    settings = {"model": "benchmarks.lite0:efficientnet_lite0", "outputs": 1000, "outputs_with_images": 202}
+    rows = [
+        row(name, which, draw, 0.7 + gain * (name == "reconstruct") * (1 + which + draw / 10), 0.1, classes=size)
+        for draw in range(3)
+        for size, gain in gains.items()
+        for name in ("reconstruct", "reconstruct-agnostic")
+        for which in (0, 1)
+    ]
+    return Record("pruning", SETTINGS | settings, MACHINE, ["the command"], rows)
+
+
+def test_many_classes_of_an_own_network(many):
+    section = render(many)
+    assert section.title == "Pruning efficientnet_lite0"
+    assert "efficientnet_lite0, 1,000 classes, 202 of them with images, from which the needed ones" in section.text
+    assert "scaled to 160 inside the network" in section.text
+    names = ["5", "10", "50", "adaptivity"]
+    assert list(section.charts) == [f"pruning-efficientnet-lite0-{name}" for name in names]
+    assert section.charts["pruning-efficientnet-lite0-50"].title == "efficientnet_lite0, 50 of 1,000 classes"
+
+
+def test_class_adaptivity_by_number_of_classes_is_drawn_with_its_spread(many, tmp_path):
+    many.rows[:] = [r for r in many.rows if (len(r["classes"]), r["macs_target"]) != (10, 0.1)]
+    chart = render(many).charts["pruning-efficientnet-lite0-adaptivity"]
+    (panel,) = chart.panels
+    assert panel.categories == ("59.5", "10")
+    lines = {line.label: line for line in panel.lines}
+    assert list(lines) == ["5 classes", "10 classes", "50 classes", "no difference"]
+    assert lines["5 classes"].values == pytest.approx((11.0, 21.0))
+    assert lines["5 classes"].spread == pytest.approx((1.0, 1.0))
+    assert lines["10 classes"].values == pytest.approx((4.4, float("nan")), nan_ok=True)
+    assert lines["50 classes"].values == pytest.approx((0, 0))
+    draw(chart, tmp_path / "chart.svg")
+    assert "50 classes" in (tmp_path / "chart.svg").read_text()
+
+
+def test_one_number_of_classes_has_no_chart_of_class_adaptivity(record):
+    assert list(render(record).charts) == ["pruning-vgg16-5"]
+    assert "of them with images" not in render(record).text

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from common import selection
 from common.selection import Reading, removal_curve, ridge_of
 
 RIDGE = 1e-9  # nothing but least squares
@@ -123,3 +124,30 @@ def test_all_pairs_of_a_small_layer() -> None:
     read, x, w = reading(np.random.default_rng(7), 3)
     best = min(combinations(range(3), 2), key=lambda pair: loss_of(x, w, list(pair)))
     assert tuple(removal_curve([read], RIDGE).kept(2).tolist()) == best
+
+
+def one_by_one(read: Reading, ridge: float) -> tuple[list[int], list[float]]:
+    """Backward elimination as it is written down: matrices shrink, the inverse is taken anew each time."""
+    alive, gram, order, costs = list(range(len(read.gram))), read.gram, [], []
+    regular = read.covariance + ridge_of(read.covariance, ridge) * np.eye(len(read.gram))
+    while alive:
+        inverse = np.linalg.inv(regular[np.ix_(alive, alive)])
+        loss = np.diag(gram) / np.diag(inverse)
+        j = int(loss.argmin())
+        order.append(alive.pop(j))
+        costs.append(float(loss[j]))
+        share = np.delete(-inverse[j] / inverse[j, j], j)
+        column, own = np.delete(gram[j], j), gram[j, j]
+        gram = np.delete(np.delete(gram, j, 0), j, 1)
+        gram = gram + np.outer(share, column) + np.outer(column, share) + own * np.outer(share, share)
+    return order, costs
+
+
+@pytest.mark.parametrize("channels", [2, 3, 4, 7, 8])
+def test_removals_that_wait_are_not_forgotten(monkeypatch: pytest.MonkeyPatch, channels: int) -> None:
+    monkeypatch.setattr(selection._Elimination, "WAITING", 3)
+    read = reading(np.random.default_rng(channels), channels)[0]
+    order, costs = one_by_one(read, RIDGE)
+    curve = removal_curve([read], RIDGE)
+    assert curve.order.tolist() == order
+    np.testing.assert_allclose(curve.cost, costs, rtol=1e-8)
