@@ -77,6 +77,9 @@ def command(
     strategies: Annotated[str, typer.Option(help="Any of the strategies.")] = ",".join(STRATEGIES),
     tune: Annotated[str, typer.Option(help="none, short or both.")] = ",".join(TUNE),
     calibration_per_class: Annotated[str, typer.Option(help="Unlabelled images a class, one or more numbers.")] = "50",
+    test_per_class: Annotated[
+        int | None, typer.Option(min=1, help="Most test images a class; all if not given.")
+    ] = None,
     tune_per_class: Annotated[int, typer.Option(min=10, help="Most images a class for short tuning.")] = 2000,
     tune_seconds: Annotated[float, typer.Option(min=1, help="Most seconds of one tuning.")] = 180.0,
     threads: Annotated[
@@ -103,7 +106,7 @@ def command(
         raise ConfigError(f"calibration-per-class is {calibration_per_class}, must be at least 1: give images to see")
     torch.set_num_threads(threads or machine()["cores"])
     threadpool_limits(torch.get_num_threads())  # numpy's, whose threads wait by spinning when others want the cores
-    pool = Pool.load(data, test)
+    pool = Pool.load(data, test).judged_by(test_per_class)
     height, width, channels = pool.train.x.shape[1:]
     base = BaseModel.load(weights, model, (channels, height, width))
     available = pool.classes(base.groups.classes)
@@ -135,6 +138,7 @@ def command(
         "strategies": None if chosen == list(STRATEGIES) else strategies,
         "tune": tune,
         "calibration_per_class": calibration_per_class,
+        "test_per_class": test_per_class,
         "tune_per_class": tune_per_class,
         "tune_seconds": tune_seconds,
         "threads": threads,

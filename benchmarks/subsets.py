@@ -76,6 +76,14 @@ class Pool:
             raise DataError(f"training images are {shapes[0]}, test images {shapes[1]}: give both in one size")
         return pool
 
+    def judged_by(self, most: int | None) -> Pool:
+        """With the first `most` test images of each class, all of them for None."""
+        if most is None:
+            return self
+        y = self.test.y
+        chosen = np.sort(np.concatenate([np.flatnonzero(y == label)[:most] for label in np.unique(y)]))
+        return Pool(self.train, Labelled(self.test.x[chosen], y[chosen]))
+
     def classes(self, outputs: int) -> Indices:
         """Labels with training and test images. Raises DataError unless they are numbers of a model's `outputs`."""
         found = np.intersect1d(self.train.y, self.test.y)

@@ -196,6 +196,16 @@ def test_one_source_without_splits_is_divided(bars):
     assert shown(str(bars[0])) == "bars.npz"
 
 
+def test_a_few_test_images_a_class_are_the_first_ones():
+    y = np.array([2, 0, 2, 0, 0, 2, 1])
+    part = Labelled(np.arange(7, dtype=np.uint8).reshape(-1, 1, 1, 1), y)
+    judged = Pool(part, part).judged_by(2)
+    assert judged.test.x.ravel().tolist() == [0, 1, 2, 3, 6]
+    assert judged.test.y.tolist() == [2, 0, 2, 0, 1]
+    assert len(judged.train.y) == 7
+    assert len(Pool(part, part).judged_by(None).test.y) == 7
+
+
 def test_score_by_hand():
     assert Score.of(np.array([0, 0, 1, 2]), np.array([0, 0, 1, 1])) == Score(0.75, 0.5)
 
