@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from benchmarks import federation, lite0, pruning, secure_sum, slicing
+from benchmarks import federation, lite0, phone, pruning, secure_sum, slicing
 from benchmarks.memory import memory
 from benchmarks.moments import moments
 from common.errors import FedcaptorError
@@ -26,6 +26,7 @@ app.command("federation")(federation.command)
 app.command("lite0")(lite0.command)
 app.command("memory")(memory)
 app.command("moments")(moments)
+app.command("phone")(phone.command)
 app.command("pruning")(pruning.command)
 app.command("secure_sum")(secure_sum.command)
 app.command("slicing")(slicing.command)
