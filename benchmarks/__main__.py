@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from benchmarks import federation, pruning, slicing
+from benchmarks import federation, gradients, pruning, slicing
 from benchmarks.memory import memory
 from benchmarks.moments import moments
 from common.errors import FedcaptorError
@@ -23,6 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("federation")(federation.command)
+app.command("gradients")(gradients.command)
 app.command("memory")(memory)
 app.command("moments")(moments)
 app.command("pruning")(pruning.command)
