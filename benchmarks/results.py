@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from benchmarks.charts import draw
-from benchmarks.pages import federation, gradients, pruning, slicing
+from benchmarks.pages import fallback, federation, gradients, pruning, slicing
 from benchmarks.pages.section import Section
 from benchmarks.record import Record, read_record
 from common.errors import StateError
@@ -16,6 +16,7 @@ PAGES: dict[str, Callable[[Record], Section]] = {
     "federation": federation.render,
     "pruning": pruning.render,
     "gradients": gradients.render,
+    "fallback": fallback.render,
     "slicing": slicing.render,
 }
 """Renderers by benchmark, in the order of the page. A further benchmark is one line here."""
