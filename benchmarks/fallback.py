@@ -26,8 +26,10 @@ from common.torch_engine.evidence import hooks
 from common.torch_engine.forward import Images, logits, normalise
 from common.torch_engine.prune import Evidence
 
-NEEDED_LOGITS = ("energy", "max-softmax", "max-logit")
-SCORES = (*NEEDED_LOGITS, "kept-outputs", "reject-logits", "reject-features", "full-model")
+KINDS = ("energy", "max-softmax", "max-logit")
+KEPT = "-kept"
+SCORES = (*KINDS, *(kind + KEPT for kind in KINDS), "reject-logits", "reject-features", "full-model")
+"""`-kept`: the last layer keeps its outputs for the other classes, and the score is held against them."""
 
 Floats = npt.NDArray[np.float32]
 Draw = tuple[tuple[int, ...], int, int]
@@ -94,7 +96,7 @@ class Trial:
         """One network, whose last layer keeps the outputs of all classes, serves all scores: what it says of the needed
         ones is what the submodel without the others says.
         """
-        from benchmarks.out_of_set import told_apart
+        from benchmarks.out_of_set import inside, told_apart
 
         self.on_phase(f"{len(draw[0])} classes, {macs:g}", 0, 1)
         base, needed, everything = self.inputs.base, np.array(draw[0]), np.arange(self.inputs.base.groups.classes)
@@ -103,30 +105,34 @@ class Trial:
         others = self.inputs.available[~np.isin(self.inputs.available, needed)]
         reference = self.inputs.pool.sample(others.tolist(), self.images, 10, draw[1:]).images
         own, other, test = (Seen.by(submodel, images) for images in (held, reference, self.inputs.pool.test.x))
-        answers = needed[self._full(held)[:, needed].argmax(1)]
-        named = np.concatenate([answers, others[self._full(reference)[:, others].argmax(1)]])
-        scores = _scores(test, own, other, named, needed) | {"full-model": _kept(self._test, needed)}
-        inside = np.isin(self.inputs.pool.test.y, needed)
-        figures = {name: told_apart(score, inside) for name, score in scores.items()}
+        full = self._full(held)[:, needed]
+        named = np.concatenate([needed[full.argmax(1)], others[self._full(reference)[:, others].argmax(1)]])
+        scores = _scores(test, own, other, named, needed) | {
+            "full-model": inside(self._test, _mask(needed, self._test))
+        }
+        own_images = np.isin(self.inputs.pool.test.y, needed)
+        figures = {name: told_apart(score, own_images) for name, score in scores.items()}
         self.on_phase("", 1, 1)
-        return self._calibration(own, answers, test, needed) | {"macs_ratio": submodel.macs_ratio()}, figures
+        return self._calibration(own.z[:, needed], full, test, needed) | {"macs_ratio": submodel.macs_ratio()}, figures
 
-    def _calibration(self, own: Seen, answers: Indices, test: Seen, needed: Indices) -> dict[str, float]:
-        """Of the probabilities of needed classes, on their test images."""
+    def _calibration(self, own: Floats, full: Floats, test: Seen, needed: Indices) -> dict[str, float]:
+        """Of the probabilities of needed classes, on their test images; the temperature is fitted on other images, to
+        which the submodel answers `own` and the full model `full`, both [N, k].
+        """
         from benchmarks.out_of_set import calibration_error, temperature
 
         truth = self.inputs.pool.test.y
         inside = np.isin(truth, needed)
         columns = np.searchsorted(needed, truth[inside])
-        z, full = test.z[inside][:, needed], self._test[inside][:, needed]
-        divisor = temperature(own.z[:, needed], np.searchsorted(needed, answers))
+        z, limited = test.z[inside][:, needed], self._test[inside][:, needed]
+        divisor = temperature(own, full)
         return {
             "accuracy": float((z.argmax(1) == columns).mean()),
-            "accuracy_full_limited": float((full.argmax(1) == columns).mean()),
+            "accuracy_full_limited": float((limited.argmax(1) == columns).mean()),
             "temperature": divisor,
             "ece": calibration_error(z, columns),
             "ece_scaled": calibration_error(z / divisor, columns),
-            "ece_full_limited": calibration_error(full, columns),
+            "ece_full_limited": calibration_error(limited, columns),
         }
 
     @cached_property
@@ -145,19 +151,18 @@ def _scores(test: Seen, own: Seen, other: Seen, named: Indices, needed: Indices)
     """Of test images; `named`: the full model's answers to `own` and `other` images, to learn reject classes from."""
     from benchmarks.out_of_set import rejecting
 
-    found = {kind: out_of_set_score(test.z[:, needed], kind) for kind in NEEDED_LOGITS}
-    of_logits = np.concatenate([own.z, other.z])[:, needed]
+    mask = _mask(needed, test.z)
+    found = {kind: out_of_set_score(test.z[:, mask], kind) for kind in KINDS}
+    found |= {kind + KEPT: out_of_set_score(test.z[:, mask], kind, test.z[:, ~mask]) for kind in KINDS}
+    of_logits, of_features = (np.concatenate([getattr(own, kind), getattr(other, kind)]) for kind in ("z", "features"))
     return found | {
-        "kept-outputs": _kept(test.z, needed),
-        "reject-logits": rejecting(of_logits, named, needed, test.z[:, needed]),
-        "reject-features": rejecting(np.concatenate([own.features, other.features]), named, needed, test.features),
+        "reject-logits": rejecting(of_logits[:, mask], named, needed, test.z[:, mask]),
+        "reject-features": rejecting(of_features, named, needed, test.features),
     }
 
 
-def _kept(z: Floats, needed: Indices) -> npt.NDArray[Any]:
-    from benchmarks.out_of_set import inside
-
-    return inside(z, np.isin(np.arange(z.shape[1]), needed))
+def _mask(needed: Indices, z: Floats) -> npt.NDArray[np.bool_]:
+    return np.isin(np.arange(z.shape[1]), needed)
 
 
 def command(

@@ -55,13 +55,14 @@ def calibration_error(z: Floats, truth: Indices, bins: int = BINS) -> float:
     return float(np.abs(gaps).sum() / len(truth))
 
 
-def temperature(z: Floats, answers: Indices) -> float:
-    """The divisor of logits z [N, k] under which the full model's `answers` [N] (columns) are likeliest, in 0.05..20;
-    no labels.
+def temperature(z: Floats, full: Floats) -> float:
+    """The divisor of logits z [N, k], in 0.05..20, that brings their probabilities closest to those of the full model's
+    logits `full` [N, k], in Kullback-Leibler divergence; no labels. Its probabilities and not its bare answers: a
+    submodel that gives all of them is fitted best without any doubt left.
     """
+    wanted = softmax(np.asarray(full, dtype=np.float64), axis=1)
 
     def surprise(logarithm: float) -> float:
-        chosen = log_softmax(np.asarray(z, np.float64) / np.exp(logarithm), axis=1)[np.arange(len(z)), answers]
-        return -float(chosen.mean())
+        return -float((wanted * log_softmax(np.asarray(z, np.float64) / np.exp(logarithm), axis=1)).sum(1).mean())
 
     return float(np.exp(minimize_scalar(surprise, bounds=(np.log(0.05), np.log(20)), method="bounded").x))

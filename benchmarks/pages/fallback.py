@@ -13,7 +13,9 @@ NAMES = {
     "energy": "energy of the needed logits",
     "max-softmax": "largest softmax probability",
     "max-logit": "largest logit",
-    "kept-outputs": "kept outputs",
+    "energy-kept": "energy, other outputs kept",
+    "max-softmax-kept": "largest softmax probability, other outputs kept",
+    "max-logit-kept": "largest logit, other outputs kept",
     "reject-logits": "reject classes from the needed logits",
     "reject-features": "reject classes from the last features",
     "full-model": "full model's outputs",
@@ -31,14 +33,14 @@ INTRODUCTION = """\
 {model}, {outputs} classes: how well its submodels tell test images of classes that they do not serve from those of
 needed classes. *Escalated at 80 %*: share of the needed classes' images that goes to a larger model at the threshold
 that sends 80 % of the other images there. Mean ± standard deviation over draws, in %. The first three scores look at
-the logits of the needed classes alone. *Kept outputs*: the submodel's last layer keeps its outputs for the other
-classes, merged like the rest, and the score is the odds of the needed classes among all; no image of another class is
-needed. *Reject classes*: linear discriminant analysis with shrinkage on {images} unlabelled images of each class, those
-of needed classes not the ones merged on, named by the full model. *Full model's outputs*: the same odds of the full
-model, which no phone has before it escalates. Differences are paired over draws.
+the logits of the needed classes alone. *Other outputs kept*: the submodel's last layer keeps its outputs for the other
+classes, merged like the rest, and the score is held against their energy; no image of another class is needed. *Reject
+classes*: linear discriminant analysis with shrinkage on {images} unlabelled images of each class, those of needed
+classes not the ones merged on, named by the full model. *Full model's outputs*: the odds of the needed classes among
+all, which no phone has before it escalates. Differences are paired over draws.
 
 Calibration: expected calibration error in 15 bins on test images of the needed classes, of the probabilities among
-them; the temperature is fitted to the full model's answers among the needed classes, on unlabelled images."""
+them; the temperature is fitted to the full model's probabilities among the needed classes, on unlabelled images."""
 
 
 def render(record: Record) -> Section:
