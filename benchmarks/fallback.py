@@ -22,14 +22,14 @@ from client.fallback import out_of_set_score
 from common.plan import Indices
 from common.planner import Budget, plan
 from common.torch_engine.base import Submodel
-from common.torch_engine.evidence import hooks
 from common.torch_engine.forward import Images, logits, normalise
+from common.torch_engine.outputs import features, last_layer, refitted
 from common.torch_engine.prune import Evidence
 
 KINDS = ("energy", "max-softmax", "max-logit")
-KEPT = "-kept"
-SCORES = (*KINDS, *(kind + KEPT for kind in KINDS), "reject-logits", "reject-features", "full-model")
-"""`-kept`: the last layer keeps its outputs for the other classes, and the score is held against them."""
+AGAINST = ("max-logit-kept", "max-logit-refitted")
+"""The last layer has outputs for the other classes, as merged or refitted, and the score is held against them."""
+SCORES = (*KINDS, *AGAINST, "reject-logits", "reject-features", "full-model")
 
 Floats = npt.NDArray[np.float32]
 Draw = tuple[tuple[int, ...], int, int]
@@ -38,23 +38,14 @@ Draw = tuple[tuple[int, ...], int, int]
 
 @dataclass(frozen=True, eq=False)
 class Seen:
-    """Images through a network: `z` [N, C] logits of all classes, `features` [N, D] as its last layer reads them."""
+    """Images through a network: `features` [N, D] as its last layer reads them, `z` [N, C] logits of all classes."""
 
+    features: npt.NDArray[np.float64]
     z: Floats
-    features: Floats
 
     @classmethod
-    def by(cls, submodel: Submodel, images: Images, batch: int = 512) -> Seen:
-        """Channels of a map are averaged over it."""
-        read: list[Floats] = []
-        last = submodel.module.get_submodule(submodel.base.groups.output.producers[0])
-
-        def hook(_module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-            read.append((inputs[0].mean((2, 3)) if inputs[0].dim() == 4 else inputs[0]).detach().numpy())
-
-        with hooks([last.register_forward_pre_hook(hook)]):
-            z = [submodel.scores(part) for part in np.array_split(images, -(-len(images) // batch))]
-        return cls(np.concatenate(z), np.concatenate(read))
+    def by(cls, submodel: Submodel, images: Images) -> Seen:
+        return cls(*features(submodel, images))
 
 
 @dataclass(eq=False)
@@ -86,11 +77,12 @@ class Trial:
         submodel, scores = self._figures((tuple(key["classes"]), key["seed"], key["draw"]), key["macs_target"])
         return {**scores[key["score"]], **submodel}
 
-    def _gather(self, draw: Draw) -> tuple[Evidence, Images]:
-        """Of the needed classes, and as many images of them that no submodel is merged on."""
+    def _gather(self, draw: Draw) -> tuple[Evidence, Images, Images]:
+        """Of the needed classes, the images, and as many of these classes that no submodel is merged on."""
         classes, *seed = draw
         sample = self.inputs.pool.sample(classes, self.images, 10 * self.images, seed)
-        return Evidence.gather(self.inputs.base, np.array(classes), sample.images, seed=sum(seed)), sample.held
+        evidence = Evidence.gather(self.inputs.base, np.array(classes), sample.images, seed=sum(seed))
+        return evidence, sample.images, sample.held
 
     def _measure(self, draw: Draw, macs: float) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
         """One network, whose last layer keeps the outputs of all classes, serves all scores: what it says of the needed
@@ -100,15 +92,17 @@ class Trial:
 
         self.on_phase(f"{len(draw[0])} classes, {macs:g}", 0, 1)
         base, needed, everything = self.inputs.base, np.array(draw[0]), np.arange(self.inputs.base.groups.classes)
-        evidence, held = self._evidence(draw)
+        evidence, merged_on, held = self._evidence(draw)
         submodel = evidence.merged(plan(base.groups, evidence.curves, everything, Budget(macs=macs)))
         others = self.inputs.available[~np.isin(self.inputs.available, needed)]
         reference = self.inputs.pool.sample(others.tolist(), self.images, 10, draw[1:]).images
         own, other, test = (Seen.by(submodel, images) for images in (held, reference, self.inputs.pool.test.x))
         full = self._full(held)[:, needed]
         named = np.concatenate([needed[full.argmax(1)], others[self._full(reference)[:, others].argmax(1)]])
+        again = refitted(submodel, np.concatenate([merged_on, reference]), others)
         scores = _scores(test, own, other, named, needed) | {
-            "full-model": inside(self._test, _mask(needed, self._test))
+            "max-logit-refitted": _against(_outputs(again, test), needed),
+            "full-model": inside(self._test, _mask(needed, self._test)),
         }
         own_images = np.isin(self.inputs.pool.test.y, needed)
         figures = {name: told_apart(score, own_images) for name, score in scores.items()}
@@ -153,12 +147,24 @@ def _scores(test: Seen, own: Seen, other: Seen, named: Indices, needed: Indices)
 
     mask = _mask(needed, test.z)
     found = {kind: out_of_set_score(test.z[:, mask], kind) for kind in KINDS}
-    found |= {kind + KEPT: out_of_set_score(test.z[:, mask], kind, test.z[:, ~mask]) for kind in KINDS}
     of_logits, of_features = (np.concatenate([getattr(own, kind), getattr(other, kind)]) for kind in ("z", "features"))
     return found | {
+        "max-logit-kept": _against(test.z, needed),
         "reject-logits": rejecting(of_logits[:, mask], named, needed, test.z[:, mask]),
         "reject-features": rejecting(of_features, named, needed, test.features),
     }
+
+
+def _outputs(submodel: Submodel, seen: Seen) -> Floats:
+    """Logits of another last layer on the same features."""
+    last = last_layer(submodel)
+    return np.asarray(last(torch.from_numpy(seen.features).to(last.weight.dtype)).detach())
+
+
+def _against(z: Floats, needed: Indices) -> npt.NDArray[Any]:
+    """The score held against the outputs for other classes."""
+    mask = _mask(needed, z)
+    return out_of_set_score(z[:, mask], "max-logit", z[:, ~mask])
 
 
 def _mask(needed: Indices, z: Floats) -> npt.NDArray[np.bool_]:

@@ -19,6 +19,7 @@ from common.preference import importance
 from common.tiers import fits, rungs
 from common.torch_engine.base import BaseModel, Submodel
 from common.torch_engine.forward import Images, logits, normalise, softmax
+from common.torch_engine.outputs import refitted
 from common.torch_engine.prune import Evidence
 
 Scores = npt.NDArray[np.float32]
@@ -98,6 +99,7 @@ def personalise(
             kind, best, agreement = "cluster", of_cluster, at_cluster
     if best is None:
         return judge.kept_full(at_cluster)
+    best = _refitted(best, owner.classes, offer, calibration)
     threshold, escalated = judge.threshold(best, config.fallback)
     return Personalised(
         kind, owner.classes, judge.prior, best, agreement, at_cluster, threshold, escalated, owner.cluster
@@ -182,6 +184,16 @@ def _calibration(offer: Offer, own: Indices, images: Images) -> Images:
 def _outputs(evidence: Evidence, config: Config) -> Indices:
     """Classes that the own submodel has outputs for: the owner's, or all that its base has."""
     return evidence.classes if config.fallback.outputs == "own" else np.arange(evidence.base.groups.classes)
+
+
+def _refitted(submodel: Submodel, own: Indices, offer: Offer, images: Images) -> Submodel:
+    """With outputs for other classes that were fitted on reference images of these too; as merged where there are none.
+    `images`: of the own classes.
+    """
+    others = np.setdiff1d(submodel.classes, own)
+    if len(others) == 0 or offer.reference is None or offer.labels is None:
+        return submodel
+    return refitted(submodel, np.concatenate([images, offer.reference[np.isin(offer.labels, others)]]), others)
 
 
 def _with_classes(start: Plan, classes: Indices, base: BaseModel) -> Plan:

@@ -13,9 +13,8 @@ NAMES = {
     "energy": "energy of the needed logits",
     "max-softmax": "largest softmax probability",
     "max-logit": "largest logit",
-    "energy-kept": "energy, other outputs kept",
-    "max-softmax-kept": "largest softmax probability, other outputs kept",
     "max-logit-kept": "largest logit, other outputs kept",
+    "max-logit-refitted": "largest logit, other outputs refitted",
     "reject-logits": "reject classes from the needed logits",
     "reject-features": "reject classes from the last features",
     "full-model": "full model's outputs",
@@ -34,10 +33,11 @@ INTRODUCTION = """\
 needed classes. *Escalated at 80 %*: share of the needed classes' images that goes to a larger model at the threshold
 that sends 80 % of the other images there. Mean ± standard deviation over draws, in %. The first three scores look at
 the logits of the needed classes alone. *Other outputs kept*: the submodel's last layer keeps its outputs for the other
-classes, merged like the rest, and the score is held against their energy; no image of another class is needed. *Reject
-classes*: linear discriminant analysis with shrinkage on {images} unlabelled images of each class, those of needed
-classes not the ones merged on, named by the full model. *Full model's outputs*: the odds of the needed classes among
-all, which no phone has before it escalates. Differences are paired over draws.
+classes, merged like the rest, and their energy is taken off the score; no image of another class is needed. *Other
+outputs refitted*: these outputs follow the full model's by ridge regression on unlabelled images of all classes.
+*Reject classes*: linear discriminant analysis with shrinkage, on images that the full model named. {images} images of
+each class; reject classes see others of the needed classes than those merged on. *Full model's outputs*: the odds of
+the needed classes among all, which no phone has before it escalates. Differences are paired over draws.
 
 Calibration: expected calibration error in 15 bins on test images of the needed classes, of the probabilities among
 them; the temperature is fitted to the full model's probabilities among the needed classes, on unlabelled images."""
