@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from benchmarks import federation, lite0, phone, pruning, secure_sum, slicing
+from benchmarks import fallback, federation, gradients, lite0, phone, pruning, secure_sum, slicing
 from benchmarks.memory import memory
 from benchmarks.moments import moments
 from common.errors import FedcaptorError
@@ -22,7 +22,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.command("fallback")(fallback.command)
 app.command("federation")(federation.command)
+app.command("gradients")(gradients.command)
 app.command("lite0")(lite0.command)
 app.command("memory")(memory)
 app.command("moments")(moments)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from threadpoolctl import threadpool_limits
 
+from benchmarks.inputs import Inputs
 from benchmarks.progress import bars
-from benchmarks.record import command_line, machine, numbers, open_record, sweep
-from benchmarks.subsets import Labelled, Pool, drawn, given, shown
+from benchmarks.record import command_line, numbers, open_record, ratios, sweep
+from benchmarks.subsets import given, shown
 from common.errors import ConfigError
 
 STRATEGIES = (
@@ -95,37 +94,22 @@ def command(
     Example: python -m benchmarks pruning --model vgg16 --weights vgg16.safetensors --data train.npz --test test.npz
     --classes 2,5,8 --draws 20 --json benchmarks/results/pruning-vgg16.json
     """
-    import torch
-
     from benchmarks.trial import Trial
-    from common.torch_engine.base import BaseModel
 
     chosen, tuning = _among("strategies", strategies, STRATEGIES), _among("tune", tune, TUNE)
-    ratios, calibration = _ratios(macs), numbers(calibration_per_class)
+    budgets, calibration = ratios(macs), numbers(calibration_per_class)
     if min(calibration) < 1:
         raise ConfigError(f"calibration-per-class is {calibration_per_class}, must be at least 1: give images to see")
-    torch.set_num_threads(threads or machine()["cores"])
-    threadpool_limits(torch.get_num_threads())  # numpy's, whose threads wait by spinning when others want the cores
-    pool = Pool.load(data, test).judged_by(test_per_class)
-    height, width, channels = pool.train.x.shape[1:]
-    base = BaseModel.load(weights, model, (channels, height, width))
-    available = pool.classes(base.groups.classes)
+    inputs = Inputs.load(model, weights, data, test, threads, test_per_class)
     if class_sets is None:
-        sizes = [drawn(available, size, draws, seed) for size in numbers(classes)]
-        sets = [list(of_draw) for of_draw in zip(*sizes, strict=True)]
+        sets = inputs.sets(classes, draws, seed)
     else:
-        sets = [[one] for one in given(class_sets, available)]
+        sets = [[one] for one in given(class_sets, inputs.available)]
     settings = {
-        "model": model,
-        "weights": _digest(weights.read_bytes()),
-        "outputs": base.groups.classes,
-        "macs": base.groups.macs(),
-        "data": {"name": shown(data), **_size(pool.train)},
-        "test": {"name": shown(test or data), **_size(pool.test)},
+        **inputs.settings,
         "tune_per_class": tune_per_class,
         "tune_seconds": tune_seconds,
-        "threads": torch.get_num_threads(),
-        **({} if len(available) == base.groups.classes else {"outputs_with_images": len(available)}),
+        "threads": inputs.threads,
     }
     options: dict[str, str | int | float | None] = {
         "model": model,
@@ -145,8 +129,8 @@ def command(
     }
     record = open_record(file, "pruning", settings, command_line("pruning", file, **options), fresh)
     with bars("pruning") as (on_row, on_phase):
-        trial = Trial(base, pool, tune_per_class, tune_seconds, on_phase)
-        sweep(record, file, keys(model, sets, chosen, ratios, tuning, calibration, seed), trial.measure, on_row)
+        trial = Trial(inputs.base, inputs.pool, tune_per_class, tune_seconds, on_phase)
+        sweep(record, file, keys(model, sets, chosen, budgets, tuning, calibration, seed), trial.measure, on_row)
 
 
 def _among(option: str, text: str, known: Sequence[str]) -> list[str]:
@@ -155,21 +139,3 @@ def _among(option: str, text: str, known: Sequence[str]) -> list[str]:
     if unknown or len(set(names)) < len(names):
         raise ConfigError(f"{option} is {text!r}, must be different ones of {', '.join(known)}")
     return names
-
-
-def _ratios(text: str) -> list[float]:
-    try:
-        ratios = [float(part) for part in text.split(",")]
-    except ValueError:
-        ratios = []
-    if not ratios or len(set(ratios)) < len(ratios) or not all(0 < ratio <= 1 for ratio in ratios):
-        raise ConfigError(f"macs is {text!r}, must be different ratios in (0, 1] such as 0.5,0.3")
-    return ratios
-
-
-def _size(part: Labelled) -> dict[str, Any]:
-    return {"images": len(part.y), "digest": _digest(part.x.tobytes() + part.y.tobytes())}
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:16]

@@ -126,6 +126,17 @@ def numbers(text: str) -> list[int]:
     return found
 
 
+def ratios(text: str) -> list[float]:
+    """`0.5,0.3` as shares of the full model's MACs."""
+    try:
+        found = [float(part) for part in text.split(",")]
+    except ValueError:
+        found = []
+    if not found or len(set(found)) < len(found) or not all(0 < ratio <= 1 for ratio in found):
+        raise ConfigError(f"macs is {text!r}, must be different ratios in (0, 1] such as 0.5,0.3")
+    return found
+
+
 def _difference(stored: Any, asked: Any) -> str:
     if not isinstance(stored, dict) or not isinstance(asked, dict):
         return f"{stored}, asked for {asked}"

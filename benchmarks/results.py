@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from benchmarks.charts import draw
-from benchmarks.pages import federation, phone, pruning, secure_sum, slicing
+from benchmarks.pages import fallback, federation, gradients, phone, pruning, secure_sum, slicing
 from benchmarks.pages.section import Section
 from benchmarks.record import Record, read_record
 from common.errors import StateError
@@ -15,6 +15,8 @@ from common.files import replacing
 PAGES: dict[str, Callable[[Record], Section]] = {
     "federation": federation.render,
     "pruning": pruning.render,
+    "gradients": gradients.render,
+    "fallback": fallback.render,
     "slicing": slicing.render,
     "phone": phone.render,
     "secure_sum": secure_sum.render,

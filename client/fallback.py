@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import logsumexp
 
 from common.config import Fallback
 from common.plan import Indices, Plan
@@ -19,15 +20,21 @@ ABSTAINED = -1
 """The label of an image that nobody answers."""
 
 
-def out_of_set_score(scores: npt.NDArray[Any], kind: str) -> Floats:
+def out_of_set_score(scores: npt.NDArray[Any], kind: str, others: npt.NDArray[Any] | None = None) -> Floats:
     """How sure the submodel is that the image is of its classes [N]: logsumexp of logits (`energy`, Liu et al. 2020),
     the largest softmax probability (`max-softmax`, Hendrycks & Gimpel 2017), or the largest logit (`max-logit`,
     Hendrycks et al. 2022), which is the sum of both: low for images of other classes and for those between two own.
+
+    `others` [N, m]: logits of other classes, where the submodel has kept some. Probabilities are then those among all;
+    from the other scores the energy of `others` is taken off.
     """
     z = scores.astype(np.float64)
-    top = z.max(1)
-    energy = top + np.log(np.exp(z - top[:, None]).sum(1))
-    return np.asarray({"energy": energy, "max-softmax": np.exp(top - energy), "max-logit": top}[kind])
+    top, energy = z.max(1), logsumexp(z, axis=1)
+    if others is None or others.shape[1] == 0:
+        return np.asarray({"energy": energy, "max-softmax": np.exp(top - energy), "max-logit": top}[kind])
+    other = logsumexp(others.astype(np.float64), axis=1)
+    among = np.exp(top - np.logaddexp(energy, other))
+    return np.asarray({"energy": energy - other, "max-softmax": among, "max-logit": top - other}[kind])
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,13 +57,26 @@ def whole(base: BaseModel) -> Submodel:
 class Models:
     """What a phone answers with. `own`: its submodel; without it the full model answers all. `larger`: answers what
     `own` is unsure of, where the out-of-set score is below `threshold`; without it nobody does. `prior` [C]: see
-    `Owner.prior`.
+    `Owner.prior`. `classes`: those that `own` answers with, its other outputs only say how sure it is.
     """
 
     own: Submodel | None
     larger: Submodel | None
     prior: Floats
     threshold: float
+    classes: Indices
+
+    @property
+    def served(self) -> Indices:
+        """Labels that some model here answers with."""
+        return self.classes if self.larger is None else self.larger.classes
+
+
+def weighed(submodel: Submodel, prior: Floats, classes: Indices, images: Images) -> tuple[Floats, Floats]:
+    """Logits of `classes` [N, k], sorted labels, and of the submodel's other outputs [N, m], with log priors added."""
+    z = submodel.scores(images).astype(np.float64) + np.log(prior[submodel.classes])
+    answered = np.isin(submodel.classes, classes)
+    return z[:, answered], z[:, ~answered]
 
 
 def answer(base: BaseModel, models: Models, settings: Fallback, images: Images) -> Answers:
@@ -66,9 +86,9 @@ def answer(base: BaseModel, models: Models, settings: Fallback, images: Images) 
     if models.own is None:
         labels = _by(whole(base), models.prior, images)
         return Answers(labels, np.zeros(len(images), dtype=bool), np.zeros(len(images)))
-    z = models.own.scores(images) + np.log(models.prior[models.own.classes])
-    scores = out_of_set_score(z, settings.score)
-    labels, escalated = models.own.classes[z.argmax(1)], scores < models.threshold
+    z, others = weighed(models.own, models.prior, models.classes, images)
+    scores = out_of_set_score(z, settings.score, others)
+    labels, escalated = models.classes[z.argmax(1)], scores < models.threshold
     if models.larger is None:
         labels[escalated] = ABSTAINED
     elif escalated.any():

@@ -85,14 +85,14 @@ def read_models(folder: Path, base: BaseModel, mode: str) -> Models:
     """The models in a phone's folder under a `fallback.mode`."""
     note = read_outcome(folder)
     if note is None:
-        return Models(None, None, np.ones(base.groups.classes), -math.inf)
+        return Models(None, None, np.ones(base.groups.classes), -math.inf, np.zeros(0, np.int64))
     prior, threshold = np.array(note["prior"]), -math.inf if note["threshold"] is None else note["threshold"]
     own, larger = _read(folder / SUBMODEL_FILE, note["plan"], note["digest"], base), None
     if mode == "kept_full":
         larger = whole(base)
     elif mode == "cluster":
         larger = _read(folder / CLUSTER_FILE, note["larger"], note["larger_digest"], base)
-    return Models(own, larger, prior, threshold)
+    return Models(own, larger, prior, threshold, np.array(note["classes"]))
 
 
 def _digest(path: Path) -> str:

@@ -9,15 +9,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from client.fallback import out_of_set_score
+from client.fallback import out_of_set_score, weighed
 from client.owner import Owner
 from common.config import Config, Fallback
 from common.errors import PlanError
 from common.plan import Indices, Plan
+from common.planner import plan
 from common.preference import importance
 from common.tiers import fits, rungs
 from common.torch_engine.base import BaseModel, Submodel
 from common.torch_engine.forward import Images, logits, normalise, softmax
+from common.torch_engine.outputs import refitted
 from common.torch_engine.prune import Evidence
 
 Scores = npt.NDArray[np.float32]
@@ -90,13 +92,14 @@ def personalise(
     kind, at_cluster = "personal", 0.0
     best, agreement = _smallest_good(evidence, judge, config)
     if start is not None:
-        of_cluster = evidence.merged(_with_classes(start, owner.classes, base))
+        of_cluster = evidence.merged(_with_classes(start, _outputs(evidence, config), base))
         at_cluster = judge.agreement(of_cluster)
         good = limited(base, config) or 1 - at_cluster <= 2 * config.personal.tolerance
         if best is None and good and fits(config.own_tier, base.groups, of_cluster.plan.counts()):
             kind, best, agreement = "cluster", of_cluster, at_cluster
     if best is None:
         return judge.kept_full(at_cluster)
+    best = _refitted(best, owner.classes, offer, calibration)
     threshold, escalated = judge.threshold(best, config.fallback)
     return Personalised(
         kind, owner.classes, judge.prior, best, agreement, at_cluster, threshold, escalated, owner.cluster
@@ -107,15 +110,11 @@ def _smallest_good(evidence: Evidence, judge: _Judge, config: Config) -> tuple[S
     """The smallest rung of the ladder that agrees well enough, and its agreement; the largest may disagree twice as
     much, on a limited phone as much as it will.
     """
-    settings = config.personal
-    budgets = (
-        rungs(config.own_tier, evidence.base.groups, settings.ladder, config.planner.multiple)
-        if settings.enabled
-        else []
-    )
+    settings, groups = config.personal, evidence.base.groups
+    budgets = rungs(config.own_tier, groups, settings.ladder, config.planner.multiple) if settings.enabled else []
     for budget in budgets:
         try:
-            candidate = evidence.submodel(budget)
+            candidate = evidence.merged(plan(groups, evidence.curves, _outputs(evidence, config), budget))
         except PlanError:  # the smallest model of these classes is larger: try the next rung
             continue
         last = 1.0 if limited(evidence.base, config) else 2 * settings.tolerance
@@ -140,8 +139,8 @@ class _Judge:
     images: Images
     full: Scores
 
-    def _scores(self, submodel: Submodel) -> Floats:
-        return np.asarray(submodel.scores(self.images) + np.log(self.prior[self.owner.classes]))
+    def _scores(self, submodel: Submodel) -> tuple[Floats, Floats]:
+        return weighed(submodel, self.prior, self.owner.classes, self.images)
 
     def agreement(self, submodel: Submodel) -> float:
         """Share of images [0, 1] on which both answer alike, each among the own classes and with the owner's habits
@@ -151,7 +150,7 @@ class _Judge:
             return 1.0
         own = self.owner.classes
         expected = (self.full[:, own] + np.log(self.prior[own])).argmax(1)
-        return float((self._scores(submodel).argmax(1) == expected).mean())
+        return float((self._scores(submodel)[0].argmax(1) == expected).mean())
 
     def threshold(self, submodel: Submodel, settings: Fallback) -> tuple[float, float]:
         """Score below which an image is escalated, such that the wanted share of own images is kept; and the share
@@ -159,7 +158,8 @@ class _Judge:
         """
         if len(self.images) == 0:
             return -np.inf, 0.0
-        scores = out_of_set_score(self._scores(submodel), settings.score)
+        own, others = self._scores(submodel)
+        scores = out_of_set_score(own, settings.score, others)
         threshold = float(np.quantile(scores, 1 - settings.retention))
         return threshold, float((scores < threshold).mean())
 
@@ -181,6 +181,21 @@ def _calibration(offer: Offer, own: Indices, images: Images) -> Images:
     return np.concatenate([images, offer.reference[np.isin(offer.labels, own)]])
 
 
-def _with_classes(plan: Plan, own: Indices, base: BaseModel) -> Plan:
-    """The plan's channels with the owner's classes as outputs."""
-    return Plan.of(base.groups, {**plan.kept, base.groups.output.name: own})
+def _outputs(evidence: Evidence, config: Config) -> Indices:
+    """Classes that the own submodel has outputs for: the owner's, or all that its base has."""
+    return evidence.classes if config.fallback.outputs == "own" else np.arange(evidence.base.groups.classes)
+
+
+def _refitted(submodel: Submodel, own: Indices, offer: Offer, images: Images) -> Submodel:
+    """With outputs for other classes that were fitted on reference images of these too; as merged where there are none.
+    `images`: of the own classes.
+    """
+    others = np.setdiff1d(submodel.classes, own)
+    if len(others) == 0 or offer.reference is None or offer.labels is None:
+        return submodel
+    return refitted(submodel, np.concatenate([images, offer.reference[np.isin(offer.labels, others)]]), others)
+
+
+def _with_classes(start: Plan, classes: Indices, base: BaseModel) -> Plan:
+    """The plan's channels with these outputs."""
+    return Plan.of(base.groups, {**start.kept, base.groups.output.name: classes})

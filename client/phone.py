@@ -164,10 +164,9 @@ class Phone:
         models = read_models(self.folder, self.base, self.config.fallback.mode)
         given = answer(self.base, models, self.config.fallback, self.feed.use(round))
         labels = np.where(given.labels < 0, corrections, given.labels)
-        known = models.larger or models.own
         unserved = np.ones(len(counts))
-        if known is not None and len(known.classes) < len(counts):
-            unserved[known.classes] = 0
+        if len(models.served) < len(counts):
+            unserved[models.served] = 0
         unknown = np.where(labels < 0, 1.0, _DOUBT * (given.escalated & (corrections < 0)))[:, None]
         shares = (1 - unknown) * np.eye(len(counts))[labels] + unknown * unserved / unserved.sum()
         return shares, labels

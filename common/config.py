@@ -189,6 +189,12 @@ class Fallback(Section):
     score: Literal["energy", "max-softmax", "max-logit"] = Field(
         "max-logit", description="Out-of-set score of the submodel."
     )
+    outputs: Literal["own", "all"] = Field(
+        "own",
+        description="Outputs of the own submodel. `own`: those of the own classes; `all`: also those of the other "
+        "classes that its base has, fitted on reference images where there are some. It never answers with those: the "
+        "score is held against them.",
+    )
     retention: Ratio = Field(0.96, description="Share of own images that the submodel answers itself.")
     own_prior: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.95,

@@ -65,11 +65,11 @@ def cluster(base: BaseModel) -> Submodel:
     return prune(base, np.array(CLUSTER), x[np.isin(y, CLUSTER)], Budget(0.6, 2))
 
 
-def config(delivery: str, fallback: str, **usage: Any) -> Config:
+def config(delivery: str, fallback: str, outputs: str = "own", **usage: Any) -> Config:
     return parse(
         {
             "delivery": {"mode": delivery},
-            "fallback": {"mode": fallback},
+            "fallback": {"mode": fallback, "outputs": outputs},
             "planner": {"multiple": 2},
             "personal": {"ladder": [0.45], "rows": 256, "tolerance": 0.2},
             "usage": {"prior": 0.0, **usage},
@@ -104,17 +104,20 @@ def phone(folder: Path, base: BaseModel, settings: Config, feed: Feed | None = N
 
 @pytest.mark.parametrize("mode", ["plan", "submodel"])
 @pytest.mark.parametrize("fallback", ["kept_full", "cluster", "abstain"])
+@pytest.mark.parametrize("outputs", ["own", "all"])
 def test_every_mode_ends_with_a_submodel_and_its_fallback(
-    tmp_path: Path, base: BaseModel, cluster: Submodel, mode: str, fallback: str
+    tmp_path: Path, base: BaseModel, cluster: Submodel, mode: str, fallback: str, outputs: str
 ) -> None:
-    one = phone(tmp_path, base, config(mode, fallback))
+    one = phone(tmp_path, base, config(mode, fallback, outputs))
     assert holds_full(tmp_path, fallback)
     if mode == "submodel":
         assert one.deliver(*delivery(base, cluster, "choose")) == 1
     assert one.deliver(*delivery(base, cluster, mode)) is None
     models = read_models(tmp_path, base, fallback)
     assert models.own is not None
-    assert models.own.classes.tolist() == OWN
+    of_base = CLUSTER if mode == "submodel" and fallback != "kept_full" else [*range(tiny.CLASSES)]
+    assert models.own.classes.tolist() == (OWN if outputs == "own" else of_base)
+    assert models.classes.tolist() == OWN
     assert models.own.macs_ratio() <= 0.45 * (1 + 1e-9)
     note = read_outcome(tmp_path)
     assert note is not None
@@ -128,6 +131,7 @@ def test_every_mode_ends_with_a_submodel_and_its_fallback(
     answers = answer(base, models, one.config.fallback, x[own])
     sure = ~answers.escalated
     assert (answers.labels[sure] == y[own][sure]).mean() > 0.8
+    assert set(answers.labels[sure].tolist()) <= set(OWN)
 
 
 def test_a_phone_without_the_full_model_takes_channels_of_its_cluster_alone(base: BaseModel, cluster: Submodel) -> None:
@@ -153,7 +157,7 @@ def test_who_answers_unsure_images(base: BaseModel, cluster: Submodel) -> None:
     x, _ = tiny.images(50, 30)
     prior = np.full(tiny.CLASSES, 1 / tiny.CLASSES)
     settings = config("plan", "cluster").fallback
-    models = Models(cluster, None, prior, np.inf)
+    models = Models(cluster, None, prior, np.inf, cluster.classes)
     assert (answer(base, models, settings, x).labels == ABSTAINED).all()
     full = answer(base, replace(models, larger=whole(base)), settings, x)
     np.testing.assert_array_equal(full.labels, whole(base).predict(x))

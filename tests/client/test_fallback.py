@@ -9,12 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from sklearn.metrics import roc_auc_score
 
 from client.fallback import ABSTAINED, Answers, Models, answer, out_of_set_score, whole
 from common.config import Fallback
 from common.planner import Budget
 from common.torch_engine.base import BaseModel, Submodel
-from common.torch_engine.forward import logits, normalise
+from common.torch_engine.forward import logits, normalise, softmax
 from common.torch_engine.prune import prune
 from tests import tiny
 
@@ -30,13 +31,22 @@ def test_scores_by_hand() -> None:
     np.testing.assert_allclose(out_of_set_score(z, "energy"), np.log([4, 10]), rtol=1e-6)
 
 
+def test_scores_against_other_outputs_by_hand() -> None:
+    z, others = np.log(np.array([[1.0, 4.0]])), np.log(np.array([[2.0, 3.0]]))
+    found = {kind: out_of_set_score(z, kind, others).item() for kind in ("energy", "max-softmax", "max-logit")}
+    expected = {"energy": np.log(5 / 5), "max-softmax": 0.4, "max-logit": np.log(4 / 5)}
+    assert found == pytest.approx(expected)
+    for kind in found:
+        np.testing.assert_array_equal(out_of_set_score(z, kind, others[:, :0]), out_of_set_score(z, kind))
+
+
 @given(LOGITS, st.floats(-20, 20))
 def test_a_common_shift_moves_energy_alone(z: np.ndarray, shift: float) -> None:
-    softmax, energy = (out_of_set_score(z, kind) for kind in ("max-softmax", "energy"))
-    assert (softmax <= 1 + 1e-9).all()
-    assert (softmax >= 1 / z.shape[1] - 1e-9).all()
+    sure, energy = (out_of_set_score(z, kind) for kind in ("max-softmax", "energy"))
+    assert (sure <= 1 + 1e-9).all()
+    assert (sure >= 1 / z.shape[1] - 1e-9).all()
     moved = z.astype(np.float64) + shift
-    np.testing.assert_allclose(out_of_set_score(moved, "max-softmax"), softmax, rtol=1e-6)
+    np.testing.assert_allclose(out_of_set_score(moved, "max-softmax"), sure, rtol=1e-6)
     np.testing.assert_allclose(out_of_set_score(moved, "energy"), energy + shift, atol=1e-6)
 
 
@@ -54,7 +64,7 @@ def world(bars: tuple[Path, Path]) -> World:
 def answered(world: World, threshold: float, images: np.ndarray, *, small: bool = True, prior=None) -> Answers:
     base, submodel, _, _ = world
     prior = np.full(tiny.CLASSES, 1 / tiny.CLASSES) if prior is None else prior
-    models = Models(submodel if small else None, whole(base), prior, threshold)
+    models = Models(submodel if small else None, whole(base), prior, threshold, submodel.classes)
     return answer(base, models, Fallback(score="max-softmax"), images)
 
 
@@ -81,9 +91,22 @@ def test_a_submodel_that_is_sure_answers_alone(world: World) -> None:
     assert (found.labels == y[own]).mean() > 0.8
 
 
+def test_other_outputs_are_never_answered_but_say_what_is_of_other_classes(world: World) -> None:
+    base, _, x, y = world
+    own, prior = np.array([1, 4]), np.full(tiny.CLASSES, 1 / tiny.CLASSES)
+    models = Models(whole(base), None, prior, -np.inf, own)
+    found = answer(base, models, Fallback(score="max-softmax"), x)
+    assert set(found.labels.tolist()) == {1, 4}
+    assert models.served.tolist() == [1, 4]
+    inside = np.isin(y, own)
+    assert roc_auc_score(inside, found.scores) > 0.9
+    z = logits(base.module, normalise(x, base.mean, base.std))
+    np.testing.assert_allclose(found.scores, softmax(z)[:, own].max(1), rtol=1e-5)
+
+
 def test_with_nothing_larger_nobody_answers_what_is_unsure(world: World) -> None:
     base, submodel, x, _ = world
-    models = Models(submodel, None, np.full(tiny.CLASSES, 1 / tiny.CLASSES), 0.9)
+    models = Models(submodel, None, np.full(tiny.CLASSES, 1 / tiny.CLASSES), 0.9, submodel.classes)
     found = answer(base, models, Fallback(score="max-softmax"), x)
     assert 0 < found.escalated.sum() < len(x)
     np.testing.assert_array_equal(found.labels == ABSTAINED, found.escalated)

@@ -1,0 +1,126 @@
+"""Class-wise gradient scores of filters in the forms that "gradient analysis" may mean (Qin et al., ASP-DAC 2019).
+
+a is the filter's map as the layers behind it read it, w the filter's weights, L the loss of one image:
+
+| score | of one image | what it says |
+|---|---|---|
+| `taylor` | abs(Σ a·∂L/∂a) | first-order size of the effect of closing the filter (`.scores`) |
+| `signed-taylor` | -Σ a·∂L/∂a | first-order rise in the loss: images that gain and that lose cancel |
+| `map-gradient` | Σ abs(∂L/∂a) | how much the loss feels the map, whatever is in it |
+| `weight-gradient` | Σ abs(∂L/∂w) | how much the loss feels the weights |
+
+All are sums over the images of a class, and so over batches: `ClassScores` add up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+from torch.nn import functional
+
+from common.groups import ChannelGroups
+from common.plan import Indices
+from common.ranking import cut, weight_norms
+from common.torch_engine.evidence import consumers, consuming_layers, hooks
+from common.torch_engine.scores import ClassScores, taylor_scores
+
+Score = Callable[[nn.Module, ChannelGroups, torch.Tensor, Indices], ClassScores]
+"""Of (model, groups, normalised x [N, C, H, W], labels [N]); changes nothing in the model, which is in eval mode."""
+
+Pool = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""A filter's map and its gradient [N, channels, positions] to the score of each image [N, channels]."""
+
+
+def signed_taylor_scores(model: nn.Module, groups: ChannelGroups, x: torch.Tensor, labels: Indices) -> ClassScores:
+    """Negative for a filter whose closing lowers the loss of a class, to first order."""
+    return _at_readers(model, groups, x, labels, lambda a, gradient: -(a * gradient).sum(2))
+
+
+def map_gradient_scores(model: nn.Module, groups: ChannelGroups, x: torch.Tensor, labels: Indices) -> ClassScores:
+    """Summed over the layers that read the filter."""
+    return _at_readers(model, groups, x, labels, lambda a, gradient: gradient.abs().sum(2))
+
+
+def weight_gradient_scores(model: nn.Module, groups: ChannelGroups, x: torch.Tensor, labels: Indices) -> ClassScores:
+    """Summed over the layers that give the channel; one image at a time, for a batch's gradients are a sum."""
+    names = [f"{layer}.weight" for group in cut(groups) for layer in group.producers]
+    weights = {name: model.get_parameter(name).detach().requires_grad_() for name in dict.fromkeys(names)}
+    totals = _zeros(groups)
+    for image, label in zip(x.split(1), _targets(labels), strict=True):
+        with torch.enable_grad():
+            loss = _loss(torch.func.functional_call(model, weights, image), label[None])
+            found = torch.autograd.grad(loss, list(weights.values()))
+        gradients = {name: gradient.numpy() for name, gradient in zip(weights, found, strict=True)}
+        for name, norm in weight_norms(groups, gradients).items():
+            totals[name][:, label] += norm
+    return _class_scores(totals, labels, groups.classes)
+
+
+SCORES: dict[str, Score] = {
+    "taylor": taylor_scores,
+    "signed-taylor": signed_taylor_scores,
+    "map-gradient": map_gradient_scores,
+    "weight-gradient": weight_gradient_scores,
+}
+
+
+def _at_readers(
+    model: nn.Module, groups: ChannelGroups, x: torch.Tensor, labels: Indices, pool: Pool, batch: int = 32
+) -> ClassScores:
+    """Pooled where the groups are read, one forward and backward pass a batch."""
+    totals = _zeros(groups)
+    for part, target in zip(x.split(batch), _targets(labels).split(batch), strict=True):
+        with torch.enable_grad(), _read(model, consuming_layers(groups)) as maps:
+            loss = _loss(model(part), target)
+            found = dict(zip(maps, torch.autograd.grad(loss, list(maps.values())), strict=True))
+        for group, consumer in consumers(groups):
+            own = slice(consumer.offset, consumer.offset + group.channels * consumer.taps)
+            a, gradient = (
+                each[consumer.layer].detach()[:, own].reshape(len(part), group.channels, -1) for each in (maps, found)
+            )
+            np.add.at(totals[group.name].T, target.numpy(), pool(a, gradient).double().numpy())
+    return _class_scores(totals, labels, groups.classes)
+
+
+@contextlib.contextmanager
+def _read(model: nn.Module, layers: list[str]) -> Iterator[dict[str, torch.Tensor]]:
+    """What each of these layers reads, by name, of the images that the model sees inside the block.
+
+    Each has a copy of its own: a map's gradient is that through one reader, and later in-place layers leave it alone.
+    """
+    modules, maps = dict(model.named_modules()), dict[str, torch.Tensor]()
+
+    def watch(layer: str) -> Callable[..., tuple[Any, ...]]:
+        def hook(_module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+            copy = inputs[0].clone()
+            maps[layer] = copy if copy.requires_grad else copy.requires_grad_()
+            return (maps[layer], *inputs[1:])
+
+        return hook
+
+    with hooks([modules[layer].register_forward_pre_hook(watch(layer)) for layer in layers]):
+        yield maps
+
+
+def _loss(z: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Summed over images; in double precision a very sure prediction still has a gradient."""
+    return functional.cross_entropy(z.double(), target, reduction="sum")
+
+
+def _targets(labels: Indices) -> torch.Tensor:
+    return torch.as_tensor(labels, dtype=torch.long)
+
+
+def _zeros(groups: ChannelGroups) -> dict[str, npt.NDArray[np.float64]]:
+    return {group.name: np.zeros((group.channels, groups.classes)) for group in cut(groups)}
+
+
+def _class_scores(totals: dict[str, npt.NDArray[np.float64]], labels: Indices, classes: int) -> ClassScores:
+    presence = np.bincount(np.asarray(labels), minlength=classes).astype(np.int64)
+    return ClassScores({name: total.astype(np.float32) for name, total in totals.items()}, presence)

@@ -1,0 +1,63 @@
+"""Outputs for classes that a submodel does not serve: it never answers with them, they tell what is not for it."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from common.plan import Indices
+from common.selection import Floats, ridge_of
+from common.torch_engine.base import Submodel
+from common.torch_engine.evidence import hooks
+from common.torch_engine.forward import Images, logits, normalise
+
+
+def last_layer(submodel: Submodel) -> nn.Linear:
+    """The layer that gives the logits."""
+    layer = submodel.module.get_submodule(submodel.base.groups.output.producers[0])
+    assert isinstance(layer, nn.Linear)  # `BaseModel.load` reads the number of classes from it
+    return layer
+
+
+def features(submodel: Submodel, images: Images, batch: int = 512) -> tuple[Floats, npt.NDArray[np.float32]]:
+    """What the last layer reads [N, D] of uint8 images [N, H, W, C], and the logits [N, k]."""
+    read: list[npt.NDArray[Any]] = []
+
+    def hook(_module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        read.append(inputs[0].detach().double().numpy())
+
+    with hooks([last_layer(submodel).register_forward_pre_hook(hook)]):
+        z = [submodel.scores(images[start : start + batch]) for start in range(0, len(images), batch)]
+    return np.concatenate(read), np.concatenate(z)
+
+
+def refitted(submodel: Submodel, images: Images, classes: Indices, ridge: float = 0.1) -> Submodel:
+    """A copy whose outputs for `classes` follow the base's logits on unlabelled `images` of all classes.
+
+    Merging fits every output on images of the served classes alone, where those of the others have least to say. Here
+    the last layer's weights of these outputs are fitted anew in closed form: ridge regression of the base's logits on
+    what the submodel's last layer reads, towards the merged weights. All other outputs stay as they are.
+    """
+    rows = np.searchsorted(submodel.classes, classes)
+    x, z = features(submodel, images)
+    base = submodel.base
+    missing = logits(base.module, normalise(images, base.mean, base.std))[:, classes] - z[:, rows].astype(np.float64)
+    module = copy.deepcopy(submodel.module)
+    result = Submodel(base, submodel.plan, module)
+    last = last_layer(result)
+    constant = last.bias is not None
+    centre, shift = x.mean(0) * constant, missing.mean(0) * constant
+    centred = x - centre
+    within = centred.T @ centred / len(x)
+    across = centred.T @ (missing - shift) / len(x)
+    change = np.linalg.solve(within + ridge_of(within, ridge) * np.eye(len(within)), across).T
+    with torch.no_grad():
+        last.weight[rows] += torch.from_numpy(change).to(last.weight.dtype)
+        if constant:
+            last.bias[rows] += torch.from_numpy(shift - change @ centre).to(last.bias.dtype)
+    return result
