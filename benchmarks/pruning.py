@@ -17,6 +17,7 @@ from common.errors import ConfigError
 STRATEGIES = (
     "reconstruct",
     "reconstruct-agnostic",
+    "reconstruct-fisher",
     "captor",
     "taylor",
     "l1",

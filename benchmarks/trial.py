@@ -21,7 +21,7 @@ from common.torch_engine.recalibrate import recalibrate
 from common.torch_engine.strategies import STRATEGIES, Prepared, Task
 from common.torch_engine.tuning import Tuned, tune
 
-OURS = ("reconstruct", "reconstruct-agnostic")
+OURS = ("reconstruct", "reconstruct-agnostic", "reconstruct-fisher")
 RATES = (3e-4, 1e-3)
 """Learning rates of short tuning. Ours takes the first alone, all others the better of both on held-out images."""
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from benchmarks.charts import Chart, Panel
 from benchmarks.pages.pruning_rows import (
     AGNOSTIC,
+    MERGING,
     NAMES,
     OURS,
     TUNING,
@@ -37,7 +38,7 @@ def against_peers(rows: Sequence[Row]) -> list[str]:
         rivals = {
             name: Spread.of(best(r) for r in rows if r["strategy"] == name and r["macs_target"] == macs).mean
             for name in NAMES
-            if name not in (OURS, AGNOSTIC) and any(r["strategy"] == name and r["macs_target"] == macs for r in rows)
+            if name not in MERGING and any(r["strategy"] == name and r["macs_target"] == macs for r in rows)
         }
         rival = max(rivals, key=lambda name: rivals[name], default="")
         difference = paired(rows, OURS, rival, macs)

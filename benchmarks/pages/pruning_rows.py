@@ -12,6 +12,7 @@ from benchmarks.tables import Spread
 NAMES = {
     "reconstruct": "reconstruct",
     "reconstruct-agnostic": "reconstruct, all classes alike",
+    "reconstruct-fisher": "reconstruct, Fisher form",
     "captor": "CAPTOR, as far as published",
     "taylor": "Taylor",
     "l1": "L1",
@@ -21,13 +22,14 @@ NAMES = {
     "torch-pruning-hessian": "Torch-Pruning, Hessian",
 }
 OURS, AGNOSTIC = "reconstruct", "reconstruct-agnostic"
+MERGING = (OURS, AGNOSTIC, "reconstruct-fisher")
 TUNING = {"none": "No training", "short": "Short tuning"}
 
 
 def best(row: Row) -> float:
     """What is compared without training: our own as it is, of all others the higher of cut and recalibrated."""
     figures = [row["accuracy"]]
-    if row["tune"] == "none" and row["strategy"] not in (OURS, AGNOSTIC):
+    if row["tune"] == "none" and row["strategy"] not in MERGING:
         figures.append(row["accuracy_recalibrated"])
     return float(max(figures))
 

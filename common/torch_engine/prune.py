@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import nn
 
 from common.errors import DataError
+from common.groups import ChannelGroups
 from common.plan import Indices, Plan
 from common.planner import Budget, plan
 from common.selection import Floats, RemovalCurve, removal_curve
@@ -18,6 +20,8 @@ from common.torch_engine.evidence import Response, Sampler, output_sensitivity, 
 from common.torch_engine.factory import sliced
 from common.torch_engine.forward import Images, normalise
 from common.torch_engine.merge import merge
+
+Sensitivity = Callable[[nn.Module, ChannelGroups, Indices, torch.Tensor, int], dict[str, Floats]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,11 +48,13 @@ class Evidence:
         importance: Mapping[str, Floats] | None = None,
         seed: int = 0,
         rows: int = 8192,
+        sensitivity: Sensitivity = output_sensitivity,
     ) -> Evidence:
         """Observe unlabelled `images` uint8 [N, H, W, C] of the needed `classes`.
 
         `start`: channels outside this plan are removed first. `importance`: factors [channels] on the cost of removing
-        a group's channels. Raises DataError without images.
+        a group's channels. `sensitivity`: how needed logits feel errors at layers' outputs. Raises DataError without
+        images.
         """
         if len(images) == 0:
             raise DataError("0 calibration images, at least 1 is needed: give images of the needed classes")
@@ -56,10 +62,10 @@ class Evidence:
         x = normalise(images, base.mean, base.std)
         sampler = Sampler(len(x), rows, seed)
         with recorded(base.module, groups, sampler) as seen, responses(base.module, groups, sampler) as full:
-            sensitivity = output_sensitivity(base.module, groups, needed, x, seed)
+            felt = sensitivity(base.module, groups, needed, x, seed)
         curves = {
             group.name: removal_curve(
-                readings(base.module, group, seen, sensitivity),
+                readings(base.module, group, seen, felt),
                 importance=None if importance is None else importance.get(group.name),
                 start=None if start is None else start.kept.get(group.name),
             )

@@ -4,6 +4,7 @@
 |---|---|---|
 | `reconstruct` | what the other channels can stand in for; they absorb it | `common.selection`, `.merge` here |
 | `reconstruct-agnostic` | the same, told nothing about classes | a control: what class-adaptivity brings |
+| `reconstruct-fisher` | the same, an error between two classes counts by how likely both are | `.fisher` |
 | `captor` | clusters of filters that prefer unneeded classes | Qin et al., ASP-DAC 2019, its gradient analysis |
 | `taylor` | filters of least first-order effect on the needed classes | Molchanov et al., ICLR 2017 |
 | `l1` | filters of least weight | Li et al., ICLR 2017 |
@@ -30,6 +31,7 @@ from common.ranking import by_class_preference, cut, for_classes, ranked, weight
 from common.selection import RemovalCurve
 from common.torch_engine.base import BaseModel, Submodel
 from common.torch_engine.factory import sliced
+from common.torch_engine.fisher import fisher_sensitivity
 from common.torch_engine.forward import Images, logits, normalise
 from common.torch_engine.prune import Evidence
 from common.torch_engine.scores import ClassScores, taylor_scores
@@ -93,6 +95,12 @@ def reconstruct_agnostic(task: Task) -> Selection:
     return Selection(task.base, np.unique(task.classes), evidence.curves, evidence.merged)
 
 
+def reconstruct_fisher(task: Task) -> Selection:
+    """As `reconstruct`, with the Fisher form of the outputs' sensitivity."""
+    evidence = Evidence.gather(task.base, task.classes, task.images, seed=task.seed, sensitivity=fisher_sensitivity)
+    return Selection(task.base, np.unique(task.classes), evidence.curves, evidence.merged)
+
+
 def captor(task: Task) -> Selection:
     """Clusters of filters by class preference, those of unneeded classes first.
 
@@ -129,6 +137,7 @@ def random(task: Task) -> Selection:
 STRATEGIES: dict[str, Callable[[Task], Selection]] = {
     "reconstruct": reconstruct,
     "reconstruct-agnostic": reconstruct_agnostic,
+    "reconstruct-fisher": reconstruct_fisher,
     "captor": captor,
     "taylor": taylor,
     "l1": l1,

@@ -95,7 +95,7 @@ def test_a_strategy_that_compares_classes_sees_all_of_them():
 def test_an_unknown_strategy_is_named():
     failed = run("--strategy", "magic").exception
     assert isinstance(failed, ConfigError)
-    assert "must be one of reconstruct, reconstruct-agnostic, captor" in str(failed)
+    assert "must be one of reconstruct, reconstruct-agnostic, reconstruct-fisher" in str(failed)
 
 
 def test_a_latency_is_planned_by_the_table_beside_the_weights(tmp_path, monkeypatch):
