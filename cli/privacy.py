@@ -65,11 +65,14 @@ def groups_of(config: Config) -> ChannelGroups:
 def price_table(found: PrivacyPlan) -> Table:
     """What each sum is and costs."""
     table = Table(title=f"{found.cohort} phones, {found.clusters} clusters to begin with")
-    for column in ("sum", "entries", "clip", "noise / clip", "ρ", "ε alone", "ε so far"):
+    table.caption = "noise: standard deviation of the whole sum's, over clip"
+    for column in ("sum", "entries", "bits", "clip", "noise", "ρ", "ε alone", "ε so far"):
         table.add_column(column, no_wrap=True)
     for one in found.sums:
         figures = (_number(one.rho), _number(one.epsilon), _number(one.composed))
-        table.add_row(one.name, f"{one.length:,}", f"{one.clip:.3g}", f"{one.noise_multiplier:.3g}", *figures)
+        table.add_row(
+            one.name, f"{one.length:,}", str(one.bits), f"{one.clip:.3g}", f"{one.noise_multiplier:.3g}", *figures
+        )
     return table
 
 

@@ -29,13 +29,14 @@ UNITS = {
 
 @dataclass(frozen=True)
 class PlannedSum:
-    """One sum. `rho` and `epsilon` alone, `composed` with all before it; None without noise. `entry`: standard
-    deviation of one entry of the sum, in units of `clip`'s; `deviation`: of the figure made from it, named by `unit`;
-    `phones`: phones in a cohort for which it is at most `target`.
+    """One sum of entries of `bits` bits. `rho` and `epsilon` alone, `composed` with all before it; None without noise.
+    `entry`: standard deviation of one entry of the sum, in the clip's units; `deviation`: of the figure made from it,
+    named by `unit`; `phones`: phones in a cohort for which it is at most `target`.
     """
 
     name: str
     length: int
+    bits: int
     clip: float
     noise_multiplier: float
     rho: float | None
@@ -115,6 +116,7 @@ def _planned(step: Step, spec: SumSpec, rho: float | None, spent: float, delta: 
     return PlannedSum(
         name=spec.name,
         length=spec.length,
+        bits=spec.bits,
         clip=spec.clip,
         noise_multiplier=spec.noise_multiplier,
         rho=rho,
