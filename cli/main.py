@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from cli.phone import app as phone
+from cli.privacy import app as privacy
 from common.errors import FedcaptorError
 
 app = typer.Typer(
@@ -22,6 +24,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(phone, name="phone", no_args_is_help=True)
+app.add_typer(privacy, name="privacy", no_args_is_help=True)
 console = Console(stderr=True)
 
 ModelName = Annotated[str, typer.Argument(help="Registered model (small-cnn, vgg16, …) or package.module:factory.")]

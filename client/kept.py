@@ -11,16 +11,13 @@ from typing import Any
 import numpy as np
 
 from client.fallback import Models, whole
+from client.folder import CLUSTER_FILE, OUTCOME_FILE, SUBMODEL_FILE
 from client.personal import Personalised
 from common.errors import StateError
 from common.files import replacing
 from common.plan import Plan
 from common.torch_engine.base import BaseModel, Submodel
 from common.torch_engine.network import load_state, save_state
-
-OUTCOME_FILE = "outcome.json"
-SUBMODEL_FILE = "submodel.safetensors"
-CLUSTER_FILE = "cluster.safetensors"
 
 
 def keep(folder: Path, result: Personalised, larger: Submodel | None, base_fetches: int) -> None:

@@ -92,6 +92,7 @@ class SumFields(Body):
     min_cohort: Count
     bits: Annotated[int, Field(ge=8, le=32)] = 32
     small_cohorts: bool = False
+    rotated: bool = False
 
     @classmethod
     def of(cls, spec: SumSpec) -> Self:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -12,11 +12,18 @@ from common.config import Config
 from common.errors import PrivacyError
 from common.groups import ChannelGroups
 from common.privacy.accounting import epsilon, sum_zcdp
+from common.privacy.rotation import norm_for
 from common.privacy.sums import SumSpec
 
 _RESOLUTION = 24
 """Quanta: a phone's share of the noise has a standard deviation of at least about this many, or, without noise, a
 clipped report's norm is 2^this/8 quanta."""
+
+_ROTATED_RESOLUTION = 4
+"""The same for rotated sums, which are rounded without a bias: that adds 1/64 to a share's variance at most."""
+
+_ROUNDING_GROWTH = 0.02
+"""How much the squared norm of a rotated vector, and with it the noise, may grow by rounding."""
 
 _HEADROOM = 2.0**30
 """Quanta that a whole sum may reach, noise included: half of what its integers hold."""
@@ -87,10 +94,13 @@ class SumBudget:
             "outcome": statistics.OUTCOME_CLIP,
         }[step.kind]
         share = multiplier / math.sqrt(self.survivors)  # of one phone's noise, in units of clip
-        quanta = _RESOLUTION / share if share else 2.0 ** (_RESOLUTION - 3) / max(self.cohort / 64, 1)
+        rotated = step.kind == "scores"  # long and dense; the others are zero outside one block of few entries
+        resolution = _ROTATED_RESOLUTION if rotated else _RESOLUTION
+        quanta = resolution / share if share else 2.0 ** (_RESOLUTION - 3) / max(self.cohort / 64, 1)
+        quanta = max(quanta, norm_for(length, _ROUNDING_GROWTH)) if rotated else quanta
         reach = self.cohort + 12 * multiplier * math.sqrt(self.cohort / self.survivors)
         quanta = min(quanta, _HEADROOM / reach)  # large cohorts: coarser, or their sum could wrap around
-        return SumSpec(
+        spec = SumSpec(
             name=f"{step.round}-{step.name}",
             length=length,
             clip=clip,
@@ -100,7 +110,9 @@ class SumBudget:
             min_survivors=self.survivors,
             min_cohort=self._config.privacy.min_cohort,
             small_cohorts=self._config.testing.small_cohorts,
+            rotated=rotated,
         )
+        return replace(spec, bits=spec.least_bits)
 
     def _length(self, step: Step, blocks: int) -> int:
         classes = self._groups.classes
@@ -121,7 +133,7 @@ class SumBudget:
         number = {kind: sum(step.kind == kind for step in plan) for kind in shares}
         relative = {k: math.sqrt(number[k] / share) for k, share in shares.items() if share and number[k]}
         longest = {"usage": 32 * self._groups.classes, "scores": 0, "outcome": 32 * len(statistics.OUTCOME)}
-        longest["scores"] = sum(g.channels for g in self._groups.prunable) * self._groups.classes
+        longest["scores"] = statistics.scores_length(self._groups, sum(g.channels for g in self._groups.prunable))
 
         def specs(scale: float) -> list[SumSpec]:
             return [self._spec(step, scale * relative[step.kind], max(longest[step.kind], 1)) for step in plan]

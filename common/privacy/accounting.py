@@ -92,7 +92,7 @@ def _zcdp(spec: SumSpec, multiplier: float, dishonest: float, strict: bool = Tru
     honest = spec.min_survivors - math.ceil(dishonest * spec.cohort)
     if multiplier == 0 or honest < 1:
         return math.inf
-    sigma = multiplier * spec.sensitivity
+    sigma = multiplier * spec.scale * spec.clip
     share = sigma**2 / spec.min_survivors
     if math.sqrt(share) < _MIN_SHARE_DEVIATION:
         if not strict:

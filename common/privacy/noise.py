@@ -61,17 +61,17 @@ def _accepted(sigma2: float, trials: int, rng: np.random.Generator) -> NDArray[n
     t = math.isqrt(int(sigma2)) + 1
     y = _laplace(t, trials, rng)
     gap = np.abs(y).astype(np.float64) - sigma2 / t
-    return y[_bernoulli(np.exp(-(gap**2) / (2 * sigma2)), rng)]
+    return y[bernoulli(np.exp(-(gap**2) / (2 * sigma2)), rng)]
 
 
 def _laplace(t: int, trials: int, rng: np.random.Generator) -> NDArray[np.int64]:
     """Integers y with probability proportional to exp(-|y| / t); fewer than `trials`, as some are rejected."""
     low = _below(t, trials, rng)
-    low = low[_bernoulli(np.exp(-low / t), rng)]
+    low = low[bernoulli(np.exp(-low / t), rng)]
     high = np.zeros(low.size, np.int64)
     running = np.arange(low.size)
     while running.size:  # a geometric count of heads, each of probability 1/e
-        running = running[_bernoulli(np.full(running.size, math.exp(-1)), rng)]
+        running = running[bernoulli(np.full(running.size, math.exp(-1)), rng)]
         high[running] += 1
     magnitude = low + t * high
     negative = (_words(low.size, rng) & np.uint64(1)).astype(bool)
@@ -92,5 +92,6 @@ def _below(bound: int, count: int, rng: np.random.Generator) -> NDArray[np.int64
     return (words % np.uint64(bound)).astype(np.int64)
 
 
-def _bernoulli(p: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.bool_]:
+def bernoulli(p: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.bool_]:
+    """True with probability `p` each, of the shape [n] of `p`."""
     return (_words(p.size, rng) >> np.uint64(11)) * 2.0**-53 < p

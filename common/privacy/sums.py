@@ -1,7 +1,8 @@
 """Sums over a cohort with noise added in shares by the phones; integers modulo 2**bits.
 
 Source of the noise: Kairouz, Liu and Steinke, "The Distributed Discrete Gaussian Mechanism for Federated Learning
-with Secure Aggregation", ICML 2021. Rounding here is truncation towards zero, so no conditional rounding is needed.
+with Secure Aggregation", ICML 2021. A sum is either rotated and rounded as there, which suits long and dense vectors,
+or truncated towards zero, which suits short and sparse ones: truncation never raises the norm.
 """
 
 import hashlib
@@ -15,8 +16,12 @@ from numpy.typing import NDArray
 
 from common.errors import PrivacyError
 from common.privacy.noise import discrete_gaussian
+from common.privacy.rotation import block, rotate, rotate_back, rounded, rounded_norm
 
 MIN_COHORT = 20
+MIN_BITS, MAX_BITS = 8, 32
+MAX_WRAP = 2.0**-40
+"""Largest probability that a sum of honest replies wraps around in any entry."""
 MAX_LENGTH = 1 << 24
 
 
@@ -33,6 +38,7 @@ class SumSpec:
     `noise_multiplier`: standard deviation of the total noise over `clip`, reached with `min_survivors` shares;
     0 switches it off. `cohort`: phones asked. `min_survivors`: fewest phones whose share is in the sum.
     `min_cohort`: fewest replies that may be published; at least 20 unless `small_cohorts` (testing) is set.
+    `rotated`: entries are spread by a public random rotation and rounded at random, not truncated.
     """
 
     name: str
@@ -45,6 +51,7 @@ class SumSpec:
     min_cohort: int = 50
     bits: int = 32
     small_cohorts: bool = False
+    rotated: bool = False
 
     def __post_init__(self) -> None:
         floor = 1 if self.small_cohorts else MIN_COHORT
@@ -53,7 +60,10 @@ class SumSpec:
             1 <= self.length <= MAX_LENGTH,
             f"sum {self.name}: length {self.length} is outside 1 to {MAX_LENGTH}; split the sum",
         )
-        _require(8 <= self.bits <= 32, f"sum {self.name}: bits {self.bits} is outside 8 to 32; use 32")
+        _require(
+            MIN_BITS <= self.bits <= MAX_BITS,
+            f"sum {self.name}: bits {self.bits} is outside {MIN_BITS} to {MAX_BITS}; use {MAX_BITS}",
+        )
         for field in ("clip", "scale"):
             value = getattr(self, field)
             _require(
@@ -77,22 +87,43 @@ class SumSpec:
             1 <= self.min_survivors <= self.cohort,
             f"sum {self.name}: min_survivors {self.min_survivors} is outside 1 to cohort {self.cohort}; set it inside",
         )
-        reach = self.cohort * self.sensitivity + 12 * self.sigma * math.sqrt(self.cohort / self.min_survivors)
         _require(
-            reach < 2 ** (self.bits - 1),
-            f"sum {self.name}: {reach:.4g} quanta could wrap around 2**{self.bits - 1}; lower scale below "
-            f"{self.scale * 2 ** (self.bits - 1) / reach:.4g}",
+            self.wrap_probability <= MAX_WRAP,
+            f"sum {self.name}: {self.bits} bits could wrap around, {self.least_bits} cannot; raise bits, or lower "
+            f"scale to {self.scale * 2.0 ** (self.bits - self.least_bits):.4g}",
         )
 
     @property
     def sensitivity(self) -> float:
         """Joint L2 bound of one encoded vector before noise, in quanta."""
-        return self.scale * self.clip
+        return rounded_norm(self.scale * self.clip, self.length) if self.rotated else self.scale * self.clip
+
+    @property
+    def wrap_probability(self) -> float:
+        """Bound on the probability that any entry of a sum of `cohort` honest replies leaves its bits."""
+        return self._wrap_probability(self.bits)
+
+    @property
+    def least_bits(self) -> int:
+        """Fewest bits with which the sum wraps around with probability 2**-40 at most; can be above the 32 allowed."""
+        return next(bits for bits in range(MIN_BITS, 1024) if self._wrap_probability(bits) <= MAX_WRAP)
+
+    def _wrap_probability(self, bits: int) -> float:
+        """Discrete Gaussians are sub-Gaussian, and so are the entries of the rotated sum, whose norm is cohort × clip
+        at most; rounding moves it by less than one quantum a phone. Without rotation, and at worst with it, all clipped
+        vectors lie in one entry.
+        """
+        room, noise = 2.0 ** (bits - 1) - 1, self.cohort * self.share_variance
+        worst = _tail(room - self.cohort * self.sensitivity, noise)
+        if self.rotated:
+            spread = (self.cohort * self.scale * self.clip) ** 2 / block(self.length)
+            worst = min(worst, _tail(room - self.cohort, spread + noise))
+        return min(1.0, self.length * worst)
 
     @property
     def sigma(self) -> float:
         """Standard deviation of the noise of `min_survivors` shares, in quanta."""
-        return self.noise_multiplier * self.sensitivity
+        return self.noise_multiplier * self.scale * self.clip
 
     @property
     def share_variance(self) -> float:
@@ -105,11 +136,18 @@ class SumSpec:
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
 
 
+def _tail(room: float, variance: float) -> float:
+    """Bound on P(|X| > room) of a sub-Gaussian X."""
+    if room < 0:
+        return 1.0
+    return 2 * math.exp(-(room**2) / (2 * variance)) if variance else 0.0
+
+
 def encode(vector: NDArray[np.floating], spec: SumSpec, rng: np.random.Generator) -> NDArray[np.uint32]:
-    """One phone's reply, uint32 [length]: clipped, in quanta truncated towards zero, with its share of the noise.
+    """One phone's reply, uint32 [length]: clipped, rotated where the spec says so, in quanta, with its noise share.
 
     `vector` is [length] in units of `clip`. Raises PrivacyError on a wrong shape or a value that is not finite.
-    Truncation never increases the norm, so the sensitivity stays scale × clip.
+    The norm in quanta, before noise, is at most `spec.sensitivity`.
     """
     _require(
         vector.shape == (spec.length,),
@@ -126,11 +164,19 @@ def encode(vector: NDArray[np.floating], spec: SumSpec, rng: np.random.Generator
     norm = float(np.linalg.norm(x))
     if norm > spec.clip:
         x *= spec.clip / norm
-    quanta = np.trunc(x * spec.scale)
-    if float(quanta @ quanta) > spec.sensitivity**2:  # float rounding alone
-        quanta = np.trunc(quanta * (1 - 1e-9))
-    total = quanta.astype(np.int64) + discrete_gaussian(spec.share_variance, spec.length, rng)
+    if spec.rotated:
+        quanta = rounded(rotate(x, spec.digest) * spec.scale, spec.sensitivity, rng)
+    else:
+        quanta = _truncated(x * spec.scale, spec.sensitivity)
+    total = quanta + discrete_gaussian(spec.share_variance, spec.length, rng)
     return (total & np.int64(2**spec.bits - 1)).astype(np.uint32)
+
+
+def _truncated(x: NDArray[np.float64], bound: float) -> NDArray[np.int64]:
+    quanta = np.trunc(x)
+    if float(quanta @ quanta) > bound**2:  # float rounding alone
+        quanta = np.trunc(quanta * (1 - 1e-9))
+    return quanta.astype(np.int64)
 
 
 def decode(total: NDArray[np.uint32], spec: SumSpec) -> NDArray[np.float64]:
@@ -138,7 +184,8 @@ def decode(total: NDArray[np.uint32], spec: SumSpec) -> NDArray[np.float64]:
     half = np.int64(2 ** (spec.bits - 1))
     mask = np.int64(2**spec.bits - 1)
     signed = ((total.astype(np.int64) + half) & mask) - half
-    return signed / spec.scale
+    values = signed / spec.scale
+    return rotate_back(values, spec.digest) if spec.rotated else values
 
 
 class Aggregator(Protocol):

@@ -110,3 +110,26 @@ def test_sums_of_any_size_fit_their_integers(phones: int, noise: str) -> None:
     budget = SumBudget(config, GROUPS, phones)
     spent = budget.epsilon(sums(budget, config, 32))  # building them is the test
     assert spent is None if noise == "false" else 1.9 < spent <= 2
+
+
+@pytest.mark.parametrize("noise", ["true", "false"])
+def test_sums_take_as_few_bits_as_they_need_and_scores_are_rotated(noise: str) -> None:
+    config = config_of(f"privacy.noise={noise}")
+    for phones in (100, 1_000, 10_000):
+        budget = SumBudget(config, GROUPS, phones)
+        for spec in sums(budget, config, 8):
+            assert spec.bits == spec.least_bits
+            assert spec.rotated == ("scores" in spec.name)
+            if noise == "true":
+                assert spec.bits <= 26
+
+
+def test_scores_of_every_filter_alone_stay_within_epsilon() -> None:
+    config = config_of("privacy.scores_share=0.8")
+    budget = SumBudget(config, GROUPS, 1_000)
+    specs = [budget.spec(step, 96 if step.kind == "scores" else 32) for step in steps(config)]
+    spent = budget.epsilon(specs)
+    assert spent is not None
+    assert 0.97 * 8 < spent <= 8
+    (scores,) = (spec for spec in specs if spec.rotated)
+    assert scores.sensitivity < 1.0101 * scores.scale * scores.clip  # what rounding adds to the noise

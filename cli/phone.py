@@ -1,0 +1,94 @@
+"""`fedcaptor phone`: what the owner of a phone can see and decide."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+app = typer.Typer(help="For the owner of a phone: what was spent and what is stored; switch off, on, erase.")
+
+Folder = Annotated[Path, typer.Option(help="The phone's own folder, as in its node configuration.")]
+Settings = Annotated[
+    Path | None, typer.Option("--config", help="TOML file with what the phone insists on; defaults without it.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object to standard output.")]
+
+
+@app.command()
+def status(folder: Folder, config: Settings = None, as_json: AsJson = False) -> None:
+    """Show the privacy spent in the period, its budget, and the size of what is stored."""
+    from client import folder as phone
+    from common.config import load_config
+
+    found = phone.status(folder, load_config(config).privacy)
+    if as_json:
+        print(json.dumps({key: _finite(value) for key, value in asdict(found).items()}))
+        return
+    table = Table("", "", show_header=False, title=f"phone in {folder}")
+    table.add_row("answers", "on" if found.answering else "off: every request is declined")
+    table.add_row(f"ε spent in {found.period_days} days", f"{found.epsilon:.3g} (δ = {found.delta:g})")
+    table.add_row("budget", f"{found.budget:.3g}" if math.isfinite(found.budget) else "no limit")
+    kinds = ", ".join(f"{kind} {count}" for kind, count in found.answers.items())
+    table.add_row("answers in the period", f"{sum(found.answers.values())}" + (f" ({kinds})" if kinds else ""))
+    for name, size in found.stored.items():
+        table.add_row(name, f"{size:,} bytes: {phone.CONTENTS[name]}")
+    Console().print(table)
+
+
+@app.command()
+def off(folder: Folder, config: Settings = None) -> None:
+    """Decline every request from now on; the server learns `declined`, as when the budget is spent."""
+    _switch(folder, config, False)
+
+
+@app.command()
+def on(folder: Folder, config: Settings = None) -> None:
+    """Answer again, within the budget."""
+    _switch(folder, config, True)
+
+
+@app.command()
+def erase(
+    folder: Folder,
+    config: Settings = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Erase usage, kept answers, own classes and submodels. Charges stay: erasing refunds nothing.
+
+    Stop the phone's app first, or it may write its files anew.
+    """
+    from client import folder as phone
+    from common.config import load_config
+
+    privacy = load_config(config).privacy
+    phone.status(folder, privacy)  # asks nothing about a folder that is no phone's
+    if not yes:
+        question = f"Erase what the phone in {folder} knows of its owner? No privacy is refunded."
+        typer.confirm(question, abort=True, err=True)
+    erased = phone.erase(folder, privacy)
+    if as_json:
+        print(json.dumps({"deleted": erased, "charges_kept": True}))
+        return
+    files = ", ".join([f"{phone.DATABASE} emptied (charges stay)", *(f"{name} deleted" for name in erased)])
+    Console().print(files, highlight=False)
+
+
+def _switch(folder: Path, config: Path | None, answering: bool) -> None:
+    from client.folder import open_ledger
+    from common.config import load_config
+
+    with open_ledger(folder, load_config(config).privacy) as ledger:
+        ledger.on() if answering else ledger.off()
+    Console().print(f"answers are {'on' if answering else 'off'}", highlight=False)
+
+
+def _finite(value: object) -> object:
+    return None if isinstance(value, float) and math.isinf(value) else value

@@ -1,0 +1,114 @@
+"""`fedcaptor privacy`: what a run would cost, before it runs."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from common.config import Config
+    from common.groups import ChannelGroups
+    from server.privacy_plan import PrivacyPlan
+
+app = typer.Typer(help="Plan a run's privacy before it is run.")
+
+
+@app.callback()
+def _group() -> None:
+    """Without it typer would make `plan` the whole command."""
+
+
+@app.command()
+def plan(
+    scenario: Annotated[Path | None, typer.Argument(help="TOML file; the defaults without one.")] = None,
+    overrides: Annotated[list[str] | None, typer.Option("--set", help="section.key=value, may be repeated.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object to standard output.")] = False,
+) -> None:
+    """Show every sum of a run: its noise, its price, how precise it is and how many phones would be enough.
+
+    From configuration and model alone: nothing is run.
+    """
+    from common.config import load_config
+    from server.privacy_plan import plan as planned
+
+    config = load_config(scenario, overrides or [])
+    found = planned(config, groups_of(config))
+    if as_json:
+        print(json.dumps(_finite(asdict(found))))
+        return
+    for table in (price_table(found), precision_table(found), totals_table(found)):
+        Console().print(table)
+
+
+def groups_of(config: Config) -> ChannelGroups:
+    """Channel groups of a scenario's model; its weights are needed only where they are given."""
+    from common.data.source import load
+    from common.torch_engine.base import BaseModel
+    from common.torch_engine.registry import build
+    from common.torch_engine.trace import trace
+
+    data = load(config.data.source)
+    _, height, width, channels = data.x.shape
+    name, shape = config.model.name, (channels, height, width)
+    if config.model.weights:
+        return BaseModel.load(Path(config.model.weights), name, shape).groups
+    return trace(build(name, len(data.names), shape), name, shape)
+
+
+def price_table(found: PrivacyPlan) -> Table:
+    """What each sum is and costs."""
+    table = Table(title=f"{found.cohort} phones, {found.clusters} clusters to begin with")
+    table.caption = "noise: standard deviation of the whole sum's, over clip"
+    for column in ("sum", "entries", "bits", "clip", "noise", "ρ", "ε alone", "ε so far"):
+        table.add_column(column, no_wrap=True)
+    for one in found.sums:
+        figures = (_number(one.rho), _number(one.epsilon), _number(one.composed))
+        table.add_row(
+            one.name, f"{one.length:,}", str(one.bits), f"{one.clip:.3g}", f"{one.noise_multiplier:.3g}", *figures
+        )
+    return table
+
+
+def precision_table(found: PrivacyPlan) -> Table:
+    """What the noise does to the figures made from each sum."""
+    table = Table(title="standard deviation by noise, and the phones that make it small enough")
+    for column in ("sum", "deviation", "of", "phones for"):
+        table.add_column(column, no_wrap=column != "of")
+    for one in found.sums:
+        table.add_row(one.name, f"{one.deviation:.2g}", one.unit, f"{one.target:g}: {one.phones:,}")
+    return table
+
+
+def totals_table(found: PrivacyPlan) -> Table:
+    """What the sums come to."""
+    table = Table("", "", show_header=False)
+    table.add_row("ε of the run", f"{_number(found.epsilon)} at δ = {found.delta:g}")
+    for share, value in found.dishonest.items():
+        table.add_row(f"ε if {100 * share:g} % of the phones leave out their noise", _number(value))
+    table.add_row(f"ε of a year, {found.periods} periods spent whole", _number(found.year))
+    table.add_row("fewest replies of a sum", f"{found.survivors}")
+    table.add_row("smallest cluster that is published", f"{found.smallest:.0f} phones by a noisy count")
+    table.add_row("marks", ", ".join(found.marks))
+    return table
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "no noise"
+    return f"{value:.3g}" if math.isfinite(value) else "no bound"
+
+
+def _finite(value: Any) -> Any:
+    """For JSON, which has no infinity."""
+    if isinstance(value, dict):
+        return {str(key): _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and math.isinf(value) else value

@@ -1,0 +1,115 @@
+"""A phone's folder as its owner sees it: what was spent and what is stored, never a class; and how to erase it.
+
+Needs no torch and no model, so that it works on a phone whose app does not start.
+"""
+
+from __future__ import annotations
+
+import math
+import sqlite3
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from client.ledger import Ledger
+from common.config import Privacy
+from common.errors import StateError
+
+DATABASE = "phone.db"
+OUTCOME_FILE = "outcome.json"
+SUBMODEL_FILE = "submodel.safetensors"
+CLUSTER_FILE = "cluster.safetensors"
+PERIOD_DAYS = 90
+
+CONTENTS = {
+    DATABASE: "class usage, privacy ledger, answers that may be asked for again",
+    OUTCOME_FILE: "own classes and figures of the last personalisation",
+    SUBMODEL_FILE: "own submodel",
+    CLUSTER_FILE: "the cluster's submodel",
+}
+"""What a phone keeps, by file."""
+
+_ERASED = (OUTCOME_FILE, SUBMODEL_FILE, CLUSTER_FILE)  # the note first: it names the classes
+
+
+@dataclass(frozen=True)
+class Status:
+    """`epsilon` at `delta` of the answers in the period, `budget` of it (infinite: no limit); `answers` in the period
+    by kind; `stored`: bytes of each file that is there.
+    """
+
+    answering: bool
+    epsilon: float
+    delta: float
+    budget: float
+    period_days: int
+    answers: dict[str, int]
+    stored: dict[str, int]
+
+
+def open_ledger(folder: Path, privacy: Privacy, clock: Callable[[], float] = time.time) -> Ledger:
+    """The ledger in a phone's folder under the phone's own settings. Raises StateError unless it is a phone's folder:
+    none is made here.
+    """
+    path = folder / DATABASE
+    if not path.is_file():
+        raise StateError(
+            f"{folder} is no phone's folder, or the phone has not answered yet: it holds no {DATABASE}; "
+            "give the `folder` of the node's configuration"
+        )
+    _require_phone(path)
+    budget = privacy.epsilon if privacy.noise else math.inf
+    return Ledger(
+        path,
+        clock=clock,
+        delta=privacy.delta,
+        budget_epsilon=budget,
+        period_days=PERIOD_DAYS,
+        dishonest=privacy.dishonest,
+    )
+
+
+def status(folder: Path, privacy: Privacy, clock: Callable[[], float] = time.time) -> Status:
+    """What the owner may want to know of a phone's folder."""
+    with open_ledger(folder, privacy, clock) as ledger:
+        start = clock() - PERIOD_DAYS * 86_400
+        kinds = Counter(charge.kind for charge in ledger.entries() if charge.at > start)
+        answering, epsilon = not ledger.is_off, ledger.spent()
+    budget = privacy.epsilon if privacy.noise else math.inf
+    stored = {name: (folder / name).stat().st_size for name in CONTENTS if (folder / name).is_file()}
+    return Status(answering, epsilon, privacy.delta, budget, PERIOD_DAYS, dict(sorted(kinds.items())), stored)
+
+
+def erase(folder: Path, privacy: Privacy) -> list[str]:
+    """Empty the phone's file except for its charges, delete the note, the submodels and what a kill left of them;
+    returns the names of the files deleted. Calling it again after a kill finishes it.
+    """
+    with open_ledger(folder, privacy) as ledger:
+        ledger.erase()
+    erased = []
+    for path in _kept_files(folder):
+        path.unlink(missing_ok=True)
+        erased.append(path.name)
+    return erased
+
+
+def _kept_files(folder: Path) -> Iterator[Path]:
+    for name in _ERASED:
+        if (folder / name).is_file():
+            yield folder / name
+        yield from sorted(folder.glob(f".{name}.*.tmp"))  # `common.files.replacing`, killed in between
+
+
+def _require_phone(path: Path) -> None:
+    """Opening a ledger would make a phone's of any SQLite file: look before. Damage is the ledger's to report."""
+    connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=rw", uri=True)
+    try:
+        tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    except sqlite3.Error:
+        return
+    finally:
+        connection.close()
+    if not tables & {"ledger_charges", "usage_log"}:
+        raise StateError(f"{path} is not a phone's: it has no ledger; give the `folder` of the node's configuration")

@@ -1,0 +1,140 @@
+"""What a run will cost in privacy and how precise its sums will be, before anything is run: no data is read.
+
+Assumes that every phone of the cohort answers and that phones are spread evenly over the clusters.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from common.config import Config
+from common.groups import ChannelGroups
+from common.privacy.accounting import epsilon, noise_multiplier, to_epsilon
+from common.privacy.sums import SumSpec
+from server.budget import Step, SumBudget, steps
+
+PERIOD_DAYS = 90
+DISHONEST = (0.05, 0.1)
+TARGETS = {"usage-0": 0.02, "usage": 0.02, "scores": 0.1, "outcome": 0.02}
+"""Standard deviation that is precise enough, in the unit of `UNITS`."""
+
+UNITS = {
+    "usage-0": "co-occurrence of two classes, mean over phones",
+    "usage": "share of a class in a cluster's usage",
+    "scores": "a class's score of a filter cluster; its layer's have norm 1",
+    "outcome": "a fleet figure in [0, 1], all clusters",
+}
+
+
+@dataclass(frozen=True)
+class PlannedSum:
+    """One sum of entries of `bits` bits. `rho` and `epsilon` alone, `composed` with all before it; None without noise.
+    `entry`: standard deviation of one entry of the sum, in the clip's units; `deviation`: of the figure made from it,
+    named by `unit`; `phones`: phones in a cohort for which it is at most `target`.
+    """
+
+    name: str
+    length: int
+    bits: int
+    clip: float
+    noise_multiplier: float
+    rho: float | None
+    epsilon: float | None
+    composed: float | None
+    entry: float
+    deviation: float
+    unit: str
+    target: float
+    phones: int
+
+
+@dataclass(frozen=True)
+class PrivacyPlan:
+    """A run's sums and what they come to. `year`: ε at δ of spending the whole budget in each of the `periods` that a
+    year touches. `dishonest`: ε of the run if that share of the cohort leaves its noise out; `epsilon` counts the
+    configured share. `smallest`: phones, noise included, below which a cluster is not published.
+    """
+
+    sums: tuple[PlannedSum, ...]
+    phones: int
+    cohort: int
+    survivors: int
+    clusters: int
+    delta: float
+    epsilon: float | None
+    periods: int
+    year: float | None
+    dishonest: dict[float, float]
+    smallest: float
+    marks: tuple[str, ...]
+
+
+def plan(config: Config, groups: ChannelGroups) -> PrivacyPlan:
+    """The sums of a run over `population.phones`, as `SumBudget` divides ε among them.
+
+    Raises PrivacyError when the cohort is too small or ε is out of reach.
+    """
+    budget, privacy = SumBudget(config, groups, config.population.phones), config.privacy
+    clusters = config.clusters.k or min(config.clusters.most, groups.classes)
+    pooled = sum(min(config.scores.clusters_per_layer, group.channels) for group in groups.prunable)
+    order = steps(config)
+    specs = [budget.spec(step, pooled if step.kind == "scores" else clusters) for step in order]
+    sums, spent = [], 0.0
+    for step, spec in zip(order, specs, strict=True):
+        rho = budget.charge(spec)
+        spent += rho or 0.0
+        sums.append(_planned(step, spec, rho, spent, privacy.delta, _per_entry(step, config, groups, clusters)))
+    usage = next(one for step, one in zip(order, sums, strict=True) if step.name == "usage-1")
+    periods = math.ceil(365 / PERIOD_DAYS)
+    return PrivacyPlan(
+        sums=tuple(sums),
+        phones=config.population.phones,
+        cohort=budget.cohort,
+        survivors=budget.survivors,
+        clusters=clusters,
+        delta=privacy.delta,
+        epsilon=budget.epsilon(specs),
+        periods=periods,
+        year=year(privacy.epsilon, privacy.delta, periods) if privacy.noise else None,
+        dishonest={share: epsilon(specs, privacy.delta, share) for share in DISHONEST} if privacy.noise else {},
+        smallest=privacy.min_cohort + 2 * usage.entry * math.sqrt(groups.classes),
+        marks=tuple(config.marks(simulated=False)),
+    )
+
+
+def year(budget_epsilon: float, delta: float, periods: int) -> float:
+    """ε at `delta` of a phone that spends the whole ε in each of `periods` periods."""
+    rho = 1 / (2 * noise_multiplier(budget_epsilon, delta, 1) ** 2)
+    return to_epsilon([rho] * periods, delta)
+
+
+def _planned(step: Step, spec: SumSpec, rho: float | None, spent: float, delta: float, per_entry: float) -> PlannedSum:
+    """`per_entry`: the figure's change for a change of 1 in an entry of the sum, times phones in the cohort."""
+    entry = spec.noise_multiplier * spec.clip * math.sqrt(spec.cohort / spec.min_survivors)
+    part = "usage-0" if step.name == "usage-0" else step.kind
+    return PlannedSum(
+        name=spec.name,
+        length=spec.length,
+        bits=spec.bits,
+        clip=spec.clip,
+        noise_multiplier=spec.noise_multiplier,
+        rho=rho,
+        epsilon=None if rho is None else to_epsilon([rho], delta),
+        composed=None if rho is None else to_epsilon([spent], delta),
+        entry=entry,
+        deviation=entry * per_entry / spec.cohort,
+        unit=UNITS[part],
+        target=TARGETS[part],
+        # the noise of a whole sum hardly depends on its phones
+        phones=max(spec.min_cohort, math.ceil(entry * per_entry / TARGETS[part])),
+    )
+
+
+def _per_entry(step: Step, config: Config, groups: ChannelGroups, clusters: int) -> float:
+    if step.kind == "outcome":  # summed over the clusters, divided by all phones
+        return math.sqrt(clusters)
+    if step.kind == "scores":  # `statistics.scores_mean`, for owners who meet so many classes and each class alike
+        own = (config.population.classes_min + min(config.population.classes_max, groups.classes)) / 2
+        return math.sqrt(len(groups.prunable) * 2 * own) * groups.classes / own
+    return 1.0 if step.index == 0 else float(clusters)
