@@ -12,10 +12,10 @@ from flwr.app import Context, Message, RecordDict
 
 from common.config import Rounds
 from common.errors import PrivacyError
-from common.messages import DeliverReply, DeliverRequest, SumReply, SumRequest
+from common.messages import DeliverReply, DeliverRequest, SumReply, SumRequest, digest_of
 from common.privacy.sums import SumSpec, encode
 from common.wire import pack, unpack
-from server.collect import Courier, Tally, digest_of
+from server.collect import Courier, Tally
 from simulations.local_grid import FIRST_NODE, Faults, LocalGrid, VirtualClock
 
 RUN, OTHER = "a" * 64, "b" * 64
