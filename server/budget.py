@@ -97,7 +97,7 @@ class SumBudget:
         privacy = self._config.privacy
         fewest = min(privacy.min_cohort, self.survivors), self.survivors
         terms = Terms("0" * 64, 1, 32, self.cohort, *fewest, privacy.dropout, privacy.corrupted)
-        for phones in {self.survivors, self.cohort}:
+        for phones in sorted({self.survivors, self.cohort}):
             plan_topology(terms, phones)
         return fewest_honest(terms)
 

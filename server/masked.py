@@ -15,8 +15,8 @@ from common.config import Config
 from common.errors import PrivacyError
 from common.messages import Header, MaskedReply, MaskedRequest, check_answers
 from common.privacy.sums import decode
-from common.secure.messages import MASKING
-from common.secure.server import STEPS, ServerSum
+from common.secure.messages import MASKING, STEPS
+from common.secure.server import ServerSum
 from common.wire import pack, unpack
 
 Tensors = Mapping[str, NDArray[Any]]
