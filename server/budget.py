@@ -95,8 +95,8 @@ class SumBudget:
     def _check_masks(self) -> int:
         """Fewest honest phones in any sum that phones let a server unmask. Raises PrivacyError where no sum is safe."""
         privacy = self._config.privacy
-        fewest = min(privacy.min_cohort, self.survivors), self.survivors
-        terms = Terms("0" * 64, 1, 32, self.cohort, *fewest, privacy.dropout, privacy.corrupted)
+        minima = privacy.min_cohort, self.survivors
+        terms = Terms("0" * 64, 1, 32, self.cohort, *minima, privacy.dropout, privacy.corrupted)
         for phones in sorted({self.survivors, self.cohort}):
             plan_topology(terms, phones)
         return fewest_honest(terms)
