@@ -163,10 +163,12 @@ class MaskedRequest(Header):
     kind: Kind
     sum: SumFields
     attempt: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$", description="a number used once: another sum of its own")]
-    step: Annotated[int, Field(ge=0, lt=STEPS)] = 0
+    step: Annotated[int, Field(ge=0, lt=STEPS, description="counts from 0")] = 0
     tensors: Digest = Field(description="of `centroids` and `pool`")
-    dropout: Annotated[float, Field(ge=0, le=0.5, allow_inf_nan=False)]
-    corrupted: Annotated[float, Field(ge=0, le=0.5, allow_inf_nan=False)]
+    dropout: Annotated[float, Field(ge=0, le=0.5, allow_inf_nan=False, description="share of phones that may be lost")]
+    corrupted: Annotated[
+        float, Field(ge=0, le=0.5, allow_inf_nan=False, description="share that may side with the server")
+    ]
 
     @property
     def group(self) -> str:
