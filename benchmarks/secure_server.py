@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.peak import peak_rss
-from common.secure.server import STEPS, ServerSum
+from common.secure.messages import STEPS
+from common.secure.server import ServerSum
 from common.secure.terms import Terms
 
 

@@ -159,4 +159,5 @@ def _plain(value: float | None) -> str:
 def _privacy(privacy: dict[str, Any]) -> str:
     if privacy["epsilon"] is None:
         return "no noise: no guarantee"
-    return f"ε = {privacy['epsilon']:.2f}, δ = {privacy['delta']:g}, {privacy['sums']} sums"
+    said = f"ε = {privacy['epsilon']:.2f}, δ = {privacy['delta']:g}, {privacy['sums']} sums"
+    return f"{said}; ε = {privacy['epsilon_server']:.2f} if the server cheats"

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
-from numpy.typing import NDArray
 
 from client.images import FolderFeed, MappedFeed
 from client.ledger import DECLINED
 from client.phone import Phone
 from common.config import Config, load_config
 from common.errors import ConfigError, PrivacyError, WireError
-from common.messages import DeliverReply, DeliverRequest, SumReply, SumRequest
+from common.messages import DeliverReply, DeliverRequest, MaskedReply, MaskedRequest, SumReply, SumRequest
 from common.tiers import as_tier, drawn
 from common.torch_engine.base import BaseModel
 from common.wire import pack, unpack
@@ -40,8 +37,15 @@ def make_app(phone_of: PhoneOf) -> ClientApp:
     @_tells_nothing
     def add(message: Message, context: Context) -> Message:
         request, tensors = unpack(message.content, SumRequest)
-        values = phone_of(context).answer(request, tensors, request_digest(request, tensors))
+        values = phone_of(context).answer(request, tensors)
         return Message(pack(SumReply.to(request), {"values": values}), reply_to=message)
+
+    @app.query("masked")
+    @_tells_nothing
+    def add_masked(message: Message, context: Context) -> Message:
+        request, tensors = unpack(message.content, MaskedRequest)
+        secure = phone_of(context).masked(request, tensors)
+        return Message(pack(MaskedReply.to(request), {"secure": secure}), reply_to=message)
 
     @app.query("deliver")
     @_tells_nothing
@@ -74,14 +78,6 @@ def _tells_nothing(handler: Handler) -> Handler:
         raise PrivacyError(DECLINED)
 
     return answer
-
-
-def request_digest(request: SumRequest, tensors: Mapping[str, NDArray[Any]]) -> str:
-    """SHA-256 (hex) of the whole request: a request that differs in anything is another one."""
-    digest = hashlib.sha256(request.model_dump_json().encode())
-    for name in sorted(tensors):
-        digest.update(f"{name}{tensors[name].dtype}{tensors[name].shape}".encode() + tensors[name].tobytes())
-    return digest.hexdigest()
 
 
 @lru_cache(maxsize=2)
@@ -128,6 +124,8 @@ def device_phone(context: Context) -> Phone:
         raise ConfigError(f'input-shape is {node["input-shape"]!r}, must be channels, height and width: "1x28x28"')
     base = load_base(Path(node["weights"]), node["model"], (int(shape[0]), int(shape[1]), int(shape[2])))
     config = load_config(Path(node["config"]))
+    if config.privacy.sums != "masked":
+        raise ConfigError(f'privacy.sums is "{config.privacy.sums}", real phones mask theirs: set it to "masked"')
     if config.tiers and not (node.get("tier") or config.personal.tier):
         names = ", ".join(tier.name for tier in config.tiers)
         raise ConfigError(f"the phone's tier is not given: start the node with --node-config 'tier=\"…\"', of {names}")

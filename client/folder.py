@@ -21,6 +21,7 @@ DATABASE = "phone.db"
 OUTCOME_FILE = "outcome.json"
 SUBMODEL_FILE = "submodel.safetensors"
 CLUSTER_FILE = "cluster.safetensors"
+IDENTITY_FILE = "identity.key"
 PERIOD_DAYS = 90
 
 CONTENTS = {
@@ -28,10 +29,11 @@ CONTENTS = {
     OUTCOME_FILE: "own classes and figures of the last personalisation",
     SUBMODEL_FILE: "own submodel",
     CLUSTER_FILE: "the cluster's submodel",
+    IDENTITY_FILE: "key that signs in masked sums",
 }
 """What a phone keeps, by file."""
 
-_ERASED = (OUTCOME_FILE, SUBMODEL_FILE, CLUSTER_FILE)  # the note first: it names the classes
+_ERASED = (OUTCOME_FILE, SUBMODEL_FILE, CLUSTER_FILE, IDENTITY_FILE)  # the note first: it names the classes
 
 
 @dataclass(frozen=True)

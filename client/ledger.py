@@ -85,6 +85,8 @@ class Ledger(OnPhoneFile):
     bad argument and StateError when the file is damaged or cannot be used.
     """
 
+    SCHEMA: tuple[str, ...] = _SCHEMA
+
     def __init__(
         self,
         path: str | Path,
@@ -109,7 +111,7 @@ class Ledger(OnPhoneFile):
         self._budget = budget_epsilon
         self._period = period_days * _DAY_SECONDS
         self._dishonest = dishonest
-        self._file = PhoneFile(path, _SCHEMA, durable)
+        self._file = PhoneFile(path, self.SCHEMA, durable)
         try:
             self._open()
         except BaseException:
@@ -191,21 +193,23 @@ class Ledger(OnPhoneFile):
             other = self._kept(connection, spec, request)
             if other is not None:  # answered meanwhile by another thread: its noise is the one that counts
                 return other
-            rho = self._price(connection, spec, kind)
-            row = (float(self._clock()), request, spec.digest, kind, rho)
-            charge = connection.execute(
-                "INSERT INTO ledger_charges (at, request, spec, kind, rho, checksum) VALUES (?, ?, ?, ?, ?, ?)",
-                (*row, _checksum(*row)),
-            ).lastrowid
+            charge = self._charge(connection, spec, request, kind)
             connection.execute(
                 "INSERT INTO ledger_answers VALUES (?, ?, ?)", (charge, blob, hashlib.sha256(blob).hexdigest())
             )
             self._trim(connection)
         return blob
 
+    def _charge(self, connection: sqlite3.Connection, spec: SumSpec, request: str, kind: str) -> int | None:
+        """The number of a new charge. Raises PrivacyError when it does not fit in the budget."""
+        row = (float(self._clock()), request, spec.digest, kind, self._price(connection, spec, kind))
+        return connection.execute(
+            "INSERT INTO ledger_charges (at, request, spec, kind, rho, checksum) VALUES (?, ?, ?, ?, ?, ?)",
+            (*row, _checksum(*row)),
+        ).lastrowid
+
     def _kept(self, connection: sqlite3.Connection, spec: SumSpec, request: str) -> bytes | None:
-        if self._off(connection):
-            raise PrivacyError(f"{DECLINED}: answers are switched off on this phone; switch them on")
+        self._require_on(connection)
         found = connection.execute(
             "SELECT answer, a.checksum FROM ledger_answers a JOIN ledger_charges ON charge = id "
             "WHERE request = ? AND spec = ? ORDER BY id DESC LIMIT 1",
@@ -233,6 +237,10 @@ class Ledger(OnPhoneFile):
                 "wait until older answers leave the period or raise the budget"
             )
         return rho
+
+    def _require_on(self, connection: sqlite3.Connection) -> None:
+        if self._off(connection):
+            raise PrivacyError(f"{DECLINED}: answers are switched off on this phone; switch them on")
 
     def _off(self, connection: sqlite3.Connection) -> bool:
         return connection.execute("SELECT 1 FROM ledger_off").fetchone() is not None

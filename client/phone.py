@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,7 @@ from client.from_cluster import cluster_submodel, personalise_from_cluster
 from client.images import ImageFeed
 from client.kept import holds_full, keep, read_models, read_outcome
 from client.ledger import Ledger
+from client.masked_sums import MaskedLedger, Side
 from client.personal import Offer, Personalised, personalise
 from client.usage import UsageLog
 from common import statistics
@@ -23,11 +24,12 @@ from common.config import Config
 from common.distances import class_shares
 from common.errors import PlanError, PrivacyError, WireError
 from common.groups import ChannelGroups
-from common.messages import DeliverRequest, SumRequest
+from common.messages import DeliverRequest, MaskedRequest, SumRequest, request_digest
 from common.plan import Plan
 from common.preference import pool
 from common.privacy.noise import system_generator
-from common.privacy.sums import encode
+from common.privacy.sums import SumSpec, encode
+from common.secure.messages import MASKING
 from common.torch_engine.base import BaseModel, Submodel
 from common.torch_engine.forward import logits, normalise, softmax
 from common.torch_engine.scores import normalised, taylor_scores
@@ -35,6 +37,7 @@ from common.torch_engine.submodel_file import decode
 from common.torch_engine.submodel_file import digest as file_digest
 
 Tensors = Mapping[str, npt.NDArray[Any]]
+L = TypeVar("L", bound=Ledger)
 
 _DOUBT = 0.5  # part of an escalated image that may show a class which the cluster's submodel cannot name
 
@@ -52,25 +55,36 @@ class Phone:
     seed: tuple[int, ...] | None = None
     durable: bool = True
 
-    def answer(self, request: SumRequest, tensors: Tensors, digest: str) -> npt.NDArray[np.uint32]:
+    def answer(self, request: SumRequest, tensors: Tensors) -> npt.NDArray[np.uint32]:
         """This phone's encoded vector; the same request gets the same bytes and is charged once.
 
         Raises PrivacyError when the phone declines.
         """
+        if self.config.privacy.sums != "plain":
+            raise PrivacyError("the sum is not masked: declined")
         spec = request.sum.spec()
-        self._check_promises(spec.noise_multiplier, spec.min_cohort, spec.small_cohorts)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        privacy = self.config.privacy
-        with Ledger(
-            self.folder / "phone.db",
-            durable=self.durable,
-            delta=privacy.delta,
-            budget_epsilon=privacy.epsilon * (1 + 1e-9) if privacy.noise else math.inf,
-            dishonest=privacy.dishonest,
-        ) as ledger:
-            return ledger.answer(
-                spec, digest, lambda: encode(self._vector(request, tensors), spec, self._noise(digest)), request.kind
-            )
+        self._check_promises(spec)
+        with self._ledger(Ledger) as ledger:
+            digest = request_digest(request, tensors)
+            return ledger.answer(spec, digest, lambda: self._encoded(request, tensors), request.kind)
+
+    def masked(self, request: MaskedRequest, tensors: Tensors) -> npt.NDArray[np.uint8]:
+        """This phone's message in one step of a masked sum; the same request gets the same bytes.
+
+        The sum is charged once, when the masked vector leaves. Raises PrivacyError when the phone declines.
+        """
+        terms, spec, insisted = request.terms(), request.sum.spec(), self.config.privacy.corrupted
+        self._check_promises(spec)
+        if terms.corrupted < insisted:
+            raise PrivacyError(f"the sum allows for {terms.corrupted} corrupted phones, must be {insisted}: declined")
+        with self._ledger(MaskedLedger) as ledger:
+            values: list[npt.NDArray[np.uint32]] = []
+            if request.step == MASKING and not ledger.masked(terms.digest):  # before the ledger's file is locked
+                values.append(self._encoded(request.question(tensors), tensors))
+            side = Side(terms, self.folder, self.seed and (*self.seed, request.step))
+            secure = tensors["secure"].tobytes()
+            reply = ledger.step(spec, request.kind, side, lambda phone_sum: phone_sum.answer(secure, values.pop))
+        return np.frombuffer(reply, np.uint8)
 
     def deliver(self, request: DeliverRequest, tensors: Tensors) -> int | None:
         """Take what the server offers and personalise; returns the cluster when the server asks for it.
@@ -116,14 +130,30 @@ class Phone:
             result = replace(result, cluster=request.clusters[0])
         keep(self.folder, result, larger if mode == "cluster" and result.submodel is not None else None, fetches)
 
-    def _check_promises(self, noise_multiplier: float, min_cohort: int, small_cohorts: bool) -> None:
+    def _check_promises(self, spec: SumSpec) -> None:
         """What this phone was configured to insist on, whatever the server asks."""
-        if noise_multiplier == 0 and self.config.privacy.noise:
+        if spec.noise_multiplier == 0 and self.config.privacy.noise:
             raise PrivacyError("the sum has no noise: declined")
-        if small_cohorts and not self.config.testing.small_cohorts:
+        if spec.small_cohorts and not self.config.testing.small_cohorts:
             raise PrivacyError("the sum allows small cohorts: declined")
-        if min_cohort < self.config.privacy.min_cohort:
-            raise PrivacyError(f"min_cohort is {min_cohort}, must be {self.config.privacy.min_cohort}: declined")
+        if spec.min_cohort < self.config.privacy.min_cohort:
+            raise PrivacyError(f"min_cohort is {spec.min_cohort}, must be {self.config.privacy.min_cohort}: declined")
+
+    def _ledger(self, kind: type[L]) -> L:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        privacy = self.config.privacy
+        return kind(
+            self.folder / "phone.db",
+            durable=self.durable,
+            delta=privacy.delta,
+            budget_epsilon=privacy.epsilon * (1 + 1e-9) if privacy.noise else math.inf,
+            dishonest=privacy.noiseless,
+        )
+
+    def _encoded(self, request: SumRequest, tensors: Tensors) -> npt.NDArray[np.uint32]:
+        """The vector with this phone's share of the noise."""
+        noise = self._noise(request_digest(request, tensors))
+        return encode(self._vector(request, tensors), request.sum.spec(), noise)
 
     def _noise(self, digest: str) -> np.random.Generator:
         if self.seed is None:

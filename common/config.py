@@ -203,18 +203,33 @@ class Fallback(Section):
 
 
 class Privacy(Section):
+    sums: Literal["masked", "plain"] = Field(
+        "masked",
+        description="`masked`: the server learns sums and no phone's vector; `plain`: it receives every vector, for "
+        "debugging and large simulations: marked, and refused on devices.",
+    )
     noise: bool = Field(True, description="Discrete Gaussian noise in shares; false only in simulation, and marked.")
     epsilon: Positive = Field(8.0, description="ε of the whole run for the worst phone.")
     delta: Annotated[float, Field(gt=0, lt=1)] = Field(1e-5, description="δ of the whole run.")
     min_cohort: int = Field(50, ge=1, description="Fewest phones in a published sum; at least 20 outside tests.")
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.1, description="Largest share of asked phones that may fail to answer."
+        0.1, description="Largest share of asked phones that may fail to answer; half at most with masked sums."
+    )
+    corrupted: Annotated[float, Field(ge=0, le=0.5)] = Field(
+        0.05,
+        description="Share of the phones of a masked sum that may side with the server, made-up ones included: masks "
+        "and noise hold against the server and so many phones together. Phones insist on their own value at least.",
     )
     dishonest: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0, description="Share of phones that may leave out their noise."
     )
     outcome_share: Ratio = Field(0.15, description="Share of the budget for fleet figures.")
     scores_share: Ratio = Field(0.3, description="Share of the budget for filter scores; usage takes the rest.")
+
+    @property
+    def noiseless(self) -> float:
+        """Share of phones whose noise protects nobody: they leave it out, or tell the server."""
+        return max(self.dishonest, self.corrupted if self.sums == "masked" else 0.0)
 
     @model_validator(mode="after")
     def _shares(self) -> Self:
@@ -313,7 +328,7 @@ class Config(Section):
 
     def marks(self, simulated: bool) -> list[str]:
         """What every output of the run must say of it."""
-        marks = ["sums not encrypted"]
+        marks = ["sums not encrypted"] if self.privacy.sums == "plain" else []
         if simulated:
             marks.append("seeded noise")
         if not self.privacy.noise:

@@ -3,18 +3,22 @@
 Every field is bounded and unknown fields are refused. A change of meaning raises `VERSION`.
 """
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from common.config import MAX_TIERS, TIER_NAME
 from common.errors import WireError
 from common.privacy.sums import MAX_LENGTH, SumSpec
+from common.secure.messages import STEPS
+from common.secure.terms import Terms
 
-VERSION: Literal[1] = 1
+VERSION: Literal[2] = 2
 MAX_CLUSTERS = 32
 MAX_PLANS = MAX_CLUSTERS * MAX_TIERS
 MAX_PHONES = 10_000_000
@@ -73,10 +77,15 @@ class Header(Body):
 
     TENSORS: ClassVar[Rules] = _rules()
 
-    version: Literal[1] = Field(VERSION, description="of this schema")
+    version: Literal[2] = Field(VERSION, description="of this schema")
     run: Digest = Field(description="names the run: configuration, network, phones")
     round: Annotated[int, Field(ge=0, le=1_000_000, description="counts from 1")]
     request: Annotated[str, Field(pattern=r"^[0-9a-f]{32,64}$", description="the same for the same question")]
+
+    @property
+    def group(self) -> str:
+        """Names messages that belong together."""
+        return f"{self.round}/{self.request[:16]}"
 
 
 class SumFields(Body):
@@ -105,7 +114,7 @@ class SumFields(Body):
 
 
 class SumRequest(Header):
-    """Server to phone: add your vector to one sum.
+    """Server to phone: add your vector to one plain sum, which shows it to the server.
 
     `centroids` [K, classes]: usage and outcome sums hold a block per cluster; a usage sum without them asks for class
     co-occurrence. `pool` [F]: cluster of each filter, for a sum of scores.
@@ -135,6 +144,61 @@ class SumReply(Header):
         """The header that answers `request`."""
         digest = request.sum.spec().digest
         return cls(run=request.run, round=request.round, request=request.request, kind=request.kind, sum_digest=digest)
+
+
+class MaskedRequest(Header):
+    """Server to phone: the next of six steps of one masked sum.
+
+    `secure`: the step's message to this very phone, laid out in `common/secure/messages.py`. Step 3 brings what the
+    vector depends on, `centroids` and `pool` as in `sum_request`, by the digest that every step names. All but `step`
+    and tensors is the same in all steps, and all keys and signatures are bound to it.
+    """
+
+    TENSORS: ClassVar[Rules] = _rules(
+        secure=TensorRule(("uint8",), 1 << 20, required=True),
+        centroids=TensorRule(("float32",), 1 << 22),
+        pool=TensorRule(("int32",), 1 << 22),
+    )
+
+    message: Literal["masked_request"] = "masked_request"
+    kind: Kind
+    sum: SumFields
+    attempt: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$", description="a number used once: another sum of its own")]
+    step: Annotated[int, Field(ge=0, lt=STEPS, description="counts from 0")] = 0
+    tensors: Digest = Field(description="of `centroids` and `pool`")
+    dropout: Annotated[float, Field(ge=0, le=0.5, allow_inf_nan=False, description="share of phones that may be lost")]
+    corrupted: Annotated[
+        float, Field(ge=0, le=0.5, allow_inf_nan=False, description="share that may side with the server")
+    ]
+
+    @property
+    def group(self) -> str:
+        return f"{super().group}/{self.attempt[-16:]}/{self.step}"
+
+    def terms(self) -> Terms:
+        """What phone and server must agree on. Raises PrivacyError on values that no masked sum can have."""
+        digest = hashlib.sha256(self.model_dump_json(exclude={"step"}).encode()).hexdigest()
+        return Terms.of(self.sum.spec(), digest, self.dropout, self.corrupted)
+
+    def question(self, tensors: Mapping[str, NDArray[Any]]) -> SumRequest:
+        """The request of the plain sum that this one hides. Raises WireError on other tensors than were announced."""
+        if digest_of({name: tensors[name] for name in tensors.keys() & SumRequest.TENSORS.keys()}) != self.tensors:
+            raise WireError("wrong_digest", "centroids or pool are not those that the sum was announced with")
+        return SumRequest(run=self.run, round=self.round, request=self.request, kind=self.kind, sum=self.sum)
+
+
+class MaskedReply(Header):
+    """Phone to server: its message of a step; in step 3 it holds the masked vector."""
+
+    TENSORS: ClassVar[Rules] = _rules(secure=TensorRule(("uint8",), 4 * MAX_LENGTH + (1 << 16), required=True))
+
+    message: Literal["masked_reply"] = "masked_reply"
+    step: Annotated[int, Field(ge=0, lt=STEPS)]
+
+    @classmethod
+    def to(cls, request: MaskedRequest) -> Self:
+        """The header that answers `request`."""
+        return cls(run=request.run, round=request.round, request=request.request, step=request.step)
 
 
 class DeliverRequest(Header):
@@ -177,8 +241,25 @@ class DeliverReply(Header):
     cluster: Annotated[int, Field(ge=0, lt=MAX_CLUSTERS)] | None = None
 
 
+def digest_of(tensors: Mapping[str, NDArray[Any]]) -> str:
+    """SHA-256 (hex) of named tensors, their types and shapes."""
+    return _with_tensors(hashlib.sha256(), tensors)
+
+
+def request_digest(request: SumRequest, tensors: Mapping[str, NDArray[Any]]) -> str:
+    """SHA-256 (hex) of the whole request: a request that differs in anything is another one."""
+    asked = {name: tensors[name] for name in tensors.keys() & request.TENSORS.keys()}
+    return _with_tensors(hashlib.sha256(request.model_dump_json().encode()), asked)
+
+
+def _with_tensors(digest: Any, tensors: Mapping[str, NDArray[Any]]) -> str:
+    for name in sorted(tensors):
+        digest.update(f"{name}{tensors[name].dtype}{tensors[name].shape}".encode() + tensors[name].tobytes())
+    return str(digest.hexdigest())
+
+
 def check_answers(request: Header, reply: Header) -> None:
-    """Raise WireError unless `reply` answers `request`: run, round, request id and, for sums, kind and digest."""
+    """Raise WireError unless `reply` answers `request`: run, round, request id and, for sums, kind, digest or step."""
     if reply.run != request.run:
         raise WireError("wrong_run", "the reply belongs to another run; restart the phone's app")
     if reply.round != request.round:
@@ -192,3 +273,5 @@ def check_answers(request: Header, reply: Header) -> None:
             raise WireError("wrong_kind", f"the reply is a {reply.kind} sum, not {request.kind}")
         if reply.sum_digest != request.sum.spec().digest:
             raise WireError("wrong_digest", "the reply was encoded for another sum")
+    if isinstance(request, MaskedRequest) and isinstance(reply, MaskedReply) and reply.step != request.step:
+        raise WireError("replayed", f"the reply is of step {reply.step}, not {request.step}")

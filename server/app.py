@@ -24,6 +24,7 @@ from common.torch_engine.base import BaseModel
 from server.collect import Courier
 from server.flow import Flow
 from server.journal import Journal, Result
+from server.masked import masking_of
 from server.monitor import Monitor
 from server.planning import Reference
 
@@ -53,6 +54,8 @@ class Settings:
         config = load_config(Path(str(run_config["config"])))
         if not config.privacy.noise and not config.testing.small_cohorts:
             raise ConfigError("privacy.noise is false, real phones need noise: set it to true")
+        if config.privacy.sums != "masked":
+            raise ConfigError(f'privacy.sums is "{config.privacy.sums}", real phones mask theirs: set it to "masked"')
         weights = str(run_config.get("weights", "")) or config.model.weights
         if not weights:
             raise ConfigError("weights is empty: give the base model's file, written by `fedcaptor train`")
@@ -135,7 +138,7 @@ def serve(settings: Settings, grid: Grid) -> Flow:
             Reference(data.x[part], data.y[part]),
             journal,
             folder / "pictures",
-            Courier(grid, digest, config.rounds, lambda done, asked: log("messages", done, asked)),
+            Courier(grid, digest, config.rounds, masking_of(config), lambda done, asked: log("messages", done, asked)),
             log,
             monitor.running,
         )

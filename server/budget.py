@@ -14,6 +14,8 @@ from common.groups import ChannelGroups
 from common.privacy.accounting import epsilon, sum_zcdp
 from common.privacy.rotation import norm_for
 from common.privacy.sums import SumSpec
+from common.secure.terms import Terms
+from common.secure.topology import fewest_honest, plan_topology
 
 _RESOLUTION = 24
 """Quanta: a phone's share of the noise has a standard deviation of at least about this many, or, without noise, a
@@ -71,6 +73,7 @@ class SumBudget:
                 "simulate more phones or lower it (20 at least)"
             )
         self.survivors = max(privacy.min_cohort, math.ceil((1 - privacy.dropout) * self.cohort))
+        self._fewest_honest = self._check_masks() if privacy.sums == "masked" else 1
         self._multipliers = self._calibrate() if privacy.noise else {}
 
     def spec(self, step: Step, blocks: int = 1) -> SumSpec:
@@ -81,11 +84,29 @@ class SumBudget:
         """ε of answering all `specs`, None without noise."""
         if not self._config.privacy.noise:
             return None
-        return epsilon(specs, self._config.privacy.delta, self._config.privacy.dishonest)
+        return epsilon(specs, self._config.privacy.delta, self._config.privacy.noiseless)
+
+    def epsilon_server(self, specs: list[SumSpec]) -> float | None:
+        """ε of the same towards a server that deviates: from the smallest masked sum that it can get out of phones, or
+        from single vectors where sums are plain. None without noise.
+        """
+        if not self._config.privacy.noise:
+            return None
+        missing = (self.survivors - self._fewest_honest - 0.5) / self.cohort  # rounded up to whole phones
+        return epsilon(specs, self._config.privacy.delta, max(missing, 0.0))
 
     def charge(self, spec: SumSpec) -> float | None:
         """zCDP ρ of one sum, None without noise."""
-        return sum_zcdp(spec, self._config.privacy.dishonest) if self._config.privacy.noise else None
+        return sum_zcdp(spec, self._config.privacy.noiseless) if self._config.privacy.noise else None
+
+    def _check_masks(self) -> int:
+        """Fewest honest phones in any sum that phones let a server unmask. Raises PrivacyError where no sum is safe."""
+        privacy = self._config.privacy
+        minima = privacy.min_cohort, self.survivors
+        terms = Terms("0" * 64, 1, 32, self.cohort, *minima, privacy.dropout, privacy.corrupted)
+        for phones in sorted({self.survivors, self.cohort}):
+            plan_topology(terms, phones)
+        return fewest_honest(terms)
 
     def _spec(self, step: Step, multiplier: float, length: int) -> SumSpec:
         clip = {
@@ -139,12 +160,14 @@ class SumBudget:
             return [self._spec(step, scale * relative[step.kind], max(longest[step.kind], 1)) for step in plan]
 
         low, high = 0.0, 1.0
-        while epsilon(specs(high), privacy.delta, privacy.dishonest) > privacy.epsilon:
+        while epsilon(specs(high), privacy.delta, privacy.noiseless) > privacy.epsilon:
             low, high = high, 2 * high
             if high > 1e6:
-                raise PrivacyError(f"privacy.epsilon {privacy.epsilon} is out of reach: raise it or lower dishonest")
+                raise PrivacyError(
+                    f"privacy.epsilon {privacy.epsilon} is out of reach: raise it, or lower dishonest or corrupted"
+                )
         for _ in range(40):
             middle = float(np.mean([low, high]))
-            fits = epsilon(specs(middle), privacy.delta, privacy.dishonest) <= privacy.epsilon
+            fits = epsilon(specs(middle), privacy.delta, privacy.noiseless) <= privacy.epsilon
             low, high = (low, middle) if fits else (middle, high)
         return {kind: high * factor for kind, factor in relative.items()}

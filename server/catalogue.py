@@ -12,9 +12,9 @@ import numpy.typing as npt
 from common import statistics
 from common.config import Config
 from common.groups import ChannelGroups, State
-from common.messages import DeliverRequest
+from common.messages import DeliverRequest, digest_of
 from common.plan import Plan
-from server.collect import Courier, digest_of
+from server.collect import Courier
 from server.journal import Result
 from server.planning import ClusterPlan, Reference
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -15,13 +15,23 @@ from numpy.typing import NDArray
 
 from common.config import Rounds
 from common.errors import PrivacyError, WireError
-from common.messages import DeliverReply, DeliverRequest, Header, SumFields, SumReply, SumRequest, check_answers
+from common.messages import (
+    DeliverReply,
+    DeliverRequest,
+    Header,
+    MaskedRequest,
+    SumFields,
+    SumReply,
+    SumRequest,
+    check_answers,
+    digest_of,
+)
 from common.privacy.sums import PlainAggregator, SumSpec
 from common.wire import pack, unpack
+from server.masked import Early, Masking, Take, Tensors, masked_sum
 
-Tensors = Mapping[str, NDArray[Any]]
 OnReply = Callable[[int, int], None]
-Take = Callable[[Message, int, Header], None]
+Content = Callable[[int], RecordDict]
 
 
 @dataclass
@@ -65,6 +75,8 @@ class Courier:
     grid: Grid
     run: str
     rounds: Rounds
+    masking: Masking | None
+    """None: sums are plain."""
     on_reply: OnReply = lambda done, asked: None
     sleep: Callable[[float], None] = time.sleep
     clock: Callable[[], float] = time.monotonic
@@ -73,14 +85,45 @@ class Courier:
         self, round: int, kind: Any, spec: SumSpec, tensors: Tensors, nodes: Iterable[int]
     ) -> tuple[NDArray[Any], Tally]:
         """The decoded sum [length]. Raises PrivacyError when fewer phones answer than the sum needs."""
-        request = SumRequest(
-            run=self.run,
-            round=round,
-            request=self._request(spec.digest, tensors),
-            kind=kind,
-            sum=SumFields.of(spec),
-        )
-        aggregator, tally = PlainAggregator(spec), Tally()
+        asked = {
+            "run": self.run,
+            "round": round,
+            "request": self.request_id(spec.digest, digest_of(tensors)),
+            "kind": kind,
+            "sum": SumFields.of(spec),
+        }
+        if self.masking is None:
+            return self._plain(SumRequest(**asked), spec, tensors, list(nodes))
+        terms = {"dropout": self.masking.dropout, "corrupted": self.masking.corrupted, "tensors": digest_of(tensors)}
+        return self._masked({**asked, **terms}, self.masking, tensors, list(nodes))
+
+    def _masked(
+        self, asked: dict[str, Any], masking: Masking, tensors: Tensors, nodes: list[int]
+    ) -> tuple[NDArray[Any], Tally]:
+        """Tried anew while that is free: a sum in which vectors were sent would be charged to the phones again."""
+        tally = Tally()
+
+        def exchange(waiting: Mapping[int, Header], content: Content, take: Take) -> None:
+            nonlocal tally
+            tally += self._exchange("query.masked", waiting, content, take, enough=len(waiting))
+
+        number = 0
+        while True:
+            request = MaskedRequest(**asked, attempt=masking.attempt(number))
+            try:
+                total, tally.replies = masked_sum(request, tensors, nodes, exchange)
+                break
+            except Early:
+                number += 1
+                if number == self.rounds.attempts:
+                    raise
+        tally.asked = len(nodes)
+        return total, tally
+
+    def _plain(
+        self, request: SumRequest, spec: SumSpec, tensors: Tensors, nodes: list[int]
+    ) -> tuple[NDArray[Any], Tally]:
+        aggregator, packed = PlainAggregator(spec), pack(request, tensors)
 
         def take(reply: Message, node: int, request: Header) -> None:
             header, values = unpack(reply.content, SumReply)
@@ -90,7 +133,8 @@ class Courier:
             except PrivacyError as error:
                 raise WireError("wrong_shape", str(error)) from None
 
-        self._exchange("query.sum", [Parcel(request, tensors, list(nodes))], take, tally, enough=spec.cohort)
+        waiting = dict.fromkeys(nodes, request)
+        tally = self._exchange("query.sum", waiting, lambda node: packed, take, enough=spec.cohort)
         return aggregator.finish(), tally
 
     def deliver(self, request: DeliverRequest, tensors: Tensors, nodes: Iterable[int]) -> tuple[dict[int, int], Tally]:
@@ -100,7 +144,6 @@ class Courier:
     def deliver_each(self, parcels: Sequence[Parcel]) -> tuple[dict[int, int], Tally]:
         """`deliver` with other contents for other nodes, all at the same time."""
         named: dict[int, int] = {}
-        tally = Tally()
 
         def take(reply: Message, node: int, request: Header) -> None:
             header, _ = unpack(reply.content, DeliverReply)
@@ -110,30 +153,22 @@ class Courier:
             if header.cluster is not None:
                 named[node] = header.cluster
 
-        self._exchange("query.deliver", parcels, take, tally, enough=sum(len(p.nodes) for p in parcels))
-        return named, tally
+        packed = [pack(parcel.request, parcel.tensors) for parcel in parcels]
+        contents = {node: content for parcel, content in zip(parcels, packed, strict=True) for node in parcel.nodes}
+        waiting = {node: parcel.request for parcel in parcels for node in parcel.nodes}
+        return named, self._exchange("query.deliver", waiting, contents.__getitem__, take, enough=len(waiting))
 
     def request_id(self, *parts: str) -> str:
         """A request's id: the same for the same question, so that a phone that is asked again answers alike."""
         return hashlib.sha256("/".join((self.run, *parts)).encode()).hexdigest()
 
-    def _request(self, digest: str, tensors: Tensors) -> str:
-        return self.request_id(digest, digest_of(tensors))
-
-    def _exchange(self, kind: str, parcels: Sequence[Parcel], take: Take, tally: Tally, enough: int) -> None:
+    def _exchange(self, kind: str, requests: Mapping[int, Header], content: Content, take: Take, enough: int) -> Tally:
         """Ask all nodes, then those again that did not answer well, until enough did or the attempts are spent."""
-        contents = [(parcel, pack(parcel.request, parcel.tensors)) for parcel in parcels]
-        waiting = {node: parcel.request for parcel in parcels for node in parcel.nodes}
-        tally.asked = len(waiting)
+        waiting, tally = dict(requests), Tally(asked=len(requests))
         for attempt in range(self.rounds.attempts):
             if not waiting or tally.replies >= enough:
-                return
-            asked: dict[str, int] = {}
-            for parcel, content in contents:
-                nodes = sorted(waiting.keys() & parcel.nodes)
-                tally.bytes_down += size_of(content) * len(nodes)
-                group = f"{parcel.request.round}/{parcel.request.request[:16]}/{attempt}"
-                asked |= self._push(content, kind, nodes, group)
+                break
+            asked = self._push(kind, waiting, content, attempt, tally)
             tally.dropped += len(waiting) - len(asked)
             for reply in self._replies(asked):
                 node = asked.pop(reply.metadata.reply_to_message_id, None)
@@ -153,11 +188,22 @@ class Courier:
                 tally.replies += 1
                 self.on_reply(tally.replies, tally.asked)
             tally.dropped += len(asked)
+        return tally
 
-    def _push(self, content: Any, kind: str, nodes: list[int], group: str) -> Iterable[tuple[str, int]]:
-        messages = [self.grid.create_message(content, kind, node, group) for node in nodes]
-        ids = self.grid.push_messages(messages)  # None for one that Flower did not take
-        return ((message_id, node) for message_id, node in zip(ids, nodes, strict=True) if message_id)
+    def _push(
+        self, kind: str, waiting: Mapping[int, Header], content: Content, attempt: int, tally: Tally
+    ) -> dict[str, int]:
+        """The waiting nodes by message, those whose message Flower did not take (its id is None) left out."""
+
+        def messages() -> Iterator[Message]:
+            for node in nodes:
+                record = content(node)
+                tally.bytes_down += size_of(record)
+                yield self.grid.create_message(record, kind, node, f"{waiting[node].group}/{attempt}")
+
+        nodes = sorted(waiting)
+        ids = self.grid.push_messages(list(messages()))
+        return {message_id: node for message_id, node in zip(ids, nodes, strict=True) if message_id}
 
     def _replies(self, asked: dict[str, int]) -> Iterable[Message]:
         """Replies as they come, until all are there or the deadline is over."""
@@ -173,14 +219,6 @@ class Courier:
                 return
             if not came:
                 self.sleep(min(self.rounds.poll, max(end - self.clock(), 0.0)))
-
-
-def digest_of(tensors: Tensors) -> str:
-    """SHA-256 (hex) of named tensors, their types and shapes."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(f"{name}{tensors[name].dtype}{tensors[name].shape}".encode() + tensors[name].tobytes())
-    return digest.hexdigest()
 
 
 def size_of(content: RecordDict) -> int:

@@ -149,6 +149,8 @@ def _metrics(snapshot: Snapshot, now: float) -> Iterable[Metric]:
 
     epsilon = math.inf if snapshot.epsilon is None else snapshot.epsilon
     yield _gauge("privacy_epsilon", "Epsilon spent so far, +Inf when noise is off.", epsilon)
+    cheated = math.inf if snapshot.epsilon_server is None else snapshot.epsilon_server
+    yield _gauge("privacy_server_epsilon", "The same towards a server that deviates from the protocol.", cheated)
     yield _gauge("privacy_delta", "Delta of the privacy guarantee.", snapshot.delta)
     yield _gauge(
         "privacy_noise_enabled", "1 when the sums carry noise, 0 when noise is off.", snapshot.epsilon is not None

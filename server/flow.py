@@ -96,6 +96,11 @@ class Flow:
         """ε of all sums so far for a phone that answered each; None without noise."""
         return self.budget.epsilon(self.sums)
 
+    @property
+    def epsilon_server(self) -> float | None:
+        """The same towards a server that deviates."""
+        return self.budget.epsilon_server(self.sums)
+
     def _phase(self, round: int, name: str, compute: Callable[[], Result]) -> Result:
         result = self.journal.phase(round, name, compute)
         seconds = self.journal.seconds()[round, name]

@@ -66,6 +66,7 @@ def snapshot_of(flow: Flow, run: str, weights_bytes: int, status: Status, simula
         replies={"ok": replies["replies"], "dropped": replies["dropped"], "refused": sum(refused.values())},
         refused=refused,
         epsilon=flow.epsilon,
+        epsilon_server=flow.epsilon_server,
         delta=flow.config.privacy.delta,
         simulated=simulated,
         marks=tuple(flow.config.marks(simulated)),

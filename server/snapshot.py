@@ -103,7 +103,9 @@ class RoundSeconds(_Part):
 
 
 class Snapshot(_Part):
-    """What the exporter serves. `epsilon` None: noise is off. `updated`: unix seconds."""
+    """What the exporter serves. `epsilon` None: noise is off; `epsilon_server`: towards a server that cheats.
+    `updated`: unix seconds.
+    """
 
     version: Literal[1] = 1
     run: Digest
@@ -118,6 +120,7 @@ class Snapshot(_Part):
     replies: Annotated[dict[Code, Count], Field(max_length=16)] = Field(default_factory=dict)
     refused: Annotated[dict[Code, Count], Field(max_length=32)] = Field(default_factory=dict)
     epsilon: Annotated[Annotated[float, Field(ge=0)] | None, BeforeValidator(_known)]
+    epsilon_server: Annotated[Annotated[float, Field(ge=0)] | None, BeforeValidator(_known)] = None
     delta: Annotated[float, Field(ge=0, le=1)]
     simulated: bool
     marks: Annotated[tuple[Annotated[str, Field(max_length=120)], ...], Field(max_length=16)] = ()

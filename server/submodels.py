@@ -11,10 +11,11 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from common.groups import State
-from common.messages import DeliverRequest
+from common.messages import DeliverRequest, digest_of
 from common.plan import Plan
 from common.torch_engine.submodel_file import digest, encode
-from server.collect import Courier, Parcel, Tally, Tensors, digest_of
+from server.collect import Courier, Parcel, Tally
+from server.masked import Tensors
 
 Mode = Literal["choose", "submodel"]
 

@@ -55,13 +55,15 @@ def simulate_ray(
     out: Path,
     nodes: int,
     on_line: OnLine = lambda line: print(line, file=sys.stderr),
+    app: Path | None = None,
 ) -> dict[str, Any]:
     """The summary of a run on Flower's simulation engine with `nodes` virtual nodes; a stopped run is resumed.
 
-    `on_line`: Flower's log, line by line. Raises FedcaptorError with the app's own message, or the log's path.
+    `on_line`: Flower's log, line by line. `app`: folder of another Flower app than the checkout's, with its settings.
+    Raises FedcaptorError with the app's own message, or the log's path.
     """
     load_config(scenario, [*overrides, f"population.phones={nodes}"])  # errors before anything starts
-    root, out = checkout(), out.resolve()
+    root, out = app or checkout(), out.resolve()
     if root is None:
         raise StateError("the engine ray needs the source checkout: install it with `pip install -e .`")
     settings = {

@@ -33,6 +33,7 @@ from common.torch_engine.base import BaseModel, Submodel
 from server.collect import Courier
 from server.flow import Flow, OnProgress
 from server.journal import Journal
+from server.masked import masking_of
 from server.monitor import Monitor
 from server.planning import Reference
 from simulations import rounds
@@ -157,9 +158,13 @@ def serve(world: World, grid: Grid, on_progress: OnProgress, clock: VirtualClock
     """The server's side over any grid: all rounds, a snapshot after each phase."""
     digest = run_digest(world.config, world.base, world.phones)
     journal = Journal(f"sqlite:///{world.directory / 'state.db'}", digest)
-    courier = Courier(grid, digest, world.config.rounds, lambda done, asked: on_progress("messages", done, asked))
-    if clock is not None:
-        courier = replace(courier, sleep=clock.sleep, clock=clock.time)
+    masking = masking_of(world.config)
+    courier = Courier(
+        grid, digest, world.config.rounds, masking, lambda done, asked: on_progress("messages", done, asked)
+    )
+    if clock is not None:  # in one process a replay is the same in every byte, so tries are counted
+        counted = masking and replace(masking, attempt=lambda number: f"{number:032x}")
+        courier = replace(courier, masking=counted, sleep=clock.sleep, clock=clock.time)
 
     monitor = Monitor(world.directory, digest, world.weights_bytes, simulated=True)
     flow = Flow(

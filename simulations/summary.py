@@ -81,6 +81,7 @@ def summary_of(
         },
         "privacy": {
             "epsilon": flow.epsilon,
+            "epsilon_server": flow.epsilon_server,
             "delta": world.config.privacy.delta,
             "sums": len(flow.sums),
             "delivery_leak": LEAK[world.config.delivery.mode],

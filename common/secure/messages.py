@@ -20,6 +20,9 @@ from common.errors import WireError
 from common.secure.keys import SEALED_EXTRA, TOKEN
 
 VERSION = 1
+STEPS = 6
+MASKING = 3
+"""The step, counted from 0, whose reply holds the masked vector."""
 SHARES = 64
 """Bytes of a holder's two shares: of the seed, then of the mask key."""
 NOTHING, SEED, MASK_KEY = range(3)

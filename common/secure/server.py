@@ -12,13 +12,11 @@ from common.secure import keys, messages
 from common.secure.graph import Graph
 from common.secure.masks import Masker
 from common.secure.merkle import MerkleTree, leaf
-from common.secure.messages import MASK_KEY, NOTHING, SEED, SHARES
+from common.secure.messages import MASK_KEY, NOTHING, SEED, SHARES, STEPS
 from common.secure.packing import add_packed, packed_size
 from common.secure.terms import Terms
 from common.secure.topology import Topology, plan_topology
 from common.secure.unmask import Opener, pair_seeds
-
-STEPS = 6
 
 
 class ServerSum:

@@ -81,6 +81,11 @@ def check_topology(terms: Terms, phones: int, holders: int, threshold: int) -> T
     return Topology(phones, holders, threshold, least, _max_degree(phones, holders, terms.correctness))
 
 
+def fewest_honest(terms: Terms) -> int:
+    """`least_honest` of the worst list of keys and parameters that phones accept: condition 3 at its bound."""
+    return (terms.fewest - math.ceil(terms.corrupted * terms.fewest)) // 2 + 1
+
+
 @lru_cache(maxsize=64)
 def _plan(n: int, dropout: float, corrupted: float, correctness: int, security: int) -> Topology:
     c, d, most = math.ceil(corrupted * n), math.ceil(dropout * n), min(n - 1, MAX_HOLDERS)

@@ -64,9 +64,10 @@ class OutOfSet(Part):
 
 
 class Privacy(Part):
-    """`epsilon` None: noise is off."""
+    """`epsilon` None: noise is off. `epsilon_server`: towards a server that deviates."""
 
     epsilon: Number = None
+    epsilon_server: Number = None
     delta: Number = None
     sums: Any = None
     delivery_leak: str = ""

@@ -1,10 +1,11 @@
 """What a phone's failures tell the server: one word."""
 
+import numpy as np
 import pytest
 
 from client.app import make_app
 from common.errors import DataError, PrivacyError
-from common.messages import DeliverRequest, SumFields, SumRequest
+from common.messages import DeliverRequest, MaskedRequest, SumFields, SumRequest, digest_of
 from common.privacy.sums import SumSpec
 from common.wire import pack
 from simulations.local_grid import LocalGrid
@@ -19,14 +20,25 @@ class FailingPhone:
     def answer(self, *_):
         raise self.error
 
-    deliver = answer
+    deliver = masked = answer
 
 
 def requests():
     spec = SumSpec("usage", 4, 1.0, 1000.0, 0.0, cohort=2, min_survivors=2, min_cohort=2, small_cohorts=True)
     ask = SumRequest(run=RUN, round=1, request=REQUEST, kind="usage", sum=SumFields.of(spec))
     give = DeliverRequest(run=RUN, round=1, request=REQUEST, mode="plan", clusters=(), digests=())
-    return {"query.sum": ask, "query.deliver": give}
+    step = MaskedRequest(
+        **{name: getattr(ask, name) for name in ("run", "round", "request", "kind", "sum")},
+        attempt="0" * 32,
+        tensors=digest_of({}),
+        dropout=0.1,
+        corrupted=0.0,
+    )
+    return {
+        "query.sum": (ask, {}),
+        "query.deliver": (give, {}),
+        "query.masked": (step, {"secure": np.ones(1, np.uint8)}),
+    }
 
 
 @pytest.mark.parametrize("kind", requests())
@@ -51,7 +63,7 @@ def test_the_server_learns_that_a_phone_declined_and_never_why(kind, error):
             raise
 
     grid = LocalGrid(watched, 1)
-    message = grid.create_message(pack(requests()[kind], {}), kind, next(iter(grid.get_node_ids())), "g")
+    message = grid.create_message(pack(*requests()[kind]), kind, next(iter(grid.get_node_ids())), "g")
     (reply,) = grid.send_and_receive([message])
     assert reply.has_error()
     chain, raised = [], seen[0]

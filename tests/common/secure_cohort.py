@@ -5,8 +5,9 @@ import hashlib
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from common.secure.messages import STEPS
 from common.secure.phone import PhoneSum
-from common.secure.server import STEPS, ServerSum
+from common.secure.server import ServerSum
 from common.secure.terms import Terms
 
 DIGEST = "0f" * 32

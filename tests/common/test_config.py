@@ -71,8 +71,8 @@ def test_a_stored_configuration_reads_back_alike(seed: int, macs: float, noise: 
 
 
 def test_marks_say_what_must_be_said() -> None:
-    assert load_config().marks(simulated=False) == ["sums not encrypted"]
-    loose = load_config(None, ["privacy.noise=false", "testing.small_cohorts=true"])
+    assert load_config().marks(simulated=False) == []
+    loose = load_config(None, ["privacy.sums=plain", "privacy.noise=false", "testing.small_cohorts=true"])
     assert loose.marks(simulated=True) == ["sums not encrypted", "seeded noise", "noise off", "small cohorts"]
 
 

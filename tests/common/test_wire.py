@@ -1,6 +1,7 @@
 """Packing and unpacking of messages: what is sent arrives, and every violation has its reason code."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,18 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from common.errors import WireError
-from common.messages import REASONS, DeliverReply, DeliverRequest, SumFields, SumReply, SumRequest, check_answers
+from common.messages import (
+    REASONS,
+    DeliverReply,
+    DeliverRequest,
+    MaskedReply,
+    MaskedRequest,
+    SumFields,
+    SumReply,
+    SumRequest,
+    check_answers,
+    digest_of,
+)
 from common.privacy.sums import SumSpec
 from common.wire import HEADER, STYPE, TENSORS, Limits, pack, unpack
 
@@ -20,6 +32,18 @@ SPEC = SumSpec("usage", 8, clip=2.0, scale=1024.0, noise_multiplier=1.0, cohort=
 REQUEST = SumRequest(run=RUN, round=3, request=ID, kind="usage", sum=SumFields.of(SPEC))
 REPLY = SumReply.to(REQUEST)
 VALUES = np.arange(8, dtype=np.uint32)
+MASKED = MaskedRequest(
+    run=RUN,
+    round=3,
+    request=ID,
+    kind="usage",
+    sum=SumFields.of(SPEC),
+    attempt="e" * 32,
+    tensors=digest_of({}),
+    dropout=0.1,
+    corrupted=0.05,
+)
+BYTES = np.arange(100, dtype=np.uint8)
 DELIVER = DeliverRequest(run=RUN, round=1, request=ID, mode="plan", clusters=(0, 5), digests=("c" * 64, "d" * 64))
 
 
@@ -56,6 +80,8 @@ def test_round_trip_of_every_message():
         (REPLY, {"values": VALUES}),
         (DELIVER, {"plan.0": plan, "plan.5": plan[::2], "centroids": centroids}),
         (done, {}),
+        (MASKED, {"secure": BYTES, "centroids": centroids}),
+        (MaskedReply.to(MASKED), {"secure": BYTES}),
     ]
     for header, tensors in sent:
         got, arrays = unpack(through_bytes(pack(header, tensors)), type(header))
@@ -124,7 +150,7 @@ def test_values_that_are_not_finite_are_refused(bad):
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"version": 2}, "wrong_version"),
+        ({"version": 1}, "wrong_version"),
         ({"message": "sum_request"}, "wrong_kind"),
         ({"round": -1}, "malformed"),
         ({"round": True}, "malformed"),
@@ -186,3 +212,33 @@ def test_a_reply_must_answer_its_request(changes, reason):
         with pytest.raises(WireError) as caught:
             check_answers(REQUEST, reply)
         assert caught.value.reason == reason
+
+
+def test_all_but_the_step_names_a_masked_sum():
+    other = {
+        "run": "b" * 64,
+        "round": 4,
+        "request": "c" * 32,
+        "kind": "scores",
+        "sum": SumFields.of(replace(SPEC, scale=1000.0)),
+        "attempt": "f" * 32,
+        "tensors": digest_of({"pool": BYTES}),
+        "dropout": 0.2,
+        "corrupted": 0.1,
+    }
+    assert other.keys() | {"version", "message", "step"} == set(MaskedRequest.model_fields)
+    bindings = {MASKED.model_copy(update={name: value}).terms().binding for name, value in other.items()}
+    assert len(bindings | {MASKED.terms().binding}) == len(other) + 1
+    later = MASKED.model_copy(update={"step": 5})
+    assert later.terms() == MASKED.terms()
+    with pytest.raises(WireError, match="of step 0, not 5"):
+        check_answers(later, MaskedReply.to(MASKED))
+
+
+def test_a_masked_request_stands_for_one_question():
+    pool = {"pool": np.arange(3, dtype=np.int32)}
+    request = MASKED.model_copy(update={"tensors": digest_of(pool)})
+    assert request.question({**pool, "secure": BYTES}) == REQUEST
+    for wrong in ({}, {"pool": pool["pool"][::-1]}, {**pool, "centroids": np.eye(2, dtype=np.float32)}):
+        with pytest.raises(WireError, match="wrong_digest"):
+            request.question(wrong)

@@ -12,9 +12,9 @@ import numpy as np
 from common.secure import keys, messages, shamir
 from common.secure.masks import Masker
 from common.secure.merkle import MerkleTree, leaf
+from common.secure.messages import STEPS
 from common.secure.packing import pack
 from common.secure.phone_steps import draw_holders
-from common.secure.server import STEPS
 from common.secure.terms import PROTOCOL
 from tests.common.secure_cohort import Cohort, stream, terms
 

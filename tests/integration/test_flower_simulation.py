@@ -54,6 +54,12 @@ def listening():
     return {s.laddr.ip.removeprefix("::ffff:") for s in sockets if s.status == psutil.CONN_LISTEN}
 
 
+def without_bytes(outcome):
+    """Of masked sums: the graph depends on the order in which phones answered, and so do the sizes of its messages."""
+    tally = {name: value for name, value in outcome.get("tally", {}).items() if not name.startswith("bytes")}
+    return {**outcome, "tally": tally}
+
+
 def phases(directory):
     """All that the server computed: tensors of every phase, and its outcome without bytes of framing."""
     config = json.loads((directory / "config.json").read_text())
@@ -80,7 +86,7 @@ def test_flowers_engine_and_the_in_process_grid_agree(tmp_path):
     assert ray_phases.keys() == local_phases.keys()
     assert ray["clusters"] > 1
     for key, (outcome, tensors) in local_phases.items():
-        assert ray_phases[key][0] == outcome, key
+        assert without_bytes(ray_phases[key][0]) == without_bytes(outcome), key
         for name, value in tensors.items():
             np.testing.assert_array_equal(ray_phases[key][1][name], value, err_msg=f"{key} {name}")
     assert (tmp_path / "ray" / "report.html").stat().st_size > 10_000

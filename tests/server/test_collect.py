@@ -12,10 +12,10 @@ from flwr.app import Context, Message, RecordDict
 
 from common.config import Rounds
 from common.errors import PrivacyError
-from common.messages import DeliverReply, DeliverRequest, SumReply, SumRequest
+from common.messages import DeliverReply, DeliverRequest, SumReply, SumRequest, digest_of
 from common.privacy.sums import SumSpec, encode
 from common.wire import pack, unpack
-from server.collect import Courier, Tally, digest_of
+from server.collect import Courier, Tally
 from simulations.local_grid import FIRST_NODE, Faults, LocalGrid, VirtualClock
 
 RUN, OTHER = "a" * 64, "b" * 64
@@ -45,7 +45,7 @@ def phone(changes: dict[int, Change], seen: list[str] | None = None) -> Callable
 def courier_of(grid: LocalGrid, clock: VirtualClock | None = None, **rounds: Any) -> Courier:
     clock = clock or VirtualClock()
     settings = Rounds(deadline=10, poll=1, **{"attempts": 1, **rounds})
-    return Courier(grid, RUN, settings, sleep=clock.sleep, clock=clock.time)
+    return Courier(grid, RUN, settings, None, sleep=clock.sleep, clock=clock.time)
 
 
 def asked(courier: Courier) -> tuple[np.ndarray, Tally]:
@@ -68,7 +68,7 @@ def test_all_phones_add_up() -> None:
         ({"request": OTHER}, "replayed"),
         ({"kind": "scores"}, "wrong_kind"),
         ({"sum_digest": OTHER}, "wrong_digest"),
-        ({"version": 2}, "wrong_version"),
+        ({"version": 1}, "wrong_version"),
     ],
 )
 def test_replies_to_something_else_are_refused(change: dict[str, Any], reason: str) -> None:

@@ -38,6 +38,7 @@ def make(**changes):
         "replies": {"ok": 70, "dropped": 3, "refused": 2, "lost": 4},
         "refused": {"nan": 1, "invented": 1},
         "epsilon": 1.5,
+        "epsilon_server": 2.5,
         "delta": 1e-6,
         "simulated": True,
         "marks": ["sums not encrypted"],
@@ -97,6 +98,7 @@ def test_a_scrape_gives_the_snapshots_figures(exporter, tmp_path):
     assert found[("fedcaptor_refused_replies_total", ("reason", "other"))] == 1
     assert found[("fedcaptor_refused_replies_total", ("reason", "replayed"))] == 0
     assert found[("fedcaptor_privacy_epsilon",)] == 1.5
+    assert found[("fedcaptor_privacy_server_epsilon",)] == 2.5
     assert found[("fedcaptor_privacy_delta",)] == 1e-6
     assert found[("fedcaptor_privacy_noise_enabled",)] == 1
 

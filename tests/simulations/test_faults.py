@@ -27,7 +27,7 @@ def summed(attempts=1, **faults):
     clock = VirtualClock()
     grid = LocalGrid(app, PHONES, faults=Faults(seed=1, **faults), clock=clock.time, sleep=clock.sleep)
     rounds = Rounds(deadline=100.0, poll=10.0, attempts=attempts)
-    courier = Courier(grid, "a" * 64, rounds, sleep=clock.sleep, clock=clock.time)
+    courier = Courier(grid, "a" * 64, rounds, None, sleep=clock.sleep, clock=clock.time)
     total, tally = courier.sum(1, "usage", SPEC, {}, grid.get_node_ids())
     return total, tally, clock.now
 

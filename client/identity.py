@@ -1,0 +1,31 @@
+"""The phone's lasting signature key: made at first use, kept in its folder for its owner's eyes alone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from client.folder import IDENTITY_FILE
+from common.errors import StateError
+from common.files import replacing
+
+_BYTES = 32
+
+
+def identity(folder: Path, random: Callable[[int], bytes] = os.urandom) -> Ed25519PrivateKey:
+    """The Ed25519 key in `folder`, 32 raw bytes of mode 0600. Raises StateError when the file holds something else."""
+    path = folder / IDENTITY_FILE
+    if not path.exists():
+        with replacing(path) as temporary:
+            handle = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+            with os.fdopen(handle, "wb") as file:
+                file.write(random(_BYTES))
+                file.flush()
+                os.fsync(file.fileno())
+    content = path.read_bytes()
+    if len(content) != _BYTES:
+        raise StateError(f"{path} has {len(content)} bytes, must have {_BYTES}: restore it, or remove it for a new one")
+    return Ed25519PrivateKey.from_private_bytes(content)

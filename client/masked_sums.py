@@ -1,0 +1,106 @@
+"""Masked sums in progress: what a phone keeps between their steps, charged when its vector leaves, masked.
+
+Nothing of the vector leaves a phone before that step, so a sum that ends earlier costs nothing. What an answer depends
+on is on the disk before it is sent: after a restart the phone goes on, and the same request gets the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from client.identity import identity
+from client.ledger import DECLINED, Ledger
+from common.errors import PrivacyError
+from common.privacy.sums import SumSpec
+from common.secure.messages import MASKING
+from common.secure.phone import PhoneSum
+from common.secure.terms import Terms
+
+MAX_OPEN = 4
+MAX_AGE_SECONDS = 7 * 86_400.0
+
+_TABLE = """
+CREATE TABLE IF NOT EXISTS masked_sums (
+    digest TEXT PRIMARY KEY,
+    at REAL NOT NULL,
+    state BLOB NOT NULL,
+    checksum TEXT NOT NULL
+)
+"""
+
+
+@dataclass(frozen=True, eq=False)
+class Side:
+    """One phone in one sum. `seed`: None for the operating system's randomness, else for this very step, simulated."""
+
+    terms: Terms
+    folder: Path
+    seed: tuple[int, ...] | None = None
+
+    def resume(self, stored: bytes | None) -> PhoneSum:
+        """From what `to_bytes` gave, or from the beginning."""
+        if self.seed is None:
+            return PhoneSum(self.terms, identity(self.folder), stored=stored)
+        lasting = np.random.default_rng([*self.seed[:-1], *b"identity"]).bytes
+        drawn = np.random.default_rng([*self.seed, int(self.terms.digest[:16], 16)]).bytes
+        return PhoneSum(self.terms, identity(self.folder, lasting), drawn, stored=stored)
+
+
+class MaskedLedger(Ledger):
+    """The ledger with the newest sums in progress: four, of a week at most. `erase` takes them too."""
+
+    SCHEMA = (*Ledger.SCHEMA, _TABLE)
+
+    def masked(self, digest: str) -> bool:
+        """Whether this phone's vector is in the sum already."""
+        with self._file.transaction(write=False) as connection:
+            return self._charged(connection, digest)
+
+    def step(self, spec: SumSpec, kind: str, side: Side, answer: Callable[[PhoneSum], bytes]) -> bytes:
+        """The reply of a step, the next state with it on the disk; charged if it holds the vector.
+
+        Raises PrivacyError when the phone is off, when the budget does not allow the sum (at its first step already) or
+        when the state of a sum that was charged is gone; what `answer` raises passes through. Then nothing changes.
+        """
+        digest = side.terms.digest
+        with self._file.transaction() as connection:
+            self._require_on(connection)
+            stored, charged = self._stored(connection, digest), self._charged(connection, digest)
+            if stored is None and charged:
+                raise PrivacyError(f"{DECLINED}: the vector was sent and the rest of the sum is erased; ask a new sum")
+            if not charged:
+                self._price(connection, spec, kind)
+            phone_sum = side.resume(stored)
+            reply = answer(phone_sum)
+            if phone_sum.answered > MASKING and not charged:
+                self._charge(connection, spec, digest, kind)
+            if (state := phone_sum.to_bytes()) != stored:
+                self._keep(connection, digest, state)
+        return reply
+
+    def _charged(self, connection: sqlite3.Connection, digest: str) -> bool:
+        return connection.execute("SELECT 1 FROM ledger_charges WHERE request = ?", (digest,)).fetchone() is not None
+
+    def _stored(self, connection: sqlite3.Connection, digest: str) -> bytes | None:
+        found = connection.execute("SELECT state, checksum FROM masked_sums WHERE digest = ?", (digest,)).fetchone()
+        if found is None:
+            return None
+        if not isinstance(found[0], bytes) or hashlib.sha256(found[0]).hexdigest() != found[1]:
+            raise self._file.damaged("the checksum of a sum in progress differs")
+        return found[0]
+
+    def _keep(self, connection: sqlite3.Connection, digest: str, state: bytes) -> None:
+        now = float(self._clock())
+        row = (digest, now, state, hashlib.sha256(state).hexdigest())
+        connection.execute("INSERT OR REPLACE INTO masked_sums VALUES (?, ?, ?, ?)", row)
+        connection.execute("DELETE FROM masked_sums WHERE at <= ?", (now - MAX_AGE_SECONDS,))
+        connection.execute(
+            "DELETE FROM masked_sums WHERE digest NOT IN (SELECT digest FROM masked_sums ORDER BY at DESC LIMIT ?)",
+            (MAX_OPEN,),
+        )

@@ -1,0 +1,78 @@
+"""One masked sum over the grid: six steps of `ServerSum`, each asked and asked again like any other question."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from flwr.app import Message, RecordDict
+from numpy.typing import NDArray
+
+from common.config import Config
+from common.errors import PrivacyError
+from common.messages import Header, MaskedReply, MaskedRequest, check_answers
+from common.privacy.sums import decode
+from common.secure.messages import MASKING, STEPS
+from common.secure.server import ServerSum
+from common.wire import pack, unpack
+
+Tensors = Mapping[str, NDArray[Any]]
+Take = Callable[[Message, int, Header], None]
+Exchange = Callable[[Mapping[int, Header], Callable[[int], RecordDict], Take], None]
+
+
+@dataclass(frozen=True)
+class Masking:
+    """How sums are masked: `dropout` and `corrupted` as in `Terms`. `attempt(n)`: names the n-th try of a sum, 32 hex
+    digits. Never the same for two tries, or phones that answered one would decline the other; a simulation, whose
+    replay is the same in every byte, may count.
+    """
+
+    dropout: float
+    corrupted: float
+    attempt: Callable[[int], str] = lambda number: secrets.token_hex(16)
+
+
+def masking_of(config: Config) -> Masking | None:
+    """As configured; None where sums are plain."""
+    privacy = config.privacy
+    return Masking(privacy.dropout, privacy.corrupted) if privacy.sums == "masked" else None
+
+
+def masked_sum(
+    request: MaskedRequest, tensors: Tensors, nodes: Iterable[int], exchange: Exchange
+) -> tuple[NDArray[np.float64], int]:
+    """The decoded sum [length] and how many vectors are in it. `exchange` asks all nodes of one step.
+
+    Raises PrivacyError when too few phones are left after a step, `Early` while no vector was sent.
+    """
+    server = ServerSum(request.terms(), list(nodes))
+    for number in range(STEPS):
+        header = request.model_copy(update={"step": number})
+        given = tensors if number == MASKING else {}
+
+        def content(node: int, header: MaskedRequest = header, given: Tensors = given) -> RecordDict:
+            return pack(header, {**given, "secure": np.frombuffer(server.request(node), np.uint8)})
+
+        exchange(dict.fromkeys(server.waiting, header), content, _taker(server))
+        try:
+            server.advance()
+        except PrivacyError as error:
+            raise (Early if number < MASKING else PrivacyError)(f"{request.sum.name}: {error}") from None
+    return decode(server.result(), request.sum.spec()), server.survivors
+
+
+class Early(PrivacyError):
+    """A masked sum that ended before any vector was sent: asking anew costs no phone anything."""
+
+
+def _taker(server: ServerSum) -> Take:
+    def take(reply: Message, node: int, request: Header) -> None:
+        header, tensors = unpack(reply.content, MaskedReply)
+        check_answers(request, header)
+        server.add(node, tensors["secure"].tobytes())
+
+    return take

@@ -1,0 +1,338 @@
+"""Masked sums over messages: the very sums of plain ones, whoever is lost; what phones decline, what is charged."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import Context, Message
+
+from client.app import make_app
+from client.folder import IDENTITY_FILE
+from client.identity import identity
+from client.ledger import Ledger
+from client.masked_sums import MAX_OPEN, MaskedLedger
+from client.phone import Phone
+from common.config import Config, Rounds, load_config
+from common.errors import PrivacyError, StateError, WireError
+from common.messages import MaskedRequest, SumFields, SumRequest
+from common.privacy.sums import SumSpec
+from common.secure import messages
+from common.secure.messages import MASKING, STEPS
+from common.wire import pack, unpack
+from server.collect import Courier
+from server.masked import Masking
+from simulations.local_grid import FIRST_NODE, LocalGrid, VirtualClock
+
+RUN = "a" * 64
+PHONES, LENGTH = 12, 5
+SPEC = SumSpec("1-usage-0", LENGTH, 2.0, 1024.0, 0.0, cohort=PHONES, min_survivors=10, min_cohort=8, small_cohorts=True)
+NOISY = replace(SPEC, noise_multiplier=3.0)
+SETTINGS = ["privacy.min_cohort=8", "privacy.noise=false", "testing.small_cohorts=true"]
+Fails = Callable[[MaskedRequest, int], bool]
+never: Fails = lambda request, number: False  # noqa: E731
+
+
+class FixedPhone(Phone):
+    """Its vector is its number, so a sum tells who is in it."""
+
+    def _vector(self, request: SumRequest, tensors: Any) -> np.ndarray:
+        return np.arange(LENGTH) / 8 + int(self.folder.name) / 64
+
+
+class World:
+    """Phones in folders and a courier. `lost(request, number)`: a phone answers nothing; `cut`: it does its work and
+    the answer is lost, once. `seen`: requests by phone and step, with the replies.
+    """
+
+    def __init__(self, folder: Path, *settings: str, seeded: bool = True, attempts: int = 2) -> None:
+        self.folder, self.config, self.seeded = folder, load_config(None, [*SETTINGS, *settings]), seeded
+        self.lost: Fails = never
+        self.cut: Fails = never
+        self.answered: Counter[tuple[int, int]] = Counter()
+        self.seen: dict[tuple[int, int], tuple[MaskedRequest, dict[str, Any], bytes]] = {}
+        self.clock, self.tries = VirtualClock(), 0
+        self._app = make_app(self.phone_of)
+        self.grid = LocalGrid(self._answer, PHONES, clock=self.clock.time, sleep=self.clock.sleep)
+        self._rounds = Rounds(deadline=10, poll=1, attempts=attempts)
+
+    def phone_of(self, context: Context) -> Phone:
+        return self.phone(int(context.node_config["partition-id"]))
+
+    def phone(self, number: int, config: Config | None = None) -> Phone:
+        """From what is in its folder: every message finds a phone that has just been started."""
+        seed = (7, number) if self.seeded else None
+        return FixedPhone(self.folder / str(number), None, None, config or self.config, seed, durable=False)  # type: ignore[arg-type]
+
+    def _answer(self, message: Message, context: Context) -> Message:
+        number = int(context.node_config["partition-id"])
+        if message.metadata.message_type != "query.masked":
+            return self._app(message, context)
+        request, tensors = unpack(message.content, MaskedRequest)
+        if self.lost(request, number):
+            raise ConnectionError
+        reply = self._app(message, context)
+        self.answered[number, request.step] += 1
+        self.seen[number, request.step] = request, tensors, reply.content["fedcaptor.tensors"]["secure"].data
+        if self.cut(request, number) and self.answered[number, request.step] == 1:
+            raise ConnectionError
+        return reply
+
+    def sum(self, spec: SumSpec = SPEC, numbers: Any = range(PHONES), plain: bool = False) -> tuple[np.ndarray, Any]:
+        masking = None if plain else Masking(0.2, 0.05, self._attempt)
+        courier = Courier(self.grid, RUN, self._rounds, masking, sleep=self.clock.sleep, clock=self.clock.time)
+        tensors = {"centroids": np.eye(2, dtype=np.float32)}
+        return courier.sum(1, "usage", spec, tensors, [FIRST_NODE + number for number in numbers])
+
+    def _attempt(self, number: int) -> str:
+        self.tries += 1
+        return f"{self.tries:032x}"
+
+    def charges(self) -> list[int]:
+        """How often each phone was charged."""
+        found = []
+        for number in range(PHONES):
+            path = self.folder / str(number) / "phone.db"
+            if not path.exists():
+                found.append(0)
+                continue
+            with Ledger(path, delta=1e-5, budget_epsilon=8.0) as ledger:
+                found.append(len(ledger.entries()))
+        return found
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path / "masked")
+
+
+def plain(tmp_path: Path, spec: SumSpec, numbers: Any = range(PHONES)) -> np.ndarray:
+    """The same question to the same phones in the open; cohort and survivors as they are in `spec`."""
+    return World(tmp_path / "plain", "privacy.sums=plain").sum(spec, numbers, plain=True)[0]
+
+
+@pytest.mark.parametrize("spec", [SPEC, NOISY], ids=["noise off", "seeded noise"])
+def test_masked_and_plain_sums_are_equal_to_the_bit(spec: SumSpec, world: World, tmp_path: Path) -> None:
+    total, tally = world.sum(spec)
+    np.testing.assert_array_equal(total, plain(tmp_path, spec))
+    assert (tally.asked, tally.replies, tally.dropped, dict(tally.refused)) == (PHONES, PHONES, 0, {})
+    assert set(world.answered.values()) == {1}
+    assert len(world.answered) == PHONES * STEPS
+
+
+def test_no_two_messages_of_a_phone_show_its_vector(world: World) -> None:
+    """The masked vector is not the vector, and differs between phones whose vectors are alike."""
+    world.sum()
+    sent = [world.seen[number, MASKING][2] for number in range(PHONES)]
+    clear = np.trunc((np.arange(LENGTH) / 8) * SPEC.scale).astype("<u4").tobytes()
+    assert clear not in sent[0]
+    assert len(set(sent)) == PHONES
+
+
+@pytest.mark.parametrize("step", range(STEPS))
+def test_phones_that_are_lost_in_any_step_leave_the_sum_of_the_others(step: int, world: World, tmp_path: Path) -> None:
+    gone = (3, 7)
+    world.lost = lambda request, number: number in gone and request.step >= step
+    total, tally = world.sum(NOISY)
+    left = [n for n in range(PHONES) if n not in gone or step > MASKING]
+    np.testing.assert_array_equal(total, plain(tmp_path, NOISY, left))
+    assert tally.replies == len(left)
+    assert tally.dropped >= 2
+    assert world.charges() == [int(n in left) for n in range(PHONES)]
+
+
+@pytest.mark.parametrize("step", range(STEPS))
+def test_a_phone_that_dies_after_its_work_goes_on_with_the_same_bytes(step: int, world: World, tmp_path: Path) -> None:
+    first: dict[int, bytes] = {}
+
+    def cut(request: MaskedRequest, number: int) -> bool:
+        if request.step == step:
+            assert first.setdefault(number, world.seen[number, step][2]) == world.seen[number, step][2]
+        return request.step == step
+
+    world.cut = cut
+    total, tally = world.sum(NOISY)
+    np.testing.assert_array_equal(total, plain(tmp_path, NOISY))
+    assert tally.dropped == PHONES
+    assert {world.answered[n, step] for n in range(PHONES)} == {2}
+    assert world.charges() == [1] * PHONES
+
+
+def test_devices_with_the_systems_randomness_add_up_too(tmp_path: Path) -> None:
+    world = World(tmp_path, seeded=False)
+    total, _ = world.sum()
+    numbers = np.arange(PHONES)[:, None] / 64 + np.arange(LENGTH) / 8
+    np.testing.assert_allclose(total, numbers.sum(0))
+
+
+@pytest.mark.parametrize("step", range(MASKING))
+def test_too_few_phones_before_any_vector_was_sent_is_free_and_tried_again(
+    step: int, world: World, tmp_path: Path
+) -> None:
+    world.lost = lambda request, number: number < 4 and request.step == step and world.tries == 1
+    total, tally = world.sum(NOISY)
+    np.testing.assert_array_equal(total, plain(tmp_path, NOISY))
+    assert (world.tries, tally.asked, tally.replies) == (2, PHONES, PHONES)
+    assert world.charges() == [1] * PHONES
+
+
+def test_too_few_vectors_are_an_error_and_the_next_try_works(world: World, tmp_path: Path) -> None:
+    world.lost = lambda request, number: number < 4 and request.step == MASKING
+    with pytest.raises(PrivacyError, match="1-usage-0: secure sum: 8 survivors, at least 10 needed: wait longer"):
+        world.sum(NOISY)
+    assert (world.tries, world.charges()) == (1, [0] * 4 + [1] * 8)
+    world.lost = never
+    total, _ = world.sum(NOISY)
+    np.testing.assert_array_equal(total, plain(tmp_path, NOISY))
+    assert world.charges() == [1] * 4 + [2] * 8
+
+
+def test_attempts_end(world: World) -> None:
+    world.lost = lambda request, number: number < 4
+    with pytest.raises(PrivacyError, match="8 phones on the list of keys, must be 10 to 12: ask more phones"):
+        world.sum()
+    assert world.tries == 2
+    assert not any((world.folder / str(number) / "phone.db").exists() for number in range(4))
+
+
+def test_the_same_step_gets_the_same_bytes_and_an_altered_one_nothing(world: World) -> None:
+    world.sum()
+    phone = world.phone(5)
+    for step in range(STEPS):
+        request, tensors, reply = world.seen[5, step]
+        assert phone.masked(request, tensors).tobytes() == reply
+        changed = {**tensors, "secure": tensors["secure"].copy()}
+        changed["secure"][-1] ^= 1
+        with pytest.raises((PrivacyError, WireError)):
+            phone.masked(request, changed)
+    other_attempt = world.seen[5, 4][0].model_copy(update={"attempt": "f" * 32})
+    with pytest.raises(WireError, match="now is step 1"):
+        phone.masked(other_attempt, world.seen[5, 4][1])
+    assert world.charges() == [1] * PHONES
+
+
+def test_the_server_is_not_told_why(world: World) -> None:
+    world.sum()
+    request, tensors, _ = world.seen[5, MASKING]
+    courier_side = world.grid.create_message(altered(request, tensors), "query.masked", FIRST_NODE + 5, "g")
+    (reply,) = world.grid.send_and_receive([courier_side])
+    assert reply.error.reason == "PrivacyError"  # what it says is `declined`, see tests/client/test_app.py
+
+
+def altered(request: MaskedRequest, tensors: dict[str, Any]) -> Any:
+    return pack(request, {**tensors, "secure": tensors["secure"][::-1].copy()})
+
+
+def test_nothing_is_charged_before_the_vector_leaves_and_then_once(world: World) -> None:
+    charged: dict[int, set[tuple[int, ...]]] = defaultdict(set)
+
+    def look(request: MaskedRequest, number: int) -> bool:
+        if number == 0:
+            charged[request.step].add(tuple(world.charges()[1:3]) if request.step else (0, 0))
+        return False
+
+    world.lost = look
+    world.sum()
+    assert charged == {step: {(int(step > MASKING),) * 2} for step in range(STEPS)}
+
+
+def test_other_centroids_than_announced_are_declined_and_cost_nothing(world: World) -> None:
+    world.lost = lambda request, number: request.step == MASKING
+    with pytest.raises(PrivacyError, match="0 survivors"):
+        world.sum()
+    world.lost = never
+    request, tensors, _ = world.seen[5, MASKING - 1]
+    other = {**tensors, "centroids": np.zeros((2, 2), np.float32)}
+    with pytest.raises(WireError, match="not those that the sum was announced with"):
+        world.phone(5).masked(request.model_copy(update={"step": MASKING}), other)
+    assert world.charges() == [0] * PHONES
+
+
+@pytest.mark.parametrize(
+    ("update", "match"),
+    [
+        ({"corrupted": 0.01}, "allows for 0.01 corrupted phones, must be 0.05"),
+        ({"sum": SumFields.of(replace(SPEC, min_cohort=7))}, "min_cohort is 7, must be 8"),
+        ({"sum": SumFields.of(replace(SPEC, cohort=100_000))}, "cohort 100000 is outside"),
+    ],
+)
+def test_phones_insist_on_their_own_terms(update: dict[str, Any], match: str, world: World) -> None:
+    world.sum()
+    request, tensors, _ = world.seen[5, 0]
+    with pytest.raises(PrivacyError, match=match):
+        world.phone(5).masked(request.model_copy(update=update), tensors)
+    stricter = load_config(None, ["privacy.noise=false"])
+    with pytest.raises(PrivacyError, match="small cohorts"):
+        world.phone(5, stricter).masked(request, tensors)
+
+
+def test_a_phone_that_masks_declines_plain_sums(world: World) -> None:
+    request = SumRequest(run=RUN, round=1, request="b" * 64, kind="usage", sum=SumFields.of(SPEC))
+    with pytest.raises(PrivacyError, match="not masked"):
+        world.phone(5).answer(request, {})
+    with pytest.raises(PrivacyError, match="0 replies"):
+        world.sum(plain=True)
+
+
+def test_a_spent_budget_is_declined_at_the_first_step(tmp_path: Path) -> None:
+    world = World(tmp_path, "privacy.noise=true", "privacy.epsilon=0.05")
+    with pytest.raises(PrivacyError, match="0 phones on the list of keys"):
+        world.sum(NOISY)
+    assert not world.answered
+
+
+def test_off_erased_and_forgotten_sums_are_declined(world: World) -> None:
+    world.sum()
+    request, tensors, _ = world.seen[5, 5]
+
+    def ledger() -> MaskedLedger:
+        return MaskedLedger(world.folder / "5" / "phone.db", delta=1e-5, budget_epsilon=8.0)
+
+    with ledger() as opened:
+        opened.off()
+    with pytest.raises(PrivacyError, match="switched off"):
+        world.phone(5).masked(request, tensors)
+    with ledger() as opened:
+        opened.on()
+        opened.erase()
+    for step in range(STEPS):  # from the first one: a second vector for the same sum must not leave
+        request, tensors, _ = world.seen[5, step]
+        with pytest.raises(PrivacyError, match="the rest of the sum is erased"):
+            world.phone(5).masked(request, tensors)
+    assert world.charges() == [1] * PHONES
+
+
+def test_a_phone_keeps_few_sums(world: World) -> None:
+    world.sum()
+    request, tensors, _ = world.seen[5, 0]
+    for number in range(10, 20):
+        other = request.model_copy(update={"attempt": f"{number:032x}"})
+        start = messages.Start().to_bytes(other.terms().binding)
+        world.phone(5).masked(other, {**tensors, "secure": np.frombuffer(start, np.uint8)})
+    with closing(sqlite3.connect(world.folder / "5" / "phone.db")) as connection:
+        assert connection.execute("SELECT count(*) FROM masked_sums").fetchone() == (MAX_OPEN,)
+
+
+def test_a_damaged_sum_in_progress_is_found(world: World) -> None:
+    world.sum()
+    request, tensors, _ = world.seen[5, 2]
+    with closing(sqlite3.connect(world.folder / "5" / "phone.db")) as connection, connection:
+        connection.execute("UPDATE masked_sums SET state = x'00'")
+    with pytest.raises(StateError, match="checksum of a sum in progress"):
+        world.phone(5).masked(request, tensors)
+
+
+def test_the_identity_is_made_once_for_the_owners_eyes(tmp_path: Path) -> None:
+    first = identity(tmp_path).public_key().public_bytes_raw()
+    assert identity(tmp_path).public_key().public_bytes_raw() == first
+    assert (tmp_path / IDENTITY_FILE).stat().st_mode & 0o777 == 0o600
+    (tmp_path / IDENTITY_FILE).write_bytes(b"short")
+    with pytest.raises(StateError, match="has 5 bytes, must have 32"):
+        identity(tmp_path)
