@@ -83,7 +83,13 @@ class Phone:
                 values.append(self._encoded(request.question(tensors), tensors))
             side = Side(terms, self.folder, self.seed and (*self.seed, request.step))
             secure = tensors["secure"].tobytes()
-            reply = ledger.step(spec, request.kind, side, lambda phone_sum: phone_sum.answer(secure, values.pop))
+
+            def vector() -> npt.NDArray[np.uint32]:
+                if not values:
+                    raise WireError("wrong_kind", "the vector is asked for under another step's number")
+                return values[0]
+
+            reply = ledger.step(spec, request.kind, side, lambda phone_sum: phone_sum.answer(secure, vector))
         return np.frombuffer(reply, np.uint8)
 
     def deliver(self, request: DeliverRequest, tensors: Tensors) -> int | None:

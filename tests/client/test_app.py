@@ -2,13 +2,16 @@
 
 import numpy as np
 import pytest
+from flwr.app import Context, RecordDict
 
-from client.app import make_app
-from common.errors import DataError, PrivacyError
+from client.app import device_phone, make_app
+from common.errors import ConfigError, DataError, PrivacyError
 from common.messages import DeliverRequest, MaskedRequest, SumFields, SumRequest, digest_of
 from common.privacy.sums import SumSpec
 from common.wire import pack
+from server.app import Settings
 from simulations.local_grid import LocalGrid
+from simulations.runner import SHIPPED
 
 RUN, REQUEST = "a" * 64, "b" * 32
 
@@ -72,3 +75,19 @@ def test_the_server_learns_that_a_phone_declined_and_never_why(kind, error):
         raised = raised.__context__ or raised.__cause__
     assert chain[0] == (PrivacyError, "declined")
     assert not any("birthday" in text or "owner" in text for _, text in chain)
+
+
+def test_plain_sums_are_refused_on_devices_and_by_their_server(tmp_path):
+    (tmp_path / "config.toml").write_text('[privacy]\nsums = "plain"')
+    node = {
+        "folder": str(tmp_path),
+        "images": str(tmp_path),
+        "weights": str(SHIPPED),
+        "model": "small-cnn",
+        "input-shape": "1x28x28",
+        "config": str(tmp_path / "config.toml"),
+    }
+    with pytest.raises(ConfigError, match=r'privacy\.sums is "plain", real phones mask theirs'):
+        device_phone(Context(1, 1, node, RecordDict(), {}))
+    with pytest.raises(ConfigError, match=r'privacy\.sums is "plain", real phones mask theirs'):
+        Settings.of({"config": node["config"], "folder": str(tmp_path)})

@@ -49,7 +49,7 @@ class FixedPhone(Phone):
 
 class World:
     """Phones in folders and a courier. `lost(request, number)`: a phone answers nothing; `cut`: it does its work and
-    the answer is lost, once. `seen`: requests by phone and step, with the replies.
+    the answer is lost, once. `asked`: requests by phone and step; `seen`: those answered, with the replies.
     """
 
     def __init__(self, folder: Path, *settings: str, seeded: bool = True, attempts: int = 2) -> None:
@@ -57,6 +57,7 @@ class World:
         self.lost: Fails = never
         self.cut: Fails = never
         self.answered: Counter[tuple[int, int]] = Counter()
+        self.asked: dict[tuple[int, int], tuple[MaskedRequest, dict[str, Any]]] = {}
         self.seen: dict[tuple[int, int], tuple[MaskedRequest, dict[str, Any], bytes]] = {}
         self.clock, self.tries = VirtualClock(), 0
         self._app = make_app(self.phone_of)
@@ -76,6 +77,7 @@ class World:
         if message.metadata.message_type != "query.masked":
             return self._app(message, context)
         request, tensors = unpack(message.content, MaskedRequest)
+        self.asked[number, request.step] = request, tensors
         if self.lost(request, number):
             raise ConnectionError
         reply = self._app(message, context)
@@ -253,6 +255,18 @@ def test_other_centroids_than_announced_are_declined_and_cost_nothing(world: Wor
     with pytest.raises(WireError, match="not those that the sum was announced with"):
         world.phone(5).masked(request.model_copy(update={"step": MASKING}), other)
     assert world.charges() == [0] * PHONES
+
+
+def test_a_vector_leaves_under_its_own_steps_number_alone(world: World) -> None:
+    world.lost = lambda request, number: request.step == MASKING
+    with pytest.raises(PrivacyError, match="0 survivors"):
+        world.sum()
+    request, tensors = world.asked[5, MASKING]
+    with pytest.raises(WireError, match="under another step's number"):
+        world.phone(5).masked(request.model_copy(update={"step": 2}), tensors)
+    assert world.charges() == [0] * PHONES
+    assert len(world.phone(5).masked(request, tensors)) > 4 * LENGTH
+    assert sum(world.charges()) == 1
 
 
 @pytest.mark.parametrize(
