@@ -30,7 +30,7 @@ from server.journal import Journal
 from simulations.ray_engine import QUIET
 from simulations.runner import SHIPPED
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 OWNERS = ((0, 1), (5, 7, 9))  # classes of each phone
 CONFIG = """
@@ -130,7 +130,7 @@ class Fleet:
         self.started.append(process)
         return process
 
-    def flwr(self, *arguments, timeout=500):
+    def flwr(self, *arguments, timeout=800):
         process = self.start("flwr", *arguments)
         process.wait(timeout)
         text = (self.folder / "flwr.log").read_text(errors="replace")
