@@ -89,7 +89,7 @@ def measure(
     phones = json.loads((directory / "details.json").read_text())["phones"]
     seconds = {
         "personal_seconds": watch.each("query.deliver", fleet.phones),
-        "sums_seconds": watch.each("query.sum", fleet.phones),
+        "sums_seconds": watch.each("query.masked", fleet.phones),
     }
     shared = not config.personal.enabled
     figures = _of_the_shared_model if shared else _of_phones

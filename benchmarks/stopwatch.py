@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -15,7 +16,7 @@ App = Callable[[Message, Context], Message]
 class Stopwatch:
     """Seconds of each message that phones answered, by message type."""
 
-    seconds: dict[str, list[float]] = field(default_factory=lambda: {"query.sum": [], "query.deliver": []})
+    seconds: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
 
     def around(self, app: App) -> App:
         """The same app, timed. Phones answer on several threads, each alone on its own."""

@@ -15,7 +15,7 @@ from common.privacy.sums import SumSpec
 from server.budget import Step, SumBudget, steps
 
 PERIOD_DAYS = 90
-DISHONEST = (0.05, 0.1)
+DISHONEST = (0.1, 0.2)
 TARGETS = {"usage-0": 0.02, "usage": 0.02, "scores": 0.1, "outcome": 0.02}
 """Standard deviation that is precise enough, in the unit of `UNITS`."""
 

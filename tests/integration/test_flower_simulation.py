@@ -119,7 +119,7 @@ def test_ctrl_c_stops_everything_and_until_then_only_loopback_is_served(tmp_path
         assert len(marked()) > 3
         assert listening() == {"127.0.0.1"}
         process.send_signal(signal.SIGINT)
-        process.communicate(timeout=60)
+        process.communicate(timeout=180)
     finally:
         process.kill()
     for _ in range(50):

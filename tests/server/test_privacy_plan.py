@@ -34,10 +34,10 @@ def test_sums_are_the_budgets_and_compose_to_the_runs_epsilon() -> None:
         (s.name, s.length, s.noise_multiplier) for s in specs
     ]
     for count, one in enumerate(found.sums, 1):
-        assert one.epsilon == pytest.approx(epsilon([specs[count - 1]], 1e-5))
-        assert one.composed == pytest.approx(epsilon(specs[:count], 1e-5))
+        assert one.epsilon == pytest.approx(epsilon([specs[count - 1]], 1e-5, 0.05))
+        assert one.composed == pytest.approx(epsilon(specs[:count], 1e-5, 0.05))
     assert found.epsilon == pytest.approx(found.sums[-1].composed) == pytest.approx(4, rel=0.01)
-    assert 4 < found.dishonest[0.05] < found.dishonest[0.1]
+    assert 4 < found.dishonest[0.1] < found.dishonest[0.2]
 
 
 def test_a_year_is_five_whole_periods() -> None:
@@ -84,7 +84,7 @@ def test_the_deviation_of_a_fleet_figure_is_what_noise_does_to_it() -> None:
     assert noise.std() == pytest.approx(one.deviation, rel=0.05)
 
 
-@pytest.mark.parametrize("overrides", [[], ["privacy.epsilon=2", "privacy.dropout=0.3", "privacy.dishonest=0.1"]])
+@pytest.mark.parametrize("overrides", [[], ["privacy.epsilon=2", "privacy.dropout=0.2", "privacy.dishonest=0.1"]])
 def test_as_many_phones_as_it_asks_for_are_enough(overrides: list[str]) -> None:
     sums = planned(*overrides).sums
     for place, one in ((1, sums[1]), (3, sums[3])):
@@ -115,7 +115,7 @@ def test_the_command_prints_tables_and_json() -> None:
     found = json.loads(result.stdout)
     assert (found["phones"], found["survivors"], found["clusters"]) == (100, 90, 8)
     assert found["epsilon"] == pytest.approx(6, rel=0.01)
-    assert set(found["dishonest"]) == {"0.05", "0.1"}
+    assert set(found["dishonest"]) == {"0.1", "0.2"}
     none = CliRunner().invoke(app, [*words, "--set", "privacy.noise=false"])
     assert none.exit_code == 0
     assert "1-scores-0" in none.stdout
