@@ -26,6 +26,7 @@ from common.messages import (
     check_answers,
     digest_of,
 )
+from common.privacy import plausible
 from common.privacy.sums import PlainAggregator, SumSpec
 from common.wire import pack, unpack
 from server.masked import Early, Masking, Take, Tensors, masked_sum
@@ -84,7 +85,9 @@ class Courier:
     def sum(
         self, round: int, kind: Any, spec: SumSpec, tensors: Tensors, nodes: Iterable[int]
     ) -> tuple[NDArray[Any], Tally]:
-        """The decoded sum [length]. Raises PrivacyError when fewer phones answer than the sum needs."""
+        """The decoded sum [length]. Raises PrivacyError when fewer phones answer than the sum needs, or when honest
+        ones cannot have made it.
+        """
         asked = {
             "run": self.run,
             "round": round,
@@ -93,9 +96,13 @@ class Courier:
             "sum": SumFields.of(spec),
         }
         if self.masking is None:
-            return self._plain(SumRequest(**asked), spec, tensors, list(nodes))
-        terms = {"dropout": self.masking.dropout, "corrupted": self.masking.corrupted, "tensors": digest_of(tensors)}
-        return self._masked({**asked, **terms}, self.masking, tensors, list(nodes))
+            total, tally = self._plain(SumRequest(**asked), spec, tensors, list(nodes))
+        else:
+            masking, digest = self.masking, digest_of(tensors)
+            terms = {"dropout": masking.dropout, "corrupted": masking.corrupted, "tensors": digest}
+            total, tally = self._masked({**asked, **terms}, masking, tensors, list(nodes))
+        plausible.check(total, spec, tally.replies)
+        return total, tally
 
     def _masked(
         self, asked: dict[str, Any], masking: Masking, tensors: Tensors, nodes: list[int]

@@ -21,7 +21,7 @@ from simulations.local_grid import FIRST_NODE, Faults, LocalGrid, VirtualClock
 RUN, OTHER = "a" * 64, "b" * 64
 PHONES = 24
 SPEC = SumSpec("1-usage-0", 3, 2.0, 1024.0, 0.0, cohort=PHONES, min_survivors=20, min_cohort=20)
-OWN = np.array([1.0, 0.5, -0.25])
+OWN = np.array([1.0, 0.5, 0.25])
 Change = Callable[[SumReply], dict[str, Any]]
 
 
@@ -214,3 +214,16 @@ def test_a_request_is_named_by_what_it_asks() -> None:
     assert digest_of(x) != digest_of({"pool": np.eye(2, dtype=np.float32)})
     assert digest_of(x) != digest_of({"centroids": np.eye(2, dtype=np.float32).reshape(4, 1)})
     assert courier.request_id("1") != courier.request_id("2")
+
+
+def test_a_sum_that_honest_phones_cannot_have_made_is_discarded() -> None:
+    """Without noise 24 vectors of norm 2 reach 48; one phone adds 1,000 by itself."""
+
+    def app(message: Message, context: Context) -> Message:
+        request, _ = unpack(message.content, SumRequest)
+        first = context.node_config["partition-id"] == 0
+        values = np.full(3, 1000 * 1024 if first else 0, np.uint32)
+        return Message(pack(SumReply.to(request), {"values": values}), reply_to=message)
+
+    with pytest.raises(PrivacyError, match=r"1-usage-0: norm 1732\.05 is beyond 48"):
+        asked(courier_of(LocalGrid(app, PHONES)))

@@ -196,6 +196,19 @@ def test_too_few_vectors_are_an_error_and_the_next_try_works(world: World, tmp_p
     assert world.charges() == [1] * 4 + [2] * 8
 
 
+def test_a_phone_that_does_not_clip_spoils_a_sum_that_is_then_discarded(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = FixedPhone._encoded
+
+    def encoded(phone: Phone, request: SumRequest, tensors: Any) -> np.ndarray:
+        return honest(phone, request, tensors) + np.uint32(1000 * SPEC.scale * (phone.folder.name == "3"))
+
+    monkeypatch.setattr(FixedPhone, "_encoded", encoded)
+    with pytest.raises(PrivacyError, match=r"1-usage-0: norm 22\d\d.* the sum is discarded"):
+        world.sum(NOISY)
+
+
 def test_attempts_end(world: World) -> None:
     world.lost = lambda request, number: number < 4
     with pytest.raises(PrivacyError, match="8 phones on the list of keys, must be 10 to 12: ask more phones"):
