@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cli.prune import load_base
 from common.data.source import Dataset, load
@@ -17,12 +17,14 @@ from common.filter_clusters import filter_clusters
 from common.preference import layer_slices
 from common.torch_engine.base import BaseModel
 from common.torch_engine.forward import Images, logits, normalise
-from common.torch_engine.scores import normalised, taylor_scores
+from common.torch_engine.scores import ClassScores, normalised, taylor_scores
+from server.painting import Visualisation
 from server.patches import Patches, most_exciting
-from server.visualise import Visualisation, visualise_filters
+from server.visualise import Pictures, visualise_filters
 from simulations.report.atlas_page import Page, write_atlas
 from simulations.report.data import Array
 from simulations.report.filters import (
+    MAX_PATCH,
     GroupView,
     Name,
     Shown,
@@ -34,7 +36,7 @@ from simulations.report.filters import (
     views,
 )
 
-SCORED_IMAGES = 240  # for the measured profiles; more changes them little
+SCORED_IMAGES = 240  # for profiles on images; more change them little
 SEEN_IMAGES = 1000  # searched for patches
 
 Progress = Callable[[str, int, int], None]
@@ -42,7 +44,7 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Request:
-    """What `fedcaptor atlas` was asked for. `layers`: names of channel groups, empty for all."""
+    """What `fedcaptor atlas` was asked for. `layers`: names of channel groups, none for all."""
 
     model: str
     weights: Path
@@ -50,102 +52,119 @@ class Request:
     out: Path
     layers: tuple[str, ...] = ()
     filters: int = 16
+    patches: int = 4
     steps: int = 64
     seed: int = 0
 
 
+@dataclass(frozen=True, eq=False)
+class _Layer:
+    """Prunable group `number`: families [F] and measured profiles [F, classes] of all, and the filters shown."""
+
+    number: int
+    name: str
+    family: NDArray[np.int64]
+    measured: Array
+    chosen: NDArray[np.int64]
+
+
 def make_atlas(request: Request, on_progress: Progress = lambda what, done, total: None) -> Path:
-    """Paint, measure and write the page. Raises ConfigError for a layer that the network lacks."""
+    """Score, search, paint and write the page. Raises ConfigError for a layer that the network lacks."""
     data = load(request.source)
     base = load_base(request.model, request.weights, data)
-    numbers = _numbers(base, request.layers)
-    images = _images(data, request.seed)
+    wanted = _wanted(base, request.layers)
+    images = _reference(data, request.seed)
+    layers = _layers(base, wanted, images[:SCORED_IMAGES], request, on_progress)
+    patches = _patches(base, layers, images, request.patches, on_progress)
+    pictures = _painted(base, layers, request, on_progress)
     names = data.names if len(data.names) == base.groups.classes else tuple(map(str, range(base.groups.classes)))
-    name = names.__getitem__
-    measured = _measured(base, images[:SCORED_IMAGES], lambda done, total: on_progress("scoring filters", done, total))
-    family = filter_clusters(measured, base.groups, seed=request.seed)
-    rows = {n: layer_slices(base.groups)[n] for n in numbers}
-    families = {n: local(family[rows[n]]) for n in numbers}
-    chosen = {n: choose(measured[rows[n]], families[n], request.filters) for n in numbers}
-    groups = base.groups.prunable
-    patches = most_exciting(
-        base,
-        {groups[n].name: chosen[n] for n in numbers},
-        images,
-        on_batch=lambda done, total: on_progress("searching images", done, total),
-    )
-    settings = Visualisation(steps=request.steps, seed=request.seed)
-    layers, left = [], _Steps([len(chosen[n]) for n in numbers], settings, on_progress)
-    for n in numbers:
-        seen = visualise_filters(base, n, chosen[n], settings, left.step)
-        own = measured[rows[n]]
-        shown = _shown(chosen[n], seen.pictures, shares_of(seen.profile), families[n], own, patches[groups[n].name])
-        layers.append(_layer(groups[n].name, shown, families[n], own, patches[groups[n].name].window, name))
-    page = Page(request.model, data.name, base.groups.input_shape, names, request.steps, len(images), tuple(layers))
-    return write_atlas(request.out, page)
+    shown = [_view(layer, pictures[layer.name], patches.get(layer.name), names.__getitem__) for layer in layers]
+    searched = len(images) if patches else 0
+    shape = base.groups.input_shape
+    return write_atlas(request.out, Page(request.model, data.name, shape, names, request.steps, searched, tuple(shown)))
 
 
-class _Steps:
-    """Counts the steps of all layers."""
-
-    def __init__(self, filters: list[int], settings: Visualisation, on_progress: Progress) -> None:
-        self.total = sum(-(-n // settings.batch) for n in filters) * settings.steps
-        self.done, self.on_progress = 0, on_progress
-
-    def step(self) -> None:
-        self.done += 1
-        self.on_progress("painting", self.done, self.total)
-
-
-def _numbers(base: BaseModel, layers: tuple[str, ...]) -> list[int]:
+def _wanted(base: BaseModel, layers: tuple[str, ...]) -> list[int]:
+    """Numbers of the groups asked for."""
     known = [group.name for group in base.groups.prunable]
     for layer in layers:
         if layer not in known:
-            raise ConfigError(f"layer {layer!r} is unknown, the layers are {', '.join(known)}: give some of these")
-    return [n for n, name in enumerate(known) if not layers or name in layers]
+            raise ConfigError(f"layer {layer!r} is unknown: give some of {', '.join(known)}")
+    return [number for number, name in enumerate(known) if not layers or name in layers]
 
 
-def _images(data: Dataset, seed: int) -> Images:
+def _reference(data: Dataset, seed: int) -> Images:
     """Reference images, a random part if there are many."""
     reference = split(data)["reference"]
-    drawn = np.random.default_rng(seed).permutation(reference)[:SEEN_IMAGES]
-    return data.x[drawn]
+    drawn: Images = data.x[np.random.default_rng(seed).permutation(reference)[:SEEN_IMAGES]]
+    return drawn
 
 
-def _measured(base: BaseModel, images: Images, on_batch: Callable[[int, int], None]) -> Array:
-    """Profiles [F, classes] of all filters on images, by what the network answers; rows sum to one."""
-    batch = 32
-    total: Any = None
-    for start in range(0, len(images), batch):
-        x = normalise(images[start : start + batch], base.mean, base.std)
-        scores = taylor_scores(base.module, base.groups, x, logits(base.module, x).argmax(1))
-        total = scores if total is None else total + scores
-        on_batch(min(start + batch, len(images)), len(images))
-    return shares_of(normalised(total))
+def _layers(
+    base: BaseModel, wanted: list[int], images: Images, request: Request, on_progress: Progress
+) -> list[_Layer]:
+    """Families of filters by what they do to the network's answers on images, and whom the page shows of each."""
+    measured = _measured(base, images, on_progress)
+    family = filter_clusters(measured, base.groups, seed=request.seed)
+    slices = layer_slices(base.groups)
+    found = []
+    for number in wanted:
+        own, profile = local(family[slices[number]]), measured[slices[number]]
+        chosen = choose(profile, own, request.filters)
+        found.append(_Layer(number, base.groups.prunable[number].name, own, profile, chosen))
+    return found
 
 
-def _shown(
-    chosen: np.ndarray, pictures: Images, shares: Array, family: np.ndarray, measured: Array, patches: Patches
-) -> Shown:
-    return Shown(
-        chosen,
-        pictures,
-        shares,
-        family[chosen],
-        measured[chosen],
-        patches.crops,
-        (patches.strength > 0).sum(1),
+def _measured(base: BaseModel, images: Images, on_progress: Progress) -> Array:
+    """Profiles [F, classes] of all filters, rows summing to one."""
+    scores: ClassScores | None = None
+    for start in range(0, len(images), 32):
+        x = normalise(images[start : start + 32], base.mean, base.std)
+        part = taylor_scores(base.module, base.groups, x, logits(base.module, x).argmax(1))
+        scores = part if scores is None else scores + part
+        on_progress("scoring filters", start + len(x), len(images))
+    assert scores is not None  # a split has no empty part
+    return shares_of(normalised(scores))
+
+
+def _patches(
+    base: BaseModel, layers: list[_Layer], images: Images, count: int, on_progress: Progress
+) -> dict[str, Patches]:
+    if count == 0:
+        return {}
+    chosen = {layer.name: layer.chosen for layer in layers}
+    return most_exciting(base, chosen, images, count, lambda done, total: on_progress("searching images", done, total))
+
+
+def _painted(base: BaseModel, layers: list[_Layer], request: Request, on_progress: Progress) -> dict[str, Pictures]:
+    settings = Visualisation(steps=request.steps, seed=request.seed)
+    total = sum(-(-len(layer.chosen) // settings.batch) for layer in layers) * settings.steps
+    done = 0
+
+    def step() -> None:
+        nonlocal done
+        done += 1
+        on_progress("painting", done, total)
+
+    return {layer.name: visualise_filters(base, layer.number, layer.chosen, settings, step) for layer in layers}
+
+
+def _view(layer: _Layer, seen: Pictures, patches: Patches | None, name: Name) -> GroupView:
+    shown = Shown(
+        layer.chosen,
+        seen.pictures,
+        seen.profile.astype(np.float64),
+        layer.family[layer.chosen],
+        layer.measured[layer.chosen],
+        (patches.strength > 0).sum(1) if patches else None,
     )
-
-
-def _layer(name: str, shown: Shown, family: np.ndarray, measured: Array, window: int, of_class: Name) -> GroupView:
-    assert shown.patches is not None
     return GroupView(
-        name,
-        views(shown, of_class),
-        families_of(family, measured, of_class),
-        len(family),
-        sprite_of(shown.pictures),
-        sprite_of(shown.patches.reshape(-1, *shown.patches.shape[2:])),
-        window,
+        layer.name,
+        views(shown, name),
+        families_of(layer.family, layer.measured, name),
+        len(layer.family),
+        sprite_of(seen.pictures),
+        sprite_of(patches.crops.reshape(-1, *patches.crops.shape[2:]), MAX_PATCH) if patches else None,
+        patches.strength.shape[1] if patches else 0,
+        patches.window if patches else None,
     )

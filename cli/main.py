@@ -159,12 +159,16 @@ def atlas(
     data: Source = "embedded",
     layers: Annotated[str, typer.Option(help="Channel groups by name, such as a,b; all where none is given.")] = "",
     filters: Annotated[int, typer.Option(min=1, max=64, help="Most filters of a layer.")] = 16,
+    patches: Annotated[
+        int,
+        typer.Option(min=0, max=8, help="Parts of reference images beside each picture; 0: no image is in the page."),
+    ] = 4,
     steps: Annotated[int, typer.Option(min=1, max=10_000, help="Steps that a picture is painted in.")] = 64,
     seed: int = 0,
 ) -> None:
     """What a network's filters look for: a page of pictures, class profiles and the image patches that excite them.
 
-    The pictures come from the network alone; the patches are from the data's reference part. VGG-16 takes minutes.
+    The pictures come from the network alone, the patches from the data's reference part. VGG-16 takes five minutes.
     """
     from cli.atlas import Request, make_atlas
 
@@ -177,7 +181,7 @@ def atlas(
                 bars[what] = progress.add_task(what, total=total)
             progress.update(bars[what], completed=done)
 
-        make_atlas(Request(model, weights, data, out, chosen, filters, steps, seed), on_progress)
+        make_atlas(Request(model, weights, data, out, chosen, filters, patches, steps, seed), on_progress)
     Console().print(f"atlas: {out}", highlight=False, soft_wrap=True)
 
 

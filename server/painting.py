@@ -101,7 +101,7 @@ def _colours(channels: int) -> torch.Tensor:
     """Matrix [C, C] from what is painted to image channels; where these are no RGB, hues move less than brightness."""
     if channels == 3:
         colours = torch.tensor(_COLOURS)
-        return colours / colours.norm(dim=0).max()
+        return colours / colours.square().sum(0).max().sqrt()
     grey = torch.full((channels, channels), 1 / channels)
     return grey + 0.4 * (torch.eye(channels) - grey)
 

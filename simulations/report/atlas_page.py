@@ -11,7 +11,7 @@ from simulations.report.page import write_page
 
 @dataclass(frozen=True)
 class Page:
-    """`shape`: (C, H, W) of the images. `images`: searched for patches."""
+    """`shape`: (C, H, W) of the images. `images`: searched for patches; 0: the page has none."""
 
     model: str
     data: str

@@ -17,6 +17,7 @@ from simulations.report.data import Array
 from simulations.report.heatmaps import MAX_CLASSES
 
 MAX_SIDE = 64  # pixels of a picture
+MAX_PATCH = 32  # pixels of a patch
 COLOURS = 8  # of families, in the style sheet
 SHOWN_CLASSES = 8  # of a filter, in numbers
 
@@ -34,8 +35,8 @@ class Sprite:
     png_bytes: int
 
     def shown(self, wanted: int) -> int:
-        """Width in CSS pixels near `wanted` at which all pixels of the picture are equally large."""
-        return self.width * max(1, round(wanted / self.width))
+        """Width in CSS pixels up to `wanted`, if it fits, at which all pixels of the picture are equally large."""
+        return self.width * max(1, wanted // self.width)
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class ClassShare:
 @dataclass(frozen=True)
 class FilterView:
     """One filter: its place in the sprite, its clearest classes, and its profile as an SVG path; `marks` is the path
-    of the measured one.
+    of the measured one. Its first `patches` patches show something that excites it.
     """
 
     number: int
@@ -59,7 +60,7 @@ class FilterView:
     classes: list[ClassShare]
     path: str
     marks: str = ""
-    patches: tuple[int, ...] = ()
+    patches: int = 0
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,10 @@ class FamilyView:
 
 @dataclass(frozen=True)
 class GroupView:
-    """One layer: `total` filters, of which some are shown. `window`: side in pixels of what a place of its map sees."""
+    """One layer: `total` filters, of which some are shown, each with `each` patches in the sprite of these.
+
+    `window`: side in pixels of what a place of its map sees.
+    """
 
     name: str
     filters: list[FilterView]
@@ -81,6 +85,7 @@ class GroupView:
     total: int
     sprite: Sprite
     patches: Sprite | None = None
+    each: int = 0
     window: int | None = None
 
 
@@ -89,7 +94,7 @@ class Shown:
     """Filters that a page shows, of one group, in this order.
 
     `numbers` [n] in the group; `pictures` uint8 [n, H, W, channels]; `shares` [n, classes] of their profiles, and
-    `measured` ones. `family` [n], from 0. `patches` uint8 [n, k, side, side, channels] of which `excited` [n] count.
+    `measured` ones. `family` [n], from 0. `excited` [n]: patches that excite each.
     """
 
     numbers: NDArray[np.int64]
@@ -97,7 +102,6 @@ class Shown:
     shares: Array | None = None
     family: NDArray[np.int64] | None = None
     measured: Array | None = None
-    patches: NDArray[np.uint8] | None = None
     excited: NDArray[np.int64] | None = None
 
 
@@ -111,7 +115,6 @@ def _view(shown: Shown, row: int, name: Name) -> FilterView:
     measured = shown.measured[row] if shown.measured is not None else None
     drawn = len(shares) <= MAX_CLASSES
     top = max(float(part.max(initial=0.0)) for part in (shares, measured) if part is not None)
-    first = row * shown.patches.shape[1] if shown.patches is not None else 0
     return FilterView(
         int(shown.numbers[row]),
         int(shown.family[row]) if shown.family is not None else None,
@@ -119,7 +122,7 @@ def _view(shown: Shown, row: int, name: Name) -> FilterView:
         _clearest(shares, measured, name),
         profile_path(shares, top) if drawn else "",
         _marks(measured, top) if drawn and measured is not None else "",
-        tuple(range(first, first + int(shown.excited[row]))) if shown.excited is not None else (),
+        int(shown.excited[row]) if shown.excited is not None else 0,
     )
 
 
@@ -165,12 +168,12 @@ def families_of(family: NDArray[np.int64], shares: Array | None, name: Name) -> 
     return found
 
 
-def sprite_of(pictures: NDArray[np.uint8]) -> Sprite:
-    """Pictures [n, H, W, channels] side by side; large ones are shrunk."""
+def sprite_of(pictures: NDArray[np.uint8], most: int = MAX_SIDE) -> Sprite:
+    """Pictures [n, H, W, channels] side by side, shrunk to `most` pixels if they are larger."""
     count, height, width, channels = pictures.shape
     if channels not in (1, 3):
         pictures = pictures.mean(-1, keepdims=True).round().astype(np.uint8)
-    shrink = min(1.0, MAX_SIDE / max(height, width))
+    shrink = min(1.0, most / max(height, width))
     side = (max(1, round(width * shrink)), max(1, round(height * shrink)))
     sheet = Image.new("L" if pictures.shape[-1] == 1 else "RGB", (side[0] * count, side[1]))
     for column, picture in enumerate(pictures):
