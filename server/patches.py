@@ -24,8 +24,8 @@ class Patches:
     """Of the chosen filters of one group: `crops` uint8 [F, k, side, side, C], the most exciting first, and how much
     each excites, `strength` [F, k]; where that is not above zero, no further image excites the filter.
 
-    `window`: largest side in pixels of what one place of the filter's map sees; `side` is as large, at least twelve
-    pixels and at most the image.
+    `window`: largest side in pixels of what one place of a filter's map sees, 0 where nothing excites any; `side` is as
+    large, at least twelve pixels and at most the image.
     """
 
     crops: Images
@@ -83,7 +83,7 @@ def _crops(
     boxes = np.concatenate([_boxes(base, group, targets[part], seen[part.numpy()], flat[part]) for part in parts])
     window = int((boxes[:, 1] - boxes[:, 0]).max())
     side = min(max(window, _LEAST), *seen.shape[1:3])
-    corner = ((boxes.sum(1) - side + 1) // 2).clip(0, np.array(seen.shape[1:3]) - side)
+    corner = ((boxes.sum(1) - side) // 2).clip(0, np.array(seen.shape[1:3]) - side)
     crops = [image[top : top + side, left : left + side] for image, (top, left) in zip(seen, corner, strict=True)]
     return np.stack(crops).reshape(*rows.shape, side, side, -1), window
 
@@ -92,7 +92,7 @@ def _boxes(
     base: BaseModel, group: Group, targets: torch.Tensor, images: Images, spots: torch.Tensor
 ) -> NDArray[np.int64]:
     """The pixels [n, 2, 2] (first; behind the last) by (row, column) that place `spots` [n] of filter `targets` [n]
-    depends on, read off its gradient; the whole image where that is zero.
+    depends on, read off its gradient; none where that is zero.
     """
     leaf = normalise(images, base.mean, base.std).requires_grad_()
     values: list[torch.Tensor] = []
@@ -108,8 +108,7 @@ def _boxes(
             base.module(leaf)
         gradient = torch.autograd.grad(values[0].sum(), leaf)[0]
     felt = gradient.ne(0).any(1)
-    felt[~felt.flatten(1).any(1)] = True
     along = [felt.any(2).numpy(), felt.any(1).numpy()]  # of rows, of columns
     first = np.stack([line.argmax(1) for line in along], 1)
-    behind = np.stack([line.shape[1] - line[:, ::-1].argmax(1) for line in along], 1)
+    behind = np.stack([(line * np.arange(1, line.shape[1] + 1)).max(1) for line in along], 1)
     return np.stack([first, behind], 1)
