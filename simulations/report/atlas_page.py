@@ -23,5 +23,6 @@ class Page:
 
 
 def write_atlas(path: Path, page: Page) -> Path:
-    """Write the page. Raises StateError when the file cannot be written."""
+    """Write the page and its folder. Raises StateError when the file cannot be written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     return write_page(path, "atlas.html.j2", [], {"page": page})
