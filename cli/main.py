@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import Progress, TaskID
 from rich.table import Table
 
 from cli.phone import app as phone
@@ -153,6 +153,40 @@ def prune(
     for key, value in result.items():
         table.add_row(key, json.dumps(value) if isinstance(value, list | dict) else str(value))
     Console().print(table)
+
+
+@app.command()
+def atlas(
+    model: ModelName,
+    weights: Weights,
+    out: Annotated[Path, typer.Option(help="Page to write (HTML).")],
+    data: Source = "embedded",
+    layers: Annotated[str, typer.Option(help="Channel groups by name, such as a,b; all where none is given.")] = "",
+    filters: Annotated[int, typer.Option(min=1, max=64, help="Most filters of a layer.")] = 16,
+    patches: Annotated[
+        int,
+        typer.Option(min=0, max=8, help="Parts of reference images beside each picture; 0: no image is in the page."),
+    ] = 4,
+    steps: Annotated[int, typer.Option(min=1, max=10_000, help="Steps that a picture is painted in.")] = 64,
+    seed: int = 0,
+) -> None:
+    """What a network's filters look for: a page of pictures, class profiles and the image patches that excite them.
+
+    The pictures come from the network alone, the patches from the data's reference part. VGG-16 takes five minutes.
+    """
+    from cli.atlas import Request, make_atlas
+
+    chosen = tuple(layer.strip() for layer in layers.split(",") if layer.strip())
+    with Progress(console=console, transient=True) as progress:
+        bars: dict[str, TaskID] = {}
+
+        def on_progress(what: str, done: int, total: int) -> None:
+            if what not in bars:
+                bars[what] = progress.add_task(what, total=total)
+            progress.update(bars[what], completed=done)
+
+        make_atlas(Request(model, weights, data, out, chosen, filters, patches, steps, seed), on_progress)
+    Console().print(f"atlas: {out}", highlight=False, soft_wrap=True)
 
 
 @app.command()

@@ -27,9 +27,10 @@ from server.budget import Step, SumBudget, steps
 from server.catalogue import Catalogue
 from server.collect import Courier, Tally
 from server.journal import Journal, Result
+from server.painting import Visualisation
 from server.planning import ClusterPlan, Reference, plan_cluster
 from server.submodels import deliver_submodels
-from server.visualise import Visualisation, visualise
+from server.visualise import visualise
 
 Floats = npt.NDArray[np.float64]
 OnProgress = Callable[[str, int, int], None]

@@ -63,7 +63,7 @@ def write_page(path: Path, template: str, plots: Sequence[Plot], values: dict[st
             values,
             plots={plot.id: plot for plot in plots},
             drawings=[{"id": p.id, "traces": p.traces, "layout": p.layout, "height": p.height} for p in plots],
-            plotly=Markup(get_plotlyjs().replace("\r\n", "\n")),
+            plotly=Markup(get_plotlyjs().replace("\r\n", "\n")) if plots else "",
         )
     )
     try:

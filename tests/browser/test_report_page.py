@@ -1,7 +1,5 @@
 """The report in a real browser: it draws, complains of nothing, loads nothing and fits a phone's screen."""
 
-import shutil
-
 import pytest
 
 from simulations.report import write_report
@@ -10,64 +8,14 @@ from tests.simulations.test_report import make_hostile, make_run
 from tests.simulations.test_sweep import make_sweep
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (extra dev)")
-CHROMIUM = shutil.which("chromium")
-ARGS = [
-    "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-]  # fmt: skip
 PLOTS = ("trade", "accuracy", "macs", "download", "scores", "centroids", "kept", "bytes", "seconds")
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed (package chromium)"),
-]
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with sync_api.sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGS)
-        yield started
-        started.close()
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
     return write_report(make_run(tmp_path_factory.mktemp("run")))
-
-
-@pytest.fixture
-def visit(browser):
-    """Open a page; afterwards it must have complained of nothing and asked for nothing but itself."""
-    contexts, complaints, requests = [], [], []
-
-    def visit(path, width=1280, scheme="light"):
-        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
-        contexts.append(context)
-        page = context.new_page()
-        page.on(
-            "console", lambda message: complaints.append(message.text) if message.type in ("error", "warning") else None
-        )
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("dialog", lambda dialog: (complaints.append(f"dialog {dialog.message}"), dialog.dismiss()))
-
-        def only_itself(route):
-            if route.request.url == path.as_uri():
-                route.continue_()
-            elif not route.request.url.startswith("data:"):
-                requests.append(route.request.url)
-                route.abort()
-
-        page.route("**/*", only_itself)
-        page.goto(path.as_uri())
-        page.wait_for_selector("html[data-drawn]")
-        return page
-
-    yield visit
-    for context in contexts:
-        context.close()
-    assert complaints == []
-    assert requests == []
 
 
 @pytest.mark.parametrize("width", [1280, 390])

@@ -1,5 +1,7 @@
 """The report: one page with the run's numbers, nothing from outside, hostile names and damaged files handled."""
 
+import base64
+import io
 import json
 import math
 import re
@@ -7,12 +9,14 @@ import re
 import numpy as np
 import pytest
 import safetensors.numpy
+from PIL import Image
 
 from common.errors import StateError
 from simulations.report import atlas as atlas_of
 from simulations.report import words as shown
 from simulations.report import write_report
 from simulations.report.data import ATLAS, DETAILS, SUMMARY
+from simulations.report.filters import choose, families_of, local, sprite_of
 
 CLASSES = ("airplane", "car", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 CHANNELS = {f"features.{number}": width for number, width in enumerate((16, 32, 32, 64, 64, 96, 96, 128))}
@@ -308,24 +312,27 @@ def test_a_large_fleet_and_model_stay_a_small_page(tmp_path):
 @pytest.mark.parametrize("groups", [0, 1])
 def test_pictures_over_the_bound_are_left_out(tmp_path, monkeypatch, groups):
     atlas = make_atlas()
-    png, _ = atlas_of.sprite_of(atlas["picture.features.0"])
-    monkeypatch.setattr(atlas_of, "MAX_SPRITES", len(png) * groups)
+    sprite = sprite_of(atlas["picture.features.0"])
+    monkeypatch.setattr(atlas_of, "MAX_SPRITES", sprite.png_bytes * groups)
     page = body(write_report(make_run(tmp_path, atlas=atlas)))
     assert page.count("data:image/png") == groups
     assert f"Left out to keep the page small: features.{groups}, " in page
     assert "no filter atlas" not in page
 
 
+def png_of(sprite):
+    data = base64.b64decode(sprite.url.removeprefix("data:image/png;base64,"))
+    assert len(data) == sprite.png_bytes
+    return Image.open(io.BytesIO(data))
+
+
 @pytest.mark.parametrize(("colours", "mode"), [(1, "L"), (3, "RGB"), (2, "L")])
 def test_sprites_hold_the_pictures(colours, mode):
-    import io
-
-    from PIL import Image
-
     pictures = np.random.default_rng(0).integers(0, 256, (5, 6, 8, colours), dtype=np.uint8)
-    png, aspect = atlas_of.sprite_of(pictures)
-    sheet = Image.open(io.BytesIO(png))
-    assert (sheet.size, sheet.mode, aspect) == ((40, 6), mode, 8 / 6)
+    sprite = sprite_of(pictures)
+    sheet = png_of(sprite)
+    assert (sheet.size, sheet.mode) == ((40, 6), mode)
+    assert (sprite.count, sprite.width, sprite.height) == (5, 8, 6)
     if colours != 2:
         found = np.asarray(sheet).reshape(6, 5, 8, colours).transpose(1, 0, 2, 3)
         np.testing.assert_array_equal(found, pictures)
@@ -334,13 +341,31 @@ def test_sprites_hold_the_pictures(colours, mode):
 def test_filters_are_chosen_from_every_family():
     family = np.array([0] * 90 + [1] * 8 + [2] * 2)
     shares = np.random.default_rng(0).dirichlet([0.3] * 10, 100)
-    chosen = atlas_of.choose(100, shares, family)
-    assert len(chosen) == len(set(chosen)) == atlas_of.MAX_FILTERS
+    chosen = choose(shares, family, 32)
+    assert len(chosen) == len(set(chosen)) == 32
     assert np.bincount(family[chosen]).tolist() == [22, 8, 2]
     assert (np.diff(family[chosen]) >= 0).all()
     assert shares.argmax(0).size == 10
     clearest = np.argsort(-shares[:90].max(1))[:22]
     assert set(chosen[:22]) == set(clearest)
+
+
+def test_large_pictures_are_shrunk_and_shown_with_pixels_of_one_size():
+    large = sprite_of(np.zeros((2, 100, 200, 3), np.uint8), 50)
+    assert png_of(large).size == (100, 25)
+    assert [large.shown(wanted) for wanted in (49, 50, 128)] == [50, 50, 100]
+
+
+def test_families_are_numbered_within_their_layer_and_say_what_they_want():
+    family = local(np.array([7, 4, 7, 9]))
+    assert family.tolist() == [1, 0, 1, 2]
+    shares = np.array([[0.2, 0.8, 0], [1, 0, 0], [0.4, 0.2, 0.4], [0, 0, 0]])
+    found = families_of(family, shares, lambda index: "abc"[index])
+    assert [(each.number, each.filters, each.classes) for each in found] == [
+        (0, 1, ["a"]),
+        (1, 2, ["b", "a"]),
+        (2, 1, []),
+    ]
 
 
 @pytest.mark.parametrize("name", [SUMMARY, DETAILS])

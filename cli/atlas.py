@@ -1,0 +1,170 @@
+"""`fedcaptor atlas`: what the filters of a network look for, as a page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cli.prune import load_base
+from common.data.source import Dataset, load
+from common.data.splits import split
+from common.errors import ConfigError
+from common.filter_clusters import filter_clusters
+from common.preference import layer_slices
+from common.torch_engine.base import BaseModel
+from common.torch_engine.forward import Images, logits, normalise
+from common.torch_engine.scores import ClassScores, normalised, taylor_scores
+from server.painting import Visualisation
+from server.patches import Patches, most_exciting
+from server.visualise import Pictures, visualise_filters
+from simulations.report.atlas_page import Page, write_atlas
+from simulations.report.data import Array
+from simulations.report.filters import (
+    MAX_PATCH,
+    GroupView,
+    Name,
+    Shown,
+    choose,
+    families_of,
+    local,
+    shares_of,
+    sprite_of,
+    views,
+)
+
+SCORED_IMAGES = 240  # for profiles on images; more change them little
+SEEN_IMAGES = 1000  # searched for patches
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What `fedcaptor atlas` was asked for. `layers`: names of channel groups, none for all."""
+
+    model: str
+    weights: Path
+    source: str
+    out: Path
+    layers: tuple[str, ...] = ()
+    filters: int = 16
+    patches: int = 4
+    steps: int = 64
+    seed: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class _Layer:
+    """Prunable group `number`: families [F] and measured profiles [F, classes] of all, and the filters shown."""
+
+    number: int
+    name: str
+    family: NDArray[np.int64]
+    measured: Array
+    chosen: NDArray[np.int64]
+
+
+def make_atlas(request: Request, on_progress: Progress = lambda what, done, total: None) -> Path:
+    """Score, search, paint and write the page. Raises ConfigError for a layer that the network lacks."""
+    data = load(request.source)
+    base = load_base(request.model, request.weights, data)
+    wanted = _wanted(base, request.layers)
+    images = _reference(data, request.seed)
+    layers = _layers(base, wanted, images[:SCORED_IMAGES], request, on_progress)
+    patches = _patches(base, layers, images, request.patches, on_progress)
+    pictures = _painted(base, layers, request, on_progress)
+    names = data.names if len(data.names) == base.groups.classes else tuple(map(str, range(base.groups.classes)))
+    shown = [_view(layer, pictures[layer.name], patches.get(layer.name), names.__getitem__) for layer in layers]
+    searched = len(images) if patches else 0
+    shape = base.groups.input_shape
+    return write_atlas(request.out, Page(request.model, data.name, shape, names, request.steps, searched, tuple(shown)))
+
+
+def _wanted(base: BaseModel, layers: tuple[str, ...]) -> list[int]:
+    """Numbers of the groups asked for."""
+    known = [group.name for group in base.groups.prunable]
+    for layer in layers:
+        if layer not in known:
+            raise ConfigError(f"layer {layer!r} is unknown: give some of {', '.join(known)}")
+    return [number for number, name in enumerate(known) if not layers or name in layers]
+
+
+def _reference(data: Dataset, seed: int) -> Images:
+    """Reference images, a random part if there are many."""
+    reference = split(data)["reference"]
+    drawn: Images = data.x[np.random.default_rng(seed).permutation(reference)[:SEEN_IMAGES]]
+    return drawn
+
+
+def _layers(
+    base: BaseModel, wanted: list[int], images: Images, request: Request, on_progress: Progress
+) -> list[_Layer]:
+    """Families of filters by what they do to the network's answers on images, and whom the page shows of each."""
+    measured = _measured(base, images, on_progress)
+    family = filter_clusters(measured, base.groups, seed=request.seed)
+    slices = layer_slices(base.groups)
+    found = []
+    for number in wanted:
+        own, profile = local(family[slices[number]]), measured[slices[number]]
+        chosen = choose(profile, own, request.filters)
+        found.append(_Layer(number, base.groups.prunable[number].name, own, profile, chosen))
+    return found
+
+
+def _measured(base: BaseModel, images: Images, on_progress: Progress) -> Array:
+    """Profiles [F, classes] of all filters, rows summing to one."""
+    scores: ClassScores | None = None
+    for start in range(0, len(images), 32):
+        x = normalise(images[start : start + 32], base.mean, base.std)
+        part = taylor_scores(base.module, base.groups, x, logits(base.module, x).argmax(1))
+        scores = part if scores is None else scores + part
+        on_progress("scoring filters", start + len(x), len(images))
+    assert scores is not None  # a split has no empty part
+    return shares_of(normalised(scores))
+
+
+def _patches(
+    base: BaseModel, layers: list[_Layer], images: Images, count: int, on_progress: Progress
+) -> dict[str, Patches]:
+    if count == 0:
+        return {}
+    chosen = {layer.name: layer.chosen for layer in layers}
+    return most_exciting(base, chosen, images, count, lambda done, total: on_progress("searching images", done, total))
+
+
+def _painted(base: BaseModel, layers: list[_Layer], request: Request, on_progress: Progress) -> dict[str, Pictures]:
+    settings = Visualisation(steps=request.steps, seed=request.seed)
+    total = sum(-(-len(layer.chosen) // settings.batch) for layer in layers) * settings.steps
+    done = 0
+
+    def step() -> None:
+        nonlocal done
+        done += 1
+        on_progress("painting", done, total)
+
+    return {layer.name: visualise_filters(base, layer.number, layer.chosen, settings, step) for layer in layers}
+
+
+def _view(layer: _Layer, seen: Pictures, patches: Patches | None, name: Name) -> GroupView:
+    shown = Shown(
+        layer.chosen,
+        seen.pictures,
+        seen.profile.astype(np.float64),
+        layer.family[layer.chosen],
+        layer.measured[layer.chosen],
+        (patches.strength > 0).sum(1) if patches else None,
+    )
+    return GroupView(
+        layer.name,
+        views(shown, name),
+        families_of(layer.family, layer.measured, name),
+        len(layer.family),
+        sprite_of(seen.pictures),
+        sprite_of(patches.crops.reshape(-1, *patches.crops.shape[2:]), MAX_PATCH) if patches else None,
+        patches.strength.shape[1] if patches else 0,
+        patches.window if patches else None,
+    )

@@ -1,0 +1,82 @@
+"""`fedcaptor atlas`: a page with each chosen filter once, made of the network alone unless patches are wanted."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from cli.atlas import Request, make_atlas
+from cli.main import app
+from common.errors import ConfigError
+from tests import tiny
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture
+def request_of(bars: tuple[Path, Path], tmp_path: Path):
+    data, weights = bars
+
+    def make(**changes) -> Request:
+        return Request(tiny.MODEL, weights, str(data), tmp_path / "atlas.html", filters=3, steps=2, **changes)
+
+    return make
+
+
+def test_each_filter_is_shown_once_with_what_excites_it(request_of) -> None:
+    seen: list[tuple[str, int, int]] = []
+    page = make_atlas(request_of(patches=2), lambda *progress: seen.append(progress)).read_text()
+    sections = re.findall(r'<section id="layer-\d+".*?</section>', page, re.DOTALL)
+    assert len(sections) == len(re.findall(r'<a href="#layer-\d+">', page)) > 1
+    for number, section in enumerate(sections, 1):
+        filters = re.findall(r"<b>Filter (\d+)</b>", section)
+        assert len(filters) == len(set(filters)) == 3
+        assert section.count(f'class="pic s{number}"') == 3
+        assert section.count(f'class="pic p{number}"') <= 6
+    assert set(re.findall(r'(?:src|href|url)[=(]"(#|data:|[^"]*)', page)) == {"#", "data:"}
+    assert "://" not in page
+    assert "<script" not in page
+    assert {what for what, _, _ in seen} == {"scoring filters", "searching images", "painting"}
+    assert all(0 < done <= total for _, done, total in seen)
+    assert seen[-1] == ("painting", 2 * len(sections), 2 * len(sections))
+
+
+def test_without_patches_no_image_is_in_the_page_and_a_seed_repeats_it(request_of) -> None:
+    page = make_atlas(request_of(patches=0)).read_text()
+    assert page.count("data:image/png") == page.count("<section")
+    assert 'class="pic p' not in page
+    assert "Small pictures" not in page
+    assert make_atlas(request_of(patches=0)).read_text() == page
+    assert make_atlas(request_of(patches=0, seed=1)).read_text() != page
+
+
+def test_layers_are_chosen_by_name(request_of) -> None:
+    with pytest.raises(ConfigError, match=r"layer 'attic' is unknown: give some of 0, 3"):
+        make_atlas(request_of(layers=("0", "attic")))
+    page = make_atlas(request_of(layers=("3",))).read_text()
+    assert re.findall(r"<h2[^>]*>(.*?)</h2>", page) == ["3"]
+
+
+def test_hostile_class_names_stay_text(request_of, bars: tuple[Path, Path], tmp_path: Path) -> None:
+    data = dict(np.load(bars[0]))
+    data["names"] = np.array([f"<script>alert({n})</script>" for n in range(tiny.CLASSES)])
+    hostile = tmp_path / "hostile.npz"
+    np.savez(hostile, **data)
+    request = request_of(layers=("0",))
+    page = make_atlas(Request(request.model, request.weights, str(hostile), request.out, steps=1)).read_text()
+    assert "<script>" not in page
+    assert "&lt;script&gt;alert(0)" in page
+
+
+def test_the_command_writes_the_page(bars: tuple[Path, Path], tmp_path: Path) -> None:
+    data, weights = map(str, bars)
+    out = tmp_path / "pages" / "atlas.html"
+    words = ["atlas", tiny.MODEL, "--weights", weights, "--data", data, "--out", str(out)]
+    result = CliRunner().invoke(app, [*words, "--layers", "0", "--filters", "2", "--steps", "1"])
+    assert result.exit_code == 0, (result.output, result.exception)
+    assert str(out) in result.stdout
+    assert "in 1 step from noise" in out.read_text()
