@@ -172,7 +172,7 @@ def atlas(
 ) -> None:
     """What a network's filters look for: a page of pictures, class profiles and the image patches that excite them.
 
-    The pictures come from the network alone, the patches from the data's reference part. VGG-16 takes five minutes.
+    The pictures come from the network alone, the patches from the data's reference part. VGG-16 takes a few minutes.
     """
     from cli.atlas import Request, make_atlas
 

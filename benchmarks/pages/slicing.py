@@ -19,7 +19,6 @@ COLUMNS = (
     "Torch-Pruning's peak, MB",
     "of it by making",
     "two threads over one",
-    "merged, s",
 )
 INTRODUCTION = """\
 {plans} random plans a model, which keep the same share of every layer for at most {macs:g} of the MACs, on random
@@ -30,9 +29,8 @@ networks are compared bit for bit first. *Copying* moves the submodel's tensors,
 bound for any maker. Seconds are CPU seconds of the thread; *two threads over one* is by the clock on the wall.
 
 The peak is that of a process of its own which makes all submodels one after another, libraries and base model
-included; *of it by making*: what came on top once all was loaded. *Merged*: CPU seconds of a submodel whose kept
-channels absorbed the removed ones, when the evidence of {images} images is at hand; all other columns are of slicing
-alone."""
+included; *of it by making*: what came on top once all was loaded. Merging, which takes seconds,
+is not in these figures: *The personal step* has it."""
 
 
 def render(record: Record) -> Section:
@@ -62,5 +60,4 @@ def _line(row: Row) -> list[str]:
         f"{row['copying_per_second']:.0f}",
         *megabytes,
         f"{row['ours_threads2_per_second'] / row['ours_threads1_per_second']:.2f}",
-        f"{row['merging_seconds']:.2f}",
     ]

@@ -172,6 +172,6 @@ def test_a_small_simulation_prints_its_summary_and_report_rewrites_it(bars: tupl
 
 def test_every_command_has_help() -> None:
     text = ran("--help")
-    for command in ("train", "inspect", "prune", "simulate", "report", "exporter", "config"):
+    for command in ("train", "inspect", "prune", "atlas", "simulate", "report", "exporter", "config"):
         assert command in text
         assert "--help" in ran(command, "--help")
