@@ -16,13 +16,12 @@ import typer
 from benchmarks.inputs import Inputs
 from benchmarks.progress import OnPhase, bars
 from benchmarks.record import command_line, open_record, ratios, sweep
-from benchmarks.subsets import shown
-from benchmarks.trial import Latest
+from benchmarks.trial import Latest, in_batches
 from client.fallback import out_of_set_score
 from common.plan import Indices
 from common.planner import Budget, plan
 from common.torch_engine.base import Submodel
-from common.torch_engine.forward import Images, logits, normalise
+from common.torch_engine.forward import Images
 from common.torch_engine.outputs import features, last_layer, refitted
 from common.torch_engine.prune import Evidence
 
@@ -97,8 +96,8 @@ class Trial:
         others = self.inputs.available[~np.isin(self.inputs.available, needed)]
         reference = self.inputs.pool.sample(others.tolist(), self.images, 10, draw[1:]).images
         own, other, test = (Seen.by(submodel, images) for images in (held, reference, self.inputs.pool.test.x))
-        full = self._full(held)[:, needed]
-        named = np.concatenate([needed[full.argmax(1)], others[self._full(reference)[:, others].argmax(1)]])
+        full = in_batches(base, held)[:, needed]
+        named = np.concatenate([needed[full.argmax(1)], others[in_batches(base, reference)[:, others].argmax(1)]])
         again = refitted(submodel, np.concatenate([merged_on, reference]), others)
         scores = _scores(test, own, other, named, needed) | {
             "max-logit-refitted": _against(_outputs(again, test), needed),
@@ -133,12 +132,7 @@ class Trial:
     def _test(self) -> Floats:
         """Logits [test images, C] of the full model; once a process."""
         self.on_phase("full model", 0, 1)
-        return self._full(self.inputs.pool.test.x)
-
-    def _full(self, images: Images) -> Floats:
-        base = self.inputs.base
-        parts = np.array_split(images, -(-len(images) // 512))
-        return np.concatenate([logits(base.module, normalise(part, base.mean, base.std)) for part in parts])
+        return in_batches(self.inputs.base, self.inputs.pool.test.x)
 
 
 def _scores(test: Seen, own: Seen, other: Seen, named: Indices, needed: Indices) -> dict[str, npt.NDArray[Any]]:
@@ -196,10 +190,7 @@ def command(
     inputs = Inputs.load(model, weights, data, test, threads)
     sets = inputs.sets(classes, draws, seed)
     options: dict[str, str | int | float | None] = {
-        "model": model,
-        "weights": weights.name,
-        "data": shown(data),
-        "test": None if test is None else shown(test),
+        **inputs.options,
         "classes": classes,
         "draws": draws,
         "seed": seed,

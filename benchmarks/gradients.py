@@ -16,7 +16,7 @@ from benchmarks.closing import Closing
 from benchmarks.inputs import Inputs
 from benchmarks.progress import OnPhase, bars
 from benchmarks.record import command_line, open_record, sweep
-from benchmarks.subsets import Labelled, shown
+from benchmarks.subsets import Labelled
 from benchmarks.trial import Latest
 from common.groups import Group
 from common.plan import Indices
@@ -134,10 +134,7 @@ def command(
     inputs = Inputs.load(model, weights, data, test, threads)
     sets = inputs.sets(classes, draws, seed)
     options: dict[str, str | int | float | None] = {
-        "model": model,
-        "weights": weights.name,
-        "data": shown(data),
-        "test": None if test is None else shown(test),
+        **inputs.options,
         "classes": classes,
         "draws": draws,
         "seed": seed,

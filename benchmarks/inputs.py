@@ -18,13 +18,16 @@ from common.torch_engine.base import BaseModel
 
 @dataclass(frozen=True, eq=False)
 class Inputs:
-    """`available`: labels with training and test images. `threads`: of torch. `settings`: what all rows share."""
+    """`available`: labels with training and test images. `threads`: of torch. `settings`: what all rows share.
+    `options`: of the command line, as a reader of the results gives them.
+    """
 
     base: BaseModel
     pool: Pool
     available: Indices
     threads: int
     settings: dict[str, Any]
+    options: dict[str, str | int | float | None]
 
     @classmethod
     def load(
@@ -54,7 +57,13 @@ class Inputs:
             "test": {"name": shown(test or data), **_size(pool.test)},
             **({} if len(available) == base.groups.classes else {"outputs_with_images": len(available)}),
         }
-        return cls(base, pool, available, torch.get_num_threads(), settings)
+        options: dict[str, str | int | float | None] = {
+            "model": model,
+            "weights": weights.name,
+            "data": shown(data),
+            "test": None if test is None else shown(test),
+        }
+        return cls(base, pool, available, torch.get_num_threads(), settings, options)
 
     def sets(self, classes: str, draws: int, seed: int) -> list[list[tuple[int, ...]]]:
         """Random class sets of each draw, one for each of the numbers in `classes`. Raises ConfigError."""

@@ -11,7 +11,7 @@ import typer
 from benchmarks.inputs import Inputs
 from benchmarks.progress import bars
 from benchmarks.record import command_line, numbers, open_record, ratios, sweep
-from benchmarks.subsets import given, shown
+from benchmarks.subsets import given
 from common.errors import ConfigError
 
 STRATEGIES = (
@@ -113,10 +113,7 @@ def command(
         "threads": inputs.threads,
     }
     options: dict[str, str | int | float | None] = {
-        "model": model,
-        "weights": weights.name,
-        "data": shown(data),
-        "test": None if test is None else shown(test),
+        **inputs.options,
         **({"classes": classes, "draws": draws} if class_sets is None else {"class_sets": f'"{class_sets}"'}),
         "seed": seed,
         "macs": macs,

@@ -16,7 +16,7 @@ from benchmarks.subsets import Pool, Sample
 from common.planner import Budget
 from common.torch_engine.base import BaseModel, Submodel
 from common.torch_engine.factory import limited
-from common.torch_engine.forward import Images, logits, normalise
+from common.torch_engine.forward import Images
 from common.torch_engine.recalibrate import recalibrate
 from common.torch_engine.strategies import STRATEGIES, Prepared, Task
 from common.torch_engine.tuning import Tuned, tune
@@ -156,12 +156,8 @@ class Trial:
         """Of the full model on the test images of a class, [images, outputs]; once a process."""
         if label not in self._known:
             self.on_phase("full model", 0, 1)
-            self._known[label] = self._full(self.pool.test.x[self.pool.test.y == label])
+            self._known[label] = in_batches(self.base, self.pool.test.x[self.pool.test.y == label])
         return self._known[label]
-
-    def _full(self, images: Images) -> npt.NDArray[np.float32]:
-        base = self.base
-        return np.concatenate([logits(base.module, normalise(x, base.mean, base.std)) for x in _batches(images)])
 
     def _judge(self, submodel: Submodel, classes: Classes) -> Score:
         chosen = np.flatnonzero(np.isin(self.pool.test.y, classes))
@@ -171,7 +167,7 @@ class Trial:
     def _tune(self, cut: Cut, setting: Setting, strategy: str) -> tuple[Submodel, dict[str, Any]]:
         """The best on held-out images, and how it was made. Tuning begins with the better of raw and recalibrated."""
         sample = self._sample(setting)
-        full = self._full(sample.held)[:, cut.submodel.classes].argmax(1)
+        full = in_batches(self.base, sample.held)[:, cut.submodel.classes].argmax(1)
         agreement = [float((s.scores(sample.held).argmax(1) == full).mean()) for s in (cut.submodel, cut.recalibrated)]
         start = cut.recalibrated if agreement[1] > agreement[0] else cut.submodel
         runs: list[tuple[Tuned, float, float]] = []
@@ -189,6 +185,11 @@ class Trial:
             "agreement_before": best.before,
             "agreement_after": best.after,
         }
+
+
+def in_batches(base: BaseModel, images: Images) -> npt.NDArray[np.float32]:
+    """Logits [N, classes] of the full model, for more images than fit into memory as floats."""
+    return np.concatenate([base.scores(part) for part in _batches(images)])
 
 
 def _batches(array: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:

@@ -16,13 +16,13 @@ from pathlib import Path
 from client.ledger import Ledger
 from common.config import Privacy
 from common.errors import StateError
+from common.privacy.accounting import PERIOD_DAYS
 
 DATABASE = "phone.db"
 OUTCOME_FILE = "outcome.json"
 SUBMODEL_FILE = "submodel.safetensors"
 CLUSTER_FILE = "cluster.safetensors"
 IDENTITY_FILE = "identity.key"
-PERIOD_DAYS = 90
 
 CONTENTS = {
     DATABASE: "class usage, privacy ledger, answers that may be asked for again",

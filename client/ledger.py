@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from client.storage import OnPhoneFile, PhoneFile
 from common.errors import ConfigError, PrivacyError
-from common.privacy.accounting import sum_zcdp, to_epsilon
+from common.privacy.accounting import PERIOD_DAYS, sum_zcdp, to_epsilon
 from common.privacy.sums import SumSpec
 
 DECLINED = "declined"  # all that a message may say of a PrivacyError raised here
@@ -95,7 +95,7 @@ class Ledger(OnPhoneFile):
         clock: Callable[[], float] = time.time,
         delta: float,
         budget_epsilon: float,
-        period_days: int = 90,
+        period_days: int = PERIOD_DAYS,
         dishonest: float = 0.0,
     ) -> None:
         if not 0 < delta < 1:

@@ -18,7 +18,7 @@ from common.planner import plan
 from common.preference import importance
 from common.tiers import fits, rungs
 from common.torch_engine.base import BaseModel, Submodel
-from common.torch_engine.forward import Images, logits, normalise, softmax
+from common.torch_engine.forward import Images, softmax
 from common.torch_engine.outputs import refitted
 from common.torch_engine.prune import Evidence
 
@@ -172,7 +172,7 @@ class _Judge:
 def _answers(base: BaseModel, images: Images) -> Scores:
     if len(images) == 0:
         return np.zeros((0, base.groups.classes), dtype=np.float32)
-    return logits(base.module, normalise(images, base.mean, base.std))
+    return base.scores(images)
 
 
 def _calibration(offer: Offer, own: Indices, images: Images) -> Images:

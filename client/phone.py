@@ -211,7 +211,7 @@ class Phone:
         images = self.feed.use(round)
         if len(images) == 0:
             return np.zeros((0, self.base.groups.classes), dtype=np.float32)
-        return logits(self.base.module, normalise(images, self.base.mean, self.base.std))
+        return self.base.scores(images)
 
     def _vector(self, request: SumRequest, tensors: Tensors) -> npt.NDArray[np.float64]:
         usage, centroids = self._usage(request.round), tensors.get("centroids")

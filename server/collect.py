@@ -88,19 +88,19 @@ class Courier:
         """The decoded sum [length]. Raises PrivacyError when fewer phones answer than the sum needs, or when honest
         ones cannot have made it.
         """
+        digest = digest_of(tensors)
         asked = {
             "run": self.run,
             "round": round,
-            "request": self.request_id(spec.digest, digest_of(tensors)),
+            "request": self.request_id(spec.digest, digest),
             "kind": kind,
             "sum": SumFields.of(spec),
         }
         if self.masking is None:
             total, tally = self._plain(SumRequest(**asked), spec, tensors, list(nodes))
         else:
-            masking, digest = self.masking, digest_of(tensors)
-            terms = {"dropout": masking.dropout, "corrupted": masking.corrupted, "tensors": digest}
-            total, tally = self._masked({**asked, **terms}, masking, tensors, list(nodes))
+            terms = {"dropout": self.masking.dropout, "corrupted": self.masking.corrupted, "tensors": digest}
+            total, tally = self._masked({**asked, **terms}, self.masking, tensors, list(nodes))
         plausible.check(total, spec, tally.replies)
         return total, tally
 

@@ -134,11 +134,6 @@ class Flow:
         rng = np.random.default_rng([self.config.run.seed, int(spec.digest[:15], 16)])
         return sorted(rng.choice(self.nodes, spec.cohort, replace=False).tolist())
 
-    def _deviation(self, step: Step, blocks: int) -> float:
-        """Standard deviation of one entry of a sum, all shares of the cohort counted."""
-        spec = self.budget.spec(step, blocks)
-        return spec.noise_multiplier * spec.clip * float(np.sqrt(spec.cohort / spec.min_survivors))
-
     def _usage(self, plan: list[Step], centroids: Floats | None) -> tuple[Floats, Floats]:
         classes, settings = self.base.groups.classes, self.config.clusters
         counts = np.zeros(0)
@@ -150,7 +145,7 @@ class Flow:
                 continue
             sent = np.round(centroids, 6).astype(np.float32)
             total = self._sum(step, {"centroids": sent}, len(sent))
-            deviation = self._deviation(step, len(sent))
+            deviation = self.budget.spec(step, len(sent)).deviation
             centroids, counts = clusters.next_centroids(total, sent.astype(np.float64), deviation)
             floor = self.config.privacy.min_cohort + 2 * deviation * float(np.sqrt(classes))
             centroids, counts = clusters.publishable(centroids, counts, floor, settings.alike, settings.k == 0)

@@ -10,11 +10,10 @@ from dataclasses import dataclass
 
 from common.config import Config
 from common.groups import ChannelGroups
-from common.privacy.accounting import epsilon, noise_multiplier, to_epsilon
+from common.privacy.accounting import PERIOD_DAYS, epsilon, noise_multiplier, to_epsilon
 from common.privacy.sums import SumSpec
 from server.budget import Step, SumBudget, steps
 
-PERIOD_DAYS = 90
 DISHONEST = (0.1, 0.2)
 TARGETS = {"usage-0": 0.02, "usage": 0.02, "scores": 0.1, "outcome": 0.02}
 """Standard deviation that is precise enough, in the unit of `UNITS`."""
@@ -111,7 +110,7 @@ def year(budget_epsilon: float, delta: float, periods: int) -> float:
 
 def _planned(step: Step, spec: SumSpec, rho: float | None, spent: float, delta: float, per_entry: float) -> PlannedSum:
     """`per_entry`: the figure's change for a change of 1 in an entry of the sum, times phones in the cohort."""
-    entry = spec.noise_multiplier * spec.clip * math.sqrt(spec.cohort / spec.min_survivors)
+    entry = spec.deviation
     part = "usage-0" if step.name == "usage-0" else step.kind
     return PlannedSum(
         name=spec.name,

@@ -20,6 +20,9 @@ _ORDERS = 1 + np.geomspace(1e-3, 1e6, 2000)
 _MIN_SHARE_DEVIATION = 0.5  # the theorem on sums of discrete Gaussians needs it
 _MAX_MULTIPLIER = 1e9
 
+PERIOD_DAYS = 90
+"""A phone's whole ε is there anew after so many days."""
+
 
 @lru_cache(maxsize=64)  # sums of one kind have it in common, and it takes as long as there are phones
 def share_gap(share_variance: float, shares: int) -> float:

@@ -131,6 +131,11 @@ class SumSpec:
         return self.sigma**2 / self.min_survivors
 
     @property
+    def deviation(self) -> float:
+        """Standard deviation of one entry of the sum when the whole cohort answers, in the units of `clip`."""
+        return self.noise_multiplier * self.clip * math.sqrt(self.cohort / self.min_survivors)
+
+    @property
     def digest(self) -> str:
         """SHA-256 (hex) of every field: a spec that differs in anything is another request."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()

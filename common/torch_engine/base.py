@@ -48,6 +48,10 @@ class BaseModel:
             module,
         )
 
+    def scores(self, images: Images) -> npt.NDArray[np.float32]:
+        """Logits [N, classes] of uint8 images [N, H, W, C]."""
+        return logits(self.module, normalise(images, self.mean, self.std))
+
     def rebuild(self, state: State) -> nn.Module:
         """A network of this architecture with other, possibly sliced, tensors."""
         return network(skeleton(self.name, self.groups.classes, self.groups.input_shape), state)

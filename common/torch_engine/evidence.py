@@ -144,6 +144,21 @@ def gradient_rows(loss: torch.Tensor, outputs: dict[str, torch.Tensor]) -> dict[
     return {name: g.movedim(1, -1).reshape(-1, g.shape[1]) for name, g in zip(outputs, found, strict=True)}
 
 
+def gradient_matrices(
+    model: nn.Module, groups: ChannelGroups, x: torch.Tensor, loss: Callable[[torch.Tensor], torch.Tensor], batch: int
+) -> dict[str, Floats]:
+    """Mean over images of g·gᵀ [O, O], summed over map positions, with g = ∂ loss / ∂ output of each consumer.
+
+    `loss` of a batch's logits [n, classes], summed over the images.
+    """
+    totals: dict[str, torch.Tensor] = {}
+    with differentiable(model, consuming_layers(groups)) as outputs:
+        for part in x.split(batch):
+            for name, rows in gradient_rows(loss(model(part)), outputs).items():
+                totals[name] = totals.get(name, torch.zeros(())) + (rows.T @ rows).double()
+    return {name: (total / len(x)).numpy() for name, total in totals.items()}
+
+
 def output_sensitivity(
     model: nn.Module, groups: ChannelGroups, classes: Indices, x: torch.Tensor, seed: int = 0, batch: int = 32
 ) -> dict[str, Floats]:
@@ -154,16 +169,14 @@ def output_sensitivity(
     for independent: deep layers, whose outputs push the logits together, would seem a hundred times too cheap.
     """
     generator = torch.Generator().manual_seed(seed)
-    totals: dict[str, torch.Tensor] = {}
     needed = torch.from_numpy(np.asarray(classes))
-    with differentiable(model, consuming_layers(groups)) as outputs:
-        for part in x.split(batch):
-            z = model(part)[:, needed]
-            signs = torch.randint(0, 2, z.shape, generator=generator).to(z.dtype) * 2 - 1
-            loss = ((z - z.mean(1, keepdim=True)) * signs).sum()
-            for name, rows in gradient_rows(loss, outputs).items():
-                totals[name] = totals.get(name, torch.zeros(())) + (rows.T @ rows).double()
-    return {name: (total / len(x)).numpy() for name, total in totals.items()}
+
+    def loss(logits: torch.Tensor) -> torch.Tensor:
+        z = logits[:, needed]
+        signs = torch.randint(0, 2, z.shape, generator=generator).to(z.dtype) * 2 - 1
+        return ((z - z.mean(1, keepdim=True)) * signs).sum()
+
+    return gradient_matrices(model, groups, x, loss, batch)
 
 
 def readings(model: nn.Module, group: Group, rows: Rows, sensitivity: dict[str, Floats]) -> list[Reading]:

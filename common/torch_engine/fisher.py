@@ -10,7 +10,7 @@ from torch.nn import functional
 from common.groups import ChannelGroups
 from common.plan import Indices
 from common.selection import Floats
-from common.torch_engine.evidence import consuming_layers, differentiable, gradient_rows
+from common.torch_engine.evidence import gradient_matrices
 
 
 def fisher_sensitivity(
@@ -30,13 +30,11 @@ def fisher_sensitivity(
     `output_sensitivity`.
     """
     generator = torch.Generator().manual_seed(seed)
-    totals: dict[str, torch.Tensor] = {}
     needed = torch.from_numpy(np.asarray(classes))
-    with differentiable(model, consuming_layers(groups)) as outputs:
-        for part in x.split(batch):
-            z = model(part)[:, needed].double() / temperature
-            drawn = torch.multinomial(z.detach().softmax(1), 1, generator=generator)[:, 0]
-            loss = functional.cross_entropy(z, drawn, reduction="sum")
-            for name, rows in gradient_rows(loss, outputs).items():
-                totals[name] = totals.get(name, torch.zeros(())) + (rows.T @ rows).double()
-    return {name: (total / len(x)).numpy() for name, total in totals.items()}
+
+    def loss(logits: torch.Tensor) -> torch.Tensor:
+        z = logits[:, needed].double() / temperature
+        drawn = torch.multinomial(z.detach().softmax(1), 1, generator=generator)[:, 0]
+        return functional.cross_entropy(z, drawn, reduction="sum")
+
+    return gradient_matrices(model, groups, x, loss, batch)

@@ -34,13 +34,15 @@ _PADDING = {"zeros": "constant", "reflect": "reflect", "replicate": "replicate",
 class LeastSquares:
     """Ridge regression on one matrix of inputs for several targets: it is factorised once.
 
-    `x` [R, K]. `ridge` in units of the mean square of a (centred) column. `constant` false: the map is linear, not
-    affine. Needs min(R, K)² memory: with fewer rows than columns it is solved in the rows.
+    `x` [R, K]; `start` [O, K]: the weights that the ridge draws to. `ridge` in units of the mean square of a (centred)
+    column. `constant` false: the map is linear, not affine. Needs min(R, K)² memory: with fewer rows than columns it is
+    solved in the rows.
     """
 
-    def __init__(self, x: torch.Tensor, ridge: float, constant: bool = True) -> None:
+    def __init__(self, x: torch.Tensor, start: torch.Tensor, ridge: float, constant: bool = True) -> None:
         self.mean = x.mean(0) if constant else torch.zeros(x.shape[1])
         self.x = x - self.mean
+        self.start, self.given = start, self.x @ start.T
         self.constant, self.by_rows = constant, len(x) < x.shape[1]
         gram = (self.x @ self.x.T if self.by_rows else self.x.T @ self.x).double()
         # Beside the ridge what single precision may have lost, and a floor for dead layers.
@@ -48,13 +50,13 @@ class LeastSquares:
         gram.diagonal().add_(total * (ridge / x.shape[1] + 1e-6) + 1e-8 * len(x))
         self.factor = torch.linalg.cholesky(gram).float()
 
-    def fit(self, wanted: torch.Tensor, start: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Weights [O, K], drawn by the ridge to `start` [O, K], and constants [O], for `wanted` outputs [R, O]."""
+    def fit(self, wanted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Weights [O, K] and constants [O] for `wanted` outputs [R, O]."""
         mean = wanted.mean(0) if self.constant else torch.zeros(wanted.shape[1])
-        missing = wanted - mean - self.x @ start.T
+        missing = wanted - mean - self.given
         if self.by_rows:
             change = self.x.T @ torch.cholesky_solve(missing, self.factor)
         else:
             change = torch.cholesky_solve(self.x.T @ missing, self.factor)
-        weight = start + change.T
+        weight = self.start + change.T
         return weight, mean - weight @ self.mean

@@ -66,11 +66,11 @@ class _Layer:
         """New weights and constant, from the cut model's own input, just before the layer uses them."""
         affine = module.bias is not None or self.norm is not None
         seen = patches(inputs[0], module, self.wanted.positions)
-        squares, start = LeastSquares(seen, self.ridge, affine), module.weight.flatten(1)
-        weight, constant = squares.fit(self.wanted.values, start)
+        squares = LeastSquares(seen, module.weight.flatten(1), self.ridge, affine)
+        weight, constant = squares.fit(self.wanted.values)
         for _ in range(ROUNDS if self.rectified is not None else 0):
             found = torch.addmm(constant, seen, weight.T)
-            weight, constant = squares.fit(self._open(found), start)
+            weight, constant = squares.fit(self._open(found))
         module.weight.copy_(weight.view_as(module.weight))
         if module.bias is not None:
             module.bias.copy_(constant)

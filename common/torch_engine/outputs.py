@@ -11,10 +11,11 @@ import torch
 from torch import nn
 
 from common.plan import Indices
-from common.selection import Floats, ridge_of
+from common.selection import Floats
 from common.torch_engine.base import Submodel
 from common.torch_engine.evidence import hooks
-from common.torch_engine.forward import Images, logits, normalise
+from common.torch_engine.fitting import LeastSquares
+from common.torch_engine.forward import Images
 
 
 def last_layer(submodel: Submodel) -> nn.Linear:
@@ -44,20 +45,12 @@ def refitted(submodel: Submodel, images: Images, classes: Indices, ridge: float 
     what the submodel's last layer reads, towards the merged weights. All other outputs stay as they are.
     """
     rows = np.searchsorted(submodel.classes, classes)
-    x, z = features(submodel, images)
-    base = submodel.base
-    missing = logits(base.module, normalise(images, base.mean, base.std))[:, classes] - z[:, rows].astype(np.float64)
-    module = copy.deepcopy(submodel.module)
-    result = Submodel(base, submodel.plan, module)
-    last = last_layer(result)
-    constant = last.bias is not None
-    centre, shift = x.mean(0) * constant, missing.mean(0) * constant
-    centred = x - centre
-    within = centred.T @ centred / len(x)
-    across = centred.T @ (missing - shift) / len(x)
-    change = np.linalg.solve(within + ridge_of(within, ridge) * np.eye(len(within)), across).T
+    result = Submodel(submodel.base, submodel.plan, copy.deepcopy(submodel.module))
+    last, wanted = last_layer(result), torch.from_numpy(submodel.base.scores(images)[:, classes])
+    x = torch.from_numpy(features(submodel, images)[0]).to(last.weight.dtype)
     with torch.no_grad():
-        last.weight[rows] += torch.from_numpy(change).to(last.weight.dtype)
+        constant = last.bias is not None
+        last.weight[rows], shift = LeastSquares(x, last.weight[rows], ridge, constant).fit(wanted)
         if constant:
-            last.bias[rows] += torch.from_numpy(shift - change @ centre).to(last.bias.dtype)
+            last.bias[rows] = shift
     return result

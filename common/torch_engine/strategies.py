@@ -85,19 +85,24 @@ def prepare(name: str, task: Task) -> Selection:
 
 def reconstruct(task: Task) -> Selection:
     """Second-order selection on the needed classes, kept channels absorb the removed ones."""
-    evidence = Evidence.gather(task.base, task.classes, task.images, seed=task.seed)
-    return Selection(task.base, np.unique(task.classes), evidence.curves, evidence.merged)
+    return _merging(task, Evidence.gather(task.base, task.classes, task.images, seed=task.seed))
 
 
 def reconstruct_agnostic(task: Task) -> Selection:
     """The same on all classes' images and logits; only the output layer knows which classes are needed."""
-    evidence = Evidence.gather(task.base, np.arange(task.base.groups.classes), task.all_images, seed=task.seed)
-    return Selection(task.base, np.unique(task.classes), evidence.curves, evidence.merged)
+    everything = np.arange(task.base.groups.classes)
+    return _merging(task, Evidence.gather(task.base, everything, task.all_images, seed=task.seed))
 
 
 def reconstruct_fisher(task: Task) -> Selection:
     """As `reconstruct`, with the Fisher form of the outputs' sensitivity."""
-    evidence = Evidence.gather(task.base, task.classes, task.images, seed=task.seed, sensitivity=fisher_sensitivity)
+    sensitivity = fisher_sensitivity
+    return _merging(
+        task, Evidence.gather(task.base, task.classes, task.images, seed=task.seed, sensitivity=sensitivity)
+    )
+
+
+def _merging(task: Task, evidence: Evidence) -> Selection:
     return Selection(task.base, np.unique(task.classes), evidence.curves, evidence.merged)
 
 

@@ -11,7 +11,7 @@ from common.plan import Indices, Plan
 from common.planner import Budget, ladder
 from common.selection import RemovalCurve
 from common.torch_engine.base import BaseModel, Submodel
-from common.torch_engine.forward import Images, logits, normalise
+from common.torch_engine.forward import Images
 
 RATIOS = tuple(round(0.05 * k, 2) for k in range(1, 21))
 
@@ -50,7 +50,7 @@ def smallest_within(
     if len(images) == 0:
         raise DataError("0 images are held out to verify the tolerance, at least 1 is needed: give more images")
     base, classes = evidence.base, evidence.classes
-    answers = classes[logits(base.module, normalise(images, base.mean, base.std))[:, classes].argmax(1)]
+    answers = classes[base.scores(images)[:, classes].argmax(1)]
 
     def verified(submodel: Submodel) -> Verified:
         return Verified(submodel, float((submodel.predict(images) != answers).mean()))

@@ -41,14 +41,14 @@ def problem(rows: int, columns: int) -> tuple[torch.Tensor, torch.Tensor, torch.
 
 def test_without_a_ridge_it_is_least_squares() -> None:
     x, wanted, start = problem(60, 4)
-    weight, constant = LeastSquares(x, 0.0).fit(wanted, start)
+    weight, constant = LeastSquares(x, start, 0.0).fit(wanted)
     expected = torch.linalg.lstsq(torch.cat([x, torch.ones(60, 1)], 1), wanted).solution.T
     torch.testing.assert_close(torch.cat([weight, constant[:, None]], 1), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_without_a_constant_it_goes_through_the_origin() -> None:
     x, wanted, start = problem(60, 4)
-    weight, constant = LeastSquares(x, 0.0, constant=False).fit(wanted, start)
+    weight, constant = LeastSquares(x, start, 0.0, constant=False).fit(wanted)
     torch.testing.assert_close(weight, torch.linalg.lstsq(x, wanted).solution.T, atol=1e-4, rtol=1e-4)
     assert (constant == 0).all()
 
@@ -58,22 +58,22 @@ def test_more_columns_than_rows_give_the_same_as_the_other_way_round(ridge: floa
     """Columns of zeros add nothing but make it be solved in the rows."""
     x, wanted, start = problem(12, 8)
     padded, more = torch.cat([x, torch.zeros(12, 8)], 1), torch.cat([start, torch.zeros(2, 8)], 1)
-    weight, constant = LeastSquares(x, ridge).fit(wanted, start)
+    weight, constant = LeastSquares(x, start, ridge).fit(wanted)
     # The ridge's unit is a mean over columns: twice as many, half of them zero.
-    other, same = LeastSquares(padded, 2 * ridge).fit(wanted, more)
+    other, same = LeastSquares(padded, more, 2 * ridge).fit(wanted)
     torch.testing.assert_close(other[:, :8], weight, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(same, constant, atol=1e-4, rtol=1e-4)
 
 
 def test_a_strong_ridge_keeps_the_start() -> None:
     x, wanted, start = problem(60, 4)
-    weight, constant = LeastSquares(x, 1e9).fit(wanted, start)
+    weight, constant = LeastSquares(x, start, 1e9).fit(wanted)
     torch.testing.assert_close(weight, start)
     torch.testing.assert_close(constant, wanted.mean(0) - start @ x.mean(0))
 
 
 def test_an_input_that_is_constant_changes_nothing() -> None:
     _, wanted, start = problem(60, 4)
-    weight, constant = LeastSquares(torch.full((60, 4), 3.0), 0.01).fit(wanted, start)
+    weight, constant = LeastSquares(torch.full((60, 4), 3.0), start, 0.01).fit(wanted)
     torch.testing.assert_close(weight, start, atol=1e-4, rtol=1e-4)
     assert torch.isfinite(constant).all()
