@@ -84,18 +84,21 @@ class Answers:
 
 
 def published(answers: Answers, settings: Clusters, seed: int) -> tuple[Floats, Floats]:
-    """Centroids [K, C] and phones of each [K]. Raises PrivacyError when nobody answered.
-
-    A cluster is as large at least as two standard deviations of a count that flipped bits alone could make.
-    """
+    """Centroids [K, C] and phones of each [K], `smallest` at least. Raises PrivacyError when nobody answered."""
     spec, phones = answers.spec, answers.phones
     if phones == 0:
         raise PrivacyError("no phone answered: look whether they are configured with privacy.sums local")
     k = settings.k or min(settings.most, spec.classes)
     first = clusters.first_centroids(spec.cooccurrence(answers.ones(), phones), spec.classes, k, seed)
     centroids, counts = fit(answers, first, STEPS)
-    floor = 2 * spec.deviation * math.sqrt(phones * spec.classes)
-    return clusters.publishable(centroids, counts, floor, settings.alike, settings.k == 0)
+    return clusters.publishable(centroids, counts, smallest(spec, phones), settings.alike, settings.k == 0)
+
+
+def smallest(spec: LocalSpec, phones: int) -> float:
+    """Phones of a cluster that so many answers can show: two standard deviations, by flipped bits, of how much of the
+    usage of all is of one class. A smaller cluster may be noise in its main class.
+    """
+    return 2 * spec.deviation * math.sqrt(phones)
 
 
 def fit(answers: Answers, first: Floats, steps: int) -> tuple[Floats, Floats]:

@@ -22,7 +22,7 @@ from common.errors import PrivacyError
 from common.privacy.noise import bernoulli, uniform
 
 MAX_CLASSES = 1024
-_GRID = 2.0**-32
+_GRID = 2.0**-48
 """Probabilities are multiples of it: 53 random bits then have them exactly, and ε is that of what is drawn."""
 
 Bits = NDArray[np.uint8]
@@ -43,7 +43,7 @@ class LocalSpec:
             raise PrivacyError(f"classes is {self.classes}, must lie in 2..{MAX_CLASSES}: use masked sums")
         for name in ("present", "absent"):
             if not (getattr(self, name) / _GRID).is_integer():
-                raise PrivacyError(f"{name} is {getattr(self, name)}, must be a multiple of 2**-32: round it")
+                raise PrivacyError(f"{name} is {getattr(self, name)}, must be a multiple of 2**-48: round it")
         if not 0 < self.absent < self.present < 1:
             raise PrivacyError(
                 f"a bit is one with probability {self.present} or {self.absent}, must be 0 < absent < present < 1"
