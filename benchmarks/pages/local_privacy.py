@@ -20,6 +20,10 @@ clustering without any protection.
 *Distance*: total variation between a phone's usage and its nearest published centroid, in percent, mean over phones.
 *Error*: of a share in a centroid against the mean usage of the phones nearest to it, root mean square, in percentage
 points. *Clusters*: published. Mean ± standard deviation over seeds."""
+EXPLANATION = """\
+What few phones gain from local answers is clusters: in masked sums the noise of a whole block and the least cohort
+leave one or two of them. What error is left with many phones and a large ε is no noise: clusters are fitted as a
+mixture, in which they overlap, while each phone takes the nearest centroid."""
 
 
 def render(record: Record) -> Section:
@@ -32,8 +36,8 @@ def render(record: Record) -> Section:
         lines.append([name, *_cells(rows, "distance", 100), *_cells(rows, "error", 100), *_cells(rows, "clusters", 1)])
         verdicts.append(f"- **{name}**: {_verdict(rows)}")
     seeds = ", ".join(map(str, sorted(record.distinct("seed"))))
-    text = (INTRODUCTION.format(**record.settings), f"Seeds {seeds}.", table(COLUMNS, lines), "\n".join(verdicts))
-    return Section("Local answers and masked sums", "\n\n".join(text))
+    told = (INTRODUCTION.format(**record.settings), f"Seeds {seeds}.", table(COLUMNS, lines), "\n".join(verdicts))
+    return Section("Local answers and masked sums", "\n\n".join((*told, EXPLANATION)))
 
 
 def _cells(rows: Sequence[Row], figure: str, scale: float) -> list[str]:
@@ -43,7 +47,7 @@ def _cells(rows: Sequence[Row], figure: str, scale: float) -> list[str]:
 def _verdict(rows: Sequence[Row]) -> str:
     """Paired over seeds."""
     more = Spread.of(row["local_distance"] - row["masked_distance"] for row in rows)
-    said = f"local answers leave phones {more.text(100, sign=True)} percentage points farther from their centroid"
+    said = f"distance with local answers {more.text(100, sign=True)} percentage points"
     if not more.told_from_zero:
         return f"{said}: not told apart."
     return f"{said}: {'farther' if more.mean > 0 else '**nearer**'}."
