@@ -14,7 +14,7 @@ from client.local_answer import LocalLedger
 from client.phone import Phone
 from common.config import load_config
 from common.errors import PrivacyError, StateError, WireError
-from common.messages import LocalRequest, MaskedRequest, SumFields
+from common.messages import LocalRequest, MaskedRequest, SumFields, SumRequest
 from common.privacy.local import LocalSpec
 from common.privacy.sums import SumSpec
 
@@ -193,7 +193,7 @@ def test_phones_answer_in_the_one_way_that_they_are_configured_for(tmp_path):
     with pytest.raises(PrivacyError, match="answers by itself alone: declined"):
         phone(tmp_path).masked(request, {})
     with pytest.raises(PrivacyError, match="not masked: declined"):
-        phone(tmp_path).answer(request.question, {})  # type: ignore[arg-type]
+        phone(tmp_path).answer(SumRequest(**shared), {})
     assert not (tmp_path / "phone.db").exists()
 
 
