@@ -9,13 +9,14 @@ import math
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from client.ledger import Ledger
 from common.config import Privacy
 from common.errors import StateError
+from common.files import clear_leftovers
 from common.privacy.accounting import PERIOD_DAYS
 
 DATABASE = "phone.db"
@@ -91,17 +92,12 @@ def erase(folder: Path, privacy: Privacy) -> list[str]:
     with open_ledger(folder, privacy) as ledger:
         ledger.erase()
     erased = []
-    for path in _kept_files(folder):
-        path.unlink(missing_ok=True)
-        erased.append(path.name)
-    return erased
-
-
-def _kept_files(folder: Path) -> Iterator[Path]:
     for name in _ERASED:
         if (folder / name).is_file():
-            yield folder / name
-        yield from sorted(folder.glob(f".{name}.*.tmp"))  # `common.files.replacing`, killed in between
+            (folder / name).unlink(missing_ok=True)
+            erased.append(name)
+        erased += [path.name for path in clear_leftovers(folder / name)]
+    return erased
 
 
 def _require_phone(path: Path) -> None:

@@ -269,6 +269,16 @@ def test_a_phone_killed_before_its_mark_personalises_again(
     assert first < second == note.stat().st_mtime_ns
 
 
+def test_a_personalisation_clears_what_a_kill_left_of_an_earlier_one(
+    tmp_path: Path, base: BaseModel, cluster: Submodel
+) -> None:
+    kept = {"cluster.safetensors", "outcome.json", "phone.db", "submodel.safetensors"}
+    for name in kept - {"phone.db"}:
+        (tmp_path / f".{name}.1.2.tmp").write_bytes(b"half")
+    phone(tmp_path, base, config("plan", "cluster")).deliver(*delivery(base, cluster, "plan"))
+    assert {path.name for path in tmp_path.iterdir()} == kept
+
+
 def test_a_submodel_that_is_not_the_note_s_is_not_used(tmp_path: Path, base: BaseModel, cluster: Submodel) -> None:
     one = phone(tmp_path, base, config("plan", "kept_full"))
     one.deliver(*delivery(base, cluster, "plan"))

@@ -357,9 +357,11 @@ def test_a_damaged_sum_in_progress_is_found(world: World) -> None:
 
 
 def test_the_identity_is_made_once_for_the_owners_eyes(tmp_path: Path) -> None:
+    (tmp_path / f".{IDENTITY_FILE}.1.2.tmp").write_bytes(b"half")
     first = identity(tmp_path).public_key().public_bytes_raw()
     assert identity(tmp_path).public_key().public_bytes_raw() == first
     assert (tmp_path / IDENTITY_FILE).stat().st_mode & 0o777 == 0o600
+    assert len(list(tmp_path.iterdir())) == 1
     (tmp_path / IDENTITY_FILE).write_bytes(b"short")
     with pytest.raises(StateError, match="has 5 bytes, must have 32"):
         identity(tmp_path)
