@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 from client.fallback import ABSTAINED, Models, answer, whole
 from client.from_cluster import personalise_from_cluster
 from client.kept import holds_full, read_models, read_outcome
+from client.learner import Learner
+from client.offer import read_offer
 from client.personal import Offer
-from client.phone import Phone, read_offer
+from client.phone import Phone
 from client.usage import UsageLog
 from common import statistics
 from common.config import Config, parse
@@ -99,7 +101,8 @@ def delivery(base: BaseModel, cluster: Submodel, mode: str, round: int = 1) -> t
 
 
 def phone(folder: Path, base: BaseModel, settings: Config, feed: Feed | None = None) -> Phone:
-    return Phone(folder, base, feed or Feed(), settings, seed=(1,), durable=False)
+    learner = Learner(folder, base, feed or Feed(), settings, durable=False)
+    return Phone(folder, lambda: learner, settings, seed=(1,), durable=False)
 
 
 @pytest.mark.parametrize("mode", ["plan", "submodel"])
@@ -210,10 +213,10 @@ def test_unanswered_and_escalated_images_show_that_habits_changed(
     one = phone(tmp_path, base, config("submodel", fallback, half_life=20.0), Feed(drifted=2))
     one.deliver(*delivery(base, cluster, "submodel", 1))
     note = read_outcome(tmp_path)
-    before = one._usage(1)
-    after = one._usage(2)
+    before = one.learner()._usage(1)
+    after = one.learner()._usage(2)
     assert after[OWN].sum() < before[OWN].sum() - 0.1
-    with one._log() as log:
+    with one.learner()._log() as log:
         assert log.drift() > 0
     assert after.sum() == pytest.approx(1)
     assert read_outcome(tmp_path) == note
@@ -225,8 +228,8 @@ def test_a_part_of_what_the_cluster_answered_counts_for_classes_that_it_lacks(
     one = phone(tmp_path, base, config("submodel", "cluster"))
     one.deliver(*delivery(base, cluster, "submodel", 1))
     nothing = np.full(40, -1, dtype=np.int16)
-    shares, labels = one._seen(2, np.zeros(tiny.CLASSES), nothing)
-    given = answer(base, read_models(tmp_path, base, "cluster"), one.config.fallback, one.feed.use(2))
+    shares, labels = one.learner()._seen(2, np.zeros(tiny.CLASSES), nothing)
+    given = answer(base, read_models(tmp_path, base, "cluster"), one.config.fallback, one.learner().feed.use(2))
     assert given.escalated.any()
     assert not given.escalated.all()
     np.testing.assert_array_equal(labels, given.labels)
@@ -238,9 +241,9 @@ def test_a_part_of_what_the_cluster_answered_counts_for_classes_that_it_lacks(
 def test_corrections_name_what_nobody_answered(tmp_path: Path, base: BaseModel, cluster: Submodel) -> None:
     one = phone(tmp_path, base, config("submodel", "abstain", half_life=20.0), Feed(drifted=2, correct=True))
     one.deliver(*delivery(base, cluster, "submodel", 1))
-    one._usage(1)
-    after = one._usage(2)
-    with one._log() as log:
+    one.learner()._usage(1)
+    after = one.learner()._usage(2)
+    with one.learner()._log() as log:
         assert log.drift() > one.config.usage.drift
     assert after[[2, 5]].sum() > 0.5
 

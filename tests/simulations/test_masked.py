@@ -6,7 +6,7 @@ import sqlite3
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +40,14 @@ Fails = Callable[[MaskedRequest, int], bool]
 never: Fails = lambda request, number: False  # noqa: E731
 
 
-class FixedPhone(Phone):
-    """Its vector is its number, so a sum tells who is in it."""
+@dataclass
+class FixedLearner:
+    """Its vector is its phone's number, so a sum tells who is in it."""
 
-    def _vector(self, request: SumRequest, tensors: Any) -> np.ndarray:
-        return np.arange(LENGTH) / 8 + int(self.folder.name) / 64
+    number: int
+
+    def vector(self, request: SumRequest, tensors: Any) -> np.ndarray:
+        return np.arange(LENGTH) / 8 + self.number / 64
 
 
 class World:
@@ -70,7 +73,8 @@ class World:
     def phone(self, number: int, config: Config | None = None) -> Phone:
         """From what is in its folder: every message finds a phone that has just been started."""
         seed = (7, number) if self.seeded else None
-        return FixedPhone(self.folder / str(number), None, None, config or self.config, seed, durable=False)  # type: ignore[arg-type]
+        learner: Any = FixedLearner(number)
+        return Phone(self.folder / str(number), lambda: learner, config or self.config, seed, durable=False)
 
     def _answer(self, message: Message, context: Context) -> Message:
         number = int(context.node_config["partition-id"])
@@ -199,12 +203,12 @@ def test_too_few_vectors_are_an_error_and_the_next_try_works(world: World, tmp_p
 def test_a_phone_that_does_not_clip_spoils_a_sum_that_is_then_discarded(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest = FixedPhone._encoded
+    honest = Phone._encoded
 
     def encoded(phone: Phone, request: SumRequest, tensors: Any) -> np.ndarray:
         return honest(phone, request, tensors) + np.uint32(1000 * SPEC.scale * (phone.folder.name == "3"))
 
-    monkeypatch.setattr(FixedPhone, "_encoded", encoded)
+    monkeypatch.setattr(Phone, "_encoded", encoded)
     with pytest.raises(PrivacyError, match=r"1-usage-0: norm 22\d\d.* the sum is discarded"):
         world.sum(NOISY)
 
