@@ -16,6 +16,7 @@ from flwr.clientapp import ClientApp
 
 from client.images import FolderFeed, MappedFeed
 from client.ledger import DECLINED
+from client.pace import Pace
 from client.phone import Phone
 from common.config import Config, load_config
 from common.errors import ConfigError, PrivacyError, WireError
@@ -129,7 +130,7 @@ def device_phone(context: Context) -> Phone:
         base = load_base(Path(node["weights"]), node["model"], (channels, height, width))
         return Learner(Path(node["folder"]), base, FolderFeed(Path(node["images"])), config)
 
-    return Phone(Path(node["folder"]), learner, config)
+    return Phone(Path(node["folder"]), learner, config, pace=Pace(config.delivery.answer_seconds))
 
 
 app = make_app(device_phone)

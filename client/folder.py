@@ -23,6 +23,7 @@ DATABASE = "phone.db"
 OUTCOME_FILE = "outcome.json"
 SUBMODEL_FILE = "submodel.safetensors"
 CLUSTER_FILE = "cluster.safetensors"
+DELIVERY_FILE = "delivery.safetensors"
 IDENTITY_FILE = "identity.key"
 
 CONTENTS = {
@@ -30,11 +31,13 @@ CONTENTS = {
     OUTCOME_FILE: "own classes and figures of the last personalisation",
     SUBMODEL_FILE: "own submodel",
     CLUSTER_FILE: "the cluster's submodel",
+    DELIVERY_FILE: "delivery that is not worked in yet",
     IDENTITY_FILE: "key that signs in masked sums",
 }
 """What a phone keeps, by file."""
 
-_ERASED = (OUTCOME_FILE, SUBMODEL_FILE, CLUSTER_FILE, IDENTITY_FILE)  # the note first: it names the classes
+# The note first: it names the classes.
+_ERASED = (OUTCOME_FILE, SUBMODEL_FILE, CLUSTER_FILE, DELIVERY_FILE, IDENTITY_FILE)
 
 
 @dataclass(frozen=True)

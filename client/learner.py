@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from client.kept import holds_full, keep, read_models, read_outcome
 from client.offer import Tensors, read_offer
 from client.personal import Offer, Personalised, personalise
 from client.usage import UsageLog
+from client.waiting import remove, store, waiting
 from common import statistics
 from common.config import Config
 from common.distances import class_shares
@@ -24,6 +26,8 @@ from common.preference import pool
 from common.torch_engine.base import BaseModel
 from common.torch_engine.forward import logits, normalise, softmax
 from common.torch_engine.scores import normalised, taylor_scores
+
+logger = logging.getLogger(__name__)
 
 _DOUBT = 0.5  # part of an escalated image that may show a class which the cluster's submodel cannot name
 
@@ -39,7 +43,14 @@ class Learner:
     durable: bool = True
 
     def vector(self, request: SumRequest, tensors: Tensors) -> npt.NDArray[np.float64]:
-        """The phone's vector in a sum, before clipping and noise. Raises WireError on tensors that do not fit."""
+        """The phone's vector in a sum, before clipping and noise. Raises WireError on tensors that do not fit.
+
+        A delivery that still waits is worked in first.
+        """
+        try:
+            self.finish()
+        except Exception as error:
+            logger.warning("not personalised yet: %r", error)
         usage, centroids = self._usage(request.round), tensors.get("centroids")
         if centroids is not None and (centroids.ndim != 2 or centroids.shape[1] != len(usage)):
             raise WireError("wrong_shape", f"centroids are {centroids.shape}, expected (K, {len(usage)})")
@@ -88,26 +99,35 @@ class Learner:
             ]
         )
 
-    def deliver(self, request: DeliverRequest, tensors: Tensors) -> int | None:
-        """Take what the server offers and personalise; returns the cluster when the server asks for it.
+    def accept(self, request: DeliverRequest, tensors: Tensors) -> int | None:
+        """Keep what the server offers until `finish`; returns the cluster when the server asks for it.
 
         Raises WireError when the offer does not fit the base model.
         """
         offer = read_offer(request, tensors, self.base, self.config.personal.tier)
-        usage = self._usage(request.round)
         if request.mode == "choose":
             if len(offer.centroids) == 0:
                 raise WireError("missing_tensor", "there is no centroid to choose")
-            return statistics.nearest(usage, offer.centroids)
+            return statistics.nearest(self._usage(request.round), offer.centroids)
+        store(self.folder, request, tensors, self.durable)
+        return None
+
+    def finish(self) -> None:
+        """Personalise with the delivery that waits, if any, unless habits have not drifted since the last time."""
+        found = waiting(self.folder)
+        if found is None:
+            return
+        request, tensors = found
+        self._usage(request.round)
         with self._log() as log:
             settled = read_outcome(self.folder) is not None and log.marked and log.drift() < self.config.usage.drift
             counts = log.counts()
-        if settled or counts.sum() == 0:
-            return None
-        self._personalise(request, offer, counts)
-        with self._log() as log:
-            log.mark()
-        return None
+        if not settled and counts.sum() > 0:
+            offer = read_offer(request, tensors, self.base, self.config.personal.tier)
+            self._personalise(request, offer, counts)
+            with self._log() as log:
+                log.mark()
+        remove(self.folder)
 
     def _personalise(self, request: DeliverRequest, offer: Offer, counts: npt.NDArray[np.float64]) -> None:
         """From the full model, or from the cluster's submodel where the phone is not to need the full one."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from client.ledger import Ledger
 from client.masked_sums import MaskedLedger, Side
+from client.pace import Pace
 from common.config import Config
 from common.errors import PrivacyError, WireError
 from common.messages import DeliverRequest, MaskedRequest, SumRequest, request_digest
@@ -31,6 +32,7 @@ L = TypeVar("L", bound=Ledger)
 class Phone:
     """`folder`: the phone's own storage. `learner`: called by the thread that answers where an answer needs the
     network. `seed` None: noise from the operating system's generator; a number: from a seeded one, in simulation only.
+    `pace`: of replies that take longer for some owners than for others.
     """
 
     folder: Path
@@ -38,12 +40,16 @@ class Phone:
     config: Config
     seed: tuple[int, ...] | None = None
     durable: bool = True
+    pace: Pace = field(default_factory=Pace)
 
     def answer(self, request: SumRequest, tensors: Tensors) -> npt.NDArray[np.uint32]:
         """This phone's encoded vector; the same request gets the same bytes and is charged once.
 
         Raises PrivacyError when the phone declines.
         """
+        return self.pace.reply(lambda: self._answer(request, tensors))
+
+    def _answer(self, request: SumRequest, tensors: Tensors) -> npt.NDArray[np.uint32]:
         if self.config.privacy.sums != "plain":
             raise PrivacyError("the sum is not masked: declined")
         spec = request.sum.spec()
@@ -57,6 +63,11 @@ class Phone:
 
         The sum is charged once, when the masked vector leaves. Raises PrivacyError when the phone declines.
         """
+        if request.step != MASKING:  # takes the same time for every owner
+            return self._masked(request, tensors)
+        return self.pace.reply(lambda: self._masked(request, tensors))
+
+    def _masked(self, request: MaskedRequest, tensors: Tensors) -> npt.NDArray[np.uint8]:
         terms, spec, insisted = request.terms(), request.sum.spec(), self.config.privacy.corrupted
         self._check_promises(spec)
         if terms.corrupted < insisted:
@@ -79,12 +90,15 @@ class Phone:
     def deliver(self, request: DeliverRequest, tensors: Tensors) -> int | None:
         """Take what the server offers and personalise; returns the cluster when the server asks for it.
 
-        Raises WireError when the offer does not fit this phone's base model, PrivacyError when the server asks for the
-        cluster of a phone that was configured to slice for itself.
+        What of it is not done when the reply is due is done with the next vector. Raises WireError when the offer does
+        not fit this phone's base model, PrivacyError when the server asks for the cluster of a phone that was
+        configured to slice for itself.
         """
         if (request.mode == "plan") != (self.config.delivery.mode == "plan"):
             raise PrivacyError(f"delivery is by {request.mode}, must be by {self.config.delivery.mode}: declined")
-        return self.learner().deliver(request, tensors)
+        named = request.mode == "choose"
+        rest = None if named else lambda: self.learner().finish()
+        return self.pace.reply(lambda: self.learner().accept(request, tensors), rest)
 
     def _check_promises(self, spec: SumSpec) -> None:
         """What this phone was configured to insist on, whatever the server asks."""

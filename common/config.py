@@ -169,6 +169,14 @@ class Delivery(Section):
         "which the server then knows, and fetches that cluster's submodel.",
     )
     plans: bool = Field(True, description="Phones receive the clusters' plans; false: they select from the base alone.")
+    answer_seconds: float = Field(
+        60.0,
+        ge=0,
+        le=86_400,
+        description="Devices: a reply that would take longer for some owners than for others (to a delivery, or with a "
+        "vector) leaves so many seconds after its request came. Above what the slowest phone takes: it logs when it "
+        "takes longer. 0 = at once; simulated phones reply at once.",
+    )
 
     @model_validator(mode="after")
     def _plans(self) -> Self:
@@ -323,8 +331,8 @@ class Config(Section):
 
     @property
     def digest(self) -> str:
-        """SHA-256 (hex) of all values."""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+        """SHA-256 (hex) of all values but one that is for phones alone and changes no result."""
+        return hashlib.sha256(self.model_dump_json(exclude={"delivery": {"answer_seconds"}}).encode()).hexdigest()
 
     def marks(self, simulated: bool) -> list[str]:
         """What every output of the run must say of it."""
