@@ -55,17 +55,23 @@ class Status:
     stored: dict[str, int]
 
 
-def open_ledger(folder: Path, privacy: Privacy, clock: Callable[[], float] = time.time) -> Ledger:
-    """The ledger in a phone's folder under the phone's own settings. Raises StateError unless it is a phone's folder:
-    none is made here.
+def open_ledger(
+    folder: Path, privacy: Privacy, clock: Callable[[], float] = time.time, *, make: bool = False
+) -> Ledger:
+    """The ledger in a phone's folder under the phone's own settings. Raises StateError unless it is a phone's folder.
+
+    `make`: a folder that is missing or empty becomes one, as with the phone's first answer.
     """
     path = folder / DATABASE
-    if not path.is_file():
+    if make and not path.exists() and not (folder.exists() and any(folder.iterdir())):
+        folder.mkdir(parents=True, exist_ok=True)
+    elif path.is_file():
+        _require_phone(path)
+    else:
         raise StateError(
             f"{folder} is no phone's folder, or the phone has not answered yet: it holds no {DATABASE}; "
             "give the `folder` of the node's configuration"
         )
-    _require_phone(path)
     budget = privacy.epsilon if privacy.noise else math.inf
     return Ledger(
         path,

@@ -29,7 +29,7 @@ from common.messages import (
 from common.privacy import plausible
 from common.privacy.sums import PlainAggregator, SumSpec
 from common.wire import pack, unpack
-from server.masked import Early, Masking, Take, Tensors, masked_sum
+from server.masked import Early, Lost, Masking, Take, Tensors, masked_sum
 
 OnReply = Callable[[int, int], None]
 Content = Callable[[int], RecordDict]
@@ -85,8 +85,8 @@ class Courier:
     def sum(
         self, round: int, kind: Any, spec: SumSpec, tensors: Tensors, nodes: Iterable[int]
     ) -> tuple[NDArray[Any], Tally]:
-        """The decoded sum [length]. Raises PrivacyError when fewer phones answer than the sum needs, or when honest
-        ones cannot have made it.
+        """The decoded sum [length]. Raises Lost when fewer phones answer than the sum needs, or when honest ones cannot
+        have made it.
         """
         digest = digest_of(tensors)
         asked = {
@@ -101,7 +101,10 @@ class Courier:
         else:
             terms = {"dropout": self.masking.dropout, "corrupted": self.masking.corrupted, "tensors": digest}
             total, tally = self._masked({**asked, **terms}, self.masking, tensors, list(nodes))
-        plausible.check(total, spec, tally.replies)
+        try:
+            plausible.check(total, spec, tally.replies)
+        except PrivacyError as error:
+            raise Lost("discarded", str(error)) from None
         return total, tally
 
     def _masked(
@@ -142,7 +145,10 @@ class Courier:
 
         waiting = dict.fromkeys(nodes, request)
         tally = self._exchange("query.sum", waiting, lambda node: packed, take, enough=spec.cohort)
-        return aggregator.finish(), tally
+        try:
+            return aggregator.finish(), tally
+        except PrivacyError as error:
+            raise Lost("late", str(error)) from None
 
     def deliver(self, request: DeliverRequest, tensors: Tensors, nodes: Iterable[int]) -> tuple[dict[int, int], Tally]:
         """Clusters that phones named, by node (mode `choose` alone), and how the delivery went."""

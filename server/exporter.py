@@ -14,9 +14,10 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, get_args
 from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import CollectorRegistry, start_http_server
@@ -31,7 +32,8 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from common.errors import ConfigError, StateError
-from common.messages import REASONS
+from common.messages import REASONS, Kind
+from server.journal import LOST
 from server.snapshot import FILE, OTHER, Snapshot, read
 
 PORT = 9464
@@ -146,6 +148,14 @@ def _metrics(snapshot: Snapshot, now: float) -> Iterable[Metric]:
     replies = _folded(snapshot.replies, REPLIES)
     yield _counters("replies", "Requests to phones by what became of them.", "result", replies)
     yield _counters("refused_replies", "Refused replies by reason.", "reason", _folded(snapshot.refused, REASONS))
+
+    lost = CounterMetricFamily(
+        "fedcaptor_lost_sums", "Sums that came to nothing, by kind and reason.", labels=["sum", "reason"]
+    )
+    counts: dict[tuple[str, str], int] = {(part.sum, part.reason): part.count for part in snapshot.lost}
+    for labels in product(get_args(Kind), LOST):
+        lost.add_metric(labels, counts.get(labels, 0))
+    yield lost
 
     epsilon = math.inf if snapshot.epsilon is None else snapshot.epsilon
     yield _gauge("privacy_epsilon", "Epsilon spent so far, +Inf when noise is off.", epsilon)

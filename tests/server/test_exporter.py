@@ -19,6 +19,7 @@ from common.errors import ConfigError, StateError
 from common.messages import REASONS
 from server import snapshot as snapshots
 from server.exporter import serve
+from server.journal import LOST
 from server.snapshot import FILE, Cluster, Fleet, Rounds, RoundSeconds, Snapshot, read, write
 
 RUN = "ab" * 32
@@ -37,6 +38,7 @@ def make(**changes):
         "round_seconds": RoundSeconds.of([0.2, 4.0, 100_000.0]),
         "replies": {"ok": 70, "dropped": 3, "refused": 2, "lost": 4},
         "refused": {"nan": 1, "invented": 1},
+        "lost": [{"sum": "usage", "reason": "late", "count": 2}],
         "epsilon": 1.5,
         "epsilon_server": 2.5,
         "delta": 1e-6,
@@ -97,6 +99,8 @@ def test_a_scrape_gives_the_snapshots_figures(exporter, tmp_path):
     assert found[("fedcaptor_refused_replies_total", ("reason", "nan"))] == 1
     assert found[("fedcaptor_refused_replies_total", ("reason", "other"))] == 1
     assert found[("fedcaptor_refused_replies_total", ("reason", "replayed"))] == 0
+    assert found[("fedcaptor_lost_sums_total", ("reason", "late"), ("sum", "usage"))] == 2
+    assert found[("fedcaptor_lost_sums_total", ("reason", "discarded"), ("sum", "scores"))] == 0
     assert found[("fedcaptor_privacy_epsilon",)] == 1.5
     assert found[("fedcaptor_privacy_server_epsilon",)] == 2.5
     assert found[("fedcaptor_privacy_delta",)] == 1e-6
@@ -120,9 +124,12 @@ def test_labels_are_few_and_name_no_device(exporter, tmp_path):
         for label, value in pairs:
             labels.setdefault(label, set()).add(value)
             assert label != "run" or name == "fedcaptor_run_info"
-    assert set(labels) == {"run", "status", "mark", "stage", "cluster", "result", "reason", "le"}
+    assert set(labels) == {"run", "status", "mark", "stage", "cluster", "result", "reason", "sum", "le"}
     assert labels["cluster"] == set(names)
-    assert labels["reason"] == {*REASONS, "other"}
+    assert labels["reason"] == {*REASONS, "other", *LOST}
+    assert labels["sum"] == {"usage", "scores", "outcome"}
+    with pytest.raises(ValidationError, match="reason"):
+        make(lost=[{"sum": "usage", "reason": "phone 17", "count": 1}])
     with pytest.raises(ValidationError, match="cluster"):
         make(clusters=[{"cluster": "32", "phones": 1}])
     with pytest.raises(ValidationError, match="once only"):

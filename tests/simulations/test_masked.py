@@ -28,7 +28,7 @@ from common.secure import messages
 from common.secure.messages import MASKING, STEPS
 from common.wire import pack, unpack
 from server.collect import Courier
-from server.masked import Masking
+from server.masked import Lost, Masking
 from simulations.local_grid import FIRST_NODE, LocalGrid, VirtualClock
 
 RUN = "a" * 64
@@ -191,8 +191,9 @@ def test_too_few_phones_before_any_vector_was_sent_is_free_and_tried_again(
 
 def test_too_few_vectors_are_an_error_and_the_next_try_works(world: World, tmp_path: Path) -> None:
     world.lost = lambda request, number: number < 4 and request.step == MASKING
-    with pytest.raises(PrivacyError, match="1-usage-0: secure sum: 8 survivors, at least 10 needed: wait longer"):
+    with pytest.raises(Lost, match="1-usage-0: secure sum: 8 survivors, at least 10 needed: wait longer") as lost:
         world.sum(NOISY)
+    assert lost.value.reason == "late"
     assert (world.tries, world.charges()) == (1, [0] * 4 + [1] * 8)
     world.lost = never
     total, _ = world.sum(NOISY)
@@ -209,14 +210,16 @@ def test_a_phone_that_does_not_clip_spoils_a_sum_that_is_then_discarded(
         return honest(phone, request, tensors) + np.uint32(1000 * SPEC.scale * (phone.folder.name == "3"))
 
     monkeypatch.setattr(Phone, "_encoded", encoded)
-    with pytest.raises(PrivacyError, match=r"1-usage-0: norm 22\d\d.* the sum is discarded"):
+    with pytest.raises(Lost, match=r"1-usage-0: norm 22\d\d.* the sum is discarded") as lost:
         world.sum(NOISY)
+    assert lost.value.reason == "discarded"
 
 
 def test_attempts_end(world: World) -> None:
     world.lost = lambda request, number: number < 4
-    with pytest.raises(PrivacyError, match="8 phones on the list of keys, must be 10 to 12: ask more phones"):
+    with pytest.raises(Lost, match="8 phones on the list of keys, must be 10 to 12: ask more phones") as lost:
         world.sum()
+    assert lost.value.reason == "early"
     assert world.tries == 2
     assert not any((world.folder / str(number) / "phone.db").exists() for number in range(4))
 
