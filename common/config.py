@@ -17,6 +17,8 @@ Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Ratio = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 MAX_TIERS = 8
+SMALL_COHORTS = "small cohorts"
+"""The mark of a run whose sums may be of few phones."""
 TIER_NAME = r"^[a-z0-9][a-z0-9_-]{0,31}$"
 
 
@@ -274,7 +276,11 @@ class Faults(Section):
 
 
 class Testing(Section):
-    small_cohorts: bool = Field(False, description="Lifts the floor of 20 under `min_cohort`; marked in every output.")
+    small_cohorts: bool = Field(
+        False,
+        description="Lifts the floor of 20 under `min_cohort`; marked in every output, "
+        "and not served by an exporter that other machines can reach.",
+    )
 
 
 class Tier(Section):
@@ -342,7 +348,7 @@ class Config(Section):
         if not self.privacy.noise:
             marks.append("noise off")
         if self.testing.small_cohorts:
-            marks.append("small cohorts")
+            marks.append(SMALL_COHORTS)
         return marks
 
 

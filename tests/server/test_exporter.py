@@ -15,14 +15,21 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from pydantic import ValidationError
 
+from common.config import load_config
 from common.errors import ConfigError, StateError
 from common.messages import REASONS
+from server import exporter as exporters
 from server import snapshot as snapshots
-from server.exporter import serve
+from server.exporter import SnapshotCollector, serve
 from server.journal import LOST
 from server.snapshot import FILE, Cluster, Fleet, Rounds, RoundSeconds, Snapshot, read, write
 
 RUN = "ab" * 32
+
+
+class Nothing:
+    def collect(self):
+        return []
 
 
 def make(**changes):
@@ -113,6 +120,32 @@ def test_noise_off_is_an_infinite_epsilon(exporter, tmp_path):
         found = scrape(exporter)
         assert found[("fedcaptor_privacy_epsilon",)] == math.inf
         assert found[("fedcaptor_privacy_noise_enabled",)] == 0
+
+
+@pytest.mark.parametrize("public", [False, True])
+def test_small_cohorts_are_served_on_loopback_alone(public, tmp_path, caplog):
+    """Public addresses are not bound here: a collector is told of them by `serve`."""
+    marks = load_config(None, ["testing.small_cohorts=true"]).marks(simulated=False)
+    write(tmp_path / FILE, make(marks=marks))
+    served = {metric.name for metric in SnapshotCollector(tmp_path, public).collect()}
+    assert ("fedcaptor_phones" in served) == (not public)
+    assert "fedcaptor_snapshot_readable" in served
+    assert ("bind the exporter to 127.0.0.1" in caplog.text) == public
+    write(tmp_path / FILE, make(marks=["noise off"]))
+    assert "fedcaptor_phones" in {metric.name for metric in SnapshotCollector(tmp_path, public).collect()}
+
+
+@pytest.mark.parametrize(("host", "public"), [("127.0.0.1", False), ("::1", False), ("0.0.0.0", True), ("::", True)])
+def test_the_collector_is_told_whether_other_machines_read_it(host, public, tmp_path, monkeypatch):
+    def no_server(port, addr, registry):
+        raise OSError(99, "not bound in tests")
+
+    told = []
+    monkeypatch.setattr(exporters, "start_http_server", no_server)
+    monkeypatch.setattr(exporters, "SnapshotCollector", lambda directory, public: told.append(public) or Nothing())
+    with pytest.raises(ConfigError, match="not bound"):
+        serve(tmp_path, host)
+    assert told == [public]
 
 
 def test_labels_are_few_and_name_no_device(exporter, tmp_path):
