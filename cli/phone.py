@@ -44,7 +44,10 @@ def status(folder: Folder, config: Settings = None, as_json: AsJson = False) -> 
 
 @app.command()
 def off(folder: Folder, config: Settings = None) -> None:
-    """Decline every request from now on; the server learns `declined`, as when the budget is spent."""
+    """Decline every request from now on; the server learns `declined`, as when the budget is spent.
+
+    A phone that has not answered yet can be switched off too: a missing or empty folder becomes its own.
+    """
     _switch(folder, config, False)
 
 
@@ -85,9 +88,11 @@ def _switch(folder: Path, config: Path | None, answering: bool) -> None:
     from client.folder import open_ledger
     from common.config import load_config
 
-    with open_ledger(folder, load_config(config).privacy) as ledger:
+    new = not folder.exists() or not any(folder.iterdir())
+    with open_ledger(folder, load_config(config).privacy, make=not answering) as ledger:
         ledger.on() if answering else ledger.off()
-    Console().print(f"answers are {'on' if answering else 'off'}", highlight=False)
+    made = f": {folder} was empty, it must be the `folder` of the node's configuration" if new else ""
+    Console().print(f"answers are {'on' if answering else 'off'}{made}", highlight=False, soft_wrap=True)
 
 
 def _finite(value: object) -> object:

@@ -1,20 +1,22 @@
-"""Flower's view of a phone: messages in, messages out. All that is decided is decided in `client.phone`."""
+"""Flower's view of a phone: messages in, messages out. All that is decided is decided in `client.phone`.
+
+On a device Flower starts a process for every message, and most need no network: torch, which takes seconds and half a
+gigabyte, is imported where an answer needs it.
+"""
 
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable
-from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from client.images import FolderFeed, MappedFeed
 from client.ledger import DECLINED
+from client.pace import Pace
 from client.phone import Phone
 from common.config import Config, load_config
 from common.errors import ConfigError, PrivacyError, WireError
@@ -29,8 +31,11 @@ from common.messages import (
     SumRequest,
 )
 from common.tiers import as_tier, drawn
-from common.torch_engine.base import BaseModel
 from common.wire import pack, unpack
+
+if TYPE_CHECKING:
+    from client.learner import Learner
+    from common.torch_engine.base import BaseModel
 
 logger = logging.getLogger(__name__)
 
@@ -96,32 +101,19 @@ def _tells_nothing(handler: Handler) -> Handler:
     return answer
 
 
-@lru_cache(maxsize=2)
-def load_base(weights: Path, name: str, input_shape: tuple[int, int, int]) -> BaseModel:
-    """The base model, loaded once a process."""
-    torch.set_num_threads(1)  # results do not depend on the machine's cores, and phones run side by side
-    return BaseModel.load(weights, name, input_shape)
-
-
-_thread = threading.local()
-
-
-def _of_this_thread(base: BaseModel) -> BaseModel:
-    """The same base model with a network of the calling thread's own: hooks live on it, phones answer side by side."""
-    if getattr(_thread, "origin", None) is not base:
-        torch.set_num_threads(1)  # holds for the calling thread
-        _thread.origin, _thread.own = base, replace(base, module=base.rebuild(base.state))
-    own: BaseModel = _thread.own
-    return own
-
-
 def simulated_phone(directory: Path, config: Config, base: BaseModel, number: int) -> Phone:
     """Phone `number` (`partition-id`) of a simulated population in `directory`."""
-    feed = MappedFeed(directory / "population", number)
     folder = directory / "phones" / f"{number:06d}"
     tier = drawn(config, number)
-    config = config if tier is None else as_tier(config, tier.name)
-    return Phone(folder, _of_this_thread(base), feed, config, seed=(config.run.seed, number), durable=False)
+    own = config if tier is None else as_tier(config, tier.name)
+
+    def learner() -> Learner:
+        from client.engine import of_this_thread
+        from client.learner import Learner
+
+        return Learner(folder, of_this_thread(base), MappedFeed(directory / "population", number), own, durable=False)
+
+    return Phone(folder, learner, own, seed=(config.run.seed, number), durable=False)
 
 
 def device_phone(context: Context) -> Phone:
@@ -138,7 +130,7 @@ def device_phone(context: Context) -> Phone:
     shape = node["input-shape"].split("x")
     if len(shape) != 3 or not all(n.isdecimal() for n in shape):
         raise ConfigError(f'input-shape is {node["input-shape"]!r}, must be channels, height and width: "1x28x28"')
-    base = load_base(Path(node["weights"]), node["model"], (int(shape[0]), int(shape[1]), int(shape[2])))
+    channels, height, width = map(int, shape)
     config = load_config(Path(node["config"]))
     if config.privacy.sums == "plain":
         raise ConfigError('privacy.sums is "plain", real phones mask theirs: set it to "masked", or to "local"')
@@ -146,7 +138,15 @@ def device_phone(context: Context) -> Phone:
         names = ", ".join(tier.name for tier in config.tiers)
         raise ConfigError(f"the phone's tier is not given: start the node with --node-config 'tier=\"…\"', of {names}")
     config = as_tier(config, node["tier"]) if node.get("tier") else config
-    return Phone(Path(node["folder"]), base, FolderFeed(Path(node["images"])), config)
+
+    def learner() -> Learner:
+        from client.engine import load_base
+        from client.learner import Learner
+
+        base = load_base(Path(node["weights"]), node["model"], (channels, height, width))
+        return Learner(Path(node["folder"]), base, FolderFeed(Path(node["images"])), config)
+
+    return Phone(Path(node["folder"]), learner, config, pace=Pace(config.delivery.answer_seconds))
 
 
 app = make_app(device_phone)

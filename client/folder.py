@@ -9,19 +9,21 @@ import math
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from client.ledger import Ledger
 from common.config import Privacy
 from common.errors import StateError
+from common.files import clear_leftovers
 from common.privacy.accounting import PERIOD_DAYS
 
 DATABASE = "phone.db"
 OUTCOME_FILE = "outcome.json"
 SUBMODEL_FILE = "submodel.safetensors"
 CLUSTER_FILE = "cluster.safetensors"
+DELIVERY_FILE = "delivery.safetensors"
 IDENTITY_FILE = "identity.key"
 
 CONTENTS = {
@@ -29,11 +31,13 @@ CONTENTS = {
     OUTCOME_FILE: "own classes and figures of the last personalisation",
     SUBMODEL_FILE: "own submodel",
     CLUSTER_FILE: "the cluster's submodel",
+    DELIVERY_FILE: "delivery that is not worked in yet",
     IDENTITY_FILE: "key that signs in masked sums",
 }
 """What a phone keeps, by file."""
 
-_ERASED = (OUTCOME_FILE, SUBMODEL_FILE, CLUSTER_FILE, IDENTITY_FILE)  # the note first: it names the classes
+# The note first: it names the classes.
+_ERASED = (OUTCOME_FILE, SUBMODEL_FILE, CLUSTER_FILE, DELIVERY_FILE, IDENTITY_FILE)
 
 
 @dataclass(frozen=True)
@@ -51,17 +55,23 @@ class Status:
     stored: dict[str, int]
 
 
-def open_ledger(folder: Path, privacy: Privacy, clock: Callable[[], float] = time.time) -> Ledger:
-    """The ledger in a phone's folder under the phone's own settings. Raises StateError unless it is a phone's folder:
-    none is made here.
+def open_ledger(
+    folder: Path, privacy: Privacy, clock: Callable[[], float] = time.time, *, make: bool = False
+) -> Ledger:
+    """The ledger in a phone's folder under the phone's own settings. Raises StateError unless it is a phone's folder.
+
+    `make`: a folder that is missing or empty becomes one, as with the phone's first answer.
     """
     path = folder / DATABASE
-    if not path.is_file():
+    if make and not path.exists() and not (folder.exists() and any(folder.iterdir())):
+        folder.mkdir(parents=True, exist_ok=True)
+    elif path.is_file():
+        _require_phone(path)
+    else:
         raise StateError(
             f"{folder} is no phone's folder, or the phone has not answered yet: it holds no {DATABASE}; "
             "give the `folder` of the node's configuration"
         )
-    _require_phone(path)
     budget = privacy.epsilon if privacy.noise else math.inf
     return Ledger(
         path,
@@ -91,17 +101,12 @@ def erase(folder: Path, privacy: Privacy) -> list[str]:
     with open_ledger(folder, privacy) as ledger:
         ledger.erase()
     erased = []
-    for path in _kept_files(folder):
-        path.unlink(missing_ok=True)
-        erased.append(path.name)
-    return erased
-
-
-def _kept_files(folder: Path) -> Iterator[Path]:
     for name in _ERASED:
         if (folder / name).is_file():
-            yield folder / name
-        yield from sorted(folder.glob(f".{name}.*.tmp"))  # `common.files.replacing`, killed in between
+            (folder / name).unlink(missing_ok=True)
+            erased.append(name)
+        erased += [path.name for path in clear_leftovers(folder / name)]
+    return erased
 
 
 def _require_phone(path: Path) -> None:

@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from client.folder import IDENTITY_FILE
 from common.errors import StateError
-from common.files import replacing
+from common.files import clear_leftovers, replacing
 
 _BYTES = 32
 
@@ -19,6 +19,7 @@ def identity(folder: Path, random: Callable[[int], bytes] = os.urandom) -> Ed255
     """The Ed25519 key in `folder`, 32 raw bytes of mode 0600. Raises StateError when the file holds something else."""
     path = folder / IDENTITY_FILE
     if not path.exists():
+        clear_leftovers(path)
         with replacing(path) as temporary:
             handle = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
             with os.fdopen(handle, "wb") as file:

@@ -14,7 +14,7 @@ from client.fallback import Models, whole
 from client.folder import CLUSTER_FILE, OUTCOME_FILE, SUBMODEL_FILE
 from client.personal import Personalised
 from common.errors import StateError
-from common.files import replacing
+from common.files import clear_leftovers, replacing
 from common.plan import Plan
 from common.torch_engine.base import BaseModel, Submodel
 from common.torch_engine.network import load_state, save_state
@@ -22,11 +22,13 @@ from common.torch_engine.network import load_state, save_state
 
 def keep(folder: Path, result: Personalised, larger: Submodel | None, base_fetches: int) -> None:
     """The submodels first, then the note that names their digests: after a kill in between they do not fit each other,
-    and the phone is without a submodel until it personalises again.
+    and the phone is without a submodel until it personalises again, which clears what the kill left.
 
     `larger`: the cluster's submodel, where it answers what the own one is unsure of. `base_fetches`: how often the
     full model was downloaded again.
     """
+    for name in (SUBMODEL_FILE, CLUSTER_FILE, OUTCOME_FILE):
+        clear_leftovers(folder / name)
     note: dict[str, Any] = {
         "kind": result.kind,
         "classes": result.classes.tolist(),

@@ -17,6 +17,8 @@ Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Ratio = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 MAX_TIERS = 8
+SMALL_COHORTS = "small cohorts"
+"""The mark of a run whose sums may be of few phones."""
 TIER_NAME = r"^[a-z0-9][a-z0-9_-]{0,31}$"
 
 
@@ -169,6 +171,14 @@ class Delivery(Section):
         "which the server then knows, and fetches that cluster's submodel.",
     )
     plans: bool = Field(True, description="Phones receive the clusters' plans; false: they select from the base alone.")
+    answer_seconds: float = Field(
+        60.0,
+        ge=0,
+        le=86_400,
+        description="Devices: a reply that would take longer for some owners than for others (to a delivery, or with a "
+        "vector) leaves so many seconds after its request came. Above what the slowest phone takes: it logs when it "
+        "takes longer. 0 = at once; simulated phones reply at once.",
+    )
 
     @model_validator(mode="after")
     def _plans(self) -> Self:
@@ -274,7 +284,11 @@ class Faults(Section):
 
 
 class Testing(Section):
-    small_cohorts: bool = Field(False, description="Lifts the floor of 20 under `min_cohort`; marked in every output.")
+    small_cohorts: bool = Field(
+        False,
+        description="Lifts the floor of 20 under `min_cohort`; marked in every output, "
+        "and not served by an exporter that other machines can reach.",
+    )
 
 
 class Tier(Section):
@@ -331,8 +345,8 @@ class Config(Section):
 
     @property
     def digest(self) -> str:
-        """SHA-256 (hex) of all values."""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+        """SHA-256 (hex) of all values but one that is for phones alone and changes no result."""
+        return hashlib.sha256(self.model_dump_json(exclude={"delivery": {"answer_seconds"}}).encode()).hexdigest()
 
     def marks(self, simulated: bool) -> list[str]:
         """What every output of the run must say of it."""
@@ -342,7 +356,7 @@ class Config(Section):
         if not self.privacy.noise:
             marks.append("noise off")
         if self.testing.small_cohorts:
-            marks.append("small cohorts")
+            marks.append(SMALL_COHORTS)
         return marks
 
 

@@ -18,3 +18,14 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def clear_leftovers(path: Path) -> list[Path]:
+    """Delete what processes that were killed while they replaced `path` left beside it; returns what was there.
+
+    For files that one process alone writes: the temporary file of another writer would go too.
+    """
+    found = sorted(path.parent.glob(f".{path.name}.*.tmp"))
+    for temporary in found:
+        temporary.unlink(missing_ok=True)
+    return found

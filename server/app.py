@@ -56,6 +56,11 @@ class Settings:
             raise ConfigError("privacy.noise is false, real phones need noise: set it to true")
         if config.privacy.sums == "plain":
             raise ConfigError('privacy.sums is "plain", real phones mask theirs: set it to "masked", or to "local"')
+        if config.delivery.answer_seconds >= config.rounds.deadline:
+            raise ConfigError(
+                f"delivery.answer_seconds is {config.delivery.answer_seconds:g}, no phone would answer within "
+                f"rounds.deadline, {config.rounds.deadline:g}: lower it or raise the deadline"
+            )
         weights = str(run_config.get("weights", "")) or config.model.weights
         if not weights:
             raise ConfigError("weights is empty: give the base model's file, written by `fedcaptor train`")

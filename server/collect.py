@@ -32,7 +32,7 @@ from common.privacy import plausible
 from common.privacy.local import Bits, LocalSpec
 from common.privacy.sums import PlainAggregator, SumSpec
 from common.wire import pack, unpack
-from server.masked import Early, Masking, Take, Tensors, masked_sum
+from server.masked import Early, Lost, Masking, Take, Tensors, masked_sum
 
 OnReply = Callable[[int, int], None]
 Content = Callable[[int], RecordDict]
@@ -88,8 +88,8 @@ class Courier:
     def sum(
         self, round: int, kind: Any, spec: SumSpec, tensors: Tensors, nodes: Iterable[int]
     ) -> tuple[NDArray[Any], Tally]:
-        """The decoded sum [length]. Raises PrivacyError when fewer phones answer than the sum needs, or when honest
-        ones cannot have made it.
+        """The decoded sum [length]. Raises Lost when fewer phones answer than the sum needs, or when honest ones cannot
+        have made it.
         """
         digest = digest_of(tensors)
         asked = {
@@ -104,7 +104,10 @@ class Courier:
         else:
             terms = {"dropout": self.masking.dropout, "corrupted": self.masking.corrupted, "tensors": digest}
             total, tally = self._masked({**asked, **terms}, self.masking, tensors, list(nodes))
-        plausible.check(total, spec, tally.replies)
+        try:
+            plausible.check(total, spec, tally.replies)
+        except PrivacyError as error:
+            raise Lost("discarded", str(error)) from None
         return total, tally
 
     def _masked(
@@ -145,7 +148,10 @@ class Courier:
 
         waiting = dict.fromkeys(nodes, request)
         tally = self._exchange("query.sum", waiting, lambda node: packed, take, enough=spec.cohort)
-        return aggregator.finish(), tally
+        try:
+            return aggregator.finish(), tally
+        except PrivacyError as error:
+            raise Lost("late", str(error)) from None
 
     def answers(self, round: int, spec: LocalSpec, nodes: Iterable[int], add: Callable[[Bits], None]) -> Tally:
         """Hand every phone's own answer to `add`, which raises PrivacyError on one that no phone can have drawn."""

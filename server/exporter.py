@@ -14,9 +14,10 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, get_args
 from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import CollectorRegistry, start_http_server
@@ -30,8 +31,10 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
+from common.config import SMALL_COHORTS
 from common.errors import ConfigError, StateError
-from common.messages import REASONS
+from common.messages import REASONS, Kind
+from server.journal import LOST
 from server.snapshot import FILE, OTHER, Snapshot, read
 
 PORT = 9464
@@ -42,10 +45,13 @@ logger = logging.getLogger(__name__)
 
 
 class SnapshotCollector(Collector):
-    """Metrics of the snapshot in `directory`. A missing or damaged one leaves `fedcaptor_snapshot_readable` 0 alone."""
+    """Metrics of the snapshot in `directory`. A missing or damaged one leaves `fedcaptor_snapshot_readable` 0 alone.
 
-    def __init__(self, directory: Path) -> None:
-        self._path = directory / FILE
+    So does one of small cohorts where other machines read it (`public`).
+    """
+
+    def __init__(self, directory: Path, public: bool = False) -> None:
+        self._path, self._public = directory / FILE, public
         self._problem: str | None = None
 
     def collect(self) -> Iterable[Metric]:
@@ -54,6 +60,9 @@ class SnapshotCollector(Collector):
         problem: str | None = None
         try:
             snapshot = read(self._path)
+            if self._public and SMALL_COHORTS in snapshot.marks:
+                snapshot = None
+                problem = "a run of small cohorts is not served to other machines: bind the exporter to 127.0.0.1"
         except StateError as error:
             problem = str(error)
         if problem is not None and problem != self._problem:
@@ -147,6 +156,14 @@ def _metrics(snapshot: Snapshot, now: float) -> Iterable[Metric]:
     yield _counters("replies", "Requests to phones by what became of them.", "result", replies)
     yield _counters("refused_replies", "Refused replies by reason.", "reason", _folded(snapshot.refused, REASONS))
 
+    lost = CounterMetricFamily(
+        "fedcaptor_lost_sums", "Sums that came to nothing, by kind and reason.", labels=["sum", "reason"]
+    )
+    counts: dict[tuple[str, str], int] = {(part.sum, part.reason): part.count for part in snapshot.lost}
+    for labels in product(get_args(Kind), LOST):
+        lost.add_metric(labels, counts.get(labels, 0))
+    yield lost
+
     epsilon = math.inf if snapshot.epsilon is None else snapshot.epsilon
     yield _gauge("privacy_epsilon", "Epsilon spent so far, +Inf when noise is off.", epsilon)
     cheated = math.inf if snapshot.epsilon_server is None else snapshot.epsilon_server
@@ -200,7 +217,7 @@ def serve(directory: Path, host: str = "127.0.0.1", port: int = PORT) -> Exporte
     if not 0 <= port <= 65535:
         raise ConfigError(f"the exporter's port is {port}, must lie in 0..65535: give another one")
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(SnapshotCollector(directory))
+    registry.register(SnapshotCollector(directory, public=not _is_loopback(host)))
     try:
         server, thread = start_http_server(port, addr=host, registry=registry)
     except OSError as error:

@@ -28,6 +28,7 @@ from server.budget import Step, SumBudget, steps
 from server.catalogue import Catalogue
 from server.collect import Courier, Tally
 from server.journal import Journal, Result
+from server.masked import Lost
 from server.painting import Visualisation
 from server.planning import ClusterPlan, Reference, plan_cluster
 from server.submodels import deliver_submodels
@@ -125,7 +126,11 @@ class Flow:
 
         def compute() -> Result:
             nodes = self._cohort(spec.cohort, spec.digest)
-            total, tally = self._courier.sum(step.round, step.kind, spec, tensors, nodes)
+            try:
+                total, tally = self._courier.sum(step.round, step.kind, spec, tensors, nodes)
+            except Lost as lost:
+                self.journal.lose(step.round, step.name, lost.reason)
+                raise
             self._refuse(step.round, step.name, tally)
             return {"tally": tally.as_dict()}, {"total": total}
 

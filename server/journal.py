@@ -7,7 +7,8 @@ import hashlib
 import json
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,15 @@ from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from common.errors import StateError
 from common.messages import REASONS
 
+LOST: Mapping[str, str] = MappingProxyType(
+    {
+        "early": "too few phones before any vector was sent: charged to nobody",
+        "late": "too few phones afterwards: charged to those that sent one",
+        "discarded": "honest phones cannot have made it: charged to all in it",
+    }
+)
+"""Why a sum came to nothing, by the code that counts it."""
+
 Result = tuple[dict[str, Any], dict[str, NDArray[Any]]]
 
 _metadata = MetaData()
@@ -58,6 +68,14 @@ _phases = Table(
 )
 _refused = Table(
     "refused",
+    _metadata,
+    Column("round", Integer, primary_key=True, autoincrement=False),
+    Column("phase", String(64), primary_key=True),
+    Column("reason", String(32), primary_key=True),
+    Column("count", Integer, nullable=False),
+)
+_lost = Table(
+    "lost",
     _metadata,
     Column("round", Integer, primary_key=True, autoincrement=False),
     Column("phase", String(64), primary_key=True),
@@ -162,6 +180,17 @@ class Journal:
         with self._engine.connect() as connection:
             return {reason: int(count) for reason, count in connection.execute(query)}
 
+    def lose(self, round: int, name: str, reason: str) -> None:
+        """Count a sum of phase `name` that came to nothing, by one of `LOST`; stored at once, as its phase is not."""
+        with self._engine.begin() as connection:
+            _count(connection, _lost, {"round": round, "phase": name, "reason": reason}, 1)
+
+    def lost(self) -> dict[tuple[str, str], int]:
+        """Sums that came to nothing, by phase and reason."""
+        query = select(_lost.c.phase, _lost.c.reason, func.sum(_lost.c.count)).group_by(_lost.c.phase, _lost.c.reason)
+        with self._engine.connect() as connection:
+            return {(phase, reason): int(count) for phase, reason, count in connection.execute(query)}
+
     def seconds(self) -> dict[tuple[int, str], float]:
         """Duration of every finished phase by (round, phase)."""
         with self._engine.connect() as connection:
@@ -179,8 +208,11 @@ class Journal:
     def _flush(self, connection: Connection, round: int, name: str) -> None:
         for (at, phase, reason), count in self._pending.items():
             if (at, phase) == (round, name):
-                values = {"round": at, "phase": phase, "reason": reason}
-                where = (_refused.c.round == at, _refused.c.phase == phase, _refused.c.reason == reason)
-                added = connection.execute(update(_refused).where(*where).values(count=_refused.c.count + count))
-                if added.rowcount == 0:
-                    connection.execute(insert(_refused).values(**values, count=count))
+                _count(connection, _refused, {"round": at, "phase": phase, "reason": reason}, count)
+
+
+def _count(connection: Connection, table: Table, keys: Mapping[str, Any], count: int) -> None:
+    """Add to a row's count, which begins at 0."""
+    found = update(table).where(*(table.c[name] == value for name, value in keys.items()))
+    if connection.execute(found.values(count=table.c.count + count)).rowcount == 0:
+        connection.execute(insert(table).values(**keys, count=count))

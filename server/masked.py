@@ -47,7 +47,7 @@ def masked_sum(
 ) -> tuple[NDArray[np.float64], int]:
     """The decoded sum [length] and how many vectors are in it. `exchange` asks all nodes of one step.
 
-    Raises PrivacyError when too few phones are left after a step, `Early` while no vector was sent.
+    Raises Lost when too few phones are left after a step, `Early` while no vector was sent.
     """
     server = ServerSum(request.terms(), list(nodes))
     for number in range(STEPS):
@@ -61,12 +61,24 @@ def masked_sum(
         try:
             server.advance()
         except PrivacyError as error:
-            raise (Early if number < MASKING else PrivacyError)(f"{request.sum.name}: {error}") from None
+            text = f"{request.sum.name}: {error}"
+            raise (Early(text) if number < MASKING else Lost("late", text)) from None
     return decode(server.result(), request.sum.spec()), server.survivors
 
 
-class Early(PrivacyError):
+class Lost(PrivacyError):
+    """A sum that came to nothing. `reason`: one of `journal.LOST`."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+
+class Early(Lost):
     """A masked sum that ended before any vector was sent: asking anew costs no phone anything."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__("early", detail)
 
 
 def _taker(server: ServerSum) -> Take:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +13,7 @@ import numpy as np
 from common import statistics
 from server import snapshot
 from server.flow import Flow
-from server.snapshot import Cluster, Fleet, Rounds, RoundSeconds, Snapshot
+from server.snapshot import Cluster, Fleet, LostSums, Rounds, RoundSeconds, Snapshot
 
 Status = Literal["running", "ended", "failed"]
 
@@ -65,12 +66,21 @@ def snapshot_of(flow: Flow, run: str, weights_bytes: int, status: Status, simula
         round_seconds=RoundSeconds.of(finished),
         replies={"ok": replies["replies"], "dropped": replies["dropped"], "refused": sum(refused.values())},
         refused=refused,
+        lost=tuple(_lost(flow)),
         epsilon=flow.epsilon,
         epsilon_server=flow.epsilon_server,
         delta=flow.config.privacy.spent_delta,
         simulated=simulated,
         marks=tuple(flow.config.marks(simulated)),
     )
+
+
+def _lost(flow: Flow) -> list[LostSums]:
+    """By kind of sum: a phase's number in its round is left out, so that labels stay few."""
+    counts: Counter[tuple[str, str]] = Counter()
+    for (phase, reason), count in flow.journal.lost().items():
+        counts[phase.rsplit("-", 1)[0], reason] += count
+    return [LostSums.model_validate({"sum": s, "reason": r, "count": n}) for (s, r), n in sorted(counts.items())]
 
 
 def outcome_means(fleet: Any) -> dict[str, float] | None:

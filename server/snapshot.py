@@ -16,7 +16,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from common.errors import StateError
 from common.files import replacing
-from common.messages import Digest
+from common.messages import Digest, Kind
 
 FILE = "snapshot.json"
 MAX_BYTES = 1 << 20
@@ -102,6 +102,14 @@ class RoundSeconds(_Part):
         return self
 
 
+class LostSums(_Part):
+    """Sums of one kind that came to nothing for one reason."""
+
+    sum: Kind
+    reason: Literal["early", "late", "discarded"]
+    count: Count
+
+
 class Snapshot(_Part):
     """What the exporter serves. `epsilon` None: noise is off; `epsilon_server`: towards a server that cheats.
     `updated`: unix seconds.
@@ -119,6 +127,7 @@ class Snapshot(_Part):
     round_seconds: RoundSeconds = Field(default_factory=lambda: RoundSeconds.of(()))
     replies: Annotated[dict[Code, Count], Field(max_length=16)] = Field(default_factory=dict)
     refused: Annotated[dict[Code, Count], Field(max_length=32)] = Field(default_factory=dict)
+    lost: Annotated[tuple[LostSums, ...], Field(max_length=16)] = ()
     epsilon: Annotated[Annotated[float, Field(ge=0)] | None, BeforeValidator(_known)]
     epsilon_server: Annotated[Annotated[float, Field(ge=0)] | None, BeforeValidator(_known)] = None
     delta: Annotated[float, Field(ge=0, le=1)]

@@ -19,7 +19,8 @@ import numpy as np
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from client.app import load_base, make_app, simulated_phone
+from client.app import make_app, simulated_phone
+from client.engine import load_base
 from client.phone import Phone
 from common.assets import asset, checkout
 from common.config import Config, load_config, parse

@@ -7,6 +7,7 @@ import json
 import math
 import sqlite3
 import sys
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +99,21 @@ def test_a_phone_that_is_off_declines_until_it_is_on(folder: Path) -> None:
     answer(folder, 1)
 
 
+@pytest.mark.parametrize("there", [False, True])
+def test_a_phone_can_be_off_before_its_first_answer(there: bool, tmp_path: Path) -> None:
+    folder = tmp_path / "apps" / "own"
+    if there:
+        folder.mkdir(parents=True)
+    said = run("off", "--folder", str(folder))
+    assert said.startswith("answers are off")
+    assert f"{folder} was empty" in said
+    assert (folder / "phone.db").stat().st_mode & 0o777 == 0o600
+    with pytest.raises(PrivacyError, match="switched off"):
+        answer(folder, 1)
+    assert run("on", "--folder", str(folder)) == "answers are on\n"
+    answer(folder, 1)
+
+
 def test_erasing_leaves_the_charges_and_what_is_not_the_phones(folder: Path) -> None:
     before = at(folder, 1e9)
     said = json.loads(run("erase", "--folder", str(folder), "--yes", "--json"))
@@ -119,8 +135,13 @@ def test_erasing_asks_first(folder: Path) -> None:
     assert not any((folder / name).exists() for name in FILES)
 
 
-@pytest.mark.parametrize("command", ["status", "off", "on", "erase"])
-@pytest.mark.parametrize("wrong", ["missing", "empty", "other"])
+@pytest.mark.parametrize(
+    ("command", "wrong"),
+    [
+        *product(["status", "on", "erase"], ["missing", "empty", "other", "album"]),
+        *product(["off"], ["other", "album"]),
+    ],
+)
 def test_another_folder_is_refused_and_left_as_it_was(
     command: str, wrong: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -131,6 +152,8 @@ def test_another_folder_is_refused_and_left_as_it_was(
         connection = sqlite3.connect(place / "phone.db")
         connection.execute("CREATE TABLE contacts (name TEXT)")
         connection.close()
+    if wrong == "album":
+        (place / "cat.jpg").write_bytes(b"cat")
     before = {path.name: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     monkeypatch.setattr(sys, "argv", ["fedcaptor", "phone", command, "--folder", str(place)])
     with pytest.raises(SystemExit) as ended:

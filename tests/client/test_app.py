@@ -79,20 +79,21 @@ def test_the_server_learns_that_a_phone_declined_and_never_why(kind, error):
     assert not any("birthday" in text or "owner" in text for _, text in chain)
 
 
-def node_of(tmp_path, sums):
-    (tmp_path / "config.toml").write_text(f'[privacy]\nsums = "{sums}"')
+def node_of(folder, text):
+    """A node's configuration whose TOML file holds `text`."""
+    (folder / "config.toml").write_text(text)
     return {
-        "folder": str(tmp_path),
-        "images": str(tmp_path),
+        "folder": str(folder),
+        "images": str(folder),
         "weights": str(SHIPPED),
         "model": "small-cnn",
         "input-shape": "1x28x28",
-        "config": str(tmp_path / "config.toml"),
+        "config": str(folder / "config.toml"),
     }
 
 
 def test_plain_sums_are_refused_on_devices_and_by_their_server(tmp_path):
-    node = node_of(tmp_path, "plain")
+    node = node_of(tmp_path, '[privacy]\nsums = "plain"')
     with pytest.raises(ConfigError, match=r'privacy\.sums is "plain", real phones mask theirs'):
         device_phone(Context(1, 1, node, RecordDict(), {}))
     with pytest.raises(ConfigError, match=r'privacy\.sums is "plain", real phones mask theirs'):
@@ -100,8 +101,16 @@ def test_plain_sums_are_refused_on_devices_and_by_their_server(tmp_path):
 
 
 def test_devices_may_answer_by_themselves(tmp_path):
-    node = node_of(tmp_path, "local")
+    node = node_of(tmp_path, '[privacy]\nsums = "local"')
     phone = device_phone(Context(1, 1, node, RecordDict(), {}))
     assert (phone.config.privacy.sums, phone.seed) == ("local", None)
     run = {"config": node["config"], "folder": str(tmp_path), "weights": str(SHIPPED)}
     assert Settings.of(run).config.privacy.sums == "local"
+
+
+def test_devices_reply_at_a_fixed_time_that_their_server_waits_for(tmp_path):
+    phone = device_phone(Context(1, 1, node_of(tmp_path, "[delivery]\nanswer_seconds = 99"), RecordDict(), {}))
+    assert phone.pace.seconds == 99
+    node = node_of(tmp_path, "[rounds]\ndeadline = 60")
+    with pytest.raises(ConfigError, match=r"answer_seconds is 60, no phone would answer within rounds\.deadline, 60"):
+        Settings.of({"config": node["config"], "folder": str(tmp_path)})

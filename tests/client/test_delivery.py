@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,10 +13,14 @@ import pytest
 from numpy.typing import NDArray
 
 from client.fallback import ABSTAINED, Models, answer, whole
+from client.folder import DELIVERY_FILE
 from client.from_cluster import personalise_from_cluster
 from client.kept import holds_full, read_models, read_outcome
+from client.learner import Learner
+from client.offer import read_offer
+from client.pace import Pace
 from client.personal import Offer
-from client.phone import Phone, read_offer
+from client.phone import Phone
 from client.usage import UsageLog
 from common import statistics
 from common.config import Config, parse
@@ -25,6 +31,7 @@ from common.torch_engine.base import BaseModel, Submodel
 from common.torch_engine.network import save_state
 from common.torch_engine.prune import prune
 from common.torch_engine.submodel_file import digest, encode
+from simulations.local_grid import VirtualClock
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -98,8 +105,9 @@ def delivery(base: BaseModel, cluster: Submodel, mode: str, round: int = 1) -> t
     return DeliverRequest(run="a" * 64, round=round, request="b" * 64, mode=mode, **names), tensors  # type: ignore[arg-type]
 
 
-def phone(folder: Path, base: BaseModel, settings: Config, feed: Feed | None = None) -> Phone:
-    return Phone(folder, base, feed or Feed(), settings, seed=(1,), durable=False)
+def phone(folder: Path, base: BaseModel, settings: Config, feed: Feed | None = None, pace: Pace | None = None) -> Phone:
+    learner = Learner(folder, base, feed or Feed(), settings, durable=False)
+    return Phone(folder, lambda: learner, settings, seed=(1,), durable=False, pace=pace or Pace())
 
 
 @pytest.mark.parametrize("mode", ["plan", "submodel"])
@@ -210,10 +218,10 @@ def test_unanswered_and_escalated_images_show_that_habits_changed(
     one = phone(tmp_path, base, config("submodel", fallback, half_life=20.0), Feed(drifted=2))
     one.deliver(*delivery(base, cluster, "submodel", 1))
     note = read_outcome(tmp_path)
-    before = one._usage(1)
-    after = one._usage(2)
+    before = one.learner().usage(1)
+    after = one.learner().usage(2)
     assert after[OWN].sum() < before[OWN].sum() - 0.1
-    with one._log() as log:
+    with one.learner()._log() as log:
         assert log.drift() > 0
     assert after.sum() == pytest.approx(1)
     assert read_outcome(tmp_path) == note
@@ -225,8 +233,8 @@ def test_a_part_of_what_the_cluster_answered_counts_for_classes_that_it_lacks(
     one = phone(tmp_path, base, config("submodel", "cluster"))
     one.deliver(*delivery(base, cluster, "submodel", 1))
     nothing = np.full(40, -1, dtype=np.int16)
-    shares, labels = one._seen(2, np.zeros(tiny.CLASSES), nothing)
-    given = answer(base, read_models(tmp_path, base, "cluster"), one.config.fallback, one.feed.use(2))
+    shares, labels = one.learner()._seen(2, np.zeros(tiny.CLASSES), nothing)
+    given = answer(base, read_models(tmp_path, base, "cluster"), one.config.fallback, one.learner().feed.use(2))
     assert given.escalated.any()
     assert not given.escalated.all()
     np.testing.assert_array_equal(labels, given.labels)
@@ -238,11 +246,68 @@ def test_a_part_of_what_the_cluster_answered_counts_for_classes_that_it_lacks(
 def test_corrections_name_what_nobody_answered(tmp_path: Path, base: BaseModel, cluster: Submodel) -> None:
     one = phone(tmp_path, base, config("submodel", "abstain", half_life=20.0), Feed(drifted=2, correct=True))
     one.deliver(*delivery(base, cluster, "submodel", 1))
-    one._usage(1)
-    after = one._usage(2)
-    with one._log() as log:
+    one.learner().usage(1)
+    after = one.learner().usage(2)
+    with one.learner()._log() as log:
         assert log.drift() > one.config.usage.drift
     assert after[[2, 5]].sum() > 0.5
+
+
+def test_replies_leave_at_the_same_time_whether_habits_changed_or_not(
+    tmp_path: Path, base: BaseModel, cluster: Submodel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Round 1 personalises, round 2 does not, round 3 does again; it takes 30 seconds."""
+    clock, worked = VirtualClock(), []
+    personalise, pace = Learner._personalise, Pace(60.0, clock.time, clock.sleep)
+
+    def slowly(learner: Learner, request: DeliverRequest, *rest: Any) -> None:
+        personalise(learner, request, *rest)
+        clock.sleep(30)
+        worked.append(request.round)
+
+    monkeypatch.setattr(Learner, "_personalise", slowly)
+    one = phone(tmp_path, base, config("plan", "kept_full", half_life=20.0), Feed(drifted=3), pace)
+    replies = []
+    for round in (1, 2, 3):
+        replies.append((one.deliver(*delivery(base, cluster, "plan", round)), clock.now))
+    assert replies == [(None, 60), (None, 120), (None, 180)]
+    assert worked == [1, 3]
+
+
+def test_what_was_not_done_when_the_reply_was_due_is_done_with_the_next_vector(
+    tmp_path: Path,
+    base: BaseModel,
+    cluster: Submodel,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    replied, given_up = threading.Event(), threading.Event()
+
+    def endless(learner: Learner, *offer: Any) -> None:
+        assert replied.wait(60)
+        given_up.set()
+        raise OSError("the process ends")
+
+    one = phone(tmp_path, base, config("plan", "kept_full"), pace=Pace(0.5))
+    with monkeypatch.context() as patched:
+        patched.setattr(Learner, "_personalise", endless)
+        assert one.deliver(*delivery(base, cluster, "plan")) is None
+        replied.set()
+        assert given_up.wait(60)
+    assert "raise it" in caplog.text
+    assert (tmp_path / DELIVERY_FILE).exists()
+    assert read_outcome(tmp_path) is None
+
+    (tmp_path / DELIVERY_FILE).write_bytes(cut := (whole_file := (tmp_path / DELIVERY_FILE).read_bytes())[:99])
+    learner = one.learner()
+    ask: Any = SimpleNamespace(round=1, kind="outcome")
+    assert not learner.vector(ask, {"centroids": np.eye(2, tiny.CLASSES)}).any()
+    assert "is damaged" in caplog.text
+    assert (tmp_path / DELIVERY_FILE).read_bytes() == cut
+    (tmp_path / DELIVERY_FILE).write_bytes(whole_file)
+    assert learner.vector(ask, {"centroids": np.eye(2, tiny.CLASSES)}).any()
+    assert read_outcome(tmp_path) is not None
+    assert not (tmp_path / DELIVERY_FILE).exists()
 
 
 class Killed(Exception):
@@ -262,11 +327,22 @@ def test_a_phone_killed_before_its_mark_personalises_again(
         with pytest.raises(Killed):
             one.deliver(*delivery(base, cluster, "plan"))
     note = tmp_path / "outcome.json"
+    assert (tmp_path / DELIVERY_FILE).exists()
     first = note.stat().st_mtime_ns
     one.deliver(*delivery(base, cluster, "plan"))
     second = note.stat().st_mtime_ns
     one.deliver(*delivery(base, cluster, "plan"))
     assert first < second == note.stat().st_mtime_ns
+
+
+def test_a_personalisation_clears_what_a_kill_left_of_an_earlier_one(
+    tmp_path: Path, base: BaseModel, cluster: Submodel
+) -> None:
+    kept = {"cluster.safetensors", "outcome.json", "phone.db", "submodel.safetensors"}
+    for name in kept - {"phone.db"}:
+        (tmp_path / f".{name}.1.2.tmp").write_bytes(b"half")
+    phone(tmp_path, base, config("plan", "cluster")).deliver(*delivery(base, cluster, "plan"))
+    assert {path.name for path in tmp_path.iterdir()} == kept
 
 
 def test_a_submodel_that_is_not_the_note_s_is_not_used(tmp_path: Path, base: BaseModel, cluster: Submodel) -> None:

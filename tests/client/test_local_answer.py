@@ -150,15 +150,21 @@ def test_a_damaged_answer_is_not_sent(tmp_path, clock):
             ledger.local(SPEC, draws())
 
 
-class MeetsOne(Phone):
-    def _usage(self, round):
+class MeetsOne:
+    base = SimpleNamespace(groups=SimpleNamespace(classes=CLASSES))
+    waiting = True
+
+    def usage(self, round):
         return np.eye(CLASSES)[7]
+
+    def finish(self):
+        self.waiting = False
 
 
 def phone(folder, *settings, seed=None):
     config = load_config(None, ["privacy.sums=local", "privacy.epsilon=4", *settings])
-    base = SimpleNamespace(groups=SimpleNamespace(classes=CLASSES))
-    return MeetsOne(folder, base, None, config, seed, durable=False)
+    learner = MeetsOne()
+    return Phone(folder, lambda: learner, config, seed, durable=False)
 
 
 def asked(spec=SPEC, run=RUN, round=1):
@@ -174,6 +180,12 @@ def test_a_phone_sends_the_same_to_every_run_and_its_owner_sees_the_charge(tmp_p
     found = status(tmp_path, load_config(None, ["privacy.epsilon=4"]).privacy)
     assert found.answers == {"local": 1}
     assert found.epsilon == pytest.approx(SPEC.epsilon)
+
+
+def test_a_delivery_that_waits_is_finished_with_the_answer(tmp_path):
+    one = phone(tmp_path)
+    one.local(asked())
+    assert not one.learner().waiting
 
 
 def test_devices_draw_by_the_systems_randomness_and_simulations_by_a_seed(tmp_path):

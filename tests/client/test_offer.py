@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from client.phone import read_offer
+from client.offer import read_offer
 from common.errors import WireError
 from common.messages import DeliverRequest
 from common.plan import Plan

@@ -49,6 +49,8 @@ enabled = false
 enabled = false
 [personal]
 ladder = [0.3, 0.5, 0.8]
+[delivery]
+answer_seconds = 20
 [rounds]
 deadline = 120
 """

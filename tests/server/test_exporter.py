@@ -15,13 +15,21 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from pydantic import ValidationError
 
+from common.config import load_config
 from common.errors import ConfigError, StateError
 from common.messages import REASONS
+from server import exporter as exporters
 from server import snapshot as snapshots
-from server.exporter import serve
+from server.exporter import SnapshotCollector, serve
+from server.journal import LOST
 from server.snapshot import FILE, Cluster, Fleet, Rounds, RoundSeconds, Snapshot, read, write
 
 RUN = "ab" * 32
+
+
+class Nothing:
+    def collect(self):
+        return []
 
 
 def make(**changes):
@@ -37,6 +45,7 @@ def make(**changes):
         "round_seconds": RoundSeconds.of([0.2, 4.0, 100_000.0]),
         "replies": {"ok": 70, "dropped": 3, "refused": 2, "lost": 4},
         "refused": {"nan": 1, "invented": 1},
+        "lost": [{"sum": "usage", "reason": "late", "count": 2}],
         "epsilon": 1.5,
         "epsilon_server": 2.5,
         "delta": 1e-6,
@@ -97,6 +106,8 @@ def test_a_scrape_gives_the_snapshots_figures(exporter, tmp_path):
     assert found[("fedcaptor_refused_replies_total", ("reason", "nan"))] == 1
     assert found[("fedcaptor_refused_replies_total", ("reason", "other"))] == 1
     assert found[("fedcaptor_refused_replies_total", ("reason", "replayed"))] == 0
+    assert found[("fedcaptor_lost_sums_total", ("reason", "late"), ("sum", "usage"))] == 2
+    assert found[("fedcaptor_lost_sums_total", ("reason", "discarded"), ("sum", "scores"))] == 0
     assert found[("fedcaptor_privacy_epsilon",)] == 1.5
     assert found[("fedcaptor_privacy_server_epsilon",)] == 2.5
     assert found[("fedcaptor_privacy_delta",)] == 1e-6
@@ -111,6 +122,32 @@ def test_noise_off_is_an_infinite_epsilon(exporter, tmp_path):
         assert found[("fedcaptor_privacy_noise_enabled",)] == 0
 
 
+@pytest.mark.parametrize("public", [False, True])
+def test_small_cohorts_are_served_on_loopback_alone(public, tmp_path, caplog):
+    """Public addresses are not bound here: a collector is told of them by `serve`."""
+    marks = load_config(None, ["testing.small_cohorts=true"]).marks(simulated=False)
+    write(tmp_path / FILE, make(marks=marks))
+    served = {metric.name for metric in SnapshotCollector(tmp_path, public).collect()}
+    assert ("fedcaptor_phones" in served) == (not public)
+    assert "fedcaptor_snapshot_readable" in served
+    assert ("bind the exporter to 127.0.0.1" in caplog.text) == public
+    write(tmp_path / FILE, make(marks=["noise off"]))
+    assert "fedcaptor_phones" in {metric.name for metric in SnapshotCollector(tmp_path, public).collect()}
+
+
+@pytest.mark.parametrize(("host", "public"), [("127.0.0.1", False), ("::1", False), ("0.0.0.0", True), ("::", True)])
+def test_the_collector_is_told_whether_other_machines_read_it(host, public, tmp_path, monkeypatch):
+    def no_server(port, addr, registry):
+        raise OSError(99, "not bound in tests")
+
+    told = []
+    monkeypatch.setattr(exporters, "start_http_server", no_server)
+    monkeypatch.setattr(exporters, "SnapshotCollector", lambda directory, public: told.append(public) or Nothing())
+    with pytest.raises(ConfigError, match="not bound"):
+        serve(tmp_path, host)
+    assert told == [public]
+
+
 def test_labels_are_few_and_name_no_device(exporter, tmp_path):
     names = [str(n) for n in range(32)] + ["other"]
     clusters = [Cluster(cluster=name, phones=1, macs_ratio=0.5) for name in names]
@@ -120,9 +157,12 @@ def test_labels_are_few_and_name_no_device(exporter, tmp_path):
         for label, value in pairs:
             labels.setdefault(label, set()).add(value)
             assert label != "run" or name == "fedcaptor_run_info"
-    assert set(labels) == {"run", "status", "mark", "stage", "cluster", "result", "reason", "le"}
+    assert set(labels) == {"run", "status", "mark", "stage", "cluster", "result", "reason", "sum", "le"}
     assert labels["cluster"] == set(names)
-    assert labels["reason"] == {*REASONS, "other"}
+    assert labels["reason"] == {*REASONS, "other", *LOST}
+    assert labels["sum"] == {"usage", "scores", "outcome"}
+    with pytest.raises(ValidationError, match="reason"):
+        make(lost=[{"sum": "usage", "reason": "phone 17", "count": 1}])
     with pytest.raises(ValidationError, match="cluster"):
         make(clusters=[{"cluster": "32", "phones": 1}])
     with pytest.raises(ValidationError, match="once only"):

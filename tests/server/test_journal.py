@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sqlalchemy import create_engine, text
 
-from common.errors import StateError
+from common.errors import PrivacyError, StateError
 from server.journal import Journal
 
 DIGEST = "a" * 64
@@ -64,6 +64,23 @@ def test_refusals_are_stored_once_with_their_phase(url):
         journal.phase(1, "usage", compute)
     assert journal.refused(1) == {"nan": 2, "replayed": 1, "malformed": 1}
     assert journal.refused(2) == {}
+
+
+def test_lost_sums_are_counted_though_their_phase_is_not_stored(url):
+    journal = Journal(url, DIGEST)
+
+    def lose():
+        journal.lose(1, "usage-0", "late")
+        raise PrivacyError("too few")
+
+    for _ in range(2):
+        with pytest.raises(PrivacyError):
+            journal.phase(1, "usage-0", lose)
+    journal.lose(2, "usage-0", "late")
+    journal.lose(1, "scores-0", "discarded")
+    journal.phase(1, "usage-0", lambda: ({}, {}))
+    journal.close()
+    assert Journal(url, DIGEST).lost() == {("usage-0", "late"): 3, ("scores-0", "discarded"): 1}
 
 
 def test_another_configuration_is_refused(url):

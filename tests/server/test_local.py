@@ -7,6 +7,7 @@ import json
 import logging
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -122,9 +123,17 @@ def test_the_budget_is_one_answer_and_bounded_memory() -> None:
         load_config(None, ["privacy.sums=local", "privacy.noise=false"])
 
 
-class MeetsTwo(Phone):
-    def _usage(self, round: int) -> np.ndarray:
-        return np.bincount([int(self.folder.name), 39], minlength=CLASSES) / 2
+class MeetsTwo:
+    base = SimpleNamespace(groups=SimpleNamespace(classes=CLASSES))
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def usage(self, round: int) -> np.ndarray:
+        return np.bincount([self.number, 39], minlength=CLASSES) / 2
+
+    def finish(self) -> None:
+        pass
 
 
 class Fleet:
@@ -134,7 +143,6 @@ class Fleet:
         self.folder, self.config = folder, load_config(None, ["privacy.sums=local", "privacy.epsilon=1"])
         self.spoil: dict[int, np.ndarray] = {}
         self.silent: set[int] = set()
-        self.base = SimpleNamespace(groups=SimpleNamespace(classes=CLASSES))
         self._app, clock = make_app(self.phone_of), VirtualClock()
         grid = LocalGrid(self._answer, phones, clock=clock.time, sleep=clock.sleep)
         rounds = Rounds(deadline=10, poll=1, attempts=2)
@@ -142,8 +150,9 @@ class Fleet:
         self.nodes = [FIRST_NODE + n for n in range(phones)]
 
     def phone_of(self, context: Context) -> Phone:
-        folder = self.folder / str(context.node_config["partition-id"])
-        return MeetsTwo(folder, self.base, None, self.config, durable=False)  # type: ignore[arg-type]
+        number = int(context.node_config["partition-id"])
+        learner: Any = MeetsTwo(number)
+        return Phone(self.folder / str(number), lambda: learner, self.config, durable=False)
 
     def _answer(self, message: Message, context: Context) -> Message:
         number = int(context.node_config["partition-id"])

@@ -99,7 +99,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     def encoded(phone: Phone, request: SumRequest, tensors: Any) -> NDArray[np.uint32]:
         values = plain(phone, request, tensors)
         if phone.folder.name == f"{VICTIM:06d}":
-            sent.take(request.kind, request.sum.spec(), phone._vector(request, tensors), values)
+            sent.take(request.kind, request.sum.spec(), phone.learner().vector(request, tensors), values)
         return values
 
     handler = logging.StreamHandler(logs)

@@ -6,7 +6,7 @@ import sqlite3
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from common.secure import messages
 from common.secure.messages import MASKING, STEPS
 from common.wire import pack, unpack
 from server.collect import Courier
-from server.masked import Masking
+from server.masked import Lost, Masking
 from simulations.local_grid import FIRST_NODE, LocalGrid, VirtualClock
 
 RUN = "a" * 64
@@ -40,11 +40,14 @@ Fails = Callable[[MaskedRequest, int], bool]
 never: Fails = lambda request, number: False  # noqa: E731
 
 
-class FixedPhone(Phone):
-    """Its vector is its number, so a sum tells who is in it."""
+@dataclass
+class FixedLearner:
+    """Its vector is its phone's number, so a sum tells who is in it."""
 
-    def _vector(self, request: SumRequest, tensors: Any) -> np.ndarray:
-        return np.arange(LENGTH) / 8 + int(self.folder.name) / 64
+    number: int
+
+    def vector(self, request: SumRequest, tensors: Any) -> np.ndarray:
+        return np.arange(LENGTH) / 8 + self.number / 64
 
 
 class World:
@@ -70,7 +73,8 @@ class World:
     def phone(self, number: int, config: Config | None = None) -> Phone:
         """From what is in its folder: every message finds a phone that has just been started."""
         seed = (7, number) if self.seeded else None
-        return FixedPhone(self.folder / str(number), None, None, config or self.config, seed, durable=False)  # type: ignore[arg-type]
+        learner: Any = FixedLearner(number)
+        return Phone(self.folder / str(number), lambda: learner, config or self.config, seed, durable=False)
 
     def _answer(self, message: Message, context: Context) -> Message:
         number = int(context.node_config["partition-id"])
@@ -187,8 +191,9 @@ def test_too_few_phones_before_any_vector_was_sent_is_free_and_tried_again(
 
 def test_too_few_vectors_are_an_error_and_the_next_try_works(world: World, tmp_path: Path) -> None:
     world.lost = lambda request, number: number < 4 and request.step == MASKING
-    with pytest.raises(PrivacyError, match="1-usage-0: secure sum: 8 survivors, at least 10 needed: wait longer"):
+    with pytest.raises(Lost, match="1-usage-0: secure sum: 8 survivors, at least 10 needed: wait longer") as lost:
         world.sum(NOISY)
+    assert lost.value.reason == "late"
     assert (world.tries, world.charges()) == (1, [0] * 4 + [1] * 8)
     world.lost = never
     total, _ = world.sum(NOISY)
@@ -199,20 +204,22 @@ def test_too_few_vectors_are_an_error_and_the_next_try_works(world: World, tmp_p
 def test_a_phone_that_does_not_clip_spoils_a_sum_that_is_then_discarded(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest = FixedPhone._encoded
+    honest = Phone._encoded
 
     def encoded(phone: Phone, request: SumRequest, tensors: Any) -> np.ndarray:
         return honest(phone, request, tensors) + np.uint32(1000 * SPEC.scale * (phone.folder.name == "3"))
 
-    monkeypatch.setattr(FixedPhone, "_encoded", encoded)
-    with pytest.raises(PrivacyError, match=r"1-usage-0: norm 22\d\d.* the sum is discarded"):
+    monkeypatch.setattr(Phone, "_encoded", encoded)
+    with pytest.raises(Lost, match=r"1-usage-0: norm 22\d\d.* the sum is discarded") as lost:
         world.sum(NOISY)
+    assert lost.value.reason == "discarded"
 
 
 def test_attempts_end(world: World) -> None:
     world.lost = lambda request, number: number < 4
-    with pytest.raises(PrivacyError, match="8 phones on the list of keys, must be 10 to 12: ask more phones"):
+    with pytest.raises(Lost, match="8 phones on the list of keys, must be 10 to 12: ask more phones") as lost:
         world.sum()
+    assert lost.value.reason == "early"
     assert world.tries == 2
     assert not any((world.folder / str(number) / "phone.db").exists() for number in range(4))
 
@@ -357,9 +364,11 @@ def test_a_damaged_sum_in_progress_is_found(world: World) -> None:
 
 
 def test_the_identity_is_made_once_for_the_owners_eyes(tmp_path: Path) -> None:
+    (tmp_path / f".{IDENTITY_FILE}.1.2.tmp").write_bytes(b"half")
     first = identity(tmp_path).public_key().public_bytes_raw()
     assert identity(tmp_path).public_key().public_bytes_raw() == first
     assert (tmp_path / IDENTITY_FILE).stat().st_mode & 0o777 == 0o600
+    assert len(list(tmp_path.iterdir())) == 1
     (tmp_path / IDENTITY_FILE).write_bytes(b"short")
     with pytest.raises(StateError, match="has 5 bytes, must have 32"):
         identity(tmp_path)

@@ -1,0 +1,197 @@
+"""What a phone learns from its images, and the submodel that it makes of that: all of it that needs the network."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from client.fallback import answer
+from client.from_cluster import cluster_submodel, personalise_from_cluster
+from client.images import ImageFeed
+from client.kept import holds_full, keep, read_models, read_outcome
+from client.offer import Tensors, read_offer
+from client.personal import Offer, Personalised, personalise
+from client.usage import UsageLog
+from client.waiting import remove, store, waiting
+from common import statistics
+from common.config import Config
+from common.distances import class_shares
+from common.errors import WireError
+from common.messages import DeliverRequest, SumRequest
+from common.preference import pool
+from common.torch_engine.base import BaseModel
+from common.torch_engine.forward import logits, normalise, softmax
+from common.torch_engine.scores import normalised, taylor_scores
+
+logger = logging.getLogger(__name__)
+
+_DOUBT = 0.5  # part of an escalated image that may show a class which the cluster's submodel cannot name
+
+
+@dataclass(frozen=True, eq=False)
+class Learner:
+    """`folder`: the phone's own storage; `base`: the full model; `feed`: the phone's images."""
+
+    folder: Path
+    base: BaseModel
+    feed: ImageFeed
+    config: Config
+    durable: bool = True
+
+    def vector(self, request: SumRequest, tensors: Tensors) -> npt.NDArray[np.float64]:
+        """The phone's vector in a sum, before clipping and noise. Raises WireError on tensors that do not fit.
+
+        A delivery that still waits is worked in first.
+        """
+        try:
+            self.finish()
+        except Exception as error:
+            logger.warning("not personalised yet: %r", error)
+        usage, centroids = self.usage(request.round), tensors.get("centroids")
+        if centroids is not None and (centroids.ndim != 2 or centroids.shape[1] != len(usage)):
+            raise WireError("wrong_shape", f"centroids are {centroids.shape}, expected (K, {len(usage)})")
+        if request.kind == "usage":
+            if centroids is None:
+                return statistics.cooccurrence(usage)
+            return statistics.in_block(usage, statistics.nearest(usage, centroids), len(centroids))
+        if request.kind == "scores":
+            return self._scores(request.round, tensors)
+        if centroids is None:
+            raise WireError("missing_tensor", "an outcome sum needs centroids")
+        return statistics.in_block(self._outcome(), statistics.nearest(usage, centroids), len(centroids))
+
+    def _scores(self, round: int, tensors: Tensors) -> npt.NDArray[np.float64]:
+        groups = self.base.groups
+        filters = sum(g.channels for g in groups.prunable)
+        assignment = tensors.get("pool")
+        if assignment is None or assignment.shape != (filters,) or assignment.min(initial=0) < 0:
+            raise WireError("wrong_shape", f"pool must be [{filters}] and not negative")
+        images = self.feed.use(round)[: self.config.scores.images]
+        clusters = int(assignment.max()) + 1
+        if clusters > filters:
+            raise WireError("oversized", f"pool names {clusters} clusters of {filters} filters")
+        if len(images) == 0 or not holds_full(self.folder, self.config.fallback.mode):
+            return np.zeros(statistics.scores_length(groups, clusters))
+        x = normalise(images, self.base.mean, self.base.std)
+        predictions = logits(self.base.module, x).argmax(1)
+        scores = taylor_scores(self.base.module, groups, x, predictions)
+        pooled = statistics.unit_blocks(pool(normalised(scores), assignment, clusters), assignment, groups)
+        return statistics.scores_vector(pooled, scores.presence > 0, len(groups.prunable))
+
+    def _outcome(self) -> npt.NDArray[np.float64]:
+        """In the order of `statistics.OUTCOME`; zeros (nobody) before the first personalisation."""
+        note = read_outcome(self.folder)
+        if note is None:
+            return np.zeros(len(statistics.OUTCOME))
+        return np.array(
+            [
+                1.0,
+                note["agreement_cluster"],
+                note["agreement"],
+                note["macs"],
+                note["parameters"],
+                note["escalated"],
+                float(note["kind"] == "personal"),
+            ]
+        )
+
+    def accept(self, request: DeliverRequest, tensors: Tensors) -> int | None:
+        """Keep what the server offers until `finish`; returns the cluster when the server asks for it.
+
+        Raises WireError when the offer does not fit the base model.
+        """
+        offer = read_offer(request, tensors, self.base, self.config.personal.tier)
+        if request.mode == "choose":
+            if len(offer.centroids) == 0:
+                raise WireError("missing_tensor", "there is no centroid to choose")
+            return statistics.nearest(self.usage(request.round), offer.centroids)
+        store(self.folder, request, tensors, self.durable)
+        return None
+
+    def finish(self) -> None:
+        """Personalise with the delivery that waits, if any, unless habits have not drifted since the last time."""
+        found = waiting(self.folder)
+        if found is None:
+            return
+        request, tensors = found
+        self.usage(request.round)
+        with self._log() as log:
+            settled = read_outcome(self.folder) is not None and log.marked and log.drift() < self.config.usage.drift
+            counts = log.counts()
+        if not settled and counts.sum() > 0:
+            offer = read_offer(request, tensors, self.base, self.config.personal.tier)
+            self._personalise(request, offer, counts)
+            with self._log() as log:
+                log.mark()
+        remove(self.folder)
+
+    def _personalise(self, request: DeliverRequest, offer: Offer, counts: npt.NDArray[np.float64]) -> None:
+        """From the full model, or from the cluster's submodel where the phone is not to need the full one."""
+        mode, note = self.config.fallback.mode, read_outcome(self.folder)
+        use, check = self.feed.use(request.round), self.feed.check(request.round)
+        fetches = note["base_fetches"] if note else 0
+        result: Personalised
+        if offer.submodel is not None and mode != "kept_full":
+            result = personalise_from_cluster(
+                offer.submodel, offer, counts, use, check, self.config, seed=request.round
+            )
+        else:
+            fetches += not holds_full(self.folder, mode)
+            result = personalise(self.base, offer, counts, use, check, self.config, seed=request.round)
+        larger = offer.submodel
+        if mode == "cluster" and larger is None and result.submodel is not None:
+            larger = cluster_submodel(self.base, offer, result.cluster, use, self.config)
+        if offer.submodel is not None:
+            result = replace(result, cluster=request.clusters[0])
+        keep(self.folder, result, larger if mode == "cluster" and result.submodel is not None else None, fetches)
+
+    def _log(self) -> UsageLog:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return UsageLog(
+            self.folder / "phone.db", self.base.groups.classes, self.config.usage.half_life, durable=self.durable
+        )
+
+    def usage(self, round: int) -> npt.NDArray[np.float64]:
+        """Usage distribution, this round's images recorded once; all zeros for a phone that has seen nothing."""
+        with self._log() as log:
+            if log.last_day < round:
+                corrections = self.feed.corrections(round)
+                shares, labels = self._seen(round, log.counts(), corrections)
+                log.record_shares(shares, round)
+                for predicted, corrected in zip(labels, corrections, strict=True):
+                    if corrected >= 0 and corrected != predicted:
+                        log.correct(int(predicted), int(corrected))
+            return log.distribution() if log.counts().sum() > 0 else np.zeros(self.base.groups.classes)
+
+    def _seen(
+        self, round: int, counts: npt.NDArray[np.float64], corrections: npt.NDArray[np.int16]
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+        """What this round's images probably show [N, C], and the answers that they got [N].
+
+        By the full model's probabilities where the phone has it. Otherwise by its own answers. An escalated image is a
+        miss: the larger model's answer counts for a part, the classes that no model of the phone serves for the rest,
+        for all where nobody answered. A correction settles it.
+        """
+        if holds_full(self.folder, self.config.fallback.mode):
+            scores = self._scores_of(round)
+            memory = counts * min(1.0, len(scores) / max(float(counts.sum()), 1.0))
+            return class_shares(softmax(scores), memory), scores.argmax(1)
+        models = read_models(self.folder, self.base, self.config.fallback.mode)
+        given = answer(self.base, models, self.config.fallback, self.feed.use(round))
+        labels = np.where(given.labels < 0, corrections, given.labels)
+        unserved = np.ones(len(counts))
+        if len(models.served) < len(counts):
+            unserved[models.served] = 0
+        unknown = np.where(labels < 0, 1.0, _DOUBT * (given.escalated & (corrections < 0)))[:, None]
+        shares = (1 - unknown) * np.eye(len(counts))[labels] + unknown * unserved / unserved.sum()
+        return shares, labels
+
+    def _scores_of(self, round: int) -> npt.NDArray[np.float32]:
+        images = self.feed.use(round)
+        if len(images) == 0:
+            return np.zeros((0, self.base.groups.classes), dtype=np.float32)
+        return self.base.scores(images)

@@ -1,0 +1,70 @@
+"""What a delivery holds for one phone: checked against its digests and the phone's base model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from client.personal import Offer
+from common import statistics
+from common.errors import PlanError, WireError
+from common.groups import ChannelGroups
+from common.messages import DeliverRequest
+from common.plan import Plan
+from common.torch_engine.base import BaseModel, Submodel
+from common.torch_engine.submodel_file import decode
+from common.torch_engine.submodel_file import digest as file_digest
+
+Tensors = Mapping[str, npt.NDArray[Any]]
+
+
+def read_offer(request: DeliverRequest, tensors: Tensors, base: BaseModel, tier: str = "") -> Offer:
+    """The offer of a delivery to a phone of `tier`, every plan checked against its digest. Raises WireError when it
+    does not fit.
+    """
+    groups: ChannelGroups = base.groups
+    plans = []
+    for cluster, digest in zip(request.clusters, request.digests, strict=True):
+        packed = tensors.get(f"plan.{cluster}")
+        if packed is None:
+            continue
+        try:
+            plan = Plan.of(groups, statistics.unpack_plan(packed, groups))
+        except (PlanError, ValueError) as error:
+            raise WireError("wrong_shape", f"plan {cluster} is no plan of this model: {error}") from None
+        file = tensors.get(f"submodel.{cluster}")
+        if (plan.digest if file is None else file_digest(plan, file)) != digest:
+            raise WireError("wrong_digest", f"plan {cluster} or its submodel is not the one announced")
+        plans.append(plan)
+    if request.tiers and plans:
+        if tier not in request.tiers:
+            raise WireError("malformed", "no plan is for this phone's tier")
+        plans = plans[request.tiers.index(tier) :: len(request.tiers)]
+    many = request.mode != "submodel"
+    centroids = tensors.get("centroids", np.zeros((0, groups.classes)))
+    reference, labels = tensors.get("reference"), tensors.get("reference_labels")
+    if centroids.ndim != 2 or centroids.shape[1] != groups.classes or (many and plans and len(plans) != len(centroids)):
+        raise WireError("wrong_shape", f"centroids are {centroids.shape}, {len(plans)} plans, {groups.classes} classes")
+    if reference is not None:
+        channels, height, width = groups.input_shape
+        if reference.ndim != 4 or reference.shape[1:] != (height, width, channels):
+            raise WireError("wrong_shape", f"reference images are {reference.shape[1:]}")
+        if labels is None or labels.shape != (len(reference),):
+            raise WireError("wrong_shape", "reference images and labels differ in number")
+    offer = Offer(plans, centroids, reference, labels, tensors.get("preference"))
+    return offer if many else _with_submodel(offer, request, tensors, base)
+
+
+def _with_submodel(offer: Offer, request: DeliverRequest, tensors: Tensors, base: BaseModel) -> Offer:
+    """The offer of one cluster, its submodel read from the file. Raises WireError when it does not fit the plan."""
+    cluster = request.clusters[0] if len(request.clusters) == 1 else len(offer.centroids)
+    file = tensors.get(f"submodel.{cluster}")
+    if cluster >= len(offer.centroids) or file is None or len(offer.plans) != 1:
+        raise WireError("missing_tensor", "one plan, its submodel and its centroid are needed")
+    plan = offer.plans[0]
+    submodel = Submodel(base, plan, base.rebuild(decode(file, base.groups, plan)))
+    return replace(offer, centroids=offer.centroids[cluster : cluster + 1], submodel=submodel)

@@ -1,0 +1,53 @@
+"""The delivery that a phone accepted and has not made its submodel of yet: one file, which goes when that is done."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from client.folder import DELIVERY_FILE
+from common.errors import StateError
+from common.files import clear_leftovers, replacing
+from common.messages import DeliverRequest
+
+_REQUEST = "request"  # metadata key
+
+Tensors = Mapping[str, npt.NDArray[Any]]
+
+
+def store(folder: Path, request: DeliverRequest, tensors: Tensors, durable: bool = True) -> None:
+    """Keep a delivery in place of an earlier one; with `durable` it is there after a power cut too."""
+    path = folder / DELIVERY_FILE
+    folder.mkdir(parents=True, exist_ok=True)
+    clear_leftovers(path)
+    with replacing(path) as temporary:
+        arrays = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+        save_file(arrays, temporary, {_REQUEST: request.model_dump_json()})
+        if durable:
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+
+
+def waiting(folder: Path) -> tuple[DeliverRequest, dict[str, npt.NDArray[Any]]] | None:
+    """The delivery that is there, None when all were worked in. Raises StateError when the file is damaged."""
+    path = folder / DELIVERY_FILE
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, framework="np") as file:
+            request = DeliverRequest.model_validate_json((file.metadata() or {})[_REQUEST])
+            return request, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise StateError(f"{path} is damaged ({error}): delete it, the next delivery takes its place") from error
+
+
+def remove(folder: Path) -> None:
+    """The delivery was worked in."""
+    (folder / DELIVERY_FILE).unlink(missing_ok=True)

@@ -1,0 +1,50 @@
+"""Steps that need no network run without torch, as on a device, where each message starts a process."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+STEP = """
+import sys
+from pathlib import Path
+
+import numpy as np
+from flwr.app import Context, RecordDict
+
+from client.app import app
+from common.messages import MaskedReply, MaskedRequest, SumFields, digest_of
+from common.privacy.sums import SumSpec
+from common.secure.messages import Start
+from common.wire import pack, unpack
+from simulations.local_grid import LocalGrid
+
+assert "torch" not in sys.modules, "on import"
+folder = Path(sys.argv[1])
+(folder / "phone.toml").write_text("[privacy]\\nmin_cohort = 20")
+node = {name: str(folder / name) for name in ("own", "images", "weights")}
+node |= {"folder": node.pop("own"), "model": "small-cnn", "input-shape": "1x28x28"}
+node["config"] = str(folder / "phone.toml")
+spec = SumSpec("usage", 4, 1.0, 1000.0, 30.0, cohort=40, min_survivors=30, min_cohort=20)
+request = MaskedRequest(
+    run="a" * 64, round=1, request="b" * 64, kind="usage", sum=SumFields.of(spec), attempt="0" * 32,
+    tensors=digest_of({}), dropout=0.1, corrupted=0.05,
+)
+start = np.frombuffer(Start().to_bytes(request.terms().binding), np.uint8)
+grid = LocalGrid(app, 1, node_config=node)
+message = grid.create_message(pack(request, {"secure": start}), "query.masked", 1001, "g")
+(reply,) = grid.send_and_receive([message])
+header, tensors = unpack(reply.content, MaskedReply)
+assert header.step == 0 and len(tensors["secure"]) > 160
+assert "torch" not in sys.modules, "on a step of keys"
+"""
+
+
+def test_the_first_step_of_a_masked_sum_needs_neither_torch_nor_weights(tmp_path: Path) -> None:
+    """There are no weights in the folder at all."""
+    done = subprocess.run(
+        [sys.executable, "-c", STEP, tmp_path], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "own" / "phone.db").exists()
