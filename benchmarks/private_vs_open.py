@@ -22,7 +22,8 @@ from common.errors import ConfigError
 @dataclass(frozen=True)
 class Design:
     """What all rows have in common: `drawn` phones a seed, of which smaller populations are the first; the first
-    `judged` of them are judged in all, `personal` of these with the personal step.
+    `judged` of them are judged in all rows, whether their answers were in the sums or not, the first `personal` with
+    the personal step.
     """
 
     drawn: int
@@ -137,10 +138,8 @@ def command(
     phones: Annotated[str, typer.Option(help="Populations; the smaller are the first phones of the largest.")] = "100",
     seeds: Annotated[str, typer.Option(help="Seeds: 0..2 or 0,5,7. Phones, images and noise follow from them.")] = "0",
     min_cohort: Annotated[int, typer.Option(min=20, help="privacy.min_cohort.")] = 20,
-    judged: Annotated[
-        int, typer.Option(min=1, help="Phones whose cluster's submodel is judged, the same in all.")
-    ] = 40,
-    personal: Annotated[int, typer.Option(min=0, help="Of these, phones that personalise, a CPU second each.")] = 8,
+    judged: Annotated[int, typer.Option(min=1, help="Phones whose cluster's submodel is judged, alike in all.")] = 100,
+    personal: Annotated[int, typer.Option(min=0, help="Phones that personalise too, a CPU second each.")] = 6,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start the file anew.")] = False,
 ) -> None:
     """What the noise of differential privacy costs, by ε and population: accuracy and MACs of what phones get.
@@ -153,10 +152,9 @@ def command(
     --json benchmarks/results/private_vs_open.json
     """
     values, sizes, draws = budgets(epsilons), numbers(phones), numbers(seeds)
-    if personal > judged or judged > min(sizes):
+    if max(personal, judged) > max(sizes):
         raise ConfigError(
-            f"personal {personal}, judged {judged} and the smallest population {min(sizes)} must be in rising order: "
-            "lower --personal or --judged"
+            f"personal {personal} and judged {judged} must be at most the largest population {max(sizes)}: lower them"
         )
     design = Design(max(sizes), min_cohort, judged, personal)
     options: dict[str, str | int | float | None] = {

@@ -29,14 +29,15 @@ INTRODUCTION = """\
 {data} images, {model}; δ = {delta:g}, cohorts of at least {min_cohort}, {corrupted:g} of the phones allowed to side
 with the server. ε is that of a whole run. All of a population answer every sum; sums hold the very vectors, clipped,
 rotated and quantised, and the noise that masked ones would (masks cancel to the bit), but no message is sent. Of each
-seed {drawn} phones are drawn, smaller populations are the first of these.
+seed {drawn:,} phones are drawn, smaller populations are the first of these.
 
-Judged on own classes' test images, which the simulator alone reads: the first {judged} phones of each seed, the same
-for every ε and population. *Cluster's submodel*: what the server made for the cluster that a phone finds nearest, all
-its classes allowed; *own classes alone*: its answers limited to what the phone takes for its owner's. It is no phone's
-last model: *personal* is, after the personal step with what it leaves to the full model (*effective MACs*), on the
-first {personal} of the judged. *Centroid error*: Jensen-Shannon divergence of the nearest published centroid from the
-one without noise, mean over phones. ± is the standard deviation over seeds, of differences within seeds."""
+Judged on own classes' test images, which the simulator alone reads: the first {judged:,} phones of each seed, the same
+for every ε and population; those that a smaller population does not have only fetch what it led to. *Cluster's
+submodel*: what the server made for the cluster that a phone finds nearest, all its classes allowed; *own classes
+alone*: its answers limited to what the phone takes for its owner's. It is no phone's last model: *personal* is, after
+the personal step, with what it leaves to the full model (*effective MACs*), on the first {personal} phones. *Centroid
+error*: Jensen-Shannon divergence of the nearest published centroid from the one without noise, mean over phones. ± is
+the standard deviation over seeds, of differences within seeds."""
 
 
 def render(record: Record) -> Section:

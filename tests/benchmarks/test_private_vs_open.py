@@ -74,5 +74,5 @@ def test_budgets_are_read():
 
 
 def test_more_judges_than_phones_are_refused(tmp_path):
-    with pytest.raises(ConfigError, match="judged 200 and the smallest population 100"):
+    with pytest.raises(ConfigError, match="judged 200 must be at most the largest population 100"):
         command(tmp_path / "rows.json", phones="100", judged=200, personal=0, min_cohort=20)
