@@ -145,8 +145,8 @@ def command(
     """What the noise of differential privacy costs, by ε and population: accuracy and MACs of what phones get.
 
     Sums hold the very vectors and noise that masked ones would; the phones' answers are worked out once and their noise
-    is drawn together, so that ten thousand phones take seconds. A row takes some 10 to 20 CPU seconds, most of
-    it in planning submodels and the personal step. Ctrl-C stops it, the same command goes on.
+    is drawn together, so that ten thousand phones take seconds. A row takes 20 to 50 CPU seconds, most of them in
+    planning a submodel for each cluster; a seed's first row a minute more. Ctrl-C stops it, the same command goes on.
 
     Example: python -m benchmarks private_vs_open --epsilons inf,8,4,2,1 --phones 100,1000,10000 --seeds 0,1,2
     --json benchmarks/results/private_vs_open.json
