@@ -122,6 +122,8 @@ def _verdicts(rows: Sequence[Row], epsilon: float, phones: int) -> list[str]:
         if lost:
             spread = Spread.of(lost)
             word = "within" if spread.mean >= -MARGIN else "**not within**"
+            if word == "within" and spread.mean - spread.half_width < -MARGIN:
+                word = "on average within, these seeds do not rule out more than"
             least, ratio = Spread.of([min(lost)]).text(100, 2, sign=True), Spread.of(compute).text(100, 2, sign=True)
             lines.append(
                 f"- **ε = {epsilon:g}, {phones:,} phones, {name}**: {spread.text(100, 2, sign=True)} points against no "

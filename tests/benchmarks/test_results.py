@@ -109,6 +109,7 @@ def test_what_is_told_from_zero():
     assert Spread(-2.5, 1.0, 3).told_from_zero
     assert not Spread(2.45, 1.0, 3).told_from_zero
     assert not Spread.of([5.0]).told_from_zero
+    assert Spread(9.0, 1.0, 3).half_width == pytest.approx(4.303 / math.sqrt(3), abs=1e-3)
 
 
 def test_table_by_hand():
