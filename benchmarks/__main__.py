@@ -9,7 +9,18 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from benchmarks import fallback, federation, gradients, lite0, local_privacy, phone, pruning, secure_sum, slicing
+from benchmarks import (
+    fallback,
+    federation,
+    gradients,
+    lite0,
+    local_privacy,
+    phone,
+    private_vs_open,
+    pruning,
+    secure_sum,
+    slicing,
+)
 from benchmarks.memory import memory
 from benchmarks.moments import moments
 from common.errors import FedcaptorError
@@ -30,6 +41,7 @@ app.command("local_privacy")(local_privacy.command)
 app.command("memory")(memory)
 app.command("moments")(moments)
 app.command("phone")(phone.command)
+app.command("private_vs_open")(private_vs_open.command)
 app.command("pruning")(pruning.command)
 app.command("secure_sum")(secure_sum.command)
 app.command("slicing")(slicing.command)

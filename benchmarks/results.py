@@ -6,7 +6,17 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from benchmarks.charts import draw
-from benchmarks.pages import fallback, federation, gradients, local_privacy, phone, pruning, secure_sum, slicing
+from benchmarks.pages import (
+    fallback,
+    federation,
+    gradients,
+    local_privacy,
+    phone,
+    private_vs_open,
+    pruning,
+    secure_sum,
+    slicing,
+)
 from benchmarks.pages.section import Section
 from benchmarks.record import Record, read_record
 from common.errors import StateError
@@ -14,6 +24,7 @@ from common.files import replacing
 
 PAGES: dict[str, Callable[[Record], Section]] = {
     "federation": federation.render,
+    "private_vs_open": private_vs_open.render,
     "pruning": pruning.render,
     "gradients": gradients.render,
     "fallback": fallback.render,

@@ -26,9 +26,14 @@ class Spread:
     @property
     def told_from_zero(self) -> bool:
         """Whether the 95 % confidence interval of the mean (Student's t) leaves out zero; one seed never tells."""
+        return abs(self.mean) > self.half_width
+
+    @property
+    def half_width(self) -> float:
+        """Of that interval; infinite for one seed."""
         if self.count < 2:
-            return False
-        return abs(self.mean) > float(student_t.ppf(0.975, self.count - 1)) * self.deviation / math.sqrt(self.count)
+            return math.inf
+        return float(student_t.ppf(0.975, self.count - 1)) * self.deviation / math.sqrt(self.count)
 
     def text(self, scale: float = 1.0, digits: int = 1, sign: bool = False) -> str:
         """`94.7 ± 0.3`, or the mean alone of one seed."""

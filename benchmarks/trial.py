@@ -187,8 +187,8 @@ class Trial:
         }
 
 
-def in_batches(base: BaseModel, images: Images) -> npt.NDArray[np.float32]:
-    """Logits [N, classes] of the full model, for more images than fit into memory as floats."""
+def in_batches(base: BaseModel | Submodel, images: Images) -> npt.NDArray[np.float32]:
+    """Logits [N, classes] of a network, for more images than fit into memory as floats."""
     return np.concatenate([base.scores(part) for part in _batches(images)])
 
 

@@ -55,6 +55,15 @@ def _checksum(weights: bytes, mark: bytes | None, counters: tuple[int, ...]) -> 
     return zlib.crc32(repr(counters).encode() + (b"" if mark is None else b"m" + mark), zlib.crc32(weights))
 
 
+def remembered(weights: NDArray[np.float64], shares: NDArray[np.float64], half_life: float) -> NDArray[np.float64]:
+    """Decayed weights [classes] after further predictions `shares` [n, classes], in the order they were made."""
+    n, decay = len(shares), 2.0 ** (-1 / half_life)
+    fresh = decay ** np.arange(n - 1, -1, -1, dtype=np.float64) @ shares
+    weights = weights * decay**n + fresh
+    weights[weights < FORGOTTEN] = 0
+    return weights
+
+
 class UsageLog(OnPhoneFile):
     """Decaying weight of each class among the phone's predictions, kept in `path` (the ledger may share the file).
 
@@ -70,7 +79,7 @@ class UsageLog(OnPhoneFile):
         if not (np.isfinite(half_life) and half_life > 0):
             raise ConfigError(f"half_life {half_life} must be above 0 and finite; give a number of predictions")
         self.classes = classes
-        self._decay = 2.0 ** (-1 / half_life)
+        self._half_life = half_life
         self._file = PhoneFile(path, (_SCHEMA,), durable)
         try:
             self._state()
@@ -103,16 +112,13 @@ class UsageLog(OnPhoneFile):
             raise DataError(f"shares are {shares.shape}, expected (n, {self.classes}), finite and not negative")
         if not 0 <= day <= MAX_DAY:
             raise DataError(f"day {day} is outside 0 to {MAX_DAY}; count days from a fixed one")
-        fresh = self._decay ** np.arange(n - 1, -1, -1, dtype=np.float64) @ shares
         with self._file.transaction() as connection:
             old = self._load(connection)
-            weights = old.weights * self._decay**n + fresh
-            weights[weights < FORGOTTEN] = 0
             self._store(
                 connection,
                 replace(
                     old,
-                    weights=weights,
+                    weights=remembered(old.weights, shares, self._half_life),
                     recorded=old.recorded + n,
                     days=old.days + (day > old.last_day),
                     last_day=max(day, old.last_day),

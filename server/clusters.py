@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
+from scipy.stats import norm
 from sklearn.cluster import KMeans
 
 from common.distances import js_divergence
@@ -13,12 +14,25 @@ Floats = npt.NDArray[np.float64]
 
 
 def to_simplex(values: Floats) -> Floats:
-    """Nearest distribution (Euclidean) of each row [K, C]: free post-processing of noisy usage (Duchi et al. 2008)."""
+    """Nearest distribution (Euclidean) of each row [K, C] (Duchi et al. 2008)."""
     ordered = -np.sort(-values, axis=1)
     excess = (np.cumsum(ordered, axis=1) - 1) / np.arange(1, values.shape[1] + 1)
     count = (ordered > excess).sum(1)
     shift = excess[np.arange(len(values)), count - 1]
     return np.asarray(np.maximum(values - shift[:, None], 0.0))
+
+
+def expected_shares(noisy: Floats, deviation: Floats) -> Floats:
+    """Distributions [K, C] to be expected behind noisy ones; `deviation` [K, 1]: of a row's entries.
+
+    A share is not negative, any other value was as likely: the mean of the normal distribution around the noisy value,
+    cut off at zero; each row over its sum (uniform where nothing is left). The nearest distribution has the noise in
+    it: few classes with large shares seem to be most of the usage, and the others would not be served.
+    """
+    z = noisy / np.where(deviation > 0, deviation, 1.0)
+    expected = np.maximum(noisy + deviation * np.exp(norm.logpdf(z) - norm.logcdf(z)), 0.0)
+    total = expected.sum(1, keepdims=True)
+    return np.asarray(np.divide(expected, total, out=np.full(noisy.shape, 1 / noisy.shape[1]), where=total > 0))
 
 
 def first_centroids(total: Floats, classes: int, k: int, seed: int) -> Floats:
@@ -46,7 +60,8 @@ def next_centroids(total: Floats, before: Floats, deviation: float) -> tuple[Flo
     blocks = total.reshape(before.shape)
     counts = blocks.sum(1)
     real = counts > 2 * deviation * np.sqrt(before.shape[1])
-    moved = to_simplex(blocks / np.where(real, counts, 1.0)[:, None])
+    size = np.where(real, counts, 1.0)[:, None]
+    moved = expected_shares(blocks / size, deviation / size)
     return np.where(real[:, None], moved, before / before.sum(1, keepdims=True)), counts
 
 

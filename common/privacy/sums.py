@@ -149,10 +149,24 @@ def _tail(room: float, variance: float) -> float:
 
 
 def encode(vector: NDArray[np.floating], spec: SumSpec, rng: np.random.Generator) -> NDArray[np.uint32]:
-    """One phone's reply, uint32 [length]: clipped, rotated where the spec says so, in quanta, with its noise share.
+    """One phone's reply, uint32 [length]: its vector in quanta with its share of the noise.
+
+    Raises PrivacyError as `quantised` does.
+    """
+    quanta = quantised(vector, spec, rng)
+    return wrapped(quanta + discrete_gaussian(spec.share_variance, spec.length, rng), spec)
+
+
+def wrapped(total: NDArray[np.int64], spec: SumSpec) -> NDArray[np.uint32]:
+    """`total` [length] modulo 2**bits."""
+    return (total & np.int64(2**spec.bits - 1)).astype(np.uint32)
+
+
+def quantised(vector: NDArray[np.floating], spec: SumSpec, rng: np.random.Generator) -> NDArray[np.int64]:
+    """One phone's vector before noise, int64 [length]: clipped, rotated where the spec says so, in quanta.
 
     `vector` is [length] in units of `clip`. Raises PrivacyError on a wrong shape or a value that is not finite.
-    The norm in quanta, before noise, is at most `spec.sensitivity`.
+    The norm in quanta is at most `spec.sensitivity`.
     """
     _require(
         vector.shape == (spec.length,),
@@ -170,11 +184,8 @@ def encode(vector: NDArray[np.floating], spec: SumSpec, rng: np.random.Generator
     if norm > spec.clip:
         x *= spec.clip / norm
     if spec.rotated:
-        quanta = rounded(rotate(x, spec.digest) * spec.scale, spec.sensitivity, rng)
-    else:
-        quanta = _truncated(x * spec.scale, spec.sensitivity)
-    total = quanta + discrete_gaussian(spec.share_variance, spec.length, rng)
-    return (total & np.int64(2**spec.bits - 1)).astype(np.uint32)
+        return rounded(rotate(x, spec.digest) * spec.scale, spec.sensitivity, rng)
+    return _truncated(x * spec.scale, spec.sensitivity)
 
 
 def _truncated(x: NDArray[np.float64], bound: float) -> NDArray[np.int64]:

@@ -72,21 +72,28 @@ def taylor_scores(
     gate: its signed effects through all of them add up before the absolute value. Changes nothing in the model, which
     must be in eval mode.
     """
-    modules = dict(model.named_modules())
     targets = torch.as_tensor(labels, dtype=torch.long)
     totals = {g.name: torch.zeros(groups.classes, g.channels, dtype=torch.float64) for g in groups.prunable}
     for start in range(0, len(x), batch):
         part, target = x[start : start + batch], targets[start : start + batch]
-        gates = {g.name: torch.ones(len(part), g.channels, requires_grad=True) for g in groups.prunable}
-        handles = [
-            modules[consumer.layer].register_forward_pre_hook(gate_hook(consumer, gates[group.name]))
-            for group, consumer in consumers(groups)
-        ]
-        with torch.enable_grad(), hooks(handles):
-            # In double precision a very sure prediction still has a gradient.
-            loss = functional.cross_entropy(model(part).double(), target, reduction="sum")
-            found = torch.autograd.grad(loss, list(gates.values()), allow_unused=True, materialize_grads=True)
-        for name, gradient in zip(gates, found, strict=True):
-            totals[name].index_add_(0, target, gradient.abs().double())
+        for name, score in image_scores(model, groups, part, target).items():
+            totals[name].index_add_(0, target, score.double())
     presence = np.bincount(targets.numpy(), minlength=groups.classes).astype(np.int64)
     return ClassScores({name: total.T.float().contiguous().numpy() for name, total in totals.items()}, presence)
+
+
+def image_scores(
+    model: nn.Module, groups: ChannelGroups, x: torch.Tensor, labels: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """Score of each channel for each image's own label, [N, channels] by group: what `taylor_scores` adds up."""
+    modules = dict(model.named_modules())
+    gates = {g.name: torch.ones(len(x), g.channels, requires_grad=True) for g in groups.prunable}
+    handles = [
+        modules[consumer.layer].register_forward_pre_hook(gate_hook(consumer, gates[group.name]))
+        for group, consumer in consumers(groups)
+    ]
+    with torch.enable_grad(), hooks(handles):
+        # In double precision a very sure prediction still has a gradient.
+        loss = functional.cross_entropy(model(x).double(), labels, reduction="sum")
+        found = torch.autograd.grad(loss, list(gates.values()), allow_unused=True, materialize_grads=True)
+    return {name: gradient.abs() for name, gradient in zip(gates, found, strict=True)}

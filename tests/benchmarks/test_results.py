@@ -81,7 +81,7 @@ def test_write_results_gives_page_and_figures(record, tmp_path):
 
 def test_rows_of_an_unknown_benchmark_are_refused(record, tmp_path):
     Record("other", {}, MACHINE).save(tmp_path / "other.json")
-    with pytest.raises(StateError, match="'other', known are federation, pruning"):
+    with pytest.raises(StateError, match="'other', known are federation, private_vs_open, pruning"):
         sections(tmp_path)
 
 
@@ -109,6 +109,7 @@ def test_what_is_told_from_zero():
     assert Spread(-2.5, 1.0, 3).told_from_zero
     assert not Spread(2.45, 1.0, 3).told_from_zero
     assert not Spread.of([5.0]).told_from_zero
+    assert Spread(9.0, 1.0, 3).half_width == pytest.approx(4.303 / math.sqrt(3), abs=1e-3)
 
 
 def test_table_by_hand():

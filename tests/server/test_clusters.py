@@ -10,7 +10,8 @@ from hypothesis.extra import numpy as arrays
 
 from common.distances import js_divergence
 from common.statistics import cooccurrence, in_block
-from server.clusters import first_centroids, next_centroids, publishable, to_simplex
+from server.clusters import expected_shares, first_centroids, next_centroids, publishable, to_simplex
+from server.planning import cluster_classes
 
 FINITE = st.floats(-5, 5)
 
@@ -30,6 +31,25 @@ def test_no_distribution_is_nearer(points: np.ndarray, seed: int) -> None:
     around = 0.99 * found + 0.01 * others  # where a better one would be seen, as the distance is convex
     for candidates in (others, around):
         assert np.square(found - points).sum() <= np.square(candidates - points).sum(1).min() + 1e-9
+
+
+def test_expected_shares_by_hand() -> None:
+    half_normal = 0.1 * np.sqrt(2 / np.pi)  # mean of what noise of 0.1 leaves above zero
+    found = expected_shares(np.array([[1.0, 0.0, 0.0]]), np.array([[0.1]]))
+    np.testing.assert_allclose(found, np.array([[1, half_normal, half_normal]]) / (1 + 2 * half_normal))
+    np.testing.assert_allclose(expected_shares(np.array([[0.7, 0.3, 0.0]]), np.zeros((1, 1))), [[0.7, 0.3, 0]])
+    far = expected_shares(np.array([[1.0, -40.0]]), np.array([[1.0]]))  # e^-800 is no number
+    assert 0 < far[0, 1] < 0.03
+
+
+def test_classes_that_seem_to_cover_the_usage_do() -> None:
+    """A cluster of many small shares, seen through noise of their size; its plan is to serve 90 % of the usage."""
+    usage, noise = np.array([0.4, 0.3, 0.1, 0.05, 0.05, 0.04, 0.03, 0.03]), 0.04
+    noisy = usage + np.random.default_rng(0).normal(0, noise, (2000, 8))
+    expected, nearest = expected_shares(noisy, np.full((2000, 1), noise)), to_simplex(noisy)
+    assert np.square(expected - usage).mean() < np.square(nearest - usage).mean()
+    served = [np.mean([usage[cluster_classes(row, 0.9)].sum() for row in rows]) for rows in (nearest, expected)]
+    assert served[0] < 0.89 < 0.91 < served[1]
 
 
 HABITS = np.array([[0.5, 0.3, 0.2, 0, 0, 0], [0, 0, 0, 0.6, 0.2, 0.2]])
@@ -72,7 +92,9 @@ def test_a_block_that_noise_explains_keeps_its_centroid() -> None:
     before = np.array([[0.5, 0.5, 0, 0], [0, 0, 0.5, 0.5]])
     total = np.array([[9.0, 0, 0, 0], [3.0, 0.5, 0, 0]]).ravel()
     centroids, counts = next_centroids(total, before, deviation=1.0)  # two deviations of four entries' sum: 4
-    np.testing.assert_allclose(centroids, [[1, 0, 0, 0], before[1]])
+    assert centroids[0].argmax() == 0
+    assert centroids[0, 0] > 0.75
+    np.testing.assert_allclose(centroids[1], before[1])
     np.testing.assert_allclose(counts, [9, 3.5])
 
 

@@ -35,6 +35,7 @@ RUN = "a" * 64
 PHONES, LENGTH = 12, 5
 SPEC = SumSpec("1-usage-0", LENGTH, 2.0, 1024.0, 0.0, cohort=PHONES, min_survivors=10, min_cohort=8, small_cohorts=True)
 NOISY = replace(SPEC, noise_multiplier=3.0)
+ROTATED = replace(NOISY, rotated=True)
 SETTINGS = ["privacy.min_cohort=8", "privacy.noise=false", "testing.small_cohorts=true"]
 Fails = Callable[[MaskedRequest, int], bool]
 never: Fails = lambda request, number: False  # noqa: E731
@@ -124,7 +125,7 @@ def plain(tmp_path: Path, spec: SumSpec, numbers: Any = range(PHONES)) -> np.nda
     return World(tmp_path / "plain", "privacy.sums=plain").sum(spec, numbers, plain=True)[0]
 
 
-@pytest.mark.parametrize("spec", [SPEC, NOISY], ids=["noise off", "seeded noise"])
+@pytest.mark.parametrize("spec", [SPEC, NOISY, ROTATED], ids=["noise off", "seeded noise", "rotated, seeded noise"])
 def test_masked_and_plain_sums_are_equal_to_the_bit(spec: SumSpec, world: World, tmp_path: Path) -> None:
     total, tally = world.sum(spec)
     np.testing.assert_array_equal(total, plain(tmp_path, spec))

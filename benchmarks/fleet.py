@@ -1,0 +1,191 @@
+"""Ten thousand phones' answers to the server's sums, without running a phone.
+
+What a phone adds to a sum depends neither on ε nor on who else is asked: its class usage and its filter scores are
+worked out once, from what each distinct image gave. A courier then clips, quantises and rotates these vectors by the
+phones' own code for every sum and adds the noise of all shares. Decoded sums are those of masked ones, for masks cancel
+to the bit (tests/simulations/test_masked.py).
+
+In memory: (M + 2) · C numbers of 8 bytes a phone (C classes, M filter clusters; 5 kB for the small CNN), and for each
+distinct image F + C of 4 bytes (F filters).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from numpy.typing import NDArray
+
+from benchmarks.trial import Latest
+from client.usage import remembered
+from common import statistics
+from common.config import Config
+from common.distances import class_shares
+from common.distances import normalise as to_shares
+from common.errors import ConfigError
+from common.groups import ChannelGroups
+from common.messages import DeliverRequest
+from common.plan import Indices
+from common.preference import layer_slices, normalise, pool
+from common.privacy import plausible
+from common.privacy.noise import discrete_gaussian
+from common.privacy.sums import SumSpec, decode, quantised, wrapped
+from common.torch_engine.base import BaseModel
+from common.torch_engine.forward import Images, softmax
+from common.torch_engine.forward import normalise as to_input
+from common.torch_engine.scores import image_scores
+from server.collect import Courier, Tally
+from server.masked import Tensors
+from simulations.local_grid import FIRST_NODE
+
+Floats = npt.NDArray[np.float64]
+OnPhase = Callable[[str, int, int], None]
+BATCH = 32
+CHUNK = 256  # phones whose vectors and noise are at hand at a time
+
+
+@dataclass(frozen=True, eq=False)
+class Gallery:
+    """What the full model makes of each distinct image: logits [U, C], and its channels' scores for the class that it
+    sees, float32 [U, F].
+    """
+
+    logits: npt.NDArray[np.float32]
+    scores: npt.NDArray[np.float32]
+
+    @classmethod
+    def of(cls, base: BaseModel, images: Images, on_phase: OnPhase = lambda name, done, total: None) -> Gallery:
+        """One forward and one backward pass an image."""
+        logits, scores = [], []
+        for start in range(0, len(images), BATCH):
+            part = images[start : start + BATCH]
+            logits.append(base.scores(part))
+            x, seen = to_input(part, base.mean, base.std), torch.from_numpy(logits[-1].argmax(1))
+            found = image_scores(base.module, base.groups, x, seen)
+            scores.append(np.concatenate([found[group.name].numpy() for group in base.groups.prunable], axis=1))
+            on_phase("images", start + len(part), len(images))
+        return cls(np.concatenate(logits), np.concatenate(scores))
+
+
+@dataclass(eq=False)
+class Fleet:
+    """`counts` [N, C]: each phone's log of what it met. `usage` [N, C]: its distribution. `scored` [N, images]: the
+    gallery's that it scores its filters with.
+    """
+
+    groups: ChannelGroups
+    gallery: Gallery
+    counts: Floats
+    scored: Indices
+    usage: Floats = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.usage = np.stack([to_shares(counts, 0.0) for counts in self.counts])
+        self._scores = Latest(self._score)
+
+    @classmethod
+    def of(
+        cls, directory: Path, config: Config, base: BaseModel, on_phase: OnPhase = lambda name, done, total: None
+    ) -> Fleet:
+        """All phones of a population in its first round. Raises ConfigError for what would have to be run."""
+        if config.usage.corrections or config.population.law in ("owners", "partitioner"):
+            raise ConfigError("usage.corrections must be 0 and population.law one of habits, zipf, dirichlet: a fleet")
+        visible = directory / "population"
+        use = np.load(visible / "use.npy", mmap_mode="r")[0]
+        distinct, place = np.unique(use, return_inverse=True)
+        place = place.reshape(use.shape)
+        gallery = Gallery.of(base, np.load(visible / "images.npy", mmap_mode="r")[distinct], on_phase)
+        counts, before = np.empty((len(use), base.groups.classes)), np.zeros(base.groups.classes)
+        for number, seen in enumerate(place):
+            shares = class_shares(softmax(gallery.logits[seen]), before)
+            counts[number] = remembered(before, shares, config.usage.half_life)
+            on_phase("phones' usage", number + 1, len(use))
+        return cls(base.groups, gallery, counts, place[:, : config.scores.images])
+
+    def vectors(self, kind: str, numbers: Sequence[int] | Indices, tensors: Tensors) -> Floats:
+        """What these phones add to a sum [n, length] before they clip; zeros for outcomes, as nobody personalises."""
+        centroids = tensors.get("centroids")
+        if kind == "scores":
+            return self._scores(tensors["pool"].tobytes())[numbers]
+        if kind == "outcome":
+            return np.zeros((len(numbers), len(tensors["centroids"]) * len(statistics.OUTCOME)))
+        if centroids is None:
+            return np.stack([statistics.cooccurrence(usage) for usage in self.usage[numbers]])
+        nearest = [(usage, statistics.nearest(usage, centroids)) for usage in self.usage[numbers]]
+        return np.stack([statistics.in_block(usage, cluster, len(centroids)) for usage, cluster in nearest])
+
+    def _score(self, raw: bytes) -> Floats:
+        """Filter scores of all phones, pooled by the assignment in `raw`."""
+        assignment = np.frombuffer(raw, np.int32).astype(np.int64)
+        clusters = int(assignment.max()) + 1
+        return np.stack([self._pooled(images, assignment, clusters) for images in self.scored])
+
+    def _pooled(self, images: Indices, assignment: Indices, clusters: int) -> Floats:
+        seen = self.gallery.logits[images].argmax(1)
+        of_class = (np.arange(self.groups.classes)[:, None] == seen).astype(np.float64)
+        totals = (of_class @ self.gallery.scores[images]).T.astype(np.float32)
+        matrix = normalise([totals[rows] for rows in layer_slices(self.groups)])
+        pooled = statistics.unit_blocks(pool(matrix, assignment, clusters), assignment, self.groups)
+        return statistics.scores_vector(pooled, of_class.any(1), len(self.groups.prunable))
+
+
+Alter = Callable[[str, Indices, NDArray[Any]], NDArray[Any]]
+"""Of (kind of sum, phones' numbers [n], what they are about to do with [n, length]): what they do it with instead."""
+
+
+def unaltered(kind: str, numbers: Indices, vectors: NDArray[Any]) -> NDArray[Any]:
+    """Honest phones."""
+    return vectors
+
+
+@dataclass(frozen=True, kw_only=True)
+class FleetCourier(Courier):
+    """Answers the server from a fleet; the phones asked are the nodes' numbers on a local grid.
+
+    `seed`: of rounding and noise, each sum with a stream of its own. `before_clip` alters vectors in the units of
+    `clip`; `after_clip` the quanta int64 [n, length] of phones that do not clip, before their noise. `deliveries`: what
+    was offered to the phones.
+    """
+
+    fleet: Fleet
+    seed: tuple[int, ...]
+    before_clip: Alter = unaltered
+    after_clip: Alter = unaltered
+    deliveries: list[tuple[DeliverRequest, Tensors]] = field(default_factory=list)
+
+    def sum(
+        self, round: int, kind: Any, spec: SumSpec, tensors: Tensors, nodes: Iterable[int]
+    ) -> tuple[NDArray[Any], Tally]:
+        """As the grid's phones would answer it. Raises PrivacyError for a sum that honest ones cannot have made."""
+        numbers = np.fromiter(nodes, np.int64) - FIRST_NODE
+        rng = np.random.default_rng([*self.seed, int(spec.digest[:15], 16)])
+        total = np.zeros(spec.length, np.int64)
+        for part in _chunks(numbers):
+            vectors = self.before_clip(kind, part, self.fleet.vectors(kind, part, tensors))
+            quanta = np.stack([quantised(vector, spec, rng) for vector in vectors])
+            total += self.after_clip(kind, part, quanta).sum(0) + noise_of(len(part), spec, rng)
+            self.on_reply(int(part[-1]) + 1, len(numbers))
+        decoded = decode(wrapped(total, spec), spec)
+        plausible.check(decoded, spec, len(numbers))
+        return decoded, Tally(asked=len(numbers), replies=len(numbers))
+
+    def deliver(self, request: DeliverRequest, tensors: Tensors, nodes: Iterable[int]) -> tuple[dict[int, int], Tally]:
+        """Kept, and nobody personalises."""
+        self.deliveries.append((request, tensors))
+        count = len(list(nodes))
+        return {}, Tally(asked=count, replies=count)
+
+
+def noise_of(phones: int, spec: SumSpec, rng: np.random.Generator) -> NDArray[np.int64]:
+    """The sum of so many phones' shares of the noise [length], each drawn as a phone draws it."""
+    return np.asarray(discrete_gaussian(spec.share_variance, (phones, spec.length), rng).sum(0))
+
+
+def _chunks(numbers: Indices) -> Iterator[Indices]:
+    for start in range(0, len(numbers), CHUNK):
+        yield numbers[start : start + CHUNK]
