@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -20,11 +19,10 @@ from common.plan import Indices
 from common.torch_engine.base import Submodel
 from common.torch_engine.forward import Images, logits, normalise
 from common.torch_engine.recalibrate import batch_norms
+from common.torch_engine.teacher import Channels, Teacher, inputs_of
 
 TEMPERATURE = 2.0  # softens the answers, so that what the full model holds for second best is learnt too
 CHECKS = 8  # looks at the held-out images, evenly over the run
-VIEWS = 16  # of an image at most, mirrored and moved
-LESSONS = 8192  # views of all images together at most, or one of each image
 PATIENCE = 4  # checks that are no better than an earlier one before it stops
 
 
@@ -47,7 +45,7 @@ def tune(
     *,
     steps: int = 600,
     seconds: float = 180.0,
-    rate: float = 3e-4,
+    rate: float = 1e-3,
     batch: int = 64,
     seed: int = 0,
     augment: bool = True,
@@ -56,24 +54,26 @@ def tune(
 ) -> Tuned:
     """Distil the full model, limited to the submodel's classes, on `images` uint8 [N, H, W, C] of these classes.
 
-    Softened answers (Hinton et al. 2015), Adam, gradients clipped to norm 1, cosine decay over `steps` or `seconds`,
-    whichever ends first; batch norms in training mode, dropout off. `augment`: where images are few, mirrored and
-    moved ones too. `on_step` is called with the number of steps taken. Keeps the best of a few checks on `held`, the
-    start among them: the result agrees there at least as often as the input. The input and its base stay as they are.
+    Softened answers (Hinton et al. 2015) and deep channels, Adam, gradients clipped to norm 1, cosine decay over
+    `steps` or `seconds`, whichever ends first; batch norms in training mode, dropout off. `augment`: where images are
+    few, mirrored and moved ones too. `on_step` is called with the number of steps taken. Keeps the best of a few checks
+    on `held`, the start among them: the result agrees there at least as often as the input. The input and its base stay
+    as they are.
     Raises DataError for fewer than two images, or none held out.
     """
     if len(images) < 2 or len(held) < 1:
         raise DataError(f"{len(images)} images to tune on and {len(held)} held out, at least 2 and 1 are needed")
     began, taken, looks, rng = clock(), 0, 0, np.random.default_rng(seed)
     module = copy.deepcopy(submodel.module).requires_grad_(True)
-    teacher = _Teacher(submodel, images, max(1, min(VIEWS, LESSONS // len(images))) if augment else 1, rng)
+    teacher = Teacher(submodel, images, augment, rng)
     best = _Best(module, _Judge(submodel, held))
     optimiser = torch.optim.Adam(module.parameters(), rate)
-    batches = _batches(len(images), batch, rng)
+    batches = _batches(len(teacher.images), batch, rng)
     progress = 0.0 if steps > 0 else 1.0
     while progress < 1 and best.idle < PATIENCE:
         optimiser.param_groups[0]["lr"] = rate * (1 + math.cos(math.pi * progress)) / 2
-        _step(module, optimiser, *teacher.lesson(next(batches), rng))
+        with inputs_of(module, teacher.layers) as seen:
+            _step(module, optimiser, seen, *teacher.lesson(next(batches), rng))
         taken += 1
         if on_step is not None:
             on_step(taken)
@@ -127,55 +127,22 @@ class _Best:
             self.check, self.state = found, copy.deepcopy(module.state_dict())
 
 
-class _Teacher:
-    """The full model's logits of the needed classes for some fixed views of each image, computed when first asked for.
-
-    The first view is the image itself; the others are mirrored at random and moved by up to an eighth of the sides
-    (4 of 32 pixels). The full model sees the very view that is learnt: teaching a moved image the answer of the
-    original was measurably worse. Few images have many views and many images one, so that the full model's forward
-    passes stay a small part of the time.
-    """
-
-    def __init__(self, submodel: Submodel, images: Images, views: int, rng: np.random.Generator) -> None:
-        self.base, self.images = submodel.base, images
-        self.classes = torch.from_numpy(submodel.classes)
-        self.answers = torch.full((views, len(images), len(self.classes)), math.nan)
-        most = np.array([images.shape[1] // 8, images.shape[2] // 8])
-        self.moves = rng.integers(-most, most + 1, size=(views, len(images), 2))
-        self.mirrored = rng.integers(2, size=(views, len(images))).astype(bool)
-        self.moves[0], self.mirrored[0] = 0, False
-
-    @torch.no_grad()
-    def lesson(self, part: Indices, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """A random view of each of the images `part` [n]: normalised [n, C, H, W], and answers [n, k]."""
-        view = rng.integers(len(self.answers), size=len(part))
-        x = normalise(self.images[part], self.base.mean, self.base.std)
-        x = moved(x, self.moves[view, part], self.mirrored[view, part])
-        new = self.answers[view, part].isnan().any(1)
-        if new.any():
-            self.answers[view[new], part[new]] = self.base.module(x[new])[:, self.classes]
-        return x, self.answers[view, part]
-
-
-def moved(x: torch.Tensor, moves: npt.NDArray[np.int64], mirrored: npt.NDArray[np.bool_]) -> torch.Tensor:
-    """Images [n, C, H, W], mirrored left to right where told, then moved by `moves` [n, 2] pixels down and right; the
-    mean colour moves in.
-    """
-    height, width = x.shape[2:]
-    reach = int(np.abs(moves).max(initial=0))
-    rows = np.arange(height) + reach - moves[:, :1]
-    columns = np.arange(width) + reach - moves[:, 1:]
-    x = torch.where(torch.from_numpy(mirrored).view(-1, 1, 1, 1), x.flip(3), x)
-    image = np.arange(len(x))[:, None, None]
-    return F.pad(x, (reach,) * 4)[image, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
-
-
-def _step(module: nn.Module, optimiser: torch.optim.Optimizer, x: torch.Tensor, answers: torch.Tensor) -> None:
+def _step(
+    module: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    seen: Channels,
+    x: torch.Tensor,
+    answers: torch.Tensor,
+    channels: Channels,
+) -> None:
     norms = batch_norms(module)
     for norm in norms:
         norm.train()
     with torch.enable_grad():
         loss = _divergence(module(x), answers)
+        for layer, wanted in channels.items():
+            error = (seen[layer] - wanted).square().mean() / wanted.var().clamp_min(1e-6)
+            loss = loss + error / len(channels)
         optimiser.zero_grad()
         loss.backward()
     nn.utils.clip_grad_norm_(module.parameters(), 1.0)

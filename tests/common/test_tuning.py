@@ -8,11 +8,13 @@ import torch
 
 from common.errors import DataError
 from common.plan import Plan
-from common.torch_engine import tuning
+from common.slicer import kept_elements
+from common.torch_engine import teacher, tuning
 from common.torch_engine.base import Submodel
 from common.torch_engine.factory import sliced
 from common.torch_engine.forward import logits, normalise
-from common.torch_engine.tuning import _batches, _Check, moved, tune
+from common.torch_engine.teacher import Teacher, inputs_of, moved
+from common.torch_engine.tuning import _batches, _Check, tune
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -130,15 +132,42 @@ def test_images_are_mirrored_then_moved():
     assert found[:, 0].tolist() == expected
 
 
-def test_the_full_model_answers_each_view_that_is_learnt(submodel):
+@pytest.fixture
+def three_views(monkeypatch):
+    monkeypatch.setattr(teacher, "VIEWS", 3)
+
+
+@pytest.mark.usefixtures("three_views")
+def test_the_full_model_answers_each_view_that_is_learnt_and_shows_its_channels(submodel):
     images, rng = pictures(5, 1), np.random.default_rng(0)
-    teacher = tuning._Teacher(submodel, images, 3, rng)
+    taught = Teacher(submodel, images, True, rng)
     base, part = submodel.base, np.arange(5)
-    for _ in range(20):
-        x, answers = teacher.lesson(part, rng)
-        torch.testing.assert_close(answers, base.module(x)[:, NEEDED])
-    assert len(np.unique(teacher.mirrored)) == 2
-    assert (np.abs(teacher.moves) <= tiny.SIDE // 8).all()
-    assert not teacher.answers.isnan().any()
-    original = normalise(images, base.mean, base.std)
-    torch.testing.assert_close(teacher.answers[0], base.module(original)[:, NEEDED])
+    kept = kept_elements(base.groups, submodel.plan)
+    for _ in range(40):
+        x, answers, channels = taught.lesson(part, rng)
+        with inputs_of(base.module, taught.layers) as seen:
+            torch.testing.assert_close(answers, base.module(x)[:, NEEDED])
+        assert channels.keys() == seen.keys()
+        for layer, values in channels.items():
+            expected = seen[layer][:, kept[f"{layer}.weight", 1]]
+            torch.testing.assert_close(values, expected, rtol=2**-8, atol=1e-6)  # bfloat16
+    assert taught.layers
+    assert len(np.unique(taught.mirrored)) == 2
+    assert (np.abs(taught.moves) <= tiny.SIDE // 8).all()
+    assert not taught.answers.isnan().any()
+    original = normalise(taught.images, base.mean, base.std)
+    torch.testing.assert_close(taught.answers[0], base.module(original)[:, NEEDED])
+
+
+def test_of_many_images_some_are_taught_and_of_large_maps_none(submodel, monkeypatch):
+    monkeypatch.setattr(teacher, "LESSONS", 7)
+    images = pictures(20, 1)
+    many = Teacher(submodel, images, True, np.random.default_rng(0))
+    assert many.answers.shape == (1, 7, len(NEEDED))
+    assert len({picture.tobytes() for picture in many.images} & {picture.tobytes() for picture in images}) == 7
+    last = many.layers[0]
+    monkeypatch.setattr(teacher, "VALUES", len(many._kept[last]))
+    assert Teacher(submodel, images, True, np.random.default_rng(0)).layers == [last]
+    monkeypatch.setattr(teacher, "VALUES", 0)
+    assert Teacher(submodel, images, True, np.random.default_rng(0)).layers == []
+    assert tune(submodel, images, images, steps=2).steps == 2

@@ -1,0 +1,123 @@
+"""What a submodel is taught: views of some images, the full model's answers to them, and its deep channels."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from common.plan import Indices
+from common.slicer import kept_elements
+from common.torch_engine.base import Submodel
+from common.torch_engine.evidence import consuming_layers, hooks
+from common.torch_engine.forward import Images, normalise
+
+LESSONS = 4096  # views of all images together: few images have many views, many images one, of the rest none is shown
+VIEWS = 16  # of an image at most
+VALUES = 16384  # deep channels' values that are kept of each lesson: of all lessons 134 MB at most
+
+Channels = dict[str, torch.Tensor]
+"""Channels [n, C, …] at the input of layers, by layer."""
+
+
+class Teacher:
+    """Lessons, computed when first asked for and then kept, so that the full model's forward passes stay a small part
+    of the time.
+
+    The first view of an image is itself; the others are mirrored at random and moved by up to an eighth of the sides
+    (4 of 32 pixels). The full model sees the very view that is learnt: teaching a moved image the answer of the
+    original was measurably worse. A kept channel should carry what the full model's carries (Romero et al. 2015): with
+    few steps that is worth more than answers alone. Deep layers first, where maps are small.
+    """
+
+    def __init__(self, submodel: Submodel, images: Images, augment: bool, rng: np.random.Generator) -> None:
+        self.base, self.classes = submodel.base, torch.from_numpy(submodel.classes)
+        self.images = images[rng.permutation(len(images))[:LESSONS]]
+        count, views = len(self.images), max(1, min(VIEWS, LESSONS // len(images))) if augment else 1
+        self.answers = torch.full((views, count, len(self.classes)), math.nan)
+        most = np.array([images.shape[1] // 8, images.shape[2] // 8])
+        self.moves = rng.integers(-most, most + 1, size=(views, count, 2))
+        self.mirrored = rng.integers(2, size=(views, count)).astype(bool)
+        self.moves[0], self.mirrored[0] = 0, False
+        self._kept = _deep_channels(submodel, normalise(images[:1], self.base.mean, self.base.std))
+        self._channels: Channels = {}
+
+    @property
+    def layers(self) -> list[str]:
+        """Those at whose input channels are taught."""
+        return list(self._kept)
+
+    @torch.no_grad()
+    def lesson(self, part: Indices, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor, Channels]:
+        """A random view of each of the images `part` [n]: normalised [n, C, H, W], answers [n, k], channels."""
+        view = rng.integers(len(self.answers), size=len(part))
+        x = normalise(self.images[part], self.base.mean, self.base.std)
+        x = moved(x, self.moves[view, part], self.mirrored[view, part])
+        new = self.answers[view, part].isnan().any(1)
+        if new.any():
+            self._compute(x[new], view[new], part[new])
+        return x, self.answers[view, part], {layer: kept[view, part].float() for layer, kept in self._channels.items()}
+
+    def _compute(self, x: torch.Tensor, view: Indices, part: Indices) -> None:
+        with inputs_of(self.base.module, self.layers) as seen:
+            self.answers[view, part] = self.base.module(x)[:, self.classes]
+        for layer, kept in self._kept.items():
+            values = seen[layer][:, kept]
+            if layer not in self._channels:  # half the memory, and the range of single precision
+                shape = (*self.answers.shape[:2], *values.shape[1:])
+                self._channels[layer] = torch.zeros(shape, dtype=torch.bfloat16)
+            self._channels[layer][view, part] = values.bfloat16()
+
+
+@contextlib.contextmanager
+def inputs_of(model: nn.Module, layers: Sequence[str]) -> Iterator[Channels]:
+    """Inputs of these layers, by name, of the last images that the model saw inside the block."""
+    modules = dict(model.named_modules())
+    found: Channels = {}
+
+    def watch(layer: str) -> Callable[..., None]:
+        def hook(_module: nn.Module, inputs: tuple[Any, ...]) -> None:
+            found[layer] = inputs[0]
+
+        return hook
+
+    with hooks([modules[layer].register_forward_pre_hook(watch(layer)) for layer in layers]):
+        yield found
+
+
+@torch.no_grad()
+def _deep_channels(submodel: Submodel, x: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The full model's channels that the submodel's layers read, by layer, from the last one back while they fit."""
+    groups = submodel.base.groups
+    kept, layers = kept_elements(groups, submodel.plan), consuming_layers(groups)
+    with inputs_of(submodel.base.module, layers) as seen:
+        submodel.base.module(x)
+    chosen, room = {}, VALUES
+    for layer in reversed(layers):
+        every = np.arange(seen[layer].shape[1])
+        elements = kept.get((f"{layer}.weight", 1), every)
+        room -= len(elements) * math.prod(seen[layer].shape[2:])
+        if room < 0:
+            break
+        chosen[layer] = torch.from_numpy(elements)
+    return chosen
+
+
+def moved(x: torch.Tensor, moves: npt.NDArray[np.int64], mirrored: npt.NDArray[np.bool_]) -> torch.Tensor:
+    """Images [n, C, H, W], mirrored left to right where told, then moved by `moves` [n, 2] pixels down and right; the
+    mean colour moves in.
+    """
+    height, width = x.shape[2:]
+    reach = int(np.abs(moves).max(initial=0))
+    rows = np.arange(height) + reach - moves[:, :1]
+    columns = np.arange(width) + reach - moves[:, 1:]
+    x = torch.where(torch.from_numpy(mirrored).view(-1, 1, 1, 1), x.flip(3), x)
+    image = np.arange(len(x))[:, None, None]
+    return F.pad(x, (reach,) * 4)[image, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
