@@ -31,10 +31,11 @@ class Teacher:
     """Lessons, computed when first asked for and then kept, so that the full model's forward passes stay a small part
     of the time.
 
-    The first view of an image is itself; the others are mirrored at random and moved by up to an eighth of the sides
-    (4 of 32 pixels). The full model sees the very view that is learnt: teaching a moved image the answer of the
-    original was measurably worse. A kept channel should carry what the full model's carries (Romero et al. 2015): with
-    few steps that is worth more than answers alone. Deep layers first, where maps are small.
+    A view is mirrored at random and moved by up to an eighth of the sides (4 of 32 pixels); with `augment` false it is
+    the image itself. The full model sees the very view that is learnt: teaching a moved image the answer of the original
+    was measurably worse, and so were originals that the full model knows by heart. A kept channel should carry what the
+    full model's carries (Romero et al. 2015): with few steps that is worth more than answers alone. Deep layers first,
+    where maps are small.
     """
 
     def __init__(self, submodel: Submodel, images: Images, augment: bool, rng: np.random.Generator) -> None:
@@ -45,7 +46,8 @@ class Teacher:
         most = np.array([images.shape[1] // 8, images.shape[2] // 8])
         self.moves = rng.integers(-most, most + 1, size=(views, count, 2))
         self.mirrored = rng.integers(2, size=(views, count)).astype(bool)
-        self.moves[0], self.mirrored[0] = 0, False
+        if not augment:
+            self.moves[0], self.mirrored[0] = 0, False
         self._kept = _deep_channels(submodel, normalise(images[:1], self.base.mean, self.base.std))
         self._channels: Channels = {}
 

@@ -87,10 +87,8 @@ def tune(
 
 
 class _Check(NamedTuple):
-    """Compared in this order."""
-
     agreement: float
-    nearness: float  # minus the divergence from the full model's answers
+    divergence: float  # from the full model's answers; tells more than agreement where images are few
 
 
 class _Judge:
@@ -104,26 +102,27 @@ class _Judge:
     def __call__(self, module: nn.Module) -> _Check:
         found = torch.from_numpy(logits(module, self.x))
         same = found.argmax(1) == self.answers.argmax(1)
-        return _Check(float(same.double().mean()), -float(_divergence(found, self.answers)))
+        return _Check(float(same.double().mean()), float(_divergence(found, self.answers)))
 
 
 class _Best:
-    """The best check so far with its weights, and how many checks in a row were no better than an earlier one.
+    """The least divergent check so far that agrees as often as the start, with its weights, and how many checks in a
+    row were no better than an earlier one.
 
     The start does not count for patience: a rate that is still high first sets a merged network back a little.
     """
 
-    def __init__(self, module: nn.Module, judge: _Judge) -> None:
+    def __init__(self, module: nn.Module, judge: Callable[[nn.Module], _Check]) -> None:
         self.judge, self.idle = judge, 0
         self.start = self.check = judge(module)
         self.state = copy.deepcopy(module.state_dict())
-        self._peak: _Check | None = None
+        self._least = math.inf
 
     def look(self, module: nn.Module) -> None:
         found = self.judge(module)
-        better = self._peak is None or found > self._peak
-        self._peak, self.idle = (found, 0) if better else (self._peak, self.idle + 1)
-        if found > self.check:
+        self.idle = 0 if found.divergence < self._least else self.idle + 1
+        self._least = min(found.divergence, self._least)
+        if found.divergence < self.check.divergence and found.agreement >= self.start.agreement:
             self.check, self.state = found, copy.deepcopy(module.state_dict())
 
 
