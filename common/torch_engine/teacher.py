@@ -32,10 +32,10 @@ class Teacher:
     of the time.
 
     A view is mirrored at random and moved by up to an eighth of the sides (4 of 32 pixels); with `augment` false it is
-    the image itself. The full model sees the very view that is learnt: teaching a moved image the answer of the original
-    was measurably worse, and so were originals that the full model knows by heart. A kept channel should carry what the
-    full model's carries (Romero et al. 2015): with few steps that is worth more than answers alone. Deep layers first,
-    where maps are small.
+    the image itself. The full model sees the very view that is learnt: teaching a moved image the answer of the
+    original was measurably worse, and so were originals, which the full model may know by heart. A kept channel should
+    carry what the full model's carries (Romero et al. 2015): with few steps that is worth more than answers alone. Deep
+    layers first, where maps are small.
     """
 
     def __init__(self, submodel: Submodel, images: Images, augment: bool, rng: np.random.Generator) -> None:
