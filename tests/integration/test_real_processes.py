@@ -50,7 +50,7 @@ enabled = false
 [personal]
 ladder = [0.3, 0.5, 0.8]
 [delivery]
-answer_seconds = 20
+answer_seconds = 8
 [rounds]
 deadline = 120
 """
