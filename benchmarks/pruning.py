@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -81,7 +82,7 @@ def command(
         int | None, typer.Option(min=1, help="Most test images a class; all if not given.")
     ] = None,
     tune_per_class: Annotated[int, typer.Option(min=10, help="Most images a class for short tuning.")] = 2000,
-    tune_seconds: Annotated[float, typer.Option(min=1, help="Most seconds of one tuning.")] = 180.0,
+    tune_seconds: Annotated[float, typer.Option(min=1, help="Most of one tuning; of CPU with one thread.")] = 180.0,
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads of torch and numpy; all cores if not given.")
     ] = None,
@@ -127,7 +128,8 @@ def command(
     }
     record = open_record(file, "pruning", settings, command_line("pruning", file, **options), fresh)
     with bars("pruning") as (on_row, on_phase):
-        trial = Trial(inputs.base, inputs.pool, tune_per_class, tune_seconds, on_phase)
+        clock = time.process_time if inputs.threads == 1 else time.monotonic  # other programs do not count
+        trial = Trial(inputs.base, inputs.pool, tune_per_class, tune_seconds, on_phase, clock)
         sweep(record, file, keys(model, sets, chosen, budgets, tuning, calibration, seed), trial.measure, on_row)
 
 

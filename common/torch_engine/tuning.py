@@ -23,6 +23,7 @@ from common.torch_engine.teacher import Channels, Teacher, inputs_of
 
 TEMPERATURE = 2.0  # softens the answers, so that what the full model holds for second best is learnt too
 CHECKS = 8  # looks at the held-out images, evenly over the run
+WARM_UP = 0.1  # of the run, while the rate rises: at once it would set a merged network back
 PATIENCE = 4  # checks that are no better than an earlier one before it stops
 
 
@@ -54,11 +55,11 @@ def tune(
 ) -> Tuned:
     """Distil the full model, limited to the submodel's classes, on `images` uint8 [N, H, W, C] of these classes.
 
-    Softened answers (Hinton et al. 2015) and deep channels, Adam, gradients clipped to norm 1, cosine decay over
-    `steps` or `seconds`, whichever ends first; batch norms in training mode, dropout off. `augment`: where images are
-    few, mirrored and moved ones too. `on_step` is called with the number of steps taken. Keeps the best of a few checks
-    on `held`, the start among them: the result agrees there at least as often as the input. The input and its base stay
-    as they are.
+    Softened answers (Hinton et al. 2015) and deep channels, Adam, gradients clipped to norm 1, warm-up and cosine decay
+    over `steps` or `seconds` of `clock`, whichever ends first; batch norms in training mode, dropout off. `augment`:
+    mirrored and moved images. `on_step` is called with the number of steps taken. Keeps the best of a few checks on
+    `held`, the start among them: the result agrees there at least as often as the input. The input and its base stay as
+    they are.
     Raises DataError for fewer than two images, or none held out.
     """
     if len(images) < 2 or len(held) < 1:
@@ -71,7 +72,7 @@ def tune(
     batches = _batches(len(teacher.images), batch, rng)
     progress = 0.0 if steps > 0 else 1.0
     while progress < 1 and best.idle < PATIENCE:
-        optimiser.param_groups[0]["lr"] = rate * (1 + math.cos(math.pi * progress)) / 2
+        optimiser.param_groups[0]["lr"] = rate * min((1 + math.cos(math.pi * progress)) / 2, progress / WARM_UP + 0.01)
         with inputs_of(module, teacher.layers) as seen:
             _step(module, optimiser, seen, *teacher.lesson(next(batches), rng))
         taken += 1
