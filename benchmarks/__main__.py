@@ -9,7 +9,18 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from benchmarks import fallback, federation, gradients, lite0, phone, private_vs_open, pruning, secure_sum, slicing
+from benchmarks import (
+    fallback,
+    federation,
+    gradients,
+    lite0,
+    local_privacy,
+    phone,
+    private_vs_open,
+    pruning,
+    secure_sum,
+    slicing,
+)
 from benchmarks.memory import memory
 from benchmarks.moments import moments
 from common.errors import FedcaptorError
@@ -26,6 +37,7 @@ app.command("fallback")(fallback.command)
 app.command("federation")(federation.command)
 app.command("gradients")(gradients.command)
 app.command("lite0")(lite0.command)
+app.command("local_privacy")(local_privacy.command)
 app.command("memory")(memory)
 app.command("moments")(moments)
 app.command("phone")(phone.command)

@@ -6,7 +6,17 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from benchmarks.charts import draw
-from benchmarks.pages import fallback, federation, gradients, phone, private_vs_open, pruning, secure_sum, slicing
+from benchmarks.pages import (
+    fallback,
+    federation,
+    gradients,
+    local_privacy,
+    phone,
+    private_vs_open,
+    pruning,
+    secure_sum,
+    slicing,
+)
 from benchmarks.pages.section import Section
 from benchmarks.record import Record, read_record
 from common.errors import StateError
@@ -21,6 +31,7 @@ PAGES: dict[str, Callable[[Record], Section]] = {
     "slicing": slicing.render,
     "phone": phone.render,
     "secure_sum": secure_sum.render,
+    "local_privacy": local_privacy.render,
 }
 """Renderers by benchmark, in the order of the page. A further benchmark is one line here."""
 

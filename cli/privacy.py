@@ -15,6 +15,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from common.config import Config
     from common.groups import ChannelGroups
+    from server.local_plan import LocalPlan
     from server.privacy_plan import PrivacyPlan
 
 app = typer.Typer(help="Plan a run's privacy before it is run.")
@@ -31,19 +32,26 @@ def plan(
     overrides: Annotated[list[str] | None, typer.Option("--set", help="section.key=value, may be repeated.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object to standard output.")] = False,
 ) -> None:
-    """Show every sum of a run: its noise, its price, how precise it is and how many phones would be enough.
+    """Show every sum of a run: its noise, its price, how precise it is and how many phones would be enough. With
+    `privacy.sums=local` the one answer of each phone, and masked sums beside it.
 
     From configuration and model alone: nothing is run.
     """
     from common.config import load_config
-    from server.privacy_plan import plan as planned
+    from server import local_plan, privacy_plan
 
     config = load_config(scenario, overrides or [])
-    found = planned(config, groups_of(config))
+    found: PrivacyPlan | LocalPlan
+    if config.privacy.sums == "local":
+        found = local_plan.plan(config, groups_of(config))
+        tables = [answer_table(found), local_table(found)]
+    else:
+        found = privacy_plan.plan(config, groups_of(config))
+        tables = [price_table(found), precision_table(found), totals_table(found)]
     if as_json:
         print(json.dumps(_finite(asdict(found))))
         return
-    for table in (price_table(found), precision_table(found), totals_table(found)):
+    for table in tables:
         Console().print(table)
 
 
@@ -96,6 +104,33 @@ def totals_table(found: PrivacyPlan) -> Table:
     table.add_row("fewest replies of a sum", f"{found.survivors}")
     table.add_row("smallest cluster that is published", f"{found.smallest:.0f} phones by a noisy count")
     table.add_row("marks", ", ".join(found.marks))
+    return table
+
+
+def answer_table(found: LocalPlan) -> Table:
+    """How each phone protects its answer."""
+    table = Table("", "", show_header=False, title=f"one answer of each of {found.cohort:,} phones")
+    table.add_row("bits, one for each pair of classes", f"{found.length:,}")
+    table.add_row("the own pair's bit is one", f"with probability {found.present:.4g}")
+    table.add_row("any other bit is one", f"with probability {found.absent:.4g}")
+    table.add_row(f"ε of a year, an answer in each of {found.periods} periods", f"{found.year:.3g} at δ = 0")
+    table.add_row("filter scores, fleet figures", "not collected")
+    table.add_row("smallest cluster that is published", f"{found.smallest:.0f} phones by a noisy count")
+    table.add_row("marks", ", ".join(found.marks))
+    return table
+
+
+def local_table(found: LocalPlan) -> Table:
+    """Local answers beside masked sums, `found.clusters` clusters."""
+    title = f"share of a class in a cluster's usage, {found.clusters} clusters to begin with"
+    table = Table("", "local answers", "masked sums", title=title)
+    masked = found.masked
+    figures = (f"{masked.deviation:.2g}", f"{masked.phones:,}") if masked else ("–", "–")
+    price = f"{_number(masked.epsilon)} at δ = {masked.delta:g}, with scores and fleet figures" if masked else "–"
+    table.add_row("ε", f"{found.epsilon:.3g} at δ = 0", price)
+    table.add_row("rests on", "the phone alone", "masks, and most phones of a cohort" if masked else found.masked_error)
+    table.add_row("standard deviation", f"{found.deviation:.2g}", figures[0])
+    table.add_row(f"phones for {found.target:g}", f"{found.phones_for:,}", figures[1])
     return table
 
 

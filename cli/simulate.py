@@ -159,5 +159,7 @@ def _plain(value: float | None) -> str:
 def _privacy(privacy: dict[str, Any]) -> str:
     if privacy["epsilon"] is None:
         return "no noise: no guarantee"
+    if privacy.get("mode") == "local":
+        return f"ε = {privacy['epsilon']:.2f}, δ = 0, for each phone's answer alone, towards the server too"
     said = f"ε = {privacy['epsilon']:.2f}, δ = {privacy['delta']:g}, {privacy['sums']} sums"
     return f"{said}; ε = {privacy['epsilon_server']:.2f} if the server cheats"

@@ -18,7 +18,16 @@ from client.ledger import DECLINED
 from client.phone import Phone
 from common.config import Config, load_config
 from common.errors import ConfigError, PrivacyError, WireError
-from common.messages import DeliverReply, DeliverRequest, MaskedReply, MaskedRequest, SumReply, SumRequest
+from common.messages import (
+    DeliverReply,
+    DeliverRequest,
+    LocalReply,
+    LocalRequest,
+    MaskedReply,
+    MaskedRequest,
+    SumReply,
+    SumRequest,
+)
 from common.tiers import as_tier, drawn
 from common.torch_engine.base import BaseModel
 from common.wire import pack, unpack
@@ -46,6 +55,13 @@ def make_app(phone_of: PhoneOf) -> ClientApp:
         request, tensors = unpack(message.content, MaskedRequest)
         secure = phone_of(context).masked(request, tensors)
         return Message(pack(MaskedReply.to(request), {"secure": secure}), reply_to=message)
+
+    @app.query("local")
+    @_tells_nothing
+    def answer_alone(message: Message, context: Context) -> Message:
+        request, _ = unpack(message.content, LocalRequest)
+        answer = phone_of(context).local(request)
+        return Message(pack(LocalReply.to(request), {"answer": answer}), reply_to=message)
 
     @app.query("deliver")
     @_tells_nothing
@@ -124,8 +140,8 @@ def device_phone(context: Context) -> Phone:
         raise ConfigError(f'input-shape is {node["input-shape"]!r}, must be channels, height and width: "1x28x28"')
     base = load_base(Path(node["weights"]), node["model"], (int(shape[0]), int(shape[1]), int(shape[2])))
     config = load_config(Path(node["config"]))
-    if config.privacy.sums != "masked":
-        raise ConfigError(f'privacy.sums is "{config.privacy.sums}", real phones mask theirs: set it to "masked"')
+    if config.privacy.sums == "plain":
+        raise ConfigError('privacy.sums is "plain", real phones mask theirs: set it to "masked", or to "local"')
     if config.tiers and not (node.get("tier") or config.personal.tier):
         names = ", ".join(tier.name for tier in config.tiers)
         raise ConfigError(f"the phone's tier is not given: start the node with --node-config 'tier=\"…\"', of {names}")

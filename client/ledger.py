@@ -23,6 +23,7 @@ from common.errors import ConfigError, PrivacyError
 from common.privacy.accounting import PERIOD_DAYS, sum_zcdp, to_epsilon
 from common.privacy.sums import SumSpec
 
+PURE = "pure"  # stands for the spec of an answer that is private by itself, at δ = 0
 DECLINED = "declined"  # all that a message may say of a PrivacyError raised here
 MAX_ANSWERS = 64
 MAX_ANSWER_BYTES = 1 << 28
@@ -58,13 +59,17 @@ _KEPT_ON_ERASE = {"ledger_charges", "ledger_off"}
 
 @dataclass(frozen=True)
 class Charge:
-    """One answer's price: `at` in seconds since the epoch, `rho` in zCDP; `answered` while the answer is kept."""
+    """One answer's price: `at` in seconds since the epoch, `rho` in zCDP; `answered` while the answer is kept.
+
+    `pure`: the price is √(2ρ) in ε at δ = 0, which is ρ in zCDP (Bun and Steinke 2016, proposition 1.4), but less ε.
+    """
 
     at: float
     request: str
     kind: str
     rho: float
     answered: bool
+    pure: bool = False
 
 
 @lru_cache(maxsize=4096)
@@ -154,7 +159,7 @@ class Ledger(OnPhoneFile):
     def spent(self) -> float:
         """ε at `delta` of all charges in the period that ends now; 0 for none."""
         with self._file.transaction(write=False) as connection:
-            return _epsilon(math.fsum(self._rhos(connection)), self._delta)
+            return self._epsilon(self._counted(connection))
 
     def entries(self) -> list[Charge]:
         """All charges still kept, oldest first; those out of the period no longer count."""
@@ -193,16 +198,20 @@ class Ledger(OnPhoneFile):
             other = self._kept(connection, spec, request)
             if other is not None:  # answered meanwhile by another thread: its noise is the one that counts
                 return other
-            charge = self._charge(connection, spec, request, kind)
-            connection.execute(
-                "INSERT INTO ledger_answers VALUES (?, ?, ?)", (charge, blob, hashlib.sha256(blob).hexdigest())
-            )
-            self._trim(connection)
+            self._keep_answer(connection, self._charge(connection, spec, request, kind), blob)
         return blob
+
+    def _keep_answer(self, connection: sqlite3.Connection, charge: int | None, blob: bytes) -> None:
+        row = (charge, blob, hashlib.sha256(blob).hexdigest())
+        connection.execute("INSERT INTO ledger_answers VALUES (?, ?, ?)", row)
+        self._trim(connection)
 
     def _charge(self, connection: sqlite3.Connection, spec: SumSpec, request: str, kind: str) -> int | None:
         """The number of a new charge. Raises PrivacyError when it does not fit in the budget."""
-        row = (float(self._clock()), request, spec.digest, kind, self._price(connection, spec, kind))
+        return self._insert(connection, request, spec.digest, kind, self._price(connection, spec, kind))
+
+    def _insert(self, connection: sqlite3.Connection, request: str, spec: str, kind: str, rho: float) -> int | None:
+        row = (float(self._clock()), request, spec, kind, rho)
         return connection.execute(
             "INSERT INTO ledger_charges (at, request, spec, kind, rho, checksum) VALUES (?, ?, ?, ?, ?, ?)",
             (*row, _checksum(*row)),
@@ -215,9 +224,9 @@ class Ledger(OnPhoneFile):
             "WHERE request = ? AND spec = ? ORDER BY id DESC LIMIT 1",
             (request, spec.digest),
         ).fetchone()
-        if found is None:
-            return None
-        blob, checksum = found
+        return None if found is None else self._checked(*found)
+
+    def _checked(self, blob: object, checksum: str) -> bytes:
         if not isinstance(blob, bytes) or hashlib.sha256(blob).hexdigest() != checksum:
             raise self._file.damaged("the checksum of a stored answer differs")
         return blob
@@ -225,18 +234,28 @@ class Ledger(OnPhoneFile):
     def _price(self, connection: sqlite3.Connection, spec: SumSpec, kind: str) -> float:
         """rho of one answer. Raises PrivacyError when it does not fit in the budget."""
         rho = sum_zcdp(spec, self._dishonest)
-        rhos = self._rhos(connection)
-        if len(rhos) >= MAX_CHARGES:
-            raise PrivacyError(f"{DECLINED}: {len(rhos)} answers in the period, the bound is {MAX_CHARGES}; wait")
-        spent = math.fsum(rhos)
-        after = _epsilon(spent + rho, self._delta)
+        self._require_room(connection, kind, rho=rho)
+        return rho
+
+    def _require_room(
+        self, connection: sqlite3.Connection, kind: str, *, rho: float = 0.0, epsilon: float = 0.0
+    ) -> None:
+        """Raises PrivacyError when an answer of that zCDP, or of that ε at δ = 0, does not fit in the budget."""
+        charges = self._counted(connection)
+        if len(charges) >= MAX_CHARGES:
+            raise PrivacyError(f"{DECLINED}: {len(charges)} answers in the period, the bound is {MAX_CHARGES}; wait")
+        after = self._epsilon(charges, rho) + epsilon
         if after > self._budget * (1 + _ROUNDING):
             raise PrivacyError(
-                f"{DECLINED}: {kind} would raise epsilon from {_epsilon(spent, self._delta):.4g} to {after:.4g} at "
+                f"{DECLINED}: {kind} would raise epsilon from {self._epsilon(charges):.4g} to {after:.4g} at "
                 f"delta {self._delta:g}, the budget is {self._budget:g} in {self._period / _DAY_SECONDS:g} days; "
                 "wait until older answers leave the period or raise the budget"
             )
-        return rho
+
+    def _epsilon(self, charges: list[Charge], rho: float = 0.0) -> float:
+        """Of sums in zCDP, `rho` more among them, and of pure answers on top (basic composition)."""
+        sums = math.fsum([rho, *(charge.rho for charge in charges if not charge.pure)])
+        return _epsilon(sums, self._delta) + math.fsum(math.sqrt(2 * charge.rho) for charge in charges if charge.pure)
 
     def _require_on(self, connection: sqlite3.Connection) -> None:
         if self._off(connection):
@@ -245,9 +264,9 @@ class Ledger(OnPhoneFile):
     def _off(self, connection: sqlite3.Connection) -> bool:
         return connection.execute("SELECT 1 FROM ledger_off").fetchone() is not None
 
-    def _rhos(self, connection: sqlite3.Connection) -> list[float]:
+    def _counted(self, connection: sqlite3.Connection) -> list[Charge]:
         start = self._clock() - self._period  # charges ahead of a clock that was set back count too
-        return [charge.rho for charge in self._charges(connection) if charge.at > start]
+        return [charge for charge in self._charges(connection) if charge.at > start]
 
     def _charges(self, connection: sqlite3.Connection) -> list[Charge]:
         charges = []
@@ -257,7 +276,7 @@ class Ledger(OnPhoneFile):
         ):
             if _checksum(at, request, spec, kind, rho) != checksum:
                 raise self._file.damaged("the checksum of a charge differs")
-            charges.append(Charge(at, request, kind, rho, bool(answered)))
+            charges.append(Charge(at, request, kind, rho, bool(answered), spec == PURE))
         return charges
 
     def _trim(self, connection: sqlite3.Connection) -> None:

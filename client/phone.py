@@ -16,6 +16,7 @@ from client.from_cluster import cluster_submodel, personalise_from_cluster
 from client.images import ImageFeed
 from client.kept import holds_full, keep, read_models, read_outcome
 from client.ledger import Ledger
+from client.local_answer import LocalLedger
 from client.masked_sums import MaskedLedger, Side
 from client.personal import Offer, Personalised, personalise
 from client.usage import UsageLog
@@ -24,9 +25,10 @@ from common.config import Config
 from common.distances import class_shares
 from common.errors import PlanError, PrivacyError, WireError
 from common.groups import ChannelGroups
-from common.messages import DeliverRequest, MaskedRequest, SumRequest, request_digest
+from common.messages import DeliverRequest, LocalRequest, MaskedRequest, SumRequest, request_digest
 from common.plan import Plan
 from common.preference import pool
+from common.privacy.local import Bits
 from common.privacy.noise import system_generator
 from common.privacy.sums import SumSpec, encode
 from common.secure.messages import MASKING
@@ -73,6 +75,8 @@ class Phone:
 
         The sum is charged once, when the masked vector leaves. Raises PrivacyError when the phone declines.
         """
+        if self.config.privacy.sums == "local":
+            raise PrivacyError("the phone answers by itself alone: declined")
         terms, spec, insisted = request.terms(), request.sum.spec(), self.config.privacy.corrupted
         self._check_promises(spec)
         if terms.corrupted < insisted:
@@ -91,6 +95,20 @@ class Phone:
 
             reply = ledger.step(spec, request.kind, side, lambda phone_sum: phone_sum.answer(secure, vector))
         return np.frombuffer(reply, np.uint8)
+
+    def local(self, request: LocalRequest) -> Bits:
+        """This phone's own randomised answer, packed bits; whoever asks again gets the same, charged once.
+
+        Raises PrivacyError when the phone declines.
+        """
+        if self.config.privacy.sums != "local":
+            raise PrivacyError("the answer would be seen alone: declined")
+        spec, classes = request.spec(), self.base.groups.classes
+        if spec.classes != classes:
+            raise WireError("wrong_shape", f"the question is over {spec.classes} classes, not {classes}")
+        with self._ledger(LocalLedger) as ledger:
+            drawn = ledger.local(spec, lambda: spec.draw(self._usage(request.round), self._noise(spec.digest)))
+        return np.frombuffer(drawn, np.uint8)
 
     def deliver(self, request: DeliverRequest, tensors: Tensors) -> int | None:
         """Take what the server offers and personalise; returns the cluster when the server asks for it.

@@ -203,10 +203,11 @@ class Fallback(Section):
 
 
 class Privacy(Section):
-    sums: Literal["masked", "plain"] = Field(
+    sums: Literal["masked", "plain", "local"] = Field(
         "masked",
         description="`masked`: the server learns sums and no phone's vector; `plain`: it receives every vector, for "
-        "debugging and large simulations: marked, and refused on devices.",
+        "debugging and large simulations: marked, and refused on devices; `local`: no sums: every phone answers once, "
+        "private by itself at `epsilon` and δ = 0, without cohorts; no filter scores, no fleet figures, marked.",
     )
     noise: bool = Field(True, description="Discrete Gaussian noise in shares; false only in simulation, and marked.")
     epsilon: Positive = Field(8.0, description="ε of the whole run for the worst phone.")
@@ -227,6 +228,11 @@ class Privacy(Section):
     scores_share: Ratio = Field(0.3, description="Share of the budget for filter scores; usage takes the rest.")
 
     @property
+    def spent_delta(self) -> float:
+        """δ that ε is stated at: 0 with local answers."""
+        return 0.0 if self.sums == "local" else self.delta
+
+    @property
     def noiseless(self) -> float:
         """Share of phones whose noise protects nobody: they leave it out, or tell the server."""
         return max(self.dishonest, self.corrupted if self.sums == "masked" else 0.0)
@@ -238,6 +244,8 @@ class Privacy(Section):
                 f"outcome_share {self.outcome_share} and scores_share {self.scores_share} leave nothing for usage: "
                 "lower one below a sum of 1"
             )
+        if self.sums == "local" and not self.noise:
+            raise ValueError("noise is false, with local sums it is all that protects a phone: set sums to plain")
         return self
 
 
@@ -328,7 +336,7 @@ class Config(Section):
 
     def marks(self, simulated: bool) -> list[str]:
         """What every output of the run must say of it."""
-        marks = ["sums not encrypted"] if self.privacy.sums == "plain" else []
+        marks = {"plain": ["sums not encrypted"], "local": ["local answers"]}.get(self.privacy.sums, [])
         if simulated:
             marks.append("seeded noise")
         if not self.privacy.noise:

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from common.config import MAX_TIERS, TIER_NAME
 from common.errors import WireError
+from common.privacy.local import MAX_CLASSES, LocalSpec
 from common.privacy.sums import MAX_LENGTH, SumSpec
 from common.secure.messages import STEPS
 from common.secure.terms import Terms
@@ -199,6 +200,38 @@ class MaskedReply(Header):
     def to(cls, request: MaskedRequest) -> Self:
         """The header that answers `request`."""
         return cls(run=request.run, round=request.round, request=request.request, step=request.step)
+
+
+class LocalRequest(Header):
+    """Server to phone: an answer that is private by itself, to be seen alone. No masks, no cohort.
+
+    A bit for each of the `classes`·(`classes` + 1) / 2 unordered pairs: it is one with probability `present` where the
+    phone drew the pair from its usage, and `absent` elsewhere. ε is what these two come to.
+    """
+
+    message: Literal["local_request"] = "local_request"
+    classes: Annotated[int, Field(ge=2, le=MAX_CLASSES)]
+    present: Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
+    absent: Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
+
+    def spec(self) -> LocalSpec:
+        """The checked value; raises PrivacyError when the answer would protect nothing."""
+        return LocalSpec(self.classes, self.present, self.absent)
+
+
+class LocalReply(Header):
+    """Phone to server: its bits, drawn once and sent again to whoever asks. `answer`: packed, first bit highest."""
+
+    TENSORS: ClassVar[Rules] = _rules(
+        answer=TensorRule(("uint8",), MAX_CLASSES * (MAX_CLASSES + 1) // 16, required=True)
+    )
+
+    message: Literal["local_reply"] = "local_reply"
+
+    @classmethod
+    def to(cls, request: LocalRequest) -> Self:
+        """The header that answers `request`."""
+        return cls(run=request.run, round=request.round, request=request.request)
 
 
 class DeliverRequest(Header):

@@ -54,8 +54,8 @@ class Settings:
         config = load_config(Path(str(run_config["config"])))
         if not config.privacy.noise and not config.testing.small_cohorts:
             raise ConfigError("privacy.noise is false, real phones need noise: set it to true")
-        if config.privacy.sums != "masked":
-            raise ConfigError(f'privacy.sums is "{config.privacy.sums}", real phones mask theirs: set it to "masked"')
+        if config.privacy.sums == "plain":
+            raise ConfigError('privacy.sums is "plain", real phones mask theirs: set it to "masked", or to "local"')
         weights = str(run_config.get("weights", "")) or config.model.weights
         if not weights:
             raise ConfigError("weights is empty: give the base model's file, written by `fedcaptor train`")

@@ -45,8 +45,12 @@ class Step:
 
 
 def steps(config: Config) -> list[Step]:
-    """Every sum of the run in order: co-occurrence, k-means iterations, scores in the first round, outcome."""
+    """Every sum of the run in order: co-occurrence, k-means iterations, scores in the first round, outcome. None where
+    answers are local.
+    """
     result: list[Step] = []
+    if config.privacy.sums == "local":
+        return result
     for round in range(1, config.run.rounds + 1):
         iterations = config.clusters.iterations if round == 1 else 1
         start = 0 if round == 1 else 1  # co-occurrence only seeds the first centroids

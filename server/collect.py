@@ -6,7 +6,7 @@ import hashlib
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from flwr.app import Message, RecordDict
@@ -19,6 +19,8 @@ from common.messages import (
     DeliverReply,
     DeliverRequest,
     Header,
+    LocalReply,
+    LocalRequest,
     MaskedRequest,
     SumFields,
     SumReply,
@@ -27,6 +29,7 @@ from common.messages import (
     digest_of,
 )
 from common.privacy import plausible
+from common.privacy.local import Bits, LocalSpec
 from common.privacy.sums import PlainAggregator, SumSpec
 from common.wire import pack, unpack
 from server.masked import Early, Masking, Take, Tensors, masked_sum
@@ -77,7 +80,7 @@ class Courier:
     run: str
     rounds: Rounds
     masking: Masking | None
-    """None: sums are plain."""
+    """None: sums are plain, or there are none."""
     on_reply: OnReply = lambda done, asked: None
     sleep: Callable[[float], None] = time.sleep
     clock: Callable[[], float] = time.monotonic
@@ -143,6 +146,21 @@ class Courier:
         waiting = dict.fromkeys(nodes, request)
         tally = self._exchange("query.sum", waiting, lambda node: packed, take, enough=spec.cohort)
         return aggregator.finish(), tally
+
+    def answers(self, round: int, spec: LocalSpec, nodes: Iterable[int], add: Callable[[Bits], None]) -> Tally:
+        """Hand every phone's own answer to `add`, which raises PrivacyError on one that no phone can have drawn."""
+        request = LocalRequest(run=self.run, round=round, request=self.request_id(spec.digest), **asdict(spec))
+        packed, waiting = pack(request, {}), dict.fromkeys(nodes, request)
+
+        def take(reply: Message, node: int, request: Header) -> None:
+            header, tensors = unpack(reply.content, LocalReply)
+            check_answers(request, header)
+            try:
+                add(tensors["answer"])
+            except PrivacyError as error:
+                raise WireError("wrong_shape", str(error)) from None
+
+        return self._exchange("query.local", waiting, lambda node: packed, take, enough=len(waiting))
 
     def deliver(self, request: DeliverRequest, tensors: Tensors, nodes: Iterable[int]) -> tuple[dict[int, int], Tally]:
         """Clusters that phones named, by node (mode `choose` alone), and how the delivery went."""

@@ -17,12 +17,13 @@ from flwr.serverapp import Grid
 from common import statistics, tiers
 from common.config import Config
 from common.filter_clusters import filter_clusters
+from common.groups import ChannelGroups
 from common.preference import importance, join, layer_slices, normalise, unpool
 from common.privacy.sums import SumSpec
 from common.torch_engine.base import BaseModel
 from common.torch_engine.forward import normalise as to_input
 from common.torch_engine.scores import taylor_scores
-from server import catalogue, clusters
+from server import catalogue, clusters, local
 from server.budget import Step, SumBudget, steps
 from server.catalogue import Catalogue
 from server.collect import Courier, Tally
@@ -38,13 +39,15 @@ OnProgress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, eq=False)
 class Published:
-    """What a round ends with. `counts` [K]: estimated phones; `fleet` [K, len(OUTCOME)]: noisy sums of outcomes."""
+    """What a round ends with. `counts` [K]: estimated phones; `fleet` [K, len(OUTCOME)]: noisy sums of outcomes, None
+    where answers are local.
+    """
 
     round: int
     centroids: Floats
     counts: Floats
     catalogue: Catalogue
-    fleet: Floats
+    fleet: Floats | None
     delivered_bytes: float
 
 
@@ -68,8 +71,8 @@ class Flow:
         tiers.check(config, base.groups)
         self.config, self.base, self.reference, self.journal = config, base, reference, journal
         self.nodes = sorted(grid.get_node_ids())
-        self.budget = SumBudget(config, base.groups, len(self.nodes))
-        self.sums: list[SumSpec] = []
+        self.budget = budget_of(config, base.groups, len(self.nodes))
+        self.sums: list[Any] = []  # a SumSpec each, or the one LocalSpec
         self.phases: list[dict[str, Any]] = []
         self.atlas: dict[str, npt.NDArray[Any]] = {}
         self._folder, self._courier = folder, courier
@@ -79,15 +82,18 @@ class Flow:
     def run(self) -> list[Published]:
         """All rounds. Raises PrivacyError when a cohort is too small to publish."""
         preference: npt.NDArray[Any] | None = None
-        centroids: Floats | None = None
+        centroids, counts = None, np.zeros(0)
         for round in range(1, self.config.run.rounds + 1):
             plan = [step for step in steps(self.config) if step.round == round]
-            centroids, counts = self._usage([s for s in plan if s.kind == "usage"], centroids)
+            if not isinstance(self.budget, local.LocalBudget):
+                centroids, counts = self._usage([s for s in plan if s.kind == "usage"], centroids)
+            elif centroids is None:  # asked again, phones would answer the same
+                centroids, counts = self._answers(self.budget)
             if round == 1:
                 preference = self._preference([s for s in plan if s.kind == "scores"])
             made = self._plans(round, centroids, preference)
             delivered = self._deliver(round, centroids, made, preference)
-            fleet = self._outcome(next(s for s in plan if s.kind == "outcome"), centroids)
+            fleet = self._outcome([s for s in plan if s.kind == "outcome"], centroids)
             self.published.append(Published(round, centroids, counts, made, fleet, delivered))
             self._on_phase(self)
         return self.published
@@ -110,11 +116,15 @@ class Flow:
         self._on_phase(self)
         return result
 
+    def _spec(self, step: Step, blocks: int) -> SumSpec:
+        assert isinstance(self.budget, SumBudget)
+        return self.budget.spec(step, blocks)
+
     def _sum(self, step: Step, tensors: dict[str, npt.NDArray[Any]], blocks: int) -> Floats:
-        spec = self.budget.spec(step, blocks)
+        spec = self._spec(step, blocks)
 
         def compute() -> Result:
-            nodes = self._cohort(spec)
+            nodes = self._cohort(spec.cohort, spec.digest)
             total, tally = self._courier.sum(step.round, step.kind, spec, tensors, nodes)
             self._refuse(step.round, step.name, tally)
             return {"tally": tally.as_dict()}, {"total": total}
@@ -127,12 +137,27 @@ class Flow:
         for reason, count in tally.refused.items():
             self.journal.refuse(round, name, reason, count)
 
-    def _cohort(self, spec: SumSpec) -> list[int]:
+    def _cohort(self, size: int, digest: str) -> list[int]:
         """The phones asked: all, or a sample drawn by the sum's digest, the same after a restart."""
-        if spec.cohort >= len(self.nodes):
+        if size >= len(self.nodes):
             return self.nodes
-        rng = np.random.default_rng([self.config.run.seed, int(spec.digest[:15], 16)])
-        return sorted(rng.choice(self.nodes, spec.cohort, replace=False).tolist())
+        rng = np.random.default_rng([self.config.run.seed, int(digest[:15], 16)])
+        return sorted(rng.choice(self.nodes, size, replace=False).tolist())
+
+    def _answers(self, budget: local.LocalBudget) -> tuple[Floats, Floats]:
+        """Centroids and counts from every phone's own answer, which is forgotten when the phase ends."""
+        spec, round, name = budget.spec, 1, "usage-0"
+
+        def compute() -> Result:
+            answers = local.Answers(spec, budget.cohort)
+            tally = self._courier.answers(round, spec, self._cohort(budget.cohort, spec.digest), answers.add)
+            self._refuse(round, name, tally)
+            centroids, counts = local.published(answers, self.config.clusters, self.config.run.seed)
+            return {"tally": tally.as_dict()}, {"centroids": centroids, "counts": counts}
+
+        _, stored = self._phase(round, name, compute)
+        self.sums.append(spec)
+        return _as_sent(stored["centroids"]), stored["counts"]
 
     def _usage(self, plan: list[Step], centroids: Floats | None) -> tuple[Floats, Floats]:
         classes, settings = self.base.groups.classes, self.config.clusters
@@ -145,12 +170,12 @@ class Flow:
                 continue
             sent = np.round(centroids, 6).astype(np.float32)
             total = self._sum(step, {"centroids": sent}, len(sent))
-            deviation = self.budget.spec(step, len(sent)).deviation
+            deviation = self._spec(step, len(sent)).deviation
             centroids, counts = clusters.next_centroids(total, sent.astype(np.float64), deviation)
             floor = self.config.privacy.min_cohort + 2 * deviation * float(np.sqrt(classes))
             centroids, counts = clusters.publishable(centroids, counts, floor, settings.alike, settings.k == 0)
         assert centroids is not None
-        return np.round(centroids, 6).astype(np.float32).astype(np.float64), counts
+        return _as_sent(centroids), counts
 
     def _preference(self, plan: list[Step]) -> npt.NDArray[np.float32] | None:
         """Filter preference [F, C]: pictures and the phones' private scores, both halves joined."""
@@ -229,6 +254,19 @@ class Flow:
         outcome, _ = self._phase(round, "deliver", compute)
         return float(outcome["tally"]["bytes_down"]) / max(len(self.nodes), 1)
 
-    def _outcome(self, step: Step, centroids: Floats) -> Floats:
-        total = self._sum(step, {"centroids": centroids.astype(np.float32)}, len(centroids))
+    def _outcome(self, plan: list[Step], centroids: Floats) -> Floats | None:
+        if not plan:
+            return None
+        total = self._sum(plan[0], {"centroids": centroids.astype(np.float32)}, len(centroids))
         return total.reshape(len(centroids), len(statistics.OUTCOME))
+
+
+def budget_of(config: Config, groups: ChannelGroups, phones: int) -> SumBudget | local.LocalBudget:
+    """Of a run over so many phones. Raises PrivacyError when it cannot be met."""
+    if config.privacy.sums == "local":
+        return local.LocalBudget.of(config.privacy, groups.classes, phones, config.rounds.cohort)
+    return SumBudget(config, groups, phones)
+
+
+def _as_sent(centroids: Floats) -> Floats:
+    return np.round(centroids, 6).astype(np.float32).astype(np.float64)

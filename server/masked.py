@@ -37,7 +37,7 @@ class Masking:
 
 
 def masking_of(config: Config) -> Masking | None:
-    """As configured; None where sums are plain."""
+    """As configured; None where sums are plain, or answers local."""
     privacy = config.privacy
     return Masking(privacy.dropout, privacy.corrupted) if privacy.sums == "masked" else None
 

@@ -67,15 +67,19 @@ def snapshot_of(flow: Flow, run: str, weights_bytes: int, status: Status, simula
         refused=refused,
         epsilon=flow.epsilon,
         epsilon_server=flow.epsilon_server,
-        delta=flow.config.privacy.delta,
+        delta=flow.config.privacy.spent_delta,
         simulated=simulated,
         marks=tuple(flow.config.marks(simulated)),
     )
 
 
-def outcome_means(total: Any) -> dict[str, float] | None:
-    """Mean of each outcome over the phones of a noisy sum, within [0, 1]; None when no phone is left of it."""
-    sums = dict(zip(statistics.OUTCOME, total, strict=True))
+def outcome_means(fleet: Any) -> dict[str, float] | None:
+    """Mean of each outcome over the phones of noisy sums [K, len(OUTCOME)], within [0, 1]; None when no phone is left
+    of them, or without sums.
+    """
+    if fleet is None:
+        return None
+    sums = dict(zip(statistics.OUTCOME, fleet.sum(0), strict=True))
     if sums["phones"] < 1:
         return None
     return {name: float(np.clip(value / sums["phones"], 0, 1)) for name, value in sums.items()}
@@ -85,7 +89,7 @@ def _fleet(flow: Flow, weights_bytes: int) -> Fleet:
     if not flow.published:
         return Fleet()
     last = flow.published[-1]
-    means = outcome_means(last.fleet.sum(0))
+    means = outcome_means(last.fleet)
     download = last.delivered_bytes / weights_bytes
     if means is None:
         return Fleet(download_ratio=download)

@@ -33,7 +33,7 @@ COLUMNS = {
     "escalated": "share of check images that go on to the full model",
 }
 """Meaning by column. From `agreement_cluster` on they are means over the fleet from a private sum, noise included;
-empty where the noise leaves no phone to divide by."""
+empty where the noise leaves no phone to divide by, and with local answers, which have no such sum."""
 
 
 def rows_of(flow: Flow) -> list[dict[str, Any]]:
@@ -44,7 +44,7 @@ def rows_of(flow: Flow) -> list[dict[str, Any]]:
 def _row(flow: Flow, published: Published) -> dict[str, Any]:
     phases = [phase for phase in flow.phases if phase["round"] == published.round]
     sums = [spec for spec in flow.sums if int(spec.name.partition("-")[0]) <= published.round]
-    means = outcome_means(published.fleet.sum(0)) or {}
+    means = outcome_means(published.fleet) or {}
     counted = ("asked", "replies", "dropped", "bytes_down", "bytes_up")
     return {
         "round": published.round,

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from common.privacy.sums import SumSpec
 from common.tiers import drawn
+from server.budget import SumBudget
 from server.flow import Flow, Published
 from server.journal import Journal
 from simulations.oracle import PhoneFigures
@@ -82,7 +84,8 @@ def summary_of(
         "privacy": {
             "epsilon": flow.epsilon,
             "epsilon_server": flow.epsilon_server,
-            "delta": world.config.privacy.delta,
+            "delta": world.config.privacy.spent_delta,
+            "mode": world.config.privacy.sums,
             "sums": len(flow.sums),
             "delivery_leak": LEAK[world.config.delivery.mode],
         },
@@ -123,18 +126,16 @@ def details_of(world: World, flow: Flow, figures: list[PhoneFigures]) -> dict[st
         "clusters": [_cluster(world, last, number) for number in range(len(last.catalogue.plans))],
         "rounds": rows_of(flow),
         "phases": flow.phases,
-        "sums": [
-            {
-                "name": s.name,
-                "length": s.length,
-                "clip": s.clip,
-                "noise_multiplier": s.noise_multiplier,
-                "rho": flow.budget.charge(s),
-            }
-            for s in flow.sums
-        ],
+        "sums": [_sum(flow, spec) for spec in flow.sums],
         "scores": _scores(figures),
     }
+
+
+def _sum(flow: Flow, spec: Any) -> dict[str, Any]:
+    found: dict[str, Any] = {"name": spec.name, "length": spec.length}
+    if isinstance(spec, SumSpec) and isinstance(flow.budget, SumBudget):
+        found |= {"clip": spec.clip, "noise_multiplier": spec.noise_multiplier, "rho": flow.budget.charge(spec)}
+    return found
 
 
 def _scores(figures: list[PhoneFigures], bins: int = 25) -> dict[str, list[Any]] | None:

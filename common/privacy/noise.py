@@ -94,4 +94,9 @@ def _below(bound: int, count: int, rng: np.random.Generator) -> NDArray[np.int64
 
 def bernoulli(p: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.bool_]:
     """True with probability `p` each, of the shape [n] of `p`."""
-    return (_words(p.size, rng) >> np.uint64(11)) * 2.0**-53 < p
+    return uniform(p.size, rng) < p
+
+
+def uniform(count: int, rng: np.random.Generator) -> NDArray[np.float64]:
+    """Multiples of 2**-53 in [0, 1), each as likely: float64 [count]."""
+    return np.asarray((_words(count, rng) >> np.uint64(11)) * 2.0**-53, np.float64)

@@ -70,6 +70,7 @@ class Privacy(Part):
     epsilon_server: Number = None
     delta: Number = None
     sums: Any = None
+    mode: str = ""
     delivery_leak: str = ""
 
 

@@ -6,7 +6,7 @@ from flwr.app import Context, RecordDict
 
 from client.app import device_phone, make_app
 from common.errors import ConfigError, DataError, PrivacyError
-from common.messages import DeliverRequest, MaskedRequest, SumFields, SumRequest, digest_of
+from common.messages import DeliverRequest, LocalRequest, MaskedRequest, SumFields, SumRequest, digest_of
 from common.privacy.sums import SumSpec
 from common.wire import pack
 from server.app import Settings
@@ -23,7 +23,7 @@ class FailingPhone:
     def answer(self, *_):
         raise self.error
 
-    deliver = masked = answer
+    deliver = masked = local = answer
 
 
 def requests():
@@ -37,7 +37,9 @@ def requests():
         dropout=0.1,
         corrupted=0.0,
     )
+    alone = LocalRequest(run=RUN, round=1, request=REQUEST, classes=10, present=0.5, absent=0.25)
     return {
+        "query.local": (alone, {}),
         "query.sum": (ask, {}),
         "query.deliver": (give, {}),
         "query.masked": (step, {"secure": np.ones(1, np.uint8)}),
@@ -77,9 +79,9 @@ def test_the_server_learns_that_a_phone_declined_and_never_why(kind, error):
     assert not any("birthday" in text or "owner" in text for _, text in chain)
 
 
-def test_plain_sums_are_refused_on_devices_and_by_their_server(tmp_path):
-    (tmp_path / "config.toml").write_text('[privacy]\nsums = "plain"')
-    node = {
+def node_of(tmp_path, sums):
+    (tmp_path / "config.toml").write_text(f'[privacy]\nsums = "{sums}"')
+    return {
         "folder": str(tmp_path),
         "images": str(tmp_path),
         "weights": str(SHIPPED),
@@ -87,7 +89,19 @@ def test_plain_sums_are_refused_on_devices_and_by_their_server(tmp_path):
         "input-shape": "1x28x28",
         "config": str(tmp_path / "config.toml"),
     }
+
+
+def test_plain_sums_are_refused_on_devices_and_by_their_server(tmp_path):
+    node = node_of(tmp_path, "plain")
     with pytest.raises(ConfigError, match=r'privacy\.sums is "plain", real phones mask theirs'):
         device_phone(Context(1, 1, node, RecordDict(), {}))
     with pytest.raises(ConfigError, match=r'privacy\.sums is "plain", real phones mask theirs'):
         Settings.of({"config": node["config"], "folder": str(tmp_path)})
+
+
+def test_devices_may_answer_by_themselves(tmp_path):
+    node = node_of(tmp_path, "local")
+    phone = device_phone(Context(1, 1, node, RecordDict(), {}))
+    assert (phone.config.privacy.sums, phone.seed) == ("local", None)
+    run = {"config": node["config"], "folder": str(tmp_path), "weights": str(SHIPPED)}
+    assert Settings.of(run).config.privacy.sums == "local"

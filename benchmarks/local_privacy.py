@@ -1,0 +1,140 @@
+"""What trusting nobody costs: preference clusters from local answers beside those from masked sums at the same ε."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import numpy.typing as npt
+import typer
+
+from benchmarks.progress import bars
+from benchmarks.record import command_line, numbers, open_record, sweep
+from common import statistics
+from common.config import Config, parse
+from common.errors import ConfigError
+from common.groups import ChannelGroups
+from common.torch_engine.registry import build
+from common.torch_engine.trace import trace
+from server import clusters, local
+from server.budget import SumBudget, steps
+from simulations.habits import draw_habits
+
+Floats = npt.NDArray[np.float64]
+
+MODEL, SHAPE = "small-cnn", (1, 28, 28)  # for the length of the other sums, which share the ε of masked ones
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Owners with habits of `groups` groups over `classes` classes; every phone answers."""
+
+    classes: int
+    groups: int
+    min_cohort: int
+
+    def config(self, key: Mapping[str, Any]) -> Config:
+        """Of the masked run."""
+        return parse(
+            {
+                "population": {"phones": key["phones"], "groups": self.groups},
+                "privacy": {"epsilon": key["epsilon"], "min_cohort": self.min_cohort},
+                "run": {"seed": key["seed"]},
+            }
+        )
+
+    def measure(self, key: Mapping[str, Any]) -> dict[str, Any]:
+        """Figures of one row, for each arm."""
+        config = self.config(key)
+        usage = draw_habits(config.population, self.classes, 1, key["seed"])[0]
+        groups = trace(build(MODEL, self.classes, SHAPE), MODEL, SHAPE)
+        found = {
+            "unprotected": by_sums(usage, config, None),
+            "masked": by_sums(usage, config, groups),
+            "local": by_answers(usage, config),
+        }
+        return {f"{arm}_{name}": value for arm, c in found.items() for name, value in figures(usage, c).items()}
+
+
+def by_sums(usage: Floats, config: Config, groups: ChannelGroups | None) -> Floats:
+    """Centroids as `server.flow` makes them from sums, the noise of each drawn at once; none without `groups`."""
+    phones, classes = usage.shape
+    budget = SumBudget(config, groups, phones) if groups else None
+    rng, centroids = np.random.default_rng([config.run.seed, 11]), None
+    for step in (step for step in steps(config) if step.kind == "usage"):
+        blocks = 1 if centroids is None else len(centroids)
+        deviation = budget.spec(step, blocks).deviation if budget else 0.0
+        if centroids is None:
+            total = np.sum([statistics.cooccurrence(u) for u in usage], axis=0)
+            noisy = total + rng.normal(0, deviation, total.shape)
+            centroids = clusters.first_centroids(noisy, classes, config.clusters.most, config.run.seed)
+            continue
+        blocks_of = np.zeros(centroids.shape)
+        np.add.at(blocks_of, nearest(usage, centroids), usage)
+        noisy = (blocks_of + rng.normal(0, deviation, blocks_of.shape)).ravel()
+        centroids, counts = clusters.next_centroids(noisy, centroids, deviation)
+        floor = config.privacy.min_cohort + 2 * deviation * np.sqrt(classes) if budget else 0.0
+        centroids, _ = clusters.publishable(centroids, counts, floor, config.clusters.alike, True)
+    assert centroids is not None
+    return centroids
+
+
+def by_answers(usage: Floats, config: Config) -> Floats:
+    """Centroids from answers that phones draw."""
+    phones, classes = usage.shape
+    budget = local.LocalBudget.of(config.privacy, classes, phones, 0)
+    answers, rng = local.Answers(budget.spec, phones), np.random.default_rng([config.run.seed, 12])
+    for of_phone in usage:
+        answers.add(budget.spec.draw(of_phone, rng))
+    return local.published(answers, config.clusters, config.run.seed)[0]
+
+
+def figures(usage: Floats, centroids: Floats) -> dict[str, Any]:
+    """`distance`: total variation between a phone's usage and its nearest centroid, mean over phones. `error`: of a
+    centroid's share against the mean usage of the phones that are nearest to it, root mean square.
+    """
+    own = nearest(usage, centroids)
+    errors = [np.square(usage[own == k].mean(0) - centroids[k]).mean() * (own == k).mean() for k in np.unique(own)]
+    return {
+        "distance": float(np.abs(usage - centroids[own]).sum(1).mean() / 2),
+        "error": float(np.sqrt(np.sum(errors))),
+        "clusters": len(centroids),
+    }
+
+
+def nearest(usage: Floats, centroids: Floats) -> npt.NDArray[np.int64]:
+    """As phones assign themselves [N]."""
+    return np.array([statistics.nearest(u, centroids) for u in usage])
+
+
+def command(
+    file: Annotated[Path, typer.Option("--json", help="File of the rows; finished ones are not measured again.")],
+    phones: Annotated[str, typer.Option(help="Numbers of phones.")] = "100,1000,10000",
+    epsilons: Annotated[str, typer.Option(help="ε, whole numbers.")] = "2,4,8",
+    seeds: Annotated[str, typer.Option(help="Owners and noise follow from each.")] = "0..4",
+    classes: Annotated[int, typer.Option(min=4, help="Classes of the model.")] = 10,
+    groups: Annotated[int, typer.Option(min=1, max=32, help="Groups of owners with favourite classes.")] = 4,
+    min_cohort: Annotated[int, typer.Option(min=20, help="As in [privacy], for masked sums alone.")] = 20,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start the file anew.")] = False,
+) -> None:
+    """Preference clusters from local answers and from masked sums, against the owners' true usage.
+
+    Example: python -m benchmarks local_privacy --json benchmarks/results/local_privacy.json
+    """
+    options = {"phones": phones, "epsilons": epsilons, "seeds": seeds}
+    settings = {"classes": classes, "groups": groups, "min_cohort": min_cohort}
+    if 0 in numbers(epsilons):
+        raise ConfigError(f"epsilons is {epsilons!r}, must be above 0")
+    keys = [
+        {"phones": n, "epsilon": e, "seed": seed}
+        for n in numbers(phones)
+        for e in numbers(epsilons)
+        for seed in numbers(seeds)
+    ]
+    line = command_line("local_privacy", file, **options, **settings)
+    record = open_record(file, "local_privacy", settings, line, fresh)
+    with bars("local privacy") as (on_row, _):
+        sweep(record, file, keys, Trial(**settings).measure, on_row)

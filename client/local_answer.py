@@ -1,0 +1,58 @@
+"""The one answer of a phone that protects itself: drawn once a period, stored and charged before it is sent.
+
+Asked again, in another run too, it is sent as it is and reveals nothing more. What the owner meets may change: a new
+answer would be a new charge, so there is none before the period is over.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+
+from client.ledger import DECLINED, PURE, Ledger
+from common.errors import PrivacyError
+from common.privacy.local import Bits, LocalSpec
+
+KIND = "local"  # as the owner reads it
+
+
+class LocalLedger(Ledger):
+    """The ledger with that answer among the others."""
+
+    def local(self, spec: LocalSpec, draw: Callable[[], Bits]) -> bytes:
+        """The period's answer, that of `draw` if there is none yet; on the disk with its charge when this returns.
+
+        Raises PrivacyError when the phone is off, the budget does not allow it, another question was answered in the
+        period, or the answer is erased: any of these would be a second one.
+        """
+        with self._file.transaction(write=False) as connection:
+            kept = self._memo(connection, spec)
+            if kept is None:
+                self._require_room(connection, KIND, epsilon=spec.epsilon)  # decline before the work
+        if kept is not None:
+            return kept
+        fresh = draw().tobytes()
+        with self._file.transaction() as connection:
+            kept = self._memo(connection, spec)
+            if kept is not None:  # drawn meanwhile by another thread: that one counts
+                return kept
+            self._require_room(connection, KIND, epsilon=spec.epsilon)
+            charge = self._insert(connection, spec.digest, PURE, KIND, spec.epsilon**2 / 2)
+            self._keep_answer(connection, charge, fresh)
+        return fresh
+
+    def _memo(self, connection: sqlite3.Connection, spec: LocalSpec) -> bytes | None:
+        self._require_on(connection)
+        found = connection.execute(
+            "SELECT request, answer, a.checksum FROM ledger_charges c LEFT JOIN ledger_answers a ON charge = id "
+            "WHERE spec = ? AND at > ? ORDER BY id DESC LIMIT 1",
+            (PURE, self._clock() - self._period),
+        ).fetchone()
+        if found is None:
+            return None
+        request, answer, checksum = found
+        if request != spec.digest:
+            raise PrivacyError(f"{DECLINED}: another local question was answered in this period; wait for its end")
+        if answer is None:
+            raise PrivacyError(f"{DECLINED}: the period's answer is erased, a new one would be charged again; wait")
+        return self._checked(answer, checksum)

@@ -1,0 +1,135 @@
+"""Preference clusters without cohorts: every phone's own randomised answer in, published centroids out.
+
+All of it is post-processing of one answer a phone. Answers are held in memory while the phase lasts, packed, and are
+never stored: a restart asks again and gets the same bits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from common.config import Clusters
+from common.config import Privacy as Settings
+from common.errors import PrivacyError
+from common.privacy.local import Bits, LocalSpec
+from server import clusters
+
+Floats = npt.NDArray[np.float64]
+
+MAX_BYTES = 1 << 30
+"""Of all answers together."""
+
+STEPS = 6
+"""Of expectation maximisation. More fit the noise: `python -m benchmarks local_privacy` says what few phones pay."""
+
+_CHUNK = 1 << 22  # bits as floats at a time
+
+
+@dataclass(frozen=True)
+class LocalBudget:
+    """In the place of a `SumBudget`: one answer a run, whoever looks at it, and what is made of it costs nothing."""
+
+    spec: LocalSpec
+    cohort: int
+
+    @classmethod
+    def of(cls, settings: Settings, classes: int, phones: int, asked: int) -> LocalBudget:
+        """`asked`: `rounds.cohort`. Raises PrivacyError where ε is out of reach or the answers do not fit in memory."""
+        budget = cls(LocalSpec.of(classes, settings.epsilon), min(phones, asked or phones))
+        size = budget.cohort * -(-budget.spec.length // 8)
+        if size > MAX_BYTES:
+            raise PrivacyError(
+                f"{budget.cohort} answers over {classes} classes take {size} bytes, the bound is {MAX_BYTES}: "
+                "lower rounds.cohort, or use masked sums"
+            )
+        return budget
+
+    def epsilon(self, specs: Iterable[Any]) -> float:
+        """ε at δ = 0 of a run in which `specs` were answered."""
+        return self.spec.epsilon if any(True for _ in specs) else 0.0
+
+    epsilon_server = epsilon
+    """The same: nobody is trusted."""
+
+
+class Answers:
+    """Answers as they come, at most `capacity`: uint8 [phones, bytes]."""
+
+    def __init__(self, spec: LocalSpec, capacity: int) -> None:
+        self.spec, self.phones = spec, 0
+        self._rows = np.empty((capacity, -(-spec.length // 8)), np.uint8)
+
+    def add(self, answer: Bits) -> None:
+        """Raises PrivacyError on what no phone's draw can give."""
+        self.spec.check(answer)
+        self._rows[self.phones] = answer
+        self.phones += 1
+
+    def ones(self) -> Floats:
+        """How many phones sent a one [length]."""
+        return sum((part.sum(0, dtype=np.float64) for part in self.parts()), np.zeros(self.spec.length))
+
+    def parts(self) -> Iterator[npt.NDArray[np.float32]]:
+        """The bits, some phones at a time [n, length]."""
+        step = max(_CHUNK // self.spec.length, 1)
+        for start in range(0, self.phones, step):
+            rows = self._rows[start : min(start + step, self.phones)]
+            yield np.unpackbits(rows, axis=1, count=self.spec.length).astype(np.float32)
+
+
+def published(answers: Answers, settings: Clusters, seed: int) -> tuple[Floats, Floats]:
+    """Centroids [K, C] and phones of each [K], `smallest` at least. Raises PrivacyError when nobody answered."""
+    spec, phones = answers.spec, answers.phones
+    if phones == 0:
+        raise PrivacyError("no phone answered: look whether they are configured with privacy.sums local")
+    k = settings.k or min(settings.most, spec.classes)
+    first = clusters.first_centroids(spec.cooccurrence(answers.ones(), phones), spec.classes, k, seed)
+    centroids, counts = fit(answers, first, STEPS)
+    return clusters.publishable(centroids, counts, smallest(spec, phones), settings.alike, settings.k == 0)
+
+
+def smallest(spec: LocalSpec, phones: int) -> float:
+    """Phones of a cluster that so many answers can show: two standard deviations, by flipped bits, of how much of the
+    usage of all is of one class. A smaller cluster may be noise in its main class.
+    """
+    return 2 * spec.deviation * math.sqrt(phones)
+
+
+def fit(answers: Answers, first: Floats, steps: int) -> tuple[Floats, Floats]:
+    """Centroids [K, C] and phones of each [K] by expectation maximisation from `first`: a phone's pair is two draws
+    from its cluster's centroid, of which its bits are seen.
+
+    Bits b have under the pair j a probability proportional to 1 + (e^ε − 1)·b_j.
+    """
+    rows, columns = np.triu_indices(answers.spec.classes)
+    ordered = np.where(rows == columns, 1.0, 2.0)
+    gain = math.exp(answers.spec.epsilon) - 1
+    centroids, weights = first, np.full(len(first), 1 / len(first))
+    for _ in range(steps):
+        pairs = centroids[:, rows] * centroids[:, columns] * ordered  # [K, length], rows sum to one
+        met, belonging = np.zeros_like(pairs), np.zeros(len(first))
+        for bits in answers.parts():
+            likelihood = 1 + gain * (bits @ pairs.T)  # [n, K]
+            share = weights * likelihood
+            share /= share.sum(1, keepdims=True)
+            met += (share / likelihood).sum(0)[:, None] + gain * ((share / likelihood).T @ bits)
+            belonging += share.sum(0)
+        centroids = _classes_of(met * pairs, centroids)
+        weights = belonging / belonging.sum()
+    return centroids, weights * answers.phones
+
+
+def _classes_of(pairs: Floats, before: Floats) -> Floats:
+    """Shares [K, C] of the classes in expected pairs [K, length]; a cluster without any keeps what it had."""
+    rows, columns = np.triu_indices(before.shape[1])
+    found = np.zeros_like(before)
+    for k, of_cluster in enumerate(pairs):
+        found[k] = np.bincount(rows, of_cluster, before.shape[1]) + np.bincount(columns, of_cluster, before.shape[1])
+    total = found.sum(1, keepdims=True)
+    return np.where(total > 1e-9, found / np.maximum(total, 1e-9), before)
