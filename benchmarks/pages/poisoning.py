@@ -14,6 +14,7 @@ from common.privacy.plausible import tolerated
 COLUMNS = (
     "attack, liars",
     "sums discarded, %",
+    "runs ended",
     "centroid error, bits",
     "… against no noise",
     "clusters",
@@ -32,14 +33,16 @@ Liars poison usage and filter scores. *One-class*: all weight on one class, in t
 in scores, no filter better than another for it. *Sign-flip*: minus the honest vector. Both are within the clip.
 *Unclipped*: liars who know all honest vectors of their sum send the largest flat vector (each entry alike) that is all
 but never discarded. *Overshoot*: each sends ten times what its whole cohort may weigh; integers wrap around, so such a
-sum can come to lie within the bound. The run ends when every sum of a question is discarded.
+sum can come to lie within the bound. The run ends when every sum of a question is discarded; other figures are of the
+runs that went on.
 
 *Centroid error*: Jensen-Shannon divergence of the centroid that a phone finds nearest from the one that it would find
-in the same run without liars; *against no noise*: in one sum without liars and noise; mean over phones. *Images of
+in the same run without liars; *against no noise*: in one sum without liars and noise; mean over phones.
+Medians are noisy, so any change leads to other clusters: there the former is large for the smallest lie. *Images of
 served classes*: of {judged} honest phones, the same in all rows, those of a class that the cluster's submodel can name;
 a centroid that is like all others serves more classes, each of them worse at the same MACs.
-*Cluster's submodel*: its accuracy on own classes' images, for seeds {seeds} without liars and with most of them;
-submodels are planned from {planner_images} reference images, filters' profiles come from reference images. Mean ±
+*Cluster's submodel*: its accuracy on own classes' images, for seed {seeds} alone, without liars and with most of
+them; submodels are planned from {planner_images} reference images, filters' profiles come from reference images. Mean ±
 standard deviation over seeds."""
 
 
@@ -93,6 +96,7 @@ def _line(rows: Sequence[Row], name: str, attack: str, liars: float) -> list[str
     return [
         f"{attack}, {100 * liars:g} %{beyond}" if liars else "none",
         mean("discarded"),
+        f"{sum(row['clusters'] is None for row in rows)} of {len(rows)}",
         mean("centroid_error", 1, 3),
         mean("error_exact", 1, 3),
         " to ".join(map(str, dict.fromkeys((counts[0], counts[-1])))) if counts else "–",
