@@ -16,6 +16,7 @@ from benchmarks import (
     lite0,
     local_privacy,
     phone,
+    poisoning,
     private_vs_open,
     pruning,
     secure_sum,
@@ -41,6 +42,7 @@ app.command("local_privacy")(local_privacy.command)
 app.command("memory")(memory)
 app.command("moments")(moments)
 app.command("phone")(phone.command)
+app.command("poisoning")(poisoning.command)
 app.command("private_vs_open")(private_vs_open.command)
 app.command("pruning")(pruning.command)
 app.command("secure_sum")(secure_sum.command)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,7 @@ from common.torch_engine.base import Submodel
 from server.flow import Flow, Published
 from server.journal import Journal, Result
 from server.masked import Tensors
+from server.planning import cluster_classes
 from simulations.local_grid import LocalGrid
 from simulations.oracle import Oracle
 from simulations.runner import World, run_digest
@@ -46,6 +47,16 @@ class Served:
     epsilon: float | None
 
 
+class Offer(Protocol):
+    """What a jury judges; a `Served`, or less than it."""
+
+    @property
+    def published(self) -> Published | None: ...
+
+    @property
+    def models(self) -> Sequence[Submodel]: ...
+
+
 def serve_fleet(
     world: World,
     fleet: Fleet,
@@ -58,7 +69,7 @@ def serve_fleet(
     """One round under `world.config` with the first `phones` of the fleet. Raises PrivacyError as the server does."""
     config, base = world.config, world.base
     digest = run_digest(config, base, phones)
-    grid, journal = LocalGrid(_not_run, phones), Journal("sqlite://", digest)
+    grid, journal = LocalGrid(not_run, phones), Journal("sqlite://", digest)
     if pictures is not None:
         journal.phase(*VISUALISE, lambda: pictures)
     courier = FleetCourier(
@@ -81,7 +92,8 @@ def serve_fleet(
     return Served(published, models, courier.deliveries[-1], found, flow.epsilon)
 
 
-def _not_run(message: Message, context: Context) -> Message:
+def not_run(message: Message, context: Context) -> Message:
+    """In the place of a phone."""
     raise StateError("a fleet's phones are not run: its courier answers for them")
 
 
@@ -98,10 +110,12 @@ class Jury:
 
     def __post_init__(self) -> None:
         oracle = self.world.directory / "oracle"
-        self._images: npt.NDArray[np.uint8] = np.load(oracle / "images.npy")
-        self._labels: npt.NDArray[Any] = np.load(oracle / "labels.npy")
+        test = np.load(oracle / "test.npy", mmap_mode="r")[0, : self.phones]
+        needed = np.unique(test[test >= 0])
+        self._images: npt.NDArray[np.uint8] = np.load(oracle / "images.npy", mmap_mode="r")[needed]
+        self._labels: npt.NDArray[Any] = np.load(oracle / "labels.npy")[needed]
         self._own = np.load(oracle / "shares.npy", mmap_mode="r")[0, : self.phones] > 0
-        self._test = np.load(oracle / "test.npy", mmap_mode="r")[0, : self.phones]
+        self._test = np.where(test >= 0, np.searchsorted(needed, test), -1)
 
     @cached_property
     def of_full(self) -> dict[str, float]:
@@ -113,10 +127,11 @@ class Jury:
             "accuracy_full_limited": self._accuracy([scores.argmax(1) for scores in limited]),
         }
 
-    def of_clusters(self, served: Served) -> dict[str, float]:
+    def of_clusters(self, served: Offer) -> dict[str, float]:
         """The submodel of the cluster that each phone chooses: by itself, and limited to what the phone takes for its
         own classes; `served` is the share of the owner's images whose class it can name at all.
         """
+        assert served.published is not None
         centroids, settings = served.published.centroids, self.world.config.usage
         owners = [Owner.of(counts, centroids, settings) for counts in self.fleet.counts[: self.phones]]
         logits = [self._all_classes(model) for model in served.models]
@@ -129,6 +144,14 @@ class Jury:
             "macs_ratio": float(np.mean([served.models[owner.cluster].macs_ratio() for owner in owners])),
             "served": float(np.mean([part.mean() for part in named if len(part)])),
         }
+
+    def covered(self, centroids: npt.NDArray[Any]) -> float:
+        """`served` of `of_clusters`, from centroids alone."""
+        settings = self.world.config
+        classes = [cluster_classes(centroid, settings.planner.coverage) for centroid in centroids]
+        owners = [Owner.of(counts, centroids, settings.usage) for counts in self.fleet.counts[: self.phones]]
+        named = [np.isin(self._truth(p), classes[owner.cluster]) for p, owner in enumerate(owners)]
+        return float(np.mean([part.mean() for part in named if len(part)]))
 
     def of_phones(self, served: Served, numbers: Sequence[int], on_phase: OnPhase) -> dict[str, float]:
         """What these phones end with when they personalise by themselves; images that they are unsure of go to the

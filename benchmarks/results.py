@@ -12,6 +12,7 @@ from benchmarks.pages import (
     gradients,
     local_privacy,
     phone,
+    poisoning,
     private_vs_open,
     pruning,
     secure_sum,
@@ -32,6 +33,7 @@ PAGES: dict[str, Callable[[Record], Section]] = {
     "phone": phone.render,
     "secure_sum": secure_sum.render,
     "local_privacy": local_privacy.render,
+    "poisoning": poisoning.render,
 }
 """Renderers by benchmark, in the order of the page. A further benchmark is one line here."""
 

@@ -1,0 +1,121 @@
+"""The server's own flow up to its plans, over a fleet with liars; a median over cohorts in the place of its sums."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from benchmarks.fleet import Fleet
+from benchmarks.fleet_server import not_run
+from benchmarks.liars import LiarsCourier
+from common.config import Config
+from common.errors import PrivacyError
+from common.groups import ChannelGroups
+from common.privacy.sums import SumSpec
+from common.torch_engine.base import Submodel
+from server.budget import Step, SumBudget
+from server.catalogue import Catalogue
+from server.flow import Flow, Published
+from server.journal import Journal
+from simulations.local_grid import LocalGrid
+from simulations.runner import World, run_digest
+
+
+@dataclass(frozen=True)
+class MedianSpec(SumSpec):
+    """A cohort's sum, one of `cohorts` whose median times their number stands for the sum of all."""
+
+    cohorts: int = 1
+
+    @property
+    def deviation(self) -> float:
+        """Of an entry of that product: a median of normal values has π/2 times the variance of their mean."""
+        return super().deviation * math.sqrt(math.pi / 2 * self.cohorts)
+
+
+class MedianBudget(SumBudget):
+    """Sums of `cohort` phones each at the configured ε: a phone is in one cohort of every sum."""
+
+    def __init__(self, config: Config, groups: ChannelGroups, phones: int, cohort: int) -> None:
+        rounds = config.rounds.model_copy(update={"cohort": cohort})
+        super().__init__(config.model_copy(update={"rounds": rounds}), groups, phones)
+        self._cohorts = phones // cohort
+
+    def spec(self, step: Step, blocks: int = 1) -> SumSpec:
+        return MedianSpec(**asdict(super().spec(step, blocks)), cohorts=self._cohorts)
+
+
+class PlansOnly(Flow):
+    """Ends with plans, or with centroids where they are not `planned`; filters' pictures are `known`."""
+
+    planned = True
+    known: npt.NDArray[np.float32] | None = None
+
+    def _visual(self) -> npt.NDArray[np.float32]:
+        if self.known is None:
+            self.known = super()._visual()
+        return self.known
+
+    def _plans(self, round: int, centroids: Any, preference: Any) -> Catalogue:
+        return super()._plans(round, centroids, preference) if self.planned else Catalogue((), (), (), ())
+
+    def _deliver(self, round: int, centroids: Any, made: Catalogue, preference: Any) -> float:
+        return 0.0
+
+    def _outcome(self, plan: list[Step], centroids: Any) -> None:
+        return None
+
+
+@dataclass(frozen=True, eq=False)
+class Poisoned:
+    """`published`: None where the server stopped. `models`: none where not planned. `discarded`: share of the sums.
+    `pictures`: profiles of filters, for the next server of the same seed.
+    """
+
+    published: Published | None
+    models: Sequence[Submodel]
+    discarded: float
+    pictures: npt.NDArray[np.float32] | None
+
+
+@dataclass(frozen=True, eq=False)
+class Lie:
+    """`liars` [N]: who; `attack`: how; `cohort`: phones a sum, 0: one sum of all."""
+
+    liars: npt.NDArray[np.bool_]
+    attack: str = "none"
+    cohort: int = 0
+
+
+def serve_liars(
+    world: World, fleet: Fleet, lie: Lie, planned: bool, pictures: npt.NDArray[np.float32] | None
+) -> Poisoned:
+    """One round under `world.config` with the first phones of the fleet, as many as `lie` tells of."""
+    phones, base = len(lie.liars), world.base
+    digest, grid = run_digest(world.config, base, phones), LocalGrid(not_run, phones)
+    seed = (world.config.run.seed, phones)
+    courier = LiarsCourier(
+        grid, digest, world.config.rounds, None, fleet=fleet, seed=seed, attack=lie.attack, liars=lie.liars,
+        cohort=lie.cohort,
+    )  # fmt: skip
+    journal = Journal("sqlite://", digest)
+    with tempfile.TemporaryDirectory(prefix="pictures-") as folder:
+        flow = PlansOnly(world.config, grid, base, world.reference, journal, Path(folder), courier)
+        flow.planned, flow.known = planned, pictures
+        if lie.cohort:
+            flow.budget = MedianBudget(world.config, base.groups, phones, lie.cohort)
+        try:
+            published: Published | None = flow.run()[0]
+        except PrivacyError:
+            published = None
+    journal.close()
+    plans, states = (published.catalogue.plans, published.catalogue.states) if published else ((), ())
+    models = [Submodel(base, plan, base.rebuild(state)) for plan, state in zip(plans, states, strict=True)]
+    return Poisoned(published, models, float(np.mean(courier.verdicts)), flow.known)

@@ -1,0 +1,137 @@
+"""What liars send, that they stay below the bound just so, and what rows hold."""
+
+import numpy as np
+import pytest
+
+from benchmarks.fleet import Fleet
+from benchmarks.liars import chosen, lies, room
+from benchmarks.liars_server import Lie, MedianSpec, serve_liars
+from benchmarks.pages.poisoning import render
+from benchmarks.poisoning import ATTACKS, Design, Trial, aggregate, cohort_of, command, shares_of
+from benchmarks.record import Record, rounded
+from common import statistics
+from common.config import load_config
+from common.errors import ConfigError, PrivacyError
+from common.privacy import plausible
+from common.privacy.sums import SumSpec
+from simulations.runner import build_world
+from tests import tiny
+
+SPEC = SumSpec("usage", 6, 1.0, 500.0, 1.5, 100, 90)
+
+
+def test_liars_within_the_clip_send_what_one_phone_may():
+    usage = np.array([0.7, 0.3, 0.0])
+    met = statistics.cooccurrence(usage)[None]
+    np.testing.assert_array_equal(
+        lies("one-class", "usage", met, 3, 2)[0], statistics.cooccurrence(np.array([0.0, 0.0, 1.0]))
+    )
+    block = statistics.in_block(usage, 2, 4)[None]
+    np.testing.assert_array_equal(lies("one-class", "usage", block, 3, 1)[0], statistics.in_block(np.eye(3)[1], 2, 4))
+    np.testing.assert_array_equal(lies("sign-flip", "usage", block, 3, 1), -block)
+    scores = lies("one-class", "scores", np.zeros((1, 15)), 3, 1)[0]
+    mean, presence = statistics.scores_mean(scores, 2, 3)
+    assert np.linalg.norm(scores) == pytest.approx(1)
+    assert (presence > 0).tolist() == [False, True, False]
+    assert len(np.unique(mean[:, 1])) == 1
+
+
+def test_liars_who_know_the_bound_are_just_below_it():
+    honest = np.array([30.0, 10.0, 5.0, 0.0, 20.0, 8.0])
+    flat = np.full(6, 6**-0.5)
+    found = honest + flat * room(honest, SPEC, 100)
+    noise = 4 * SPEC.deviation / np.sqrt(6)
+    plausible.check(found + noise, SPEC, 100)
+    with pytest.raises(PrivacyError, match="does not clip"):
+        plausible.check(found * 1.2, SPEC, 100)
+
+
+def test_the_median_of_cohorts_has_the_deviation_that_it_states():
+    spec = MedianSpec(**vars(SPEC), cohorts=40)
+    rng = np.random.default_rng(0)
+    medians = 40 * np.median(rng.normal(0, SPEC.deviation, (40, 4000)), axis=0)
+    assert abs(medians.std() / spec.deviation - 1) < 0.06  # 40 sums: 2 % below the limit; five standard errors
+
+
+def test_liars_are_nested_and_never_judged():
+    few, many = chosen(100, 30, 0.02, 1), chosen(100, 30, 0.2, 1)
+    assert (few.sum(), many.sum()) == (2, 20)
+    assert many[few].all()
+    assert not many[:30].any()
+    assert (chosen(100, 30, 0.2, 2) != many).any()
+
+
+@pytest.fixture(scope="module")
+def rows(bars, tmp_path_factory):
+    small = tiny.overrides(*bars, "population.phones=60", "clusters.alike=0.01", "privacy.min_cohort=20")
+    design = Design(60, 200.0, 10, 60, (0,), 0.2, tuple(small))
+    trial = Trial(design, tmp_path_factory.mktemp("poisoning"))
+    keys = trial.keys([0], [0.0, 0.2], [0, 20])
+    return [{**key, **rounded(trial.measure(key))} for key in keys]
+
+
+def test_rows_hold_the_contract(rows):
+    assert [(row["attack"], row["aggregate"]) for row in rows] == [
+        (attack, name) for name in ("sum", "median of 20") for attack in ("none", *ATTACKS)
+    ]
+    for row in rows:
+        assert 0.5 < row["accuracy_full_limited"] <= 1
+        if row["attack"] == "overshoot":
+            assert row["discarded"] == 1
+            assert row["centroid_error"] is row["accuracy"] is row["macs_ratio"] is None
+        else:
+            assert row["discarded"] == 0
+            assert row["accuracy"] <= row["served"] <= 1
+            assert row["macs_ratio"] <= 0.6
+            assert (row["centroid_error"] == 0) == (row["attack"] == "none")
+
+
+def test_a_median_withstands_one_cohort_with_liars(bars, tmp_path):
+    config = load_config(None, tiny.overrides(*bars, "population.phones=60", "privacy.noise=false"))
+    world = build_world(config, tmp_path)
+    fleet, one = Fleet.of(world.directory, config, world.base), np.arange(60) == 59
+    honest = serve_liars(world, fleet, Lie(~one & one), False, None)
+    for attack, discarded in (("overshoot", 1 / 3), ("unclipped", 0)):
+        found = serve_liars(world, fleet, Lie(one, attack, 20), False, None)
+        assert found.discarded == pytest.approx(discarded)
+        assert found.published.counts.sum() == pytest.approx(honest.published.counts.sum(), rel=0.25)
+    assert serve_liars(world, fleet, Lie(one, "overshoot"), False, None).published is None
+
+
+def row(attack, liars, name, error, **more):
+    figures = {"discarded": 0.0, "clusters": 6, "centroid_error": error, "error_exact": 0.04, "served": 0.9}
+    rest = {"accuracy": None, "accuracy_full_limited": 0.97, "macs_ratio": None, "seconds": 1.0}
+    return {"phones": 1000, "attack": attack, "liars": liars, "aggregate": name, "seed": 0, **figures, **rest, **more}
+
+
+def test_the_page_tells_what_is_within_the_limit():
+    rows = [row("none", 0.0, name, 0.0, accuracy=0.85, macs_ratio=0.28) for name in ("sum", "median of 20")]
+    rows += [row("unclipped", 0.02, "sum", 0.2), row("unclipped", 0.02, "median of 20", 0.03)]
+    rows += [row("unclipped", 0.1, "median of 20", 0.4, accuracy=0.6, macs_ratio=0.3)]
+    rows += [row("overshoot", 0.1, "sum", None, discarded=1.0, error_exact=None, served=None, clusters=None)]
+    section = render(Record("poisoning", Design(1000, 8.0, 30, 100, (0,), 0.1).settings(), {}, ["the command"], rows))
+    assert (
+        "at worst 0.040 within its limit, unclipped by 2 %; at worst 0.040 beyond it, unclipped by 10 %."
+        in section.text
+    )
+    assert "withstands fewer than 3.41 %" in section.text
+    assert "| unclipped, 2 % | 0.0 | 0 of 1 | 0.030 | 0.040 | 6 | 90.0 | – | – |" in section.text
+    assert "| unclipped, 10 % (beyond) | 0.0 | 0 of 1 | 0.400 | 0.040 | 6 | 90.0 | 60.0 | 30.0 |" in section.text
+    assert "| overshoot, 10 % | 100.0 | 1 of 1 | – | – | – | – | – | – |" in section.text
+    lines = section.charts["poisoning"].panels[-1].lines
+    assert [line.label for line in lines] == ["sum", "median of 20"]
+
+
+def test_texts_are_read():
+    assert [cohort_of(aggregate(m)) for m in (0, 20, 50)] == [0, 20, 50]
+    assert shares_of("0,0.1") == [0.0, 0.1]
+    for text in ("0.6", "a", "0,0", "-1"):
+        with pytest.raises(ConfigError, match="liars is"):
+            shares_of(text)
+
+
+def test_judged_liars_and_cohorts_too_small_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="never lie: lower it"):
+        command(tmp_path / "rows.json", phones=40, judged=40, liars="0.5")
+    with pytest.raises(ConfigError, match="must be 0 or from 20"):
+        command(tmp_path / "rows.json", phones=40, judged=10, cohorts="10")
