@@ -22,7 +22,7 @@ from common.torch_engine.strategies import STRATEGIES, Prepared, Task
 from common.torch_engine.tuning import Tuned, tune
 
 OURS = ("reconstruct", "reconstruct-agnostic", "reconstruct-fisher")
-RATES = (1e-3, 3e-4)
+RATES = (5e-4, 1e-3)
 """Learning rates of short tuning. Ours takes the first alone, all others the better of both on held-out images."""
 
 STEPS = 2000

@@ -46,7 +46,7 @@ def tune(
     *,
     steps: int = 600,
     seconds: float = 180.0,
-    rate: float = 1e-3,
+    rate: float = 5e-4,
     batch: int = 64,
     seed: int = 0,
     augment: bool = True,
