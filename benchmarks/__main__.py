@@ -17,6 +17,7 @@ from benchmarks import (
     local_privacy,
     phone,
     poisoning,
+    preference,
     private_vs_open,
     pruning,
     secure_sum,
@@ -43,6 +44,7 @@ app.command("memory")(memory)
 app.command("moments")(moments)
 app.command("phone")(phone.command)
 app.command("poisoning")(poisoning.command)
+app.command("preference")(preference.command)
 app.command("private_vs_open")(private_vs_open.command)
 app.command("pruning")(pruning.command)
 app.command("secure_sum")(secure_sum.command)

@@ -13,6 +13,7 @@ from benchmarks.pages import (
     local_privacy,
     phone,
     poisoning,
+    preference,
     private_vs_open,
     pruning,
     secure_sum,
@@ -26,6 +27,7 @@ from common.files import replacing
 PAGES: dict[str, Callable[[Record], Section]] = {
     "federation": federation.render,
     "private_vs_open": private_vs_open.render,
+    "preference": preference.render,
     "pruning": pruning.render,
     "gradients": gradients.render,
     "fallback": fallback.render,
