@@ -81,7 +81,7 @@ def test_write_results_gives_page_and_figures(record, tmp_path):
 
 def test_rows_of_an_unknown_benchmark_are_refused(record, tmp_path):
     Record("other", {}, MACHINE).save(tmp_path / "other.json")
-    with pytest.raises(StateError, match="'other', known are federation, private_vs_open, pruning"):
+    with pytest.raises(StateError, match="'other', known are federation, private_vs_open, preference, pruning"):
         sections(tmp_path)
 
 
