@@ -143,6 +143,27 @@ def unaltered(kind: str, numbers: Indices, vectors: NDArray[Any]) -> NDArray[Any
     return vectors
 
 
+def fleet_sum(
+    fleet: Fleet,
+    kind: str,
+    spec: SumSpec,
+    tensors: Tensors,
+    numbers: Indices,
+    rng: np.random.Generator,
+    before_clip: Alter = unaltered,
+    after_clip: Alter = unaltered,
+    on_phone: Callable[[int], None] = lambda number: None,
+) -> NDArray[Any]:
+    """The decoded sum of these phones' vectors with the noise of each: what masked ones come to."""
+    total = np.zeros(spec.length, np.int64)
+    for part in _chunks(numbers):
+        vectors = before_clip(kind, part, fleet.vectors(kind, part, tensors))
+        quanta = np.stack([quantised(vector, spec, rng) for vector in vectors])
+        total += after_clip(kind, part, quanta).sum(0) + noise_of(len(part), spec, rng)
+        on_phone(int(part[-1]))
+    return decode(wrapped(total, spec), spec)
+
+
 @dataclass(frozen=True, kw_only=True)
 class FleetCourier(Courier):
     """Answers the server from a fleet; the phones asked are the nodes' numbers on a local grid.
@@ -164,13 +185,17 @@ class FleetCourier(Courier):
         """As the grid's phones would answer it. Raises PrivacyError for a sum that honest ones cannot have made."""
         numbers = np.fromiter(nodes, np.int64) - FIRST_NODE
         rng = np.random.default_rng([*self.seed, int(spec.digest[:15], 16)])
-        total = np.zeros(spec.length, np.int64)
-        for part in _chunks(numbers):
-            vectors = self.before_clip(kind, part, self.fleet.vectors(kind, part, tensors))
-            quanta = np.stack([quantised(vector, spec, rng) for vector in vectors])
-            total += self.after_clip(kind, part, quanta).sum(0) + noise_of(len(part), spec, rng)
-            self.on_reply(int(part[-1]) + 1, len(numbers))
-        decoded = decode(wrapped(total, spec), spec)
+        decoded = fleet_sum(
+            self.fleet,
+            kind,
+            spec,
+            tensors,
+            numbers,
+            rng,
+            self.before_clip,
+            self.after_clip,
+            lambda number: self.on_reply(number + 1, len(numbers)),
+        )
         plausible.check(decoded, spec, len(numbers))
         return decoded, Tally(asked=len(numbers), replies=len(numbers))
 

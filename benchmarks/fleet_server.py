@@ -19,6 +19,7 @@ from benchmarks.trial import in_batches
 from client.app import simulated_phone
 from client.owner import Owner
 from common import statistics
+from common.config import Config
 from common.distances import js_divergence
 from common.errors import StateError
 from common.messages import DeliverRequest
@@ -29,7 +30,7 @@ from server.masked import Tensors
 from server.planning import cluster_classes
 from simulations.local_grid import LocalGrid
 from simulations.oracle import Oracle
-from simulations.runner import World, run_digest
+from simulations.runner import World, build_world, run_digest
 
 VISUALISE = (1, "visualise")  # the journal's name of the phase that no private sum enters
 
@@ -45,6 +46,15 @@ class Served:
     delivery: tuple[DeliverRequest, Tensors]
     pictures: Result | None
     epsilon: float | None
+
+
+def jury_of(config: Config, folder: Path, judged: int, on_phase: OnPhase) -> Jury:
+    """The population of `config`'s seed in a folder of its own, all its phones as a fleet, the first `judged` of them
+    judged.
+    """
+    on_phase("population", 0, 1)
+    world = build_world(config, folder / str(config.run.seed))
+    return Jury(world, Fleet.of(world.directory, config, world.base, on_phase), judged)
 
 
 class Offer(Protocol):
@@ -85,11 +95,9 @@ def serve_fleet(
     with tempfile.TemporaryDirectory(prefix="pictures-") as folder:
         flow = Flow(config, grid, base, world.reference, journal, Path(folder), courier, on_phase)
         (published,) = flow.run()
-    made = published.catalogue
-    models = [Submodel(base, plan, base.rebuild(state)) for plan, state in zip(made.plans, made.states, strict=True)]
     found = journal.stored(*VISUALISE)
     journal.close()
-    return Served(published, models, courier.deliveries[-1], found, flow.epsilon)
+    return Served(published, published.catalogue.submodels(base), courier.deliveries[-1], found, flow.epsilon)
 
 
 def not_run(message: Message, context: Context) -> Message:

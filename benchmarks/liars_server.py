@@ -116,6 +116,5 @@ def serve_liars(
         except PrivacyError:
             published = None
     journal.close()
-    plans, states = (published.catalogue.plans, published.catalogue.states) if published else ((), ())
-    models = [Submodel(base, plan, base.rebuild(state)) for plan, state in zip(plans, states, strict=True)]
+    models = published.catalogue.submodels(base) if published else []
     return Poisoned(published, models, float(np.mean(courier.verdicts)), flow.known)

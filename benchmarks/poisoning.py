@@ -13,7 +13,7 @@ import numpy as np
 import typer
 
 from benchmarks.progress import OnPhase, bars
-from benchmarks.record import command_line, numbers, open_record, sweep
+from benchmarks.record import command_line, floats, numbers, of_configuration, open_record, sweep
 from benchmarks.trial import Latest
 from common.config import Config, load_config
 from common.errors import ConfigError
@@ -48,20 +48,15 @@ class Design:
         )
 
     def settings(self) -> dict[str, Any]:
-        """For the record: the digest stands for every other key."""
-        config = self.config(0)
+        """For the record."""
         return {
             "phones": self.phones,
             "epsilon": self.epsilon,
-            "delta": config.privacy.delta,
             "judged": self.judged,
             "planner_images": self.images,
             "planned": list(self.planned),
             "most": self.most,
-            "model": config.model.name,
-            "data": config.data.source,
-            "macs": config.planner.macs,
-            "configuration": config.digest[:16],
+            **of_configuration(self.config(0)),
         }
 
 
@@ -90,10 +85,8 @@ class Trial:
         """Figures of one row; None where the server stopped or nothing was planned."""
         from benchmarks.fleet_server import centroid_error
 
-        start, (seed, name, attack, share) = (
-            time.process_time(),
-            (key[n] for n in ("seed", "aggregate", "attack", "liars")),
-        )
+        start = time.process_time()
+        seed, name, attack, share = (key[part] for part in ("seed", "aggregate", "attack", "liars"))
         jury, exact, planned = self._of_seed(seed), self._exact(seed), seed in self.design.planned
         served = honest = self._honest(seed, name, "none", 0.0, planned)
         if share:
@@ -122,14 +115,9 @@ class Trial:
 
     def _draw(self, seed: int) -> Any:
         """The jury of one seed, with its population and fleet."""
-        from benchmarks.fleet import Fleet
-        from benchmarks.fleet_server import Jury
-        from simulations.runner import build_world
+        from benchmarks.fleet_server import jury_of
 
-        self.on_phase("population", 0, 1)
-        config = self.design.config(seed)
-        world = build_world(config, self.folder / str(seed))
-        return Jury(world, Fleet.of(world.directory, config, world.base, self.on_phase), self.design.judged)
+        return jury_of(self.design.config(seed), self.folder, self.design.judged, self.on_phase)
 
     def _without_noise(self, seed: int) -> Any:
         """One sum, no liars, nothing planned."""
@@ -161,11 +149,8 @@ def cohort_of(name: str) -> int:
 
 def shares_of(text: str) -> list[float]:
     """`0,0.01,0.1` as shares of the phones."""
-    try:
-        found = [float(part) for part in text.split(",")]
-    except ValueError:
-        found = []
-    if not found or len(set(found)) < len(found) or not all(0 <= share <= 0.5 for share in found):
+    found = floats(text)
+    if not found or not all(0 <= share <= 0.5 for share in found):
         raise ConfigError(f"liars is {text!r}, must be different shares of at most 0.5 such as 0,0.01,0.1")
     return found
 

@@ -24,7 +24,6 @@ from common.filter_clusters import filter_clusters
 from common.groups import ChannelGroups
 from common.plan import Indices
 from common.preference import join, layer_slices, unpool
-from common.privacy.sums import decode, quantised, wrapped
 
 Floats = npt.NDArray[np.float64]
 
@@ -84,12 +83,10 @@ class Trial:
         return {"correlations": [correlation(found[name], exact, groups) for name in VARIANTS]}
 
     def _draw(self, seed: int) -> Any:
-        from benchmarks.fleet import Fleet
-        from simulations.runner import build_world
+        from benchmarks.fleet_server import jury_of
 
-        config = self.design.config(None, seed)
-        world = build_world(config, self.folder / str(seed))
-        return world, Fleet.of(world.directory, config, world.base, self.on_phase)
+        jury = jury_of(self.design.config(None, seed), self.folder, self.design.judged, self.on_phase)
+        return jury.world, jury.fleet
 
     def _paint(self, base: Any) -> npt.NDArray[np.float32]:
         from server.painting import Visualisation
@@ -112,20 +109,17 @@ def released(
     rotated: bool = True,
 ) -> Floats:
     """The decoded sum of filter scores pooled by `assignment` [F]; its noise is that of a run under `config`."""
-    from benchmarks.fleet import noise_of
+    from benchmarks.fleet import fleet_sum
     from server.budget import Step, SumBudget
 
     budget = SumBudget(config, fleet.groups, len(phones))
     spec = budget.spec(Step(1, "scores", 0), int(assignment.max()) + 1)
     if not rotated:  # then rounding is biased and wants finer quanta
         spec = replace(spec, rotated=False, scale=spec.scale * 16, bits=32)
-    vectors = fleet.vectors("scores", phones, {"pool": assignment.astype(np.int32)})
+    tensors = {"pool": assignment.astype(np.int32)}
     if not noise:
-        return np.asarray(vectors.sum(0))
-    total = np.zeros(spec.length, np.int64)
-    for vector in vectors:
-        total += quantised(vector, spec, rng) + noise_of(1, spec, rng)
-    return np.asarray(decode(wrapped(total, spec), spec))
+        return np.asarray(fleet.vectors("scores", phones, tensors).sum(0))
+    return np.asarray(fleet_sum(fleet, "scores", spec, tensors, phones, rng))
 
 
 def by_layer(matrix: Floats, groups: ChannelGroups, change: Callable[[Floats], Floats]) -> Floats:

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks.progress import OnPhase, bars
-from benchmarks.record import command_line, numbers, open_record, sweep
+from benchmarks.record import command_line, floats, numbers, of_configuration, open_record, sweep
 from benchmarks.trial import Latest
 from common.config import Config, load_config
 from common.errors import ConfigError
@@ -39,19 +39,15 @@ class Design:
         return load_config(None, [*shared, noise, *self.overrides])
 
     def settings(self) -> dict[str, Any]:
-        """For the record: the digest stands for every other key."""
+        """For the record."""
         config = self.config(None, 0)
         return {
             "drawn": self.drawn,
             "min_cohort": self.min_cohort,
             "judged": self.judged,
             "personal": self.personal,
-            "delta": config.privacy.delta,
             "corrupted": config.privacy.noiseless,
-            "model": config.model.name,
-            "data": config.data.source,
-            "macs": config.planner.macs,
-            "configuration": config.digest[:16],
+            **of_configuration(config),
         }
 
 
@@ -101,14 +97,9 @@ class Trial:
 
     def _draw(self, seed: int) -> Any:
         """The jury of one seed, with its population and fleet."""
-        from benchmarks.fleet import Fleet
-        from benchmarks.fleet_server import Jury
-        from simulations.runner import build_world
+        from benchmarks.fleet_server import jury_of
 
-        self.on_phase("population", 0, 1)
-        config = self.design.config(None, seed)
-        world = build_world(config, self.folder / str(seed))
-        return Jury(world, Fleet.of(world.directory, config, world.base, self.on_phase), self.design.judged)
+        return jury_of(self.design.config(None, seed), self.folder, self.design.judged, self.on_phase)
 
     def _without_noise(self, seed: int, phones: int) -> Any:
         return self._serve(None, seed, phones, None)
@@ -123,11 +114,8 @@ class Trial:
 
 def budgets(text: str) -> list[float | None]:
     """`inf,8,2` as values of ε; None for no noise."""
-    try:
-        found = [float(part) for part in text.split(",")]
-    except ValueError:
-        found = []
-    if not found or len(set(found)) < len(found) or not all(value > 0 for value in found):
+    found = floats(text)
+    if not found or not all(value > 0 for value in found):
         raise ConfigError(f"epsilons is {text!r}, must be different values above 0 such as inf,8,2")
     return [None if math.isinf(value) else value for value in found]
 

@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from common.config import Config
 from common.errors import ConfigError, StateError
 from common.files import replacing
 
@@ -107,6 +108,17 @@ def machine() -> dict[str, Any]:
     }
 
 
+def of_configuration(config: Config) -> dict[str, Any]:
+    """What a record says of the configuration of its runs; the digest stands for every other key."""
+    return {
+        "delta": config.privacy.delta,
+        "model": config.model.name,
+        "data": config.data.source,
+        "macs": config.planner.macs,
+        "configuration": config.digest[:16],
+    }
+
+
 def command_line(benchmark: str, path: Path, **options: str | int | float | None) -> str:
     """The command as a reader of the results types it, in a checkout."""
     texts = {name: f"{v:g}" if isinstance(v, float) else str(v) for name, v in options.items() if v is not None}
@@ -126,13 +138,19 @@ def numbers(text: str) -> list[int]:
     return found
 
 
-def ratios(text: str) -> list[float]:
-    """`0.5,0.3` as shares of the full model's MACs."""
+def floats(text: str) -> list[float]:
+    """`0.5,2,inf` as numbers; none where they are not different numbers."""
     try:
         found = [float(part) for part in text.split(",")]
     except ValueError:
-        found = []
-    if not found or len(set(found)) < len(found) or not all(0 < ratio <= 1 for ratio in found):
+        return []
+    return found if len(set(found)) == len(found) else []
+
+
+def ratios(text: str) -> list[float]:
+    """`0.5,0.3` as shares of the full model's MACs."""
+    found = floats(text)
+    if not found or not all(0 < ratio <= 1 for ratio in found):
         raise ConfigError(f"macs is {text!r}, must be different ratios in (0, 1] such as 0.5,0.3")
     return found
 

@@ -41,6 +41,18 @@ class Spread:
         return mean if math.isnan(self.deviation) else f"{mean} ± {self.deviation * scale:.{digits}f}"
 
 
+def measured(values: Iterable[float | None]) -> Spread | None:
+    """Of those that were measured; None where none was."""
+    found = [value for value in values if value is not None]
+    return Spread.of(found) if found else None
+
+
+def reach(values: Iterable[int]) -> str:
+    """`2 to 5`, or `3` where all are alike; a dash where there is none."""
+    found = sorted(values)
+    return " to ".join(map(str, dict.fromkeys((found[0], found[-1])))) if found else "–"
+
+
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A Markdown table, its first column to the left, the others to the right."""
     lines = [header, [":--"] + ["--:"] * (len(header) - 1), *rows]

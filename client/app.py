@@ -132,8 +132,7 @@ def device_phone(context: Context) -> Phone:
         raise ConfigError(f'input-shape is {node["input-shape"]!r}, must be channels, height and width: "1x28x28"')
     channels, height, width = map(int, shape)
     config = load_config(Path(node["config"]))
-    if config.privacy.sums == "plain":
-        raise ConfigError('privacy.sums is "plain", real phones mask theirs: set it to "masked", or to "local"')
+    config.privacy.require_protected()
     if config.tiers and not (node.get("tier") or config.personal.tier):
         names = ", ".join(tier.name for tier in config.tiers)
         raise ConfigError(f"the phone's tier is not given: start the node with --node-config 'tier=\"…\"', of {names}")

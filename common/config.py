@@ -17,9 +17,9 @@ Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Ratio = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 MAX_TIERS = 8
+TIER_NAME = r"^[a-z0-9][a-z0-9_-]{0,31}$"
 SMALL_COHORTS = "small cohorts"
 """The mark of a run whose sums may be of few phones."""
-TIER_NAME = r"^[a-z0-9][a-z0-9_-]{0,31}$"
 
 
 class Section(BaseModel):
@@ -246,6 +246,11 @@ class Privacy(Section):
     def noiseless(self) -> float:
         """Share of phones whose noise protects nobody: they leave it out, or tell the server."""
         return max(self.dishonest, self.corrupted if self.sums == "masked" else 0.0)
+
+    def require_protected(self) -> None:
+        """Raise ConfigError where the server would see the vectors of real phones."""
+        if self.sums == "plain":
+            raise ConfigError('privacy.sums is "plain", real phones mask theirs: set it to "masked", or to "local"')
 
     @model_validator(mode="after")
     def _shares(self) -> Self:

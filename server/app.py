@@ -54,8 +54,7 @@ class Settings:
         config = load_config(Path(str(run_config["config"])))
         if not config.privacy.noise and not config.testing.small_cohorts:
             raise ConfigError("privacy.noise is false, real phones need noise: set it to true")
-        if config.privacy.sums == "plain":
-            raise ConfigError('privacy.sums is "plain", real phones mask theirs: set it to "masked", or to "local"')
+        config.privacy.require_protected()
         if config.delivery.answer_seconds >= config.rounds.deadline:
             raise ConfigError(
                 f"delivery.answer_seconds is {config.delivery.answer_seconds:g}, no phone would answer within "

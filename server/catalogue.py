@@ -14,6 +14,7 @@ from common.config import Config
 from common.groups import ChannelGroups, State
 from common.messages import DeliverRequest, digest_of
 from common.plan import Plan
+from common.torch_engine.base import BaseModel, Submodel
 from server.collect import Courier
 from server.journal import Result
 from server.planning import ClusterPlan, Reference
@@ -31,6 +32,10 @@ class Catalogue:
     states: Sequence[State]
     why: Sequence[list[dict[str, Any]]]
     disagreement: Sequence[float | None]
+
+    def submodels(self, base: BaseModel) -> list[Submodel]:
+        """Ready networks, in the order of the plans."""
+        return [Submodel(base, plan, base.rebuild(state)) for plan, state in zip(self.plans, self.states, strict=True)]
 
 
 def pack(made: Sequence[ClusterPlan], groups: ChannelGroups) -> Result:

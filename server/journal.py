@@ -66,22 +66,21 @@ _phases = Table(
     Column("checksum", String(64), nullable=False),
     Column("seconds", Float, nullable=False),
 )
-_refused = Table(
-    "refused",
-    _metadata,
-    Column("round", Integer, primary_key=True, autoincrement=False),
-    Column("phase", String(64), primary_key=True),
-    Column("reason", String(32), primary_key=True),
-    Column("count", Integer, nullable=False),
-)
-_lost = Table(
-    "lost",
-    _metadata,
-    Column("round", Integer, primary_key=True, autoincrement=False),
-    Column("phase", String(64), primary_key=True),
-    Column("reason", String(32), primary_key=True),
-    Column("count", Integer, nullable=False),
-)
+
+
+def _counts(name: str) -> Table:
+    """What went wrong in a phase, counted by reason."""
+    return Table(
+        name,
+        _metadata,
+        Column("round", Integer, primary_key=True, autoincrement=False),
+        Column("phase", String(64), primary_key=True),
+        Column("reason", String(32), primary_key=True),
+        Column("count", Integer, nullable=False),
+    )
+
+
+_refused, _lost = _counts("refused"), _counts("lost")
 
 
 def _checksum(outcome: str, blob: bytes) -> str:

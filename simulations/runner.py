@@ -29,7 +29,7 @@ from common.data.source import Dataset, load
 from common.data.splits import split
 from common.errors import ConfigError, StateError
 from common.files import replacing
-from common.torch_engine.base import BaseModel, Submodel
+from common.torch_engine.base import BaseModel
 from server.collect import Courier
 from server.flow import Flow, OnProgress
 from server.journal import Journal
@@ -206,10 +206,7 @@ def simulate(
 def conclude(world: World, flow: Flow, journal: Journal, start: float, on_progress: OnProgress) -> dict[str, Any]:
     """Oracle figures, summary and report of a finished run."""
     last = flow.published[-1]
-    base = world.base
-    made = last.catalogue
-    models = [Submodel(base, plan, base.rebuild(state)) for plan, state in zip(made.plans, made.states, strict=True)]
-    oracle = Oracle(world.directory, world.config, world.base, models)
+    oracle = Oracle(world.directory, world.config, world.base, last.catalogue.submodels(world.base))
     figures = []
     for number in range(world.phones):
         figures.append(oracle.phone(number, last.round))

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from benchmarks.charts import Chart, Line, Panel
 from benchmarks.pages.section import Section
 from benchmarks.record import Record, Row
-from benchmarks.tables import Spread, table
+from benchmarks.tables import Spread, measured, reach, table
 from common.privacy.plausible import tolerated
 
 COLUMNS = (
@@ -80,8 +80,7 @@ def _select(rows: Sequence[Row], attack: str, liars: float) -> list[Row]:
 
 def _spread(rows: Sequence[Row], figure: str) -> Spread | None:
     """None where nothing was measured."""
-    found = [row[figure] for row in rows if row[figure] is not None]
-    return Spread.of(found) if found else None
+    return measured(row[figure] for row in rows)
 
 
 def _line(rows: Sequence[Row], name: str, attack: str, liars: float) -> list[str]:
@@ -91,7 +90,6 @@ def _line(rows: Sequence[Row], name: str, attack: str, liars: float) -> list[str
         spread = _spread(rows, figure)
         return spread.text(scale, digits) if spread else "–"
 
-    counts = sorted(row["clusters"] for row in rows if row["clusters"] is not None)
     beyond = " (beyond)" if name != "sum" and liars >= limit(name) else ""
     return [
         f"{attack}, {100 * liars:g} %{beyond}" if liars else "none",
@@ -99,7 +97,7 @@ def _line(rows: Sequence[Row], name: str, attack: str, liars: float) -> list[str
         f"{sum(row['clusters'] is None for row in rows)} of {len(rows)}",
         mean("centroid_error", 1, 3),
         mean("error_exact", 1, 3),
-        " to ".join(map(str, dict.fromkeys((counts[0], counts[-1])))) if counts else "–",
+        reach(row["clusters"] for row in rows if row["clusters"] is not None),
         mean("served"),
         mean("accuracy"),
         mean("macs_ratio"),

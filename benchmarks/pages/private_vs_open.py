@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from benchmarks.charts import Chart, Line, Panel
 from benchmarks.pages.section import Section
 from benchmarks.record import Record, Row
-from benchmarks.tables import Spread, table
+from benchmarks.tables import Spread, measured, reach, table
 
 GOALS = ((8.0, 1000), (2.0, 10000))
 MARGIN = 0.005
@@ -74,8 +74,7 @@ def _name(epsilon: float | None) -> str:
 
 def _over_seeds(rows: Sequence[Row], epsilon: float | None, figure: str) -> Spread | None:
     """None where it was not measured."""
-    found = [row[figure] for row in rows if row["epsilon"] == epsilon and row[figure] is not None]
-    return Spread.of(found) if found else None
+    return measured(row[figure] for row in rows if row["epsilon"] == epsilon)
 
 
 def _differences(rows: Sequence[Row], epsilon: float | None, figure: str) -> list[float]:
@@ -94,10 +93,9 @@ def _line(rows: Sequence[Row], epsilon: float | None) -> list[str]:
         differences = _differences(rows, epsilon, figure) if epsilon is not None else []
         return Spread.of(differences).text(100, 2, sign=True) if differences else "–"
 
-    counts = sorted({row["clusters"] for row in rows if row["epsilon"] == epsilon})
     return [
         _name(epsilon),
-        " to ".join(map(str, dict.fromkeys((counts[0], counts[-1])))),
+        reach(row["clusters"] for row in rows if row["epsilon"] == epsilon),
         mean("centroid_error", 1, 4),
         mean("served"),
         mean("accuracy"),
