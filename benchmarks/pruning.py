@@ -38,6 +38,7 @@ def keys(
     tune: Sequence[str],
     calibration: Sequence[int],
     seed: int,
+    mixture: float | None = None,
 ) -> list[dict[str, Any]]:
     """Of all rows: draw by draw, so that a run that was stopped has whole draws; `sets`: class sets of each draw."""
     return [
@@ -48,6 +49,7 @@ def keys(
             "macs_target": ratio,
             "tune": tuning,
             "calibration_per_class": images,
+            "mixture": mixture,
             "seed": seed,
             "draw": draw,
         }
@@ -78,6 +80,13 @@ def command(
     strategies: Annotated[str, typer.Option(help="Any of the strategies.")] = ",".join(STRATEGIES),
     tune: Annotated[str, typer.Option(help="none, short or both.")] = ",".join(TUNE),
     calibration_per_class: Annotated[str, typer.Option(help="Unlabelled images a class, one or more numbers.")] = "50",
+    mixture: Annotated[
+        float | None,
+        typer.Option(
+            min=0.01,
+            help="Calibrate on phone-like mixtures: Dirichlet concentration of class shares, a tenth of other classes.",
+        ),
+    ] = None,
     test_per_class: Annotated[
         int | None, typer.Option(min=1, help="Most test images a class; all if not given.")
     ] = None,
@@ -121,6 +130,7 @@ def command(
         "strategies": None if chosen == list(STRATEGIES) else strategies,
         "tune": tune,
         "calibration_per_class": calibration_per_class,
+        "mixture": mixture,
         "test_per_class": test_per_class,
         "tune_per_class": tune_per_class,
         "tune_seconds": tune_seconds,
@@ -130,7 +140,8 @@ def command(
     with bars("pruning") as (on_row, on_phase):
         clock = time.process_time if inputs.threads == 1 else time.monotonic  # other programs do not count
         trial = Trial(inputs.base, inputs.pool, tune_per_class, tune_seconds, on_phase, clock)
-        sweep(record, file, keys(model, sets, chosen, budgets, tuning, calibration, seed), trial.measure, on_row)
+        wanted = keys(model, sets, chosen, budgets, tuning, calibration, seed, mixture)
+        sweep(record, file, wanted, trial.measure, on_row)
 
 
 def _among(option: str, text: str, known: Sequence[str]) -> list[str]:

@@ -29,8 +29,8 @@ class Record:
     rows: list[Row] = field(default_factory=list)
 
     def holds(self, key: Mapping[str, Any]) -> bool:
-        """Whether a row with all these values is there."""
-        return any(all(row[name] == value for name, value in key.items()) for row in self.rows)
+        """Whether a row with all these values is there; None is what a row has that lacks a column."""
+        return any(all(row.get(name) == value for name, value in key.items()) for row in self.rows)
 
     def select(self, **values: Any) -> list[Row]:
         """Rows with all these values."""

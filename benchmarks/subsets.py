@@ -19,6 +19,9 @@ from common.torch_engine.forward import Images
 ALL_IMAGES = 1000
 """At most so many images of all classes together for class-agnostic evidence, unless the needed ones are more."""
 
+OTHERS = 0.1
+"""Share of a phone-like mixture's images that show classes which are not needed."""
+
 
 @dataclass(frozen=True, eq=False)
 class Labelled:
@@ -95,15 +98,24 @@ class Pool:
             )
         return found
 
-    def sample(self, classes: Sequence[int], calibration: int, tune: int, seed: Sequence[int]) -> Sample:
-        """Images by class: the first of one random order calibrate and tune, the last are held out."""
+    def sample(
+        self, classes: Sequence[int], calibration: int, tune: int, seed: Sequence[int], mixture: float | None = None
+    ) -> Sample:
+        """Images by class: the first of one random order calibrate and tune, the last are held out.
+
+        `mixture`: as many calibration images altogether, but as a phone might hold them: class shares drawn from a
+        symmetric Dirichlet distribution of this concentration, and one image in ten of another class.
+        """
         order = {int(c): np.random.default_rng([*seed, int(c)]) for c in np.unique(self.train.y)}
         shuffled = {c: rng.permutation(np.flatnonzero(self.train.y == c)) for c, rng in order.items()}
         fewer = min(calibration, max(1, max(ALL_IMAGES, calibration * len(classes)) // len(shuffled)))
         held = {c: math.ceil(min(tune, len(shuffled[c])) / 10) for c in classes}
         rest = {c: shuffled[c][: max(1, len(shuffled[c]) - held[c])] for c in classes}
+        counts = dict.fromkeys(classes, calibration)
+        if mixture is not None:
+            counts = _mixed(classes, sorted(shuffled), calibration * len(classes), mixture, seed)
         return Sample(
-            self._images([rest[c][:calibration] for c in classes]),
+            self._images([rest.get(c, shuffled[c])[:count] for c, count in counts.items()]),
             self._images([index[:fewer] if c not in rest else rest[c][:fewer] for c, index in shuffled.items()]),
             self._images([rest[c][:tune] for c in classes]),
             self._images([shuffled[c][len(rest[c]) :][-held[c] :] for c in classes]),
@@ -111,6 +123,19 @@ class Pool:
 
     def _images(self, parts: Sequence[Indices]) -> Images:
         return self.train.x[np.concatenate(parts)]
+
+
+def _mixed(
+    needed: Sequence[int], available: Sequence[int], images: int, mixture: float, seed: Sequence[int]
+) -> dict[int, int]:
+    """Images of each class in a phone-like mixture."""
+    rng, others = np.random.default_rng([*seed, len(needed)]), [c for c in available if c not in needed]
+    outside = round(OTHERS * images) if others else 0
+    shares = rng.dirichlet([mixture] * len(needed))
+    counts = dict(zip(needed, rng.multinomial(images - outside, shares).tolist(), strict=True))
+    if others:
+        counts |= zip(others, rng.multinomial(outside, [1 / len(others)] * len(others)).tolist(), strict=True)
+    return counts
 
 
 def drawn(available: Indices, size: int, count: int, seed: int) -> list[tuple[int, ...]]:

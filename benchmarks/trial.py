@@ -80,11 +80,14 @@ class Cut:
 
 @dataclass(frozen=True)
 class Setting:
-    """What strategies of one draw share; `seed`: the benchmark's, then the number of the draw."""
+    """What strategies of one draw share; `seed`: the benchmark's, then the number of the draw; `mixture`: as in
+    `Pool.sample`.
+    """
 
     classes: Classes
     calibration: int
     seed: tuple[int, int]
+    mixture: float | None = None
 
 
 @dataclass(eq=False)
@@ -105,7 +108,8 @@ class Trial:
 
     def measure(self, key: Mapping[str, Any]) -> dict[str, Any]:
         """Figures of one row."""
-        setting = Setting(tuple(key["classes"]), key["calibration_per_class"], (key["seed"], key["draw"]))
+        seed = (key["seed"], key["draw"])
+        setting = Setting(tuple(key["classes"]), key["calibration_per_class"], seed, key["mixture"])
         self.on_phase(f"{key['strategy']} {key['macs_target']:g}", 0, 1)
         cut = self._cut(setting, key["strategy"], key["macs_target"])
         figures = self._reference(setting) | {
@@ -123,7 +127,9 @@ class Trial:
         return figures | {"accuracy": score.mean, "accuracy_worst_class": score.worst_class, "seconds": seconds}
 
     def _draw_sample(self, setting: Setting) -> Sample:
-        return self.pool.sample(setting.classes, setting.calibration, self.tune_per_class, setting.seed)
+        return self.pool.sample(
+            setting.classes, setting.calibration, self.tune_per_class, setting.seed, setting.mixture
+        )
 
     def _prepare(self, setting: Setting, strategy: str) -> tuple[Prepared, float]:
         """Evidence, and the seconds that it took."""

@@ -13,7 +13,17 @@ from benchmarks.pages.pruning_questions import (
     calibration_size,
     paper,
 )
-from benchmarks.pages.pruning_rows import AGNOSTIC, NAMES, TUNING, best, budgets_of, draw_of, line_of, usual_calibration
+from benchmarks.pages.pruning_rows import (
+    AGNOSTIC,
+    NAMES,
+    TUNING,
+    best,
+    budgets_of,
+    calibration_of,
+    draw_of,
+    line_of,
+    usual_calibration,
+)
 from benchmarks.pages.section import Section
 from benchmarks.record import Record, Row
 from benchmarks.tables import Spread, table
@@ -64,9 +74,9 @@ def render(record: Record) -> Section:
     slug = "".join(c if c.isalnum() else "-" for c in model)
     usual = usual_calibration(record)
     for size in sorted({len(row["classes"]) for row in record.rows}):
-        rows = [r for r in record.rows if len(r["classes"]) == size and r["calibration_per_class"] == usual]
+        rows = [r for r in record.rows if len(r["classes"]) == size and calibration_of(r) == usual]
         if rows:
-            parts += _of_size(rows, size, usual)
+            parts += _of_size(rows, size, usual[0])
             charts[f"pruning-{slug}-{size}"] = _chart(rows, model, f"{size} of {record.settings['outputs']:,} classes")
     if adaptive := adaptivity_chart(record, model):
         charts[f"pruning-{slug}-adaptivity"] = adaptive

@@ -14,12 +14,15 @@ from benchmarks.pages.pruning_rows import (
     TUNING,
     best,
     budgets_of,
+    calibration_of,
+    draw_of,
     line_of,
     loss_of,
     paired,
     usual_calibration,
 )
 from benchmarks.record import Record, Row
+from benchmarks.subsets import OTHERS
 from benchmarks.tables import Spread, table
 
 PAPER = {
@@ -29,6 +32,11 @@ PAPER = {
     "torchvision/alexnet": (0.572, "under 3 %", 3.0),
 }
 """MACs kept and loss in Qin et al. (ASP-DAC 2019), and what we hold that loss to be, in points."""
+
+
+MIXTURE = f"""\
+Unlabelled images a class. *Mixture*: as many altogether, as a phone might hold them: uneven shares of the needed
+classes, from a symmetric Dirichlet distribution of the concentration named, and {100 * OTHERS:g} % of other classes."""
 
 
 def against_peers(rows: Sequence[Row]) -> list[str]:
@@ -94,31 +102,33 @@ def _class_differences(record: Record) -> dict[tuple[int, str], list[Spread | No
     usual, found = usual_calibration(record), {}
     for size in sorted({len(row["classes"]) for row in record.rows}):
         for tune in TUNING:
-            rows = [row for row in record.select(tune=tune, calibration_per_class=usual) if len(row["classes"]) == size]
+            rows = [r for r in record.select(tune=tune) if len(r["classes"]) == size and calibration_of(r) == usual]
             found[size, tune] = [paired(rows, OURS, AGNOSTIC, macs) for macs in budgets_of(record.rows)]
     return {key: differences for key, differences in found.items() if any(differences)}
 
 
 def calibration_size(record: Record) -> list[str]:
-    """Our accuracy and the best other's by number of calibration images, where several were measured."""
-    counts = sorted(record.distinct("calibration_per_class"))
-    if len(counts) < 2:
+    """Loss by number of calibration images, where several were measured, in pairs of draws."""
+    kinds = sorted({calibration_of(row) for row in record.rows}, key=lambda kind: (kind[1], kind[0]))
+    if len(kinds) < 2:
         return []
-    parts = ["### Calibration set size"]
+    parts = []
     for size in sorted({len(row["classes"]) for row in record.rows}):
         rows = [row for row in record.rows if len(row["classes"]) == size and row["tune"] == "none"]
         lines = []
         for strategy, name in NAMES.items():
             for macs in budgets_of(rows):
                 chosen = [r for r in rows if r["strategy"] == strategy and r["macs_target"] == macs]
-                by_count = [[best(r) for r in chosen if r["calibration_per_class"] == n] for n in counts]
-                if sum(map(bool, by_count)) > 1:
-                    cells = (Spread.of(values).text(100) if values else "–" for values in by_count)
+                by_kind = [{draw_of(r): loss_of(r) for r in chosen if calibration_of(r) == kind} for kind in kinds]
+                measured = [losses for losses in by_kind if losses]
+                common = set(measured[0]).intersection(*measured[1:]) if len(measured) > 1 else set()
+                if common:
+                    cells = (Spread.of(of[d] for d in common).text(100) if of else "–" for of in by_kind)
                     lines.append([f"{name}, {100 * macs:g} % MACs", *cells])
         if lines:
-            header = ("", *(f"{n} images a class" for n in counts))
-            parts += [f"{size} classes, no training, the better of cut and recalibrated:", table(header, lines)]
-    return parts if len(parts) > 1 else []
+            header = ("", *(f"{images}, mixture {mixture:g}" if mixture else f"{images}" for images, mixture in kinds))
+            parts += [f"{size} classes, no training; loss in points, on draws that all have:", table(header, lines)]
+    return ["### Calibration set size", MIXTURE, *parts] if parts else []
 
 
 def paper(record: Record) -> list[str]:
@@ -131,7 +141,7 @@ def paper(record: Record) -> list[str]:
     for size in sorted({len(row["classes"]) for row in record.rows}):
         for tune, title in TUNING.items():
             rows = [r for r in record.rows if (len(r["classes"]), r["tune"], r["strategy"]) == (size, tune, OURS)]
-            rows = [r for r in rows if r["calibration_per_class"] == usual_calibration(record)]
+            rows = [r for r in rows if calibration_of(r) == usual_calibration(record)]
             losses = {m: Spread.of(loss_of(r) for r in rows if r["macs_target"] == m) for m in budgets_of(rows)}
             if rows:
                 small = [macs for macs, spread in losses.items() if 100 * spread.mean <= points]

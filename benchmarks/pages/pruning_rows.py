@@ -48,10 +48,18 @@ def loss_of(row: Row) -> float:
     return float(row["accuracy_full_limited"]) - best(row)
 
 
-def usual_calibration(record: Record) -> int:
-    """The number of calibration images with most rows: the tables are about it."""
-    counts = [row["calibration_per_class"] for row in record.rows]
-    return int(max(sorted(set(counts)), key=counts.count))
+Calibration = tuple[int, float]
+"""Images a class, and the concentration of a phone-like mixture of them; 0 for as many images of every class."""
+
+
+def calibration_of(row: Row) -> Calibration:
+    return row["calibration_per_class"], row.get("mixture") or 0.0
+
+
+def usual_calibration(record: Record) -> Calibration:
+    """That of most rows: the tables are about it."""
+    kinds = [calibration_of(row) for row in record.rows]
+    return max(sorted(set(kinds)), key=kinds.count)
 
 
 def budgets_of(rows: Sequence[Row]) -> list[float]:

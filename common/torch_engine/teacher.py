@@ -68,14 +68,20 @@ class Teacher:
         return x, self.answers[view, part], {layer: kept[view, part].float() for layer, kept in self._channels.items()}
 
     def _compute(self, x: torch.Tensor, view: Indices, part: Indices) -> None:
-        with inputs_of(self.base.module, self.layers) as seen:
-            self.answers[view, part] = self.base.module(x)[:, self.classes]
+        with inputs_of(self.base.module, self.layers) as seen, quick():
+            self.answers[view, part] = self.base.module(x)[:, self.classes].float()
         for layer, kept in self._kept.items():
             values = seen[layer][:, kept]
             if layer not in self._channels:  # half the memory, and the range of single precision
                 shape = (*self.answers.shape[:2], *values.shape[1:])
                 self._channels[layer] = torch.zeros(shape, dtype=torch.bfloat16)
             self._channels[layer][view, part] = values.bfloat16()
+
+
+def quick() -> torch.autocast:
+    """Forward passes in bfloat16 where the processor multiplies in it: half the time of a step, measured."""
+    known = torch.cpu.get_capabilities()
+    return torch.autocast("cpu", torch.bfloat16, enabled=any(known.get(f"{unit}_bf16") for unit in ("avx512", "amx")))
 
 
 @contextlib.contextmanager

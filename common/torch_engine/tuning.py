@@ -19,7 +19,7 @@ from common.plan import Indices
 from common.torch_engine.base import Submodel
 from common.torch_engine.forward import Images, logits, normalise
 from common.torch_engine.recalibrate import batch_norms
-from common.torch_engine.teacher import Channels, Teacher, inputs_of
+from common.torch_engine.teacher import Channels, Teacher, inputs_of, quick
 
 TEMPERATURE = 2.0  # softens the answers, so that what the full model holds for second best is learnt too
 CHECKS = 8  # looks at the held-out images, evenly over the run
@@ -65,7 +65,7 @@ def tune(
     if len(images) < 2 or len(held) < 1:
         raise DataError(f"{len(images)} images to tune on and {len(held)} held out, at least 2 and 1 are needed")
     began, taken, looks, rng = clock(), 0, 0, np.random.default_rng(seed)
-    module = copy.deepcopy(submodel.module).requires_grad_(True)
+    module = copy.deepcopy(submodel.module).to(memory_format=torch.channels_last).requires_grad_(True)
     teacher = Teacher(submodel, images, augment, rng)
     best = _Best(module, _Judge(submodel, held))
     optimiser = torch.optim.Adam(module.parameters(), rate)
@@ -83,7 +83,8 @@ def tune(
             best.look(module)
             looks = int(progress * CHECKS)
     module.load_state_dict(best.state)
-    result = Submodel(submodel.base, submodel.plan, module.requires_grad_(False))
+    module = module.to(memory_format=torch.contiguous_format).requires_grad_(False)
+    result = Submodel(submodel.base, submodel.plan, module)
     return Tuned(result, best.start.agreement, best.check.agreement, taken)
 
 
@@ -139,9 +140,11 @@ def _step(
     for norm in norms:
         norm.train()
     with torch.enable_grad():
-        loss = _divergence(module(x), answers)
+        with quick():
+            found = module(x)
+        loss = _divergence(found.float(), answers)
         for layer, wanted in channels.items():
-            error = (seen[layer] - wanted).square().mean() / wanted.var().clamp_min(1e-6)
+            error = (seen[layer].float() - wanted).square().mean() / wanted.var().clamp_min(1e-6)
             loss = loss + error / len(channels)
         optimiser.zero_grad()
         loss.backward()

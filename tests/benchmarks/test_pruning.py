@@ -169,6 +169,20 @@ def test_held_out_images_are_in_no_other_part(calibration, tune):
     assert len(held) == 2 * -(-min(tune, 100) // 10)
 
 
+@pytest.mark.parametrize("concentration", [0.1, 1.0, 100.0])
+def test_a_mixture_is_as_large_uneven_and_holds_a_tenth_of_other_classes(concentration):
+    found = [pool(600).sample((1, 3), 50, 50, (0, draw), concentration) for draw in range(20)]
+    shown = np.array([np.bincount([n // 600 for n in numbers_of(sample.images)], minlength=4) for sample in found])
+    assert (shown.sum(1) == 100).all()
+    assert (shown[:, [0, 2]].sum(1) == 10).all()
+    assert shown[:, [0, 2]].all(1).any()
+    rarer = shown[:, [1, 3]].min(1).mean()
+    assert rarer < 10 if concentration < 1 else rarer > 40 if concentration > 1 else 10 < rarer < 35
+    assert not any(set(numbers_of(sample.images)) & set(numbers_of(sample.held)) for sample in found)
+    everyone = pool(600).sample((0, 1, 2, 3), 50, 50, (0, 0), concentration)
+    assert len(everyone.images) == 200
+
+
 def test_images_of_all_classes_are_bounded():
     assert len(pool(600).sample((0,), 500, 10, (0, 0)).everything) == 1000
     assert len(pool(600).sample((0, 1, 2), 500, 10, (0, 0)).everything) == 1500

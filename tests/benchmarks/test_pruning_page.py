@@ -118,9 +118,18 @@ def test_calibration_set_sizes_have_their_table(record):
     record.rows.extend([row("reconstruct", 1, draw, 0.75, 0.75, calibration=5) for draw in range(3)])
     text = render(record).text
     below = text.partition("### Calibration set size")[2]
-    assert "|  | 5 images a class | 50 images a class |" in below
-    assert "| reconstruct, 10 % MACs | 75.2 ± 0.2 | 80.2 ± 0.2 |" in below
+    assert "|  | 5 | 50 |" in below
+    assert "| reconstruct, 10 % MACs | 17.0 ± 0.0 | 12.0 ± 0.1 |" in below
     assert "80.2 ± 0.2 (12.0 ± 0.1)" in text.partition("### Calibration set size")[0]  # the usual size alone
+
+
+def test_mixtures_stand_beside_even_shares_and_in_no_other_table(record):
+    whole = render(record).text
+    record.rows.extend([row("reconstruct", 1, draw, 0.75, 0.75) | {"mixture": 1.0} for draw in range(2)])
+    text, _, below = render(record).text.partition("### Calibration set size")
+    assert "|  | 50 | 50, mixture 1 |" in below
+    assert "| reconstruct, 10 % MACs | 11.9 ± 0.1 | 17.0 ± 0.0 |" in below
+    assert whole.startswith(text)
 
 
 def test_tuned_rows_have_tables_of_their_own(record):
