@@ -29,15 +29,13 @@ SHARED = ("visualise.enabled=false", "privacy.min_cohort=20")
 @dataclass(frozen=True)
 class Design:
     """What all rows have in common. The first `judged` phones never lie; they are judged in all rows. Submodels are
-    planned from `images` reference images for the seeds `planned`, without liars and with a share `most` of them.
+    planned from `images` reference images.
     """
 
     phones: int
     epsilon: float
     judged: int
     images: int
-    planned: tuple[int, ...]
-    most: float
     overrides: tuple[str, ...] = SHARED
 
     def config(self, seed: int, noise: bool = True) -> Config:
@@ -54,8 +52,6 @@ class Design:
             "epsilon": self.epsilon,
             "judged": self.judged,
             "planner_images": self.images,
-            "planned": list(self.planned),
-            "most": self.most,
             **of_configuration(self.config(0)),
         }
 
@@ -82,16 +78,15 @@ class Trial:
         ]
 
     def measure(self, key: Mapping[str, Any]) -> dict[str, Any]:
-        """Figures of one row; None where the server stopped or nothing was planned."""
+        """Figures of one row; None where the server stopped."""
         from benchmarks.fleet_server import centroid_error
 
         start = time.process_time()
         seed, name, attack, share = (key[part] for part in ("seed", "aggregate", "attack", "liars"))
-        jury, exact, planned = self._of_seed(seed), self._exact(seed), seed in self.design.planned
-        served = honest = self._honest(seed, name, "none", 0.0, planned)
+        jury, exact = self._of_seed(seed), self._exact(seed)
+        served = honest = self._honest(seed, name, "none", 0.0)
         if share:
-            planned = planned and attack != "overshoot" and share == self.design.most
-            served = self._serve(seed, name, attack, share, planned)
+            served = self._serve(seed, name, attack, share)
         figures: dict[str, Any] = {
             "discarded": served.discarded,
             "clusters": None,
@@ -127,14 +122,14 @@ class Trial:
         world = replace(jury.world, config=self.design.config(seed, noise=False))
         return serve_liars(world, jury.fleet, Lie(np.zeros(self.design.phones, bool)), False, None)
 
-    def _serve(self, seed: int, name: str, attack: str, share: float, planned: bool) -> Any:
+    def _serve(self, seed: int, name: str, attack: str, share: float) -> Any:
         from benchmarks.liars import chosen
         from benchmarks.liars_server import Lie, serve_liars
 
         jury, cohort = self._of_seed(seed), cohort_of(name)
         liars = chosen(self.design.phones, self.design.judged, share, seed)
         self.on_phase(f"{attack} {share:g}, {name}", 0, 1)
-        return serve_liars(jury.world, jury.fleet, Lie(liars, attack, cohort), planned, self._exact(seed).pictures)
+        return serve_liars(jury.world, jury.fleet, Lie(liars, attack, cohort), True, self._exact(seed).pictures)
 
 
 def aggregate(cohort: int) -> str:
@@ -162,15 +157,14 @@ def command(
     seeds: Annotated[str, typer.Option(help="Seeds: 0..2 or 0,5,7. Phones, liars and noise follow from them.")] = "0",
     phones: Annotated[int, typer.Option(min=40, help="Phones.")] = 1000,
     epsilon: Annotated[float, typer.Option(min=0.1, help="ε of a run.")] = 8.0,
-    judged: Annotated[int, typer.Option(min=1, help="Honest phones that are judged, the same in all rows.")] = 30,
+    judged: Annotated[int, typer.Option(min=1, help="Honest phones that are judged, the same in all rows.")] = 100,
     images: Annotated[int, typer.Option(min=20, help="Reference images that a submodel is planned with.")] = 100,
-    planned: Annotated[str, typer.Option(help="Seeds whose submodels are made: without liars, with the most.")] = "0",
     fresh: Annotated[bool, typer.Option("--fresh", help="Start the file anew.")] = False,
 ) -> None:
     """What a share of phones that lie does to private sums, and what a median over cohorts would withstand.
 
-    Medians are worked out here alone: the server takes one sum. A row takes half a CPU second, 15 where submodels are
-    made, and a seed's phones 15. Ctrl-C stops it, the same command goes on.
+    Medians are worked out here alone: the server takes one sum. A row takes 15 CPU seconds, and a seed's phones 15.
+    Ctrl-C stops it, the same command goes on.
 
     Example: python -m benchmarks poisoning --seeds 0..2 --json benchmarks/results/poisoning.json
     """
@@ -181,7 +175,7 @@ def command(
         raise ConfigError(
             f"cohorts is {cohorts!r}, must be 0 or from 20 to the {phones} phones: privacy's least cohort"
         )
-    design = Design(phones, epsilon, judged, images, tuple(numbers(planned)), max(shares))
+    design = Design(phones, epsilon, judged, images)
     options: dict[str, str | int | float | None] = {
         "liars": liars,
         "cohorts": cohorts,
@@ -190,7 +184,6 @@ def command(
         "epsilon": epsilon,
         "judged": judged,
         "images": images,
-        "planned": planned,
     }
     record = open_record(file, "poisoning", design.settings(), command_line("poisoning", file, **options), fresh)
     with bars("poisoning") as (on_row, on_phase), TemporaryDirectory(prefix="benchmark-") as folder:

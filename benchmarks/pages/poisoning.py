@@ -20,6 +20,7 @@ COLUMNS = (
     "clusters",
     "images of served classes, %",
     "cluster's submodel, %",
+    "… against no liars, points",
     "MACs, %",
 )
 INTRODUCTION = """\
@@ -41,9 +42,9 @@ in the same run without liars; *against no noise*: in one sum without liars and 
 Medians are noisy, so any change leads to other clusters: there the former is large for the smallest lie. *Images of
 served classes*: of {judged} honest phones, the same in all rows, those of a class that the cluster's submodel can name;
 a centroid that is like all others serves more classes, each of them worse at the same MACs.
-*Cluster's submodel*: its accuracy on own classes' images, for seed {seeds} alone, without liars and with most of
-them; submodels are planned from {planner_images} reference images, filters' profiles come from reference images. Mean ±
-standard deviation over seeds."""
+*Cluster's submodel*: its accuracy on own classes' images, all its classes allowed; *against no liars*: in the same sums
+of the same seeds. Submodels are planned from {planner_images} reference images, filters' profiles come from reference
+images. Mean ± standard deviation over seeds."""
 
 
 def render(record: Record) -> Section:
@@ -51,7 +52,7 @@ def render(record: Record) -> Section:
     settings = record.settings
     full = Spread.of({row["seed"]: row["accuracy_full_limited"] for row in record.rows}.values())
     parts = [
-        INTRODUCTION.format(**settings, seeds=", ".join(map(str, settings["planned"]))),
+        INTRODUCTION.format(**settings),
         f"Seeds {', '.join(map(str, sorted(record.distinct('seed'))))}. The full model, limited to the owner's true "
         f"classes: {full.text(100)} %.",
     ]
@@ -84,7 +85,9 @@ def _spread(rows: Sequence[Row], figure: str) -> Spread | None:
 
 
 def _line(rows: Sequence[Row], name: str, attack: str, liars: float) -> list[str]:
+    honest = {row["seed"]: row["accuracy"] for row in _select(rows, "none", 0.0)}
     rows = _select(rows, attack, liars)
+    cost = measured(None if row["accuracy"] is None else row["accuracy"] - honest[row["seed"]] for row in rows)
 
     def mean(figure: str, scale: float = 100, digits: int = 1) -> str:
         spread = _spread(rows, figure)
@@ -100,6 +103,7 @@ def _line(rows: Sequence[Row], name: str, attack: str, liars: float) -> list[str
         reach(row["clusters"] for row in rows if row["clusters"] is not None),
         mean("served"),
         mean("accuracy"),
+        cost.text(100, sign=True) if cost and liars else "–",
         mean("macs_ratio"),
     ]
 
