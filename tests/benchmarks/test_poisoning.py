@@ -117,7 +117,7 @@ def test_the_page_tells_what_is_within_the_limit():
     )
     assert "withstands fewer than 3.41 %" in section.text
     assert "| unclipped, 2 % | 0.0 | 0 of 1 | 0.030 | 0.040 | 6 | 90.0 | 80.0 | −5.0 | 30.0 |" in section.text
-    assert "| unclipped, 10 % (beyond) | 0.0 | 0 of 1 | 0.400 | 0.040 | 6 | 90.0 | 60.0 | −25.0 | 30.0 |" in section.text
+    assert "unclipped, 10 % (beyond) | 0.0 | 0 of 1 | 0.400 | 0.040 | 6 | 90.0 | 60.0 | −25.0 | 30.0 |" in section.text
     assert "| overshoot, 10 % | 100.0 | 1 of 1 | – | – | – | – | – | – | – |" in section.text
     lines = section.charts["poisoning"].panels[-1].lines
     assert [line.label for line in lines] == ["sum", "median of 20"]
