@@ -19,7 +19,7 @@ from common.plan import Indices
 from common.torch_engine.base import Submodel
 from common.torch_engine.forward import Images, logits, normalise
 from common.torch_engine.recalibrate import batch_norms
-from common.torch_engine.teacher import Channels, Teacher, inputs_of, quick
+from common.torch_engine.teacher import Channels, Teacher, inputs_of, half_precision
 
 TEMPERATURE = 2.0  # softens the answers, so that what the full model holds for second best is learnt too
 CHECKS = 8  # looks at the held-out images, evenly over the run
@@ -140,7 +140,7 @@ def _step(
     for norm in norms:
         norm.train()
     with torch.enable_grad():
-        with quick():
+        with half_precision():
             found = module(x)
         loss = _divergence(found.float(), answers)
         for layer, wanted in channels.items():

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -139,7 +142,8 @@ def three_views(monkeypatch):
 
 
 @pytest.mark.usefixtures("three_views")
-def test_the_full_model_answers_each_view_that_is_learnt_and_shows_its_channels(submodel):
+def test_the_full_model_answers_each_view_that_is_learnt_and_shows_its_channels(submodel, monkeypatch):
+    monkeypatch.setattr(teacher, "half_precision", contextlib.nullcontext)
     images, rng = pictures(5, 1), np.random.default_rng(0)
     taught = Teacher(submodel, images, True, rng)
     base, part = submodel.base, np.arange(5)
@@ -162,6 +166,21 @@ def test_the_full_model_answers_each_view_that_is_learnt_and_shows_its_channels(
     torch.testing.assert_close(x, normalise(alone.images, base.mean, base.std))
     assert alone.answers.shape[0] == 1
     assert not answers.isnan().any()
+
+
+def test_in_half_precision_answers_are_near_and_what_is_learnt_is_single(submodel, monkeypatch):
+    half = functools.partial(torch.autocast, "cpu", torch.bfloat16)  # also where the processor has no such unit
+    monkeypatch.setattr(teacher, "half_precision", half)
+    monkeypatch.setattr(tuning, "half_precision", half)
+    images, part = pictures(40, 1), np.arange(40)
+    x, answers, _ = Teacher(submodel, images, True, np.random.default_rng(0)).lesson(part, np.random.default_rng(0))
+    exact = submodel.base.module(x)[:, NEEDED]
+    assert answers.dtype == torch.float32
+    assert 0 < float((answers - exact).abs().max()) < 0.05 * float(exact.abs().max())
+    found = tune(submodel, images, images, steps=16)
+    assert found.after >= found.before
+    assert {value.dtype for value in found.submodel.module.parameters()} == {torch.float32}
+    assert found.submodel.scores(images[:2]).dtype == np.float32
 
 
 def test_of_many_images_some_are_taught_and_of_large_maps_none(submodel, monkeypatch):
