@@ -19,7 +19,7 @@ from common.plan import Indices
 from common.torch_engine.base import Submodel
 from common.torch_engine.forward import Images, logits, normalise
 from common.torch_engine.recalibrate import batch_norms
-from common.torch_engine.teacher import Channels, Teacher, inputs_of, half_precision
+from common.torch_engine.teacher import Channels, Teacher, half_precision, inputs_of
 
 TEMPERATURE = 2.0  # softens the answers, so that what the full model holds for second best is learnt too
 CHECKS = 8  # looks at the held-out images, evenly over the run
