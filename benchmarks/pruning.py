@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +13,7 @@ from benchmarks.inputs import Inputs
 from benchmarks.progress import bars
 from benchmarks.record import command_line, numbers, open_record, ratios, sweep
 from benchmarks.subsets import given
-from common.errors import ConfigError
+from common.errors import ConfigError, PlanError
 
 STRATEGIES = (
     "reconstruct",
@@ -141,7 +141,18 @@ def command(
         clock = time.process_time if inputs.threads == 1 else time.monotonic  # other programs do not count
         trial = Trial(inputs.base, inputs.pool, tune_per_class, tune_seconds, on_phase, clock)
         wanted = keys(model, sets, chosen, budgets, tuning, calibration, seed, mixture)
-        sweep(record, file, wanted, trial.measure, on_row)
+        impossible: list[str] = []
+
+        def measure(key: Mapping[str, Any]) -> dict[str, Any] | None:
+            try:
+                return trial.measure(key)
+            except PlanError as error:  # of this strategy: others may reach the budget
+                impossible.append(f"{key['strategy']}, classes {key['classes']}: {error}")
+                return None
+
+        sweep(record, file, wanted, measure, on_row)
+    for reason in dict.fromkeys(impossible):
+        typer.echo(f"not measured: {reason}", err=True)
 
 
 def _among(option: str, text: str, known: Sequence[str]) -> list[str]:

@@ -80,15 +80,17 @@ def sweep(
     record: Record,
     path: Path,
     keys: Iterable[Mapping[str, Any]],
-    measure: Callable[[Mapping[str, Any]], Mapping[str, Any]],
+    measure: Callable[[Mapping[str, Any]], Mapping[str, Any] | None],
     on_row: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
-    """Measure each key that the record lacks, and store its row {**key, **figures} at once. `on_row(done, total)`."""
+    """Measure each key that the record lacks, and store its row {**key, **figures} at once; no row where nothing was
+    measured. `on_row(done, total)`.
+    """
     keys = list(keys)
     for done, key in enumerate(keys):
         on_row(done, len(keys))
-        if not record.holds(key):
-            record.rows.append({**key, **rounded(measure(key))})
+        if not record.holds(key) and (figures := measure(key)) is not None:
+            record.rows.append({**key, **rounded(figures)})
             record.save(path)
     on_row(len(keys), len(keys))
 

@@ -102,6 +102,13 @@ def test_a_stopped_run_goes_on_and_shares_evidence(bars, tmp_path, monkeypatch):
     assert str(tmp_path) not in json.dumps(read_record(file).commands)
 
 
+@pytest.mark.usefixtures("one_thread")
+def test_a_budget_that_one_strategy_cannot_reach_ends_nothing(bars, tmp_path, capsys):
+    rows = measure(bars, tmp_path / "rows.json", macs="0.8,0.001", strategies="l1")
+    assert [row["macs_target"] for row in rows] == [0.8]
+    assert "not measured: l1, classes [0, 3, 4]" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
