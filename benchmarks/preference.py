@@ -23,7 +23,7 @@ from common.errors import ConfigError
 from common.filter_clusters import filter_clusters
 from common.groups import ChannelGroups
 from common.plan import Indices
-from common.preference import join, layer_slices, unpool
+from common.preference import join, layer_slices, share_out, unpool
 
 Floats = npt.NDArray[np.float64]
 
@@ -35,7 +35,8 @@ VARIANTS = (
     "clusters, not rotated",
     "clusters",
     "clusters, shared out by pictures",
-    "joined with pictures",
+    "clusters, joined with pictures",
+    "each filter, joined with pictures",
     "pictures alone",
 )
 
@@ -66,10 +67,11 @@ class Trial:
             return statistics.scores_mean(total, len(groups.prunable), groups.classes)
 
         exact, _ = mean(each, noise=False)
-        raw = released(fleet, numbers_of, config, each, rng)[: -groups.classes].reshape(exact.shape)
+        total = released(fleet, numbers_of, config, each, rng)
+        raw = total[: -groups.classes].reshape(exact.shape)
+        alone = statistics.scores_mean(total, len(groups.prunable), groups.classes)
         measured, presence = mean(pool)
-        shared = unpool(measured, pool) * np.maximum(visual, 1e-6)
-        settings = config.scores
+        shared, halves = share_out(measured, pool, visual), (1 - config.scores.measured, config.scores.shrink)
         found = {
             "each filter, negative scores kept": raw,
             "each filter, low rank": by_layer(raw, groups, low_rank),
@@ -77,7 +79,8 @@ class Trial:
             "clusters, not rotated": unpool(mean(pool, rotated=False)[0], pool),
             "clusters": unpool(measured, pool),
             "clusters, shared out by pictures": shared,
-            "joined with pictures": join(shared, presence, visual, 1 - settings.measured, settings.shrink),
+            "clusters, joined with pictures": join(shared, presence, visual, *halves),
+            "each filter, joined with pictures": join(*alone, visual, *halves),
             "pictures alone": visual,
         }
         return {"correlations": [correlation(found[name], exact, groups) for name in VARIANTS]}

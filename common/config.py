@@ -116,7 +116,9 @@ class Usage(Section):
 
 class Scores(Section):
     enabled: bool = Field(True, description="Collect Taylor scores of filters by class in one private sum.")
-    clusters_per_layer: int = Field(8, ge=1, le=256, description="Filter clusters a layer; scores are pooled by them.")
+    clusters_per_layer: int = Field(
+        8, ge=1, le=65536, description="Filter clusters a layer, by which scores are pooled; many: each filter alone."
+    )
     weight: Share = Field(
         0.1, description="Exponent of the preference in the cost of removing a filter; 0 = ignore it."
     )

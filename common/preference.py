@@ -53,6 +53,14 @@ def unpool(pooled: Matrix, assignment: Indices) -> Matrix:
     return pooled[assignment]
 
 
+def share_out(pooled: Matrix, assignment: Indices, pictures: Matrix) -> Matrix:
+    """[clusters, classes] to [F, classes]: a cluster's score for a class, shared out among its filters in proportion to
+    what `pictures` [F, classes] say of them; their mean stays the cluster's. A filter by itself gets its row.
+    """
+    positive = np.maximum(pictures, 1e-6)
+    return np.asarray(pooled[assignment] * (positive / pool(positive, assignment, len(pooled))[assignment]))
+
+
 def join(
     measured: Matrix, presence: npt.NDArray[Any], visual: Matrix, weight: float, shrink: float
 ) -> npt.NDArray[np.float32]:

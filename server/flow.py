@@ -18,7 +18,7 @@ from common import statistics, tiers
 from common.config import Config
 from common.filter_clusters import filter_clusters
 from common.groups import ChannelGroups
-from common.preference import importance, join, layer_slices, normalise, unpool
+from common.preference import importance, join, layer_slices, normalise, share_out
 from common.privacy.sums import SumSpec
 from common.torch_engine.base import BaseModel
 from common.torch_engine.forward import normalise as to_input
@@ -194,9 +194,7 @@ class Flow:
             return None
         total = self._sum(plan[0], {"pool": pool.astype(np.int32)}, int(pool.max()) + 1)
         mean, presence = statistics.scores_mean(total, len(groups.prunable), groups.classes)
-        measured = unpool(mean, pool) * np.maximum(
-            visual, 1e-6
-        )  # a cluster's score, shared out by its members' pictures
+        measured = share_out(mean, pool, visual)
         joined = join(measured, presence, visual, 1 - settings.measured, settings.shrink)
         for group, rows in zip(groups.prunable, layer_slices(groups), strict=True):
             self.atlas[f"profile.{group.name}"] = joined[rows]

@@ -16,7 +16,8 @@ configured share.
 noisy matrix is replaced by the nearest of rank 2. *Clusters*: pooled by filter clusters from pictures, eight a layer,
 which makes the vector shorter and the noise of an entry count less; *not rotated*: rounded without rotation, in quanta
 a sixteenth as large, which costs bits. *Shared out by pictures*: a cluster's score among its members as their pictures
-say. *Joined*: with the pictures as the other half, as shipped."""
+say. *Joined*: with the pictures as the other half, each filter's row over its sum, as shipped with clusters; that tells
+how a filter's classes compare, no longer how much the filter does for them, so its correlation is lower by itself."""
 
 
 def render(record: Record) -> Section:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from common.groups import ChannelGroups, Group
-from common.preference import join, layer_slices, normalise, pool, unpool
+from common.preference import join, layer_slices, normalise, pool, share_out, unpool
 
 SHARES = arrays(np.float64, (5, 4), elements=st.floats(0, 1e3, width=32))
 COUNTS = arrays(np.float64, 4, elements=st.floats(0, 1e4, width=32))
@@ -48,6 +48,18 @@ def test_pooling_keeps_what_unpooling_gave(matrix: np.ndarray, assignment: np.nd
     once = unpool(pool(matrix, assignment, 3), assignment)
     np.testing.assert_allclose(unpool(pool(once, assignment, 3), assignment), once, rtol=1e-9, atol=1e-9)
     np.testing.assert_allclose(once.sum(0), matrix.sum(0), rtol=1e-9, atol=1e-9)
+
+
+def test_a_clusters_score_is_shared_out_by_pictures_and_one_filters_is_its_own() -> None:
+    pooled, pictures = np.array([[4.0, 1.0], [3.0, 5.0]]), np.array([[0.9, 0.1], [0.3, 0.7], [0.2, 0.8]])
+    found = share_out(pooled, np.array([0, 0, 1]), pictures)
+    np.testing.assert_allclose(found, [[6, 0.25], [2, 1.75], [3, 5]], rtol=1e-9)
+
+
+@given(SHARES, arrays(np.int64, 5, elements=st.integers(0, 2)))
+def test_shared_out_scores_pool_to_what_was_shared(matrix: np.ndarray, assignment: np.ndarray) -> None:
+    pooled = pool(matrix, assignment, 3)
+    np.testing.assert_allclose(pool(share_out(pooled, assignment, matrix[::-1]), assignment, 3), pooled, rtol=1e-6)
 
 
 def test_join_by_hand() -> None:
