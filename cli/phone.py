@@ -37,6 +37,8 @@ def status(folder: Folder, config: Settings = None, as_json: AsJson = False) -> 
     table.add_row("budget", f"{found.budget:.3g}" if math.isfinite(found.budget) else "no limit")
     kinds = ", ".join(f"{kind} {count}" for kind, count in found.answers.items())
     table.add_row("answers in the period", f"{sum(found.answers.values())}" + (f" ({kinds})" if kinds else ""))
+    if found.named:
+        table.add_row("own cluster named in the period", f"{found.named} times")
     for name, size in found.stored.items():
         table.add_row(name, f"{size:,} bytes: {phone.CONTENTS[name]}")
     Console().print(table)

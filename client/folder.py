@@ -43,7 +43,7 @@ _ERASED = (OUTCOME_FILE, SUBMODEL_FILE, CLUSTER_FILE, DELIVERY_FILE, IDENTITY_FI
 @dataclass(frozen=True)
 class Status:
     """`epsilon` at `delta` of the answers in the period, `budget` of it (infinite: no limit); `answers` in the period
-    by kind; `stored`: bytes of each file that is there.
+    by kind; `named`: times in it that the phone named its cluster; `stored`: bytes of each file that is there.
     """
 
     answering: bool
@@ -52,6 +52,7 @@ class Status:
     budget: float
     period_days: int
     answers: dict[str, int]
+    named: int
     stored: dict[str, int]
 
 
@@ -88,10 +89,10 @@ def status(folder: Path, privacy: Privacy, clock: Callable[[], float] = time.tim
     with open_ledger(folder, privacy, clock) as ledger:
         start = clock() - PERIOD_DAYS * 86_400
         kinds = Counter(charge.kind for charge in ledger.entries() if charge.at > start)
-        answering, epsilon = not ledger.is_off, ledger.spent()
+        answering, epsilon, named = not ledger.is_off, ledger.spent(), ledger.times_named()
     budget = privacy.epsilon if privacy.noise else math.inf
     stored = {name: (folder / name).stat().st_size for name in CONTENTS if (folder / name).is_file()}
-    return Status(answering, epsilon, privacy.delta, budget, PERIOD_DAYS, dict(sorted(kinds.items())), stored)
+    return Status(answering, epsilon, privacy.delta, budget, PERIOD_DAYS, dict(sorted(kinds.items())), named, stored)
 
 
 def erase(folder: Path, privacy: Privacy) -> list[str]:

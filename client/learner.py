@@ -99,18 +99,17 @@ class Learner:
             ]
         )
 
-    def accept(self, request: DeliverRequest, tensors: Tensors) -> int | None:
-        """Keep what the server offers until `finish`; returns the cluster when the server asks for it.
-
-        Raises WireError when the offer does not fit the base model.
-        """
+    def nearest(self, request: DeliverRequest, tensors: Tensors) -> int:
+        """The cluster whose centroid is nearest. Raises WireError when the offer does not fit the base model."""
         offer = read_offer(request, tensors, self.base, self.config.personal.tier)
-        if request.mode == "choose":
-            if len(offer.centroids) == 0:
-                raise WireError("missing_tensor", "there is no centroid to choose")
-            return statistics.nearest(self.usage(request.round), offer.centroids)
+        if len(offer.centroids) == 0:
+            raise WireError("missing_tensor", "there is no centroid to choose")
+        return statistics.nearest(self.usage(request.round), offer.centroids)
+
+    def accept(self, request: DeliverRequest, tensors: Tensors) -> None:
+        """Keep what the server offers until `finish`. Raises WireError when the offer does not fit the base model."""
+        read_offer(request, tensors, self.base, self.config.personal.tier)
         store(self.folder, request, tensors, self.durable)
-        return None
 
     def finish(self) -> None:
         """Personalise with the delivery that waits, if any, unless habits have not drifted since the last time."""

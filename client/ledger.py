@@ -53,8 +53,9 @@ CREATE TABLE IF NOT EXISTS ledger_answers (
 )
 """,
     "CREATE TABLE IF NOT EXISTS ledger_off (id INTEGER PRIMARY KEY CHECK (id = 1))",
+    "CREATE TABLE IF NOT EXISTS ledger_named (request TEXT NOT NULL UNIQUE, at REAL NOT NULL, cluster INTEGER)",
 )
-_KEPT_ON_ERASE = {"ledger_charges", "ledger_off"}
+_KEPT_ON_ERASE = {"ledger_charges", "ledger_off", "ledger_named"}
 
 
 @dataclass(frozen=True)
@@ -166,6 +167,11 @@ class Ledger(OnPhoneFile):
         with self._file.transaction(write=False) as connection:
             return self._charges(connection)
 
+    def times_named(self) -> int:
+        """How often a cluster was named in the period that ends now."""
+        with self._file.transaction(write=False) as connection:
+            return self._times_named(connection)
+
     def off(self) -> None:
         """Decline every request from now on, also one answered before."""
         with self._file.transaction() as connection:
@@ -183,8 +189,11 @@ class Ledger(OnPhoneFile):
             return self._off(connection)
 
     def erase(self) -> None:
-        """Empty every table of the file, a usage log's too, except charges and the switch: erasing refunds nothing."""
+        """Empty every table of the file, a usage log's too, except charges and the switch: erasing refunds nothing. How
+        often a cluster was named stays for the same reason, which one does not.
+        """
         with self._file.transaction() as connection:
+            connection.execute("UPDATE ledger_named SET cluster = NULL")
             tables = connection.execute(
                 "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'"
             ).fetchall()
@@ -267,6 +276,10 @@ class Ledger(OnPhoneFile):
     def _counted(self, connection: sqlite3.Connection) -> list[Charge]:
         start = self._clock() - self._period  # charges ahead of a clock that was set back count too
         return [charge for charge in self._charges(connection) if charge.at > start]
+
+    def _times_named(self, connection: sqlite3.Connection) -> int:
+        start = self._clock() - self._period
+        return int(connection.execute("SELECT count(*) FROM ledger_named WHERE at > ?", (start,)).fetchone()[0])
 
     def _charges(self, connection: sqlite3.Connection) -> list[Charge]:
         charges = []

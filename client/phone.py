@@ -14,6 +14,7 @@ import numpy.typing as npt
 from client.ledger import Ledger
 from client.local_answer import LocalLedger
 from client.masked_sums import MaskedLedger, Side
+from client.named import NamingLedger
 from client.pace import Pace
 from common.config import Config
 from common.errors import PrivacyError, WireError
@@ -114,13 +115,18 @@ class Phone:
 
         What of it is not done when the reply is due is done with the next vector. Raises WireError when the offer does
         not fit this phone's base model, PrivacyError when the server asks for the cluster of a phone that was
-        configured to slice for itself.
+        configured to slice for itself, or asks too often.
         """
         if (request.mode == "plan") != (self.config.delivery.mode == "plan"):
             raise PrivacyError(f"delivery is by {request.mode}, must be by {self.config.delivery.mode}: declined")
-        named = request.mode == "choose"
-        rest = None if named else lambda: self.learner().finish()
-        return self.pace.reply(lambda: self.learner().accept(request, tensors), rest)
+        if request.mode == "choose":
+            return self.pace.reply(lambda: self._named(request, tensors))
+        return self.pace.reply(lambda: self.learner().accept(request, tensors), lambda: self.learner().finish())
+
+    def _named(self, request: DeliverRequest, tensors: Tensors) -> int:
+        with self._ledger(NamingLedger) as ledger:
+            digest, most = request_digest(request, tensors), self.config.delivery.fetches
+            return ledger.named(digest, most, lambda: self.learner().nearest(request, tensors))
 
     def _check_promises(self, spec: SumSpec) -> None:
         """What this phone was configured to insist on, whatever the server asks."""

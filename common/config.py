@@ -172,6 +172,9 @@ class Delivery(Section):
         description="`plan`: every phone fetches all plans and slices for itself; `submodel`: it names its cluster, "
         "which the server then knows, and fetches that cluster's submodel.",
     )
+    fetches: int = Field(
+        16, ge=0, le=1024, description="Mode `submodel`: most times in 90 days that a phone names its cluster."
+    )
     plans: bool = Field(True, description="Phones receive the clusters' plans; false: they select from the base alone.")
     answer_seconds: float = Field(
         60.0,
@@ -341,6 +344,10 @@ class Config(Section):
             raise ValueError(f"the shares of tiers sum to {total:.4g}, must sum to 1: correct them")
         if self.personal.tier and self.personal.tier not in names:
             raise ValueError(f"personal.tier is {self.personal.tier!r}, tiers are {', '.join(names) or 'not given'}")
+        if self.delivery.mode == "submodel" and self.run.rounds > self.delivery.fetches:
+            raise ValueError(
+                f"delivery.fetches is {self.delivery.fetches}, below run.rounds {self.run.rounds}: raise it"
+            )
         if names and self.delivery.mode != "plan":
             raise ValueError(f"tiers need delivery.mode plan, not {self.delivery.mode}: a fetched file names the tier")
         return self
@@ -352,8 +359,9 @@ class Config(Section):
 
     @property
     def digest(self) -> str:
-        """SHA-256 (hex) of all values but one that is for phones alone and changes no result."""
-        return hashlib.sha256(self.model_dump_json(exclude={"delivery": {"answer_seconds"}}).encode()).hexdigest()
+        """SHA-256 (hex) of all values but two that are for phones alone and change no result."""
+        own = {"delivery": {"answer_seconds", "fetches"}}
+        return hashlib.sha256(self.model_dump_json(exclude=own).encode()).hexdigest()
 
     def marks(self, simulated: bool) -> list[str]:
         """What every output of the run must say of it."""

@@ -279,7 +279,7 @@ def digest_of(tensors: Mapping[str, NDArray[Any]]) -> str:
     return _with_tensors(hashlib.sha256(), tensors)
 
 
-def request_digest(request: SumRequest, tensors: Mapping[str, NDArray[Any]]) -> str:
+def request_digest(request: SumRequest | DeliverRequest, tensors: Mapping[str, NDArray[Any]]) -> str:
     """SHA-256 (hex) of the whole request: a request that differs in anything is another one."""
     asked = {name: tensors[name] for name in tensors.keys() & request.TENSORS.keys()}
     return _with_tensors(hashlib.sha256(request.model_dump_json().encode()), asked)

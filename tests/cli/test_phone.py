@@ -75,7 +75,7 @@ def test_status_shows_sizes_and_no_class(folder: Path) -> None:
     found = json.loads(run("status", "--folder", str(folder), "--json"))
     assert (found["answering"], found["budget"], found["delta"]) == (True, 8.0, 1e-5)
     assert found["stored"] == {"phone.db": (folder / "phone.db").stat().st_size} | dict.fromkeys(FILES, len(SECRET))
-    assert set(found) == {"answering", "epsilon", "delta", "budget", "period_days", "answers", "stored"}
+    assert set(found) == {"answering", "epsilon", "delta", "budget", "period_days", "answers", "named", "stored"}
     table = run("status", "--folder", str(folder))
     assert "on" in table
     assert "submodel.safetensors" in table

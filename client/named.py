@@ -1,0 +1,47 @@
+"""How often a phone names its cluster: that is outside any ε, so it is counted instead."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+
+from client.ledger import DECLINED, KEPT_CHARGES, Ledger
+from common.errors import PrivacyError
+
+
+class NamingLedger(Ledger):
+    """The ledger with what a phone that fetches its cluster's submodel said of itself."""
+
+    def named(self, request: str, most: int, choose: Callable[[], int]) -> int:
+        """The cluster named to this request, that of `choose` if there is none yet; on the disk before this returns.
+
+        Raises PrivacyError when the phone is off, when it named a cluster to `most` other requests in the period, or
+        when what it named to this one is erased.
+        """
+        with self._file.transaction(write=False) as connection:
+            kept = self._named(connection, request, most)  # decline before the work
+        if kept is not None:
+            return kept
+        cluster = choose()
+        with self._file.transaction() as connection:
+            kept = self._named(connection, request, most)
+            if kept is not None:  # named meanwhile by another thread: that one counts
+                return kept
+            connection.execute("INSERT INTO ledger_named VALUES (?, ?, ?)", (request, float(self._clock()), cluster))
+            connection.execute(
+                "DELETE FROM ledger_named WHERE at <= ? AND rowid <= (SELECT max(rowid) FROM ledger_named) - ?",
+                (self._clock() - self._period, KEPT_CHARGES),
+            )
+        return cluster
+
+    def _named(self, connection: sqlite3.Connection, request: str, most: int) -> int | None:
+        self._require_on(connection)
+        found = connection.execute("SELECT cluster FROM ledger_named WHERE request = ?", (request,)).fetchone()
+        if found is not None and found[0] is None:
+            raise PrivacyError(f"{DECLINED}: the cluster named to this request is erased; wait for another request")
+        if found is not None:
+            return int(found[0])
+        count = self._times_named(connection)
+        if count >= most:
+            raise PrivacyError(f"{DECLINED}: a cluster was named {count} times in the period, {most} at most; wait")
+        return None
