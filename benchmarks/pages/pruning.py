@@ -46,8 +46,8 @@ among the needed classes only, in points. *Recalibrated*: batch norms measured a
 code for all; charts and comparisons take the higher figure of every strategy but *reconstruct*, which is taken as it
 is.
 Short tuning, one code for all: distillation of the full model's answers and deep channels, from at most {lessons:,}
-moved views of up to {tune_per_class} unlabelled images a class, in at most {tune_seconds:g} s (of CPU with one thread),
-begun with the better of cut and recalibrated; all but *reconstruct* take the better of two learning rates, chosen on
+moved views of up to {tune_per_class} unlabelled images a class, in bfloat16 where the processor has it, in at most
+{tune_seconds:g} s (of CPU with one thread), begun with the better of cut and recalibrated; all but *reconstruct* take the better of two learning rates, chosen on
 images held out, and so get twice the time. Torch-Pruning 1.6: global pruning of the full model limited to the needed
 classes; its group norm goes without sparse training beforehand. Differences
 are paired over draws. Threads: {threads}."""
