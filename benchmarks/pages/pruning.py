@@ -47,10 +47,10 @@ code for all; charts and comparisons take the higher figure of every strategy bu
 is.
 Short tuning, one code for all: distillation of the full model's answers and deep channels, from at most {lessons:,}
 moved views of up to {tune_per_class} unlabelled images a class, in bfloat16 where the processor has it, in at most
-{tune_seconds:g} s (of CPU with one thread), begun with the better of cut and recalibrated; all but *reconstruct* take the better of two learning rates, chosen on
-images held out, and so get twice the time. Torch-Pruning 1.6: global pruning of the full model limited to the needed
-classes; its group norm goes without sparse training beforehand. Differences
-are paired over draws. Threads: {threads}."""
+{tune_seconds:g} s (of CPU with one thread), begun with the better of cut and recalibrated; all but *reconstruct* take
+the better of two learning rates, chosen on images held out, and so get twice the time. Torch-Pruning 1.6: global
+pruning of the full model limited to the needed classes; its group norm goes without sparse training beforehand.
+Differences are paired over draws. Threads: {threads}."""
 
 CIFAR = """
 The weights were trained for this comparison on a JPEG copy of CIFAR-10 (quality about 75), which also gives all images:
