@@ -102,13 +102,17 @@ class Phone:
     def _local(self, request: LocalRequest) -> Bits:
         if self.config.privacy.sums != "local":
             raise PrivacyError("the answer would be seen alone: declined")
-        spec, learner = request.spec(), self.learner()
-        classes = learner.base.groups.classes
-        if spec.classes != classes:
-            raise WireError("wrong_shape", f"the question is over {spec.classes} classes, not {classes}")
+        spec = request.spec()
+
+        def draw() -> Bits:
+            learner = self.learner()  # loads the network: not where the answer is stored
+            classes = learner.base.groups.classes
+            if spec.classes != classes:
+                raise WireError("wrong_shape", f"the question is over {spec.classes} classes, not {classes}")
+            return spec.draw(learner.usage(request.round), self._noise(spec.digest))
+
         with self._ledger(LocalLedger) as ledger:
-            drawn = ledger.local(spec, lambda: spec.draw(learner.usage(request.round), self._noise(spec.digest)))
-        return np.frombuffer(drawn, np.uint8)
+            return np.frombuffer(ledger.local(spec, draw), np.uint8)
 
     def deliver(self, request: DeliverRequest, tensors: Tensors) -> int | None:
         """Take what the server offers and personalise; returns the cluster when the server asks for it.
