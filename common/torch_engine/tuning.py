@@ -21,7 +21,9 @@ from common.torch_engine.forward import Images, logits, normalise
 from common.torch_engine.recalibrate import batch_norms
 from common.torch_engine.teacher import Channels, Teacher, half_precision, inputs_of
 
-TEMPERATURE = 2.0  # softens the answers, so that what the full model holds for second best is learnt too
+TEMPERATURE = 8.0  # softens the answers, so that what the full model holds for second best is learnt too
+RATE = 5e-4  # of Adam, where the start is far from the full model
+NEAR = 0.04  # share of different answers below which the rate falls in proportion: large steps would lose what is there
 CHECKS = 8  # looks at the held-out images, evenly over the run
 WARM_UP = 0.1  # of the run, while the rate rises: at once it would set a merged network back
 PATIENCE = 4  # checks that are no better than an earlier one before it stops
@@ -30,13 +32,14 @@ PATIENCE = 4  # checks that are no better than an earlier one before it stops
 @dataclass(frozen=True, eq=False)
 class Tuned:
     """`before`, `after`: share of the held-out images on which the submodel and the full model, limited to the same
-    classes, agree. `steps`: taken; the best check on the way was kept.
+    classes, agree. `steps`: taken; the best check on the way was kept. `rate`: the highest learning rate.
     """
 
     submodel: Submodel
     before: float
     after: float
     steps: int
+    rate: float
 
 
 def tune(
@@ -46,7 +49,7 @@ def tune(
     *,
     steps: int = 600,
     seconds: float = 180.0,
-    rate: float = 5e-4,
+    rate: float | None = None,
     batch: int = 64,
     seed: int = 0,
     augment: bool = True,
@@ -57,9 +60,9 @@ def tune(
 
     Softened answers (Hinton et al. 2015) and deep channels, Adam, gradients clipped to norm 1, warm-up and cosine decay
     over `steps` or `seconds` of `clock`, whichever ends first; batch norms in training mode, dropout off. `augment`:
-    mirrored and moved images. `on_step` is called with the number of steps taken. Keeps the best of a few checks on
-    `held`, the start among them: the result agrees there at least as often as the input. The input and its base stay as
-    they are.
+    mirrored and moved images. `rate`: the highest; None: by how often the start differs from the full model on `held`.
+    `on_step` is called with the number of steps taken. Keeps the best of a few checks on `held`, the start among them:
+    the result agrees there at least as often as the input. The input and its base stay as they are.
     Raises DataError for fewer than two images, or none held out.
     """
     if len(images) < 2 or len(held) < 1:
@@ -68,11 +71,14 @@ def tune(
     module = copy.deepcopy(submodel.module).to(memory_format=torch.channels_last).requires_grad_(True)
     teacher = Teacher(submodel, images, augment, rng)
     best = _Best(module, _Judge(submodel, held))
-    optimiser = torch.optim.Adam(module.parameters(), rate)
+    highest = rate if rate is not None else RATE * min(1.0, max(0.1, (1 - best.start.agreement) / NEAR))
+    optimiser = torch.optim.Adam(module.parameters(), highest)
     batches = _batches(len(teacher.images), batch, rng)
     progress = 0.0 if steps > 0 else 1.0
     while progress < 1 and best.idle < PATIENCE:
-        optimiser.param_groups[0]["lr"] = rate * min((1 + math.cos(math.pi * progress)) / 2, progress / WARM_UP + 0.01)
+        optimiser.param_groups[0]["lr"] = highest * min(
+            (1 + math.cos(math.pi * progress)) / 2, progress / WARM_UP + 0.01
+        )
         with inputs_of(module, teacher.layers) as seen:
             _step(module, optimiser, seen, *teacher.lesson(next(batches), rng))
         taken += 1
@@ -85,7 +91,7 @@ def tune(
     module.load_state_dict(best.state)
     module = module.to(memory_format=torch.contiguous_format).requires_grad_(False)
     result = Submodel(submodel.base, submodel.plan, module)
-    return Tuned(result, best.start.agreement, best.check.agreement, taken)
+    return Tuned(result, best.start.agreement, best.check.agreement, taken, highest)
 
 
 class _Check(NamedTuple):

@@ -71,13 +71,13 @@ def test_tuning_is_the_same_for_all_but_the_second_rate_of_others(bars, tmp_path
 
     def tune(submodel, images, held, *, steps, seconds, clock, rate, seed):
         calls.append((len(images), len(held), seconds, rate, seed))
-        return SimpleNamespace(submodel=submodel, before=0.5, after=0.6 + rate, steps=7)
+        return SimpleNamespace(submodel=submodel, before=0.5, after=0.6 + (rate or 0), steps=7, rate=rate or 1e-4)
 
     monkeypatch.setattr(trial, "tune", tune)
     rows = measure(bars, tmp_path / "rows.json", tune="short")
-    assert calls == [(120, 12, 1.0, rate, 0) for rate in (5e-4, 5e-4, 1e-3)]
-    assert [row["tune_rate"] for row in rows] == [5e-4, 1e-3]
-    assert [row["agreement_after"] for row in rows] == [0.6005, 0.601]
+    assert calls == [(120, 12, 1.0, rate, 0) for rate in (None, 5e-4, 1e-3)]
+    assert [row["tune_rate"] for row in rows] == [1e-4, 1e-3]
+    assert [row["agreement_after"] for row in rows] == [0.6, 0.601]
 
 
 @pytest.mark.usefixtures("one_thread")

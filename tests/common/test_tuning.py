@@ -183,6 +183,13 @@ def test_in_half_precision_answers_are_near_and_what_is_learnt_is_single(submode
     assert found.submodel.scores(images[:2]).dtype == np.float32
 
 
+@pytest.mark.parametrize(("agreement", "rate"), [(1.0, 5e-5), (0.98, 2.5e-4), (0.9, 5e-4)])
+def test_the_nearer_the_start_the_smaller_the_steps(submodel, monkeypatch, agreement, rate):
+    monkeypatch.setattr(tuning._Judge, "__call__", lambda self, module: _Check(agreement, 0.5))
+    assert tune(submodel, pictures(9, 1), pictures(9, 1), steps=1).rate == pytest.approx(rate)
+    assert tune(submodel, pictures(9, 1), pictures(9, 1), steps=1, rate=1e-3).rate == 1e-3
+
+
 def test_of_many_images_some_are_taught_and_of_large_maps_none(submodel, monkeypatch):
     monkeypatch.setattr(teacher, "LESSONS", 7)
     images = pictures(20, 1)
