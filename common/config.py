@@ -335,7 +335,7 @@ class Config(Section):
     tiers: Annotated[tuple[Tier, ...], Field(max_length=MAX_TIERS)] = ()
 
     @model_validator(mode="after")
-    def _tiers(self) -> Self:
+    def _consistent(self) -> Self:
         names = [tier.name for tier in self.tiers]
         total = sum(tier.share for tier in self.tiers)
         if len(set(names)) != len(names):
