@@ -21,7 +21,7 @@ from common.torch_engine.forward import Images, logits, normalise
 from common.torch_engine.recalibrate import batch_norms
 from common.torch_engine.teacher import Channels, Teacher, half_precision, inputs_of
 
-TEMPERATURE = 8.0  # softens the answers, so that what the full model holds for second best is learnt too
+TEMPERATURE = 2.0  # softens the answers, so that what the full model holds for second best is learnt too
 RATE = 5e-4  # of Adam, where the start is far from the full model
 NEAR = 0.04  # share of different answers below which the rate falls in proportion: large steps would lose what is there
 CHECKS = 8  # looks at the held-out images, evenly over the run
