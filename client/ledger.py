@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +33,8 @@ KEPT_CHARGES = 1024  # charges out of the period that stay, should the clock hav
 _DAY_SECONDS = 86_400.0
 _ROUNDING = 1e-9  # relative, of a budget calibrated to be met exactly
 _DIGEST = re.compile(r"[0-9a-f]{32,64}")
+
+T = TypeVar("T")
 
 _SCHEMA = (
     """
@@ -149,12 +152,18 @@ class Ledger(OnPhoneFile):
         if not _DIGEST.fullmatch(request_digest):
             raise PrivacyError(f"{DECLINED}: the request digest is not 32 to 64 hex digits; pass its SHA-256")
         kind = spec.name if kind is None else kind
-        with self._file.transaction(write=False) as connection:
+
+        def kept(connection: sqlite3.Connection) -> bytes | None:
             blob = self._kept(connection, spec, request_digest)
             if blob is None:
-                self._price(connection, spec, kind)  # decline before the work, not after it
-        if blob is None:
-            blob = self._store(spec, request_digest, kind, _packed(spec, compute()))
+                self._price(connection, spec, kind)
+            return blob
+
+        def keep(connection: sqlite3.Connection, blob: bytes) -> None:
+            rho = sum_zcdp(spec, self._dishonest)  # there is room for it: `kept` looked
+            self._keep_answer(connection, self._insert(connection, request_digest, spec.digest, kind, rho), blob)
+
+        blob = self._once(kept, lambda: _packed(spec, compute()), keep)
         return np.frombuffer(blob, "<u4").astype(np.uint32)
 
     def spent(self) -> float:
@@ -202,13 +211,26 @@ class Ledger(OnPhoneFile):
                     quoted = name.replace('"', '""')
                     connection.execute(f'DELETE FROM "{quoted}"')
 
-    def _store(self, spec: SumSpec, request: str, kind: str, blob: bytes) -> bytes:
+    def _once(
+        self,
+        kept: Callable[[sqlite3.Connection], T | None],
+        compute: Callable[[], T],
+        keep: Callable[[sqlite3.Connection, T], None],
+    ) -> T:
+        """What is `kept`, else what `compute` gives, outside the transaction, once `keep` has stored it. `kept` raises
+        PrivacyError where there is to be no more: before the work, and after it too.
+        """
+        with self._file.transaction(write=False) as connection:
+            found = kept(connection)
+        if found is not None:
+            return found
+        fresh = compute()
         with self._file.transaction() as connection:
-            other = self._kept(connection, spec, request)
-            if other is not None:  # answered meanwhile by another thread: its noise is the one that counts
-                return other
-            self._keep_answer(connection, self._charge(connection, spec, request, kind), blob)
-        return blob
+            found = kept(connection)
+            if found is not None:  # stored meanwhile by another thread: that one counts
+                return found
+            keep(connection, fresh)
+        return fresh
 
     def _keep_answer(self, connection: sqlite3.Connection, charge: int | None, blob: bytes) -> None:
         row = (charge, blob, hashlib.sha256(blob).hexdigest())

@@ -25,21 +25,18 @@ class LocalLedger(Ledger):
         Raises PrivacyError when the phone is off, the budget does not allow it, another question was answered in the
         period, or the answer is erased: any of these would be a second one.
         """
-        with self._file.transaction(write=False) as connection:
-            kept = self._memo(connection, spec)
-            if kept is None:
-                self._require_room(connection, KIND, epsilon=spec.epsilon)  # decline before the work
-        if kept is not None:
-            return kept
-        fresh = draw().tobytes()
-        with self._file.transaction() as connection:
-            kept = self._memo(connection, spec)
-            if kept is not None:  # drawn meanwhile by another thread: that one counts
-                return kept
-            self._require_room(connection, KIND, epsilon=spec.epsilon)
+
+        def kept(connection: sqlite3.Connection) -> bytes | None:
+            answer = self._memo(connection, spec)
+            if answer is None:
+                self._require_room(connection, KIND, epsilon=spec.epsilon)
+            return answer
+
+        def keep(connection: sqlite3.Connection, answer: bytes) -> None:
             charge = self._insert(connection, spec.digest, PURE, KIND, spec.epsilon**2 / 2)
-            self._keep_answer(connection, charge, fresh)
-        return fresh
+            self._keep_answer(connection, charge, answer)
+
+        return self._once(kept, lambda: draw().tobytes(), keep)
 
     def _memo(self, connection: sqlite3.Connection, spec: LocalSpec) -> bytes | None:
         self._require_on(connection)

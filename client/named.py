@@ -18,21 +18,15 @@ class NamingLedger(Ledger):
         Raises PrivacyError when the phone is off, when it named a cluster to `most` other requests in the period, or
         when what it named to this one is erased.
         """
-        with self._file.transaction(write=False) as connection:
-            kept = self._named(connection, request, most)  # decline before the work
-        if kept is not None:
-            return kept
-        cluster = choose()
-        with self._file.transaction() as connection:
-            kept = self._named(connection, request, most)
-            if kept is not None:  # named meanwhile by another thread: that one counts
-                return kept
+
+        def keep(connection: sqlite3.Connection, cluster: int) -> None:
             connection.execute("INSERT INTO ledger_named VALUES (?, ?, ?)", (request, float(self._clock()), cluster))
             connection.execute(
                 "DELETE FROM ledger_named WHERE at <= ? AND rowid <= (SELECT max(rowid) FROM ledger_named) - ?",
                 (self._clock() - self._period, KEPT_CHARGES),
             )
-        return cluster
+
+        return self._once(lambda connection: self._named(connection, request, most), choose, keep)
 
     def _named(self, connection: sqlite3.Connection, request: str, most: int) -> int | None:
         self._require_on(connection)
