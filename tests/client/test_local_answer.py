@@ -24,18 +24,6 @@ DAY = 86_400.0
 RUN, ID = "a" * 64, "b" * 32
 
 
-class Clock:
-    now = 1e9
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
 def opened(path, clock, kind=LocalLedger, budget=4.0):
     return kind(path, clock=clock, durable=False, delta=1e-5, budget_epsilon=budget)
 

@@ -18,18 +18,6 @@ from common.messages import DeliverRequest
 DAY = 86_400.0
 
 
-class Clock:
-    now = 1e9
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
 def opened(folder, clock, kind=NamingLedger):
     return kind(folder / "phone.db", clock=clock, durable=False, delta=1e-5, budget_epsilon=8.0)
 
