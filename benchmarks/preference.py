@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
@@ -62,25 +63,25 @@ class Trial:
         pool = filter_clusters(visual, groups, config.scores.clusters_per_layer, config.run.seed)
         rng = np.random.default_rng([key["seed"], key["phones"], key["epsilon"]])
 
-        def mean(assignment: Indices, noise: bool = True, rotated: bool = True) -> tuple[Floats, Floats]:
-            total = released(fleet, numbers_of, config, assignment, rng, noise, rotated)
+        ask = partial(released, fleet, numbers_of, config)
+
+        def mean(total: Floats) -> tuple[Floats, Floats]:
             return statistics.scores_mean(total, len(groups.prunable), groups.classes)
 
-        exact, _ = mean(each, noise=False)
-        total = released(fleet, numbers_of, config, each, rng)
+        exact, _ = mean(ask(each, rng, noise=False))
+        total = ask(each, rng)
         raw = total[: -groups.classes].reshape(exact.shape)
-        alone = statistics.scores_mean(total, len(groups.prunable), groups.classes)
-        measured, presence = mean(pool)
+        measured, presence = mean(ask(pool, rng))
         shared, halves = share_out(measured, pool, visual), (1 - config.scores.measured, config.scores.shrink)
         found = {
             "each filter, negative scores kept": raw,
             "each filter, low rank": by_layer(raw, groups, low_rank),
             "each filter": np.maximum(raw, 0),
-            "clusters, not rotated": unpool(mean(pool, rotated=False)[0], pool),
+            "clusters, not rotated": unpool(mean(ask(pool, rng, rotated=False))[0], pool),
             "clusters": unpool(measured, pool),
             "clusters, shared out by pictures": shared,
             "clusters, joined with pictures": join(shared, presence, visual, *halves),
-            "each filter, joined with pictures": join(*alone, visual, *halves),
+            "each filter, joined with pictures": join(*mean(total), visual, *halves),
             "pictures alone": visual,
         }
         return {"correlations": [correlation(found[name], exact, groups) for name in VARIANTS]}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -142,17 +142,25 @@ def command(
         trial = Trial(inputs.base, inputs.pool, tune_per_class, tune_seconds, on_phase, clock)
         wanted = keys(model, sets, chosen, budgets, tuning, calibration, seed, mixture)
         impossible: list[str] = []
-
-        def measure(key: Mapping[str, Any]) -> dict[str, Any] | None:
-            try:
-                return trial.measure(key)
-            except PlanError as error:  # of this strategy: others may reach the budget
-                impossible.append(f"{key['strategy']}, classes {key['classes']}: {error}")
-                return None
-
+        measure = _possible(trial.measure, impossible)
         sweep(record, file, wanted, measure, on_row)
     for reason in dict.fromkeys(impossible):
         typer.echo(f"not measured: {reason}", err=True)
+
+
+def _possible(
+    measure: Callable[[Mapping[str, Any]], dict[str, Any]], impossible: list[str]
+) -> Callable[[Mapping[str, Any]], dict[str, Any] | None]:
+    """`measure`, but None for a budget that a strategy cannot reach, with the reason in `impossible`: others may."""
+
+    def figures(key: Mapping[str, Any]) -> dict[str, Any] | None:
+        try:
+            return measure(key)
+        except PlanError as error:
+            impossible.append(f"{key['strategy']}, classes {key['classes']}: {error}")
+            return None
+
+    return figures
 
 
 def _among(option: str, text: str, known: Sequence[str]) -> list[str]:
