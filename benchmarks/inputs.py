@@ -14,6 +14,7 @@ from benchmarks.record import machine, numbers
 from benchmarks.subsets import Labelled, Pool, drawn, shown
 from common.plan import Indices
 from common.torch_engine.base import BaseModel
+from common.torch_engine.class_moments import network_digest
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +51,7 @@ class Inputs:
         available = pool.classes(base.groups.classes)
         settings = {
             "model": model,
-            "weights": _digest(weights.read_bytes()),
+            "weights": network_digest(base)[:16],
             "outputs": base.groups.classes,
             "macs": base.groups.macs(),
             "data": {"name": shown(data), **_size(pool.train)},
