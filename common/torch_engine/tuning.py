@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel
 
 from common.errors import DataError
 from common.plan import Indices
@@ -21,11 +22,12 @@ from common.torch_engine.forward import Images, logits, normalise
 from common.torch_engine.recalibrate import batch_norms
 from common.torch_engine.teacher import Channels, Teacher, half_precision, inputs_of
 
-TEMPERATURE = 2.0  # softens the answers, so that what the full model holds for second best is learnt too
+TEMPERATURE = 4.0  # softens the answers, so that what the full model holds for second best is learnt too
 RATE = 5e-4  # of Adam, where the start is far from the full model
 NEAR = 0.04  # share of different answers below which the rate falls in proportion: large steps would lose what is there
 CHECKS = 8  # looks at the held-out images, evenly over the run
 WARM_UP = 0.1  # of the run, while the rate rises: at once it would set a merged network back
+DECAY = 4  # of the mean of weights over steps, which is what is kept: about the last fifth of them count
 PATIENCE = 4  # checks that are no better than an earlier one before it stops
 
 
@@ -59,10 +61,12 @@ def tune(
     """Distil the full model, limited to the submodel's classes, on `images` uint8 [N, H, W, C] of these classes.
 
     Softened answers (Hinton et al. 2015) and deep channels, Adam, gradients clipped to norm 1, warm-up and cosine decay
-    over `steps` or `seconds` of `clock`, whichever ends first; batch norms in training mode, dropout off. `augment`:
-    mirrored and moved images. `rate`: the highest; None: by how often the start differs from the full model on `held`.
-    `on_step` is called with the number of steps taken. Keeps the best of a few checks on `held`, the start among them:
-    the result agrees there at least as often as the input. The input and its base stay as they are.
+    over `steps` or `seconds` of `clock`, whichever ends first; batch norms in training mode, dropout off. What is kept
+    is the mean of weights over steps, of which late ones count more (polynomial decay, Shamir and Zhang 2013): single
+    steps set it back less. `augment`: mirrored and moved images. `rate`: the highest; None: by how often the start
+    differs from the full model on `held`. `on_step` is called with the number of steps taken. Keeps the best of a few
+    checks on `held`, the start among them: the result agrees there at least as often as the input. The input and its
+    base stay as they are.
     Raises DataError for fewer than two images, or none held out.
     """
     if len(images) < 2 or len(held) < 1:
@@ -70,6 +74,7 @@ def tune(
     began, taken, looks, rng = clock(), 0, 0, np.random.default_rng(seed)
     module = copy.deepcopy(submodel.module).to(memory_format=torch.channels_last).requires_grad_(True)
     teacher = Teacher(submodel, images, augment, rng)
+    average = AveragedModel(module, avg_fn=_averaged, use_buffers=True)
     best = _Best(module, _Judge(submodel, held))
     highest = rate if rate is not None else RATE * min(1.0, max(0.1, (1 - best.start.agreement) / NEAR))
     optimiser = torch.optim.Adam(module.parameters(), highest)
@@ -81,12 +86,13 @@ def tune(
         )
         with inputs_of(module, teacher.layers) as seen:
             _step(module, optimiser, seen, *teacher.lesson(next(batches), rng))
+        average.update_parameters(module)
         taken += 1
         if on_step is not None:
             on_step(taken)
         progress = min(max(taken / steps, (clock() - began) / seconds), 1.0)
         if progress * CHECKS >= looks + 1:
-            best.look(module)
+            best.look(average.module)
             looks = int(progress * CHECKS)
     module.load_state_dict(best.state)
     module = module.to(memory_format=torch.contiguous_format).requires_grad_(False)
@@ -158,6 +164,11 @@ def _step(
     optimiser.step()
     for norm in norms:
         norm.eval()
+
+
+def _averaged(mean: torch.Tensor, latest: torch.Tensor, steps: torch.Tensor | int) -> torch.Tensor:
+    """The mean of weights after one more than `steps`."""
+    return mean + (latest - mean) * ((DECAY + 1) / (DECAY + 1 + steps))
 
 
 def _divergence(found: torch.Tensor, answers: torch.Tensor) -> torch.Tensor:

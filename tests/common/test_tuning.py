@@ -202,3 +202,10 @@ def test_of_many_images_some_are_taught_and_of_large_maps_none(submodel, monkeyp
     monkeypatch.setattr(teacher, "VALUES", 0)
     assert Teacher(submodel, images, True, np.random.default_rng(0)).layers == []
     assert tune(submodel, images, images, steps=2).steps == 2
+
+
+def test_of_weights_about_the_mean_of_the_last_fifth_is_kept():
+    mean = torch.zeros(1)
+    for step in range(1000):
+        mean = tuning._averaged(mean, torch.full((1,), float(step)), step)
+    assert float(mean) == pytest.approx(5 / 6 * 1000, rel=0.01)
