@@ -119,7 +119,8 @@ def prune(
         typer.Option(
             min=0,
             help="Learn so many steps, three minutes at most, from the full model's answers on further reference "
-            "images of the classes; a part of them is held out, and what agrees best there is kept. 0: no training.",
+            "images of the classes; a part of them is held out, and what is nearest to the full model there is kept. "
+            "0: no training.",
         ),
     ] = 0,
     out: Annotated[Path | None, typer.Option(help="Write the submodel here (safetensors).")] = None,

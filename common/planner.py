@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
@@ -14,6 +15,8 @@ from common.groups import ChannelGroups
 from common.latency import LatencyTable
 from common.plan import Indices, Plan
 from common.selection import RemovalCurve
+
+LARGE = 0.01  # of the full model: a block that saves more may leave too much of a budget unused
 
 
 @dataclass(frozen=True)
@@ -78,8 +81,9 @@ def plan(groups: ChannelGroups, curves: Mapping[str, RemovalCurve], classes: Ind
     """Greedy over all groups: remove the block of channels with the least loss per unit saved until the budget holds.
 
     The unit is the full model's MACs, its stored values, its predicted seconds, or the sum of the ratios that are over
-    the budget. The curves estimate one loss, so they are comparable across layers. No group is emptied. A larger budget
-    of one kind keeps at least what a smaller one keeps; with several kinds the layers may trade.
+    the budget. The curves estimate one loss, so they are comparable across layers. No group is emptied. Where a block
+    is large, going on without it is tried as well. A larger budget of one kind loses no more than a smaller one; with
+    several kinds the layers may trade.
     Raises PlanError naming every budget that even the smallest model breaks, and the nearest possible value.
     """
     return _Path(groups, curves, classes, budget).down_to(budget)
@@ -92,7 +96,7 @@ def ladder(
     budget: Budget,
     ratios: Collection[float],
 ) -> dict[float, Plan]:
-    """Plans within `budget` at each MACs ratio, smallest first, from one greedy path: each keeps what the last kept.
+    """Plans within `budget` at each MACs ratio, smallest first, from one path: each is what `plan` gives for it.
 
     Impossible ratios are absent. Raises PlanError when none is possible.
     """
@@ -110,7 +114,11 @@ def ladder(
 
 
 class _Path:
-    """Removes block after block. What goes next depends on which kinds are over the budget, not on how far."""
+    """Removes block after block. What goes next depends on which kinds are over the budget, not on how far.
+
+    `spent`: loss of what is removed. `detours`: from before each large block on, paths that never cut its group. Each
+    of them, too, loses less the sooner it ends, so the best of all is monotone in the budget.
+    """
 
     def __init__(
         self, groups: ChannelGroups, curves: Mapping[str, RemovalCurve], classes: Indices, budget: Budget
@@ -123,24 +131,47 @@ class _Path:
         self.now = self.costs.total(self.counts)
         self.names = list(curves)
         self.loss, self.saved = np.zeros(len(curves)), np.zeros((len(curves), len(self.full)))
+        self.open, self.spent = np.ones(len(curves), bool), 0.0
+        self.detours: list[_Path] = []
         for name in self.names:
             self._price(name)
 
     def down_to(self, budget: Budget) -> Plan:
-        """Go on until the budget holds."""
+        """Go on until the budget holds, and so does every detour; the plan is what has lost least."""
         limits = budget.limits(self.groups, self.full)
-        while any(over := [now > limit for now, limit in zip(self.now, limits, strict=True)]):
-            gain = self.saved @ (np.array(over) / self.full)
-            if not (gain > 0).any():  # no single block is faster, several may be
-                gain = self.saved[:, 0]
-            if not (gain > 0).any():
-                self._refuse(budget)
-            with np.errstate(divide="ignore", invalid="ignore"):
-                self._cut(self.names[int(np.argmin(np.where(gain > 0, self.loss / gain, np.inf)))])
-        kept = {name: curve.kept(self.counts[name]) for name, curve in self.curves.items()}
+        if not self._descend(limits):
+            self._refuse(budget)
+        best = min([self, *(path for path in self.detours if path._descend(limits))], key=lambda path: path.spent)
+        kept = {name: curve.kept(best.counts[name]) for name, curve in self.curves.items()}
         return Plan.of(self.groups, kept | {self.groups.output.name: self.classes})
 
-    def _cut(self, name: str) -> None:
+    def _descend(self, limits: Price) -> bool:
+        """Cut until all `limits` hold; whether they do."""
+        while any(over := [now > limit for now, limit in zip(self.now, limits, strict=True)]):
+            gain = self.saved @ (np.array(over) / self.full)
+            if not (self.open & (gain > 0)).any():  # no single block is faster, several may be
+                gain = self.saved[:, 0]
+            possible = self.open & (gain > 0)
+            if not possible.any():
+                return False
+            with np.errstate(divide="ignore", invalid="ignore"):
+                row = int(np.argmin(np.where(possible, self.loss / gain, np.inf)))
+            if self.open.all() and (self.saved[row] > LARGE * np.array(self.full)).any():
+                self.detours.append(self._around(row))
+            self._cut(row)
+        return True
+
+    def _around(self, row: int) -> _Path:
+        """From here on without cutting this group."""
+        path = copy.copy(self)
+        path.counts, path.loss, path.saved = self.counts.copy(), self.loss.copy(), self.saved.copy()
+        path.open, path.detours = self.open.copy(), []
+        path.open[row] = False
+        return path
+
+    def _cut(self, row: int) -> None:
+        name = self.names[row]
+        self.spent += float(self.loss[row])
         self.counts[name] = _next_count(self.counts[name], self.multiple)
         self.now = self.costs.total(self.counts)
         for neighbour in self.costs.neighbours(name) & self.curves.keys():

@@ -65,8 +65,8 @@ def tune(
     is the mean of weights over steps, of which late ones count more (polynomial decay, Shamir and Zhang 2013): single
     steps set it back less. `augment`: mirrored and moved images. `rate`: the highest; None: by how often the start
     differs from the full model on `held`. `on_step` is called with the number of steps taken. Keeps the best of a few
-    checks on `held`, the start among them: the result agrees there at least as often as the input. The input and its
-    base stay as they are.
+    checks on `held`, the start among them: the result's answers diverge there no more than the input's. The input and
+    its base stay as they are.
     Raises DataError for fewer than two images, or none held out.
     """
     if len(images) < 2 or len(held) < 1:
@@ -120,8 +120,8 @@ class _Judge:
 
 
 class _Best:
-    """The least divergent check so far that agrees as often as the start, with its weights, and how many checks in a
-    row were no better than an earlier one.
+    """The least divergent check so far, with its weights, and how many checks in a row were no better than an earlier
+    one. How often a check agrees does not count: on a thousand images that is chance.
 
     The start does not count for patience: a rate that is still high first sets a merged network back a little.
     """
@@ -136,7 +136,7 @@ class _Best:
         found = self.judge(module)
         self.idle = 0 if found.divergence < self._least else self.idle + 1
         self._least = min(found.divergence, self._least)
-        if found.divergence < self.check.divergence and found.agreement >= self.start.agreement:
+        if found.divergence < self.check.divergence:
             self.check, self.state = found, copy.deepcopy(module.state_dict())
 
 
