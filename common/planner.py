@@ -116,8 +116,8 @@ def ladder(
 class _Path:
     """Removes block after block. What goes next depends on which kinds are over the budget, not on how far.
 
-    `spent`: loss of what is removed. `detours`: from before each large block on, paths that never cut its group. Each
-    of them, too, loses less the sooner it ends, so the best of all is monotone in the budget.
+    `spent`: loss of what is removed. `detour`: from before the last block on, if that was large, a path that never cuts
+    its group. Paths do not depend on where they end, so that the best of both is monotone in the budget.
     """
 
     def __init__(
@@ -132,40 +132,39 @@ class _Path:
         self.names = list(curves)
         self.loss, self.saved = np.zeros(len(curves)), np.zeros((len(curves), len(self.full)))
         self.open, self.spent = np.ones(len(curves), bool), 0.0
-        self.detours: list[_Path] = []
+        self.detour: _Path | None = None
         for name in self.names:
             self._price(name)
 
     def down_to(self, budget: Budget) -> Plan:
-        """Go on until the budget holds, and so does every detour; the plan is what has lost least."""
-        limits = budget.limits(self.groups, self.full)
-        if not self._descend(limits):
+        """Go on until the budget holds."""
+        best = self._within(budget.limits(self.groups, self.full))
+        if best is None:
             self._refuse(budget)
-        best = min([self, *(path for path in self.detours if path._descend(limits))], key=lambda path: path.spent)
         kept = {name: curve.kept(best.counts[name]) for name, curve in self.curves.items()}
         return Plan.of(self.groups, kept | {self.groups.output.name: self.classes})
 
-    def _descend(self, limits: Price) -> bool:
-        """Cut until all `limits` hold; whether they do."""
+    def _within(self, limits: Price) -> _Path | None:
+        """Go on until `limits` hold; what has lost least of this path and its detour, None where nothing holds them."""
         while any(over := [now > limit for now, limit in zip(self.now, limits, strict=True)]):
             gain = self.saved @ (np.array(over) / self.full)
             if not (self.open & (gain > 0)).any():  # no single block is faster, several may be
                 gain = self.saved[:, 0]
             possible = self.open & (gain > 0)
             if not possible.any():
-                return False
+                return None
             with np.errstate(divide="ignore", invalid="ignore"):
                 row = int(np.argmin(np.where(possible, self.loss / gain, np.inf)))
-            if self.open.all() and (self.saved[row] > LARGE * np.array(self.full)).any():
-                self.detours.append(self._around(row))
+            self.detour = self._around(row) if (self.saved[row] > LARGE * np.array(self.full)).any() else None
             self._cut(row)
-        return True
+        other = self.detour and self.detour._within(limits)
+        return other if other and other.spent < self.spent else self
 
     def _around(self, row: int) -> _Path:
         """From here on without cutting this group."""
         path = copy.copy(self)
         path.counts, path.loss, path.saved = self.counts.copy(), self.loss.copy(), self.saved.copy()
-        path.open, path.detours = self.open.copy(), []
+        path.open, path.detour = self.open.copy(), None
         path.open[row] = False
         return path
 
