@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
@@ -16,7 +15,7 @@ from common.latency import LatencyTable
 from common.plan import Indices, Plan
 from common.selection import RemovalCurve
 
-LARGE = 0.01  # of the full model: a block that saves more may leave too much of a budget unused
+LARGE = 0.01  # of the full model: after a block that saves more, what is left of the budget goes to other layers
 
 
 @dataclass(frozen=True)
@@ -81,9 +80,9 @@ def plan(groups: ChannelGroups, curves: Mapping[str, RemovalCurve], classes: Ind
     """Greedy over all groups: remove the block of channels with the least loss per unit saved until the budget holds.
 
     The unit is the full model's MACs, its stored values, its predicted seconds, or the sum of the ratios that are over
-    the budget. The curves estimate one loss, so they are comparable across layers. No group is emptied. Where a block
-    is large, going on without it is tried as well. A larger budget of one kind loses no more than a smaller one; with
-    several kinds the layers may trade.
+    the budget. The curves estimate one loss, so they are comparable across layers. No group is emptied. What a large
+    last block leaves of the budget goes back to others. A larger budget of one kind loses no more than a smaller one;
+    with several kinds the layers may trade.
     Raises PlanError naming every budget that even the smallest model breaks, and the nearest possible value.
     """
     return _Path(groups, curves, classes, budget).down_to(budget)
@@ -116,8 +115,7 @@ def ladder(
 class _Path:
     """Removes block after block. What goes next depends on which kinds are over the budget, not on how far.
 
-    `spent`: loss of what is removed. `detour`: from before the last block on, if that was large, a path that never cuts
-    its group. Paths do not depend on where they end, so that the best of both is monotone in the budget.
+    `large`: the group of the last block and the loss, if that saved much: then others may get theirs back.
     """
 
     def __init__(
@@ -131,50 +129,55 @@ class _Path:
         self.now = self.costs.total(self.counts)
         self.names = list(curves)
         self.loss, self.saved = np.zeros(len(curves)), np.zeros((len(curves), len(self.full)))
-        self.open, self.spent = np.ones(len(curves), bool), 0.0
-        self.detour: _Path | None = None
+        self.large: tuple[str, float] | None = None
         for name in self.names:
             self._price(name)
 
     def down_to(self, budget: Budget) -> Plan:
         """Go on until the budget holds."""
-        best = self._within(budget.limits(self.groups, self.full))
-        if best is None:
-            self._refuse(budget)
-        kept = {name: curve.kept(best.counts[name]) for name, curve in self.curves.items()}
-        return Plan.of(self.groups, kept | {self.groups.output.name: self.classes})
-
-    def _within(self, limits: Price) -> _Path | None:
-        """Go on until `limits` hold; what has lost least of this path and its detour, None where nothing holds them."""
+        limits = budget.limits(self.groups, self.full)
         while any(over := [now > limit for now, limit in zip(self.now, limits, strict=True)]):
             gain = self.saved @ (np.array(over) / self.full)
-            if not (self.open & (gain > 0)).any():  # no single block is faster, several may be
+            if not (gain > 0).any():  # no single block is faster, several may be
                 gain = self.saved[:, 0]
-            possible = self.open & (gain > 0)
-            if not possible.any():
-                return None
+            if not (gain > 0).any():
+                self._refuse(budget)
             with np.errstate(divide="ignore", invalid="ignore"):
-                row = int(np.argmin(np.where(possible, self.loss / gain, np.inf)))
-            self.detour = self._around(row) if (self.saved[row] > LARGE * np.array(self.full)).any() else None
-            self._cut(row)
-        other = self.detour and self.detour._within(limits)
-        return other if other and other.spent < self.spent else self
-
-    def _around(self, row: int) -> _Path:
-        """From here on without cutting this group."""
-        path = copy.copy(self)
-        path.counts, path.loss, path.saved = self.counts.copy(), self.loss.copy(), self.saved.copy()
-        path.open, path.detour = self.open.copy(), None
-        path.open[row] = False
-        return path
+                self._cut(int(np.argmin(np.where(gain > 0, self.loss / gain, np.inf))))
+        counts = self._filled(limits, *self.large) if self.large else self.counts
+        kept = {name: curve.kept(counts[name]) for name, curve in self.curves.items()}
+        return Plan.of(self.groups, kept | {self.groups.output.name: self.classes})
 
     def _cut(self, row: int) -> None:
         name = self.names[row]
-        self.spent += float(self.loss[row])
+        large = (self.saved[row] > LARGE * np.array(self.full)).any()
+        self.large = (name, float(self.loss[row])) if large else None
         self.counts[name] = _next_count(self.counts[name], self.multiple)
         self.now = self.costs.total(self.counts)
         for neighbour in self.costs.neighbours(name) & self.curves.keys():
             self._price(neighbour)
+
+    def _filled(self, limits: Price, last: str, lost: float) -> dict[str, int]:
+        """Counts with blocks put back, the one with the most loss per unit first, until one does not fit.
+
+        None to the group cut last, nor more than that `lost`: a larger budget, which it fits, is to lose no more.
+        """
+        counts, unit = dict(self.counts), np.isfinite(limits) / np.array(self.full)
+        while True:
+            best = 0.0
+            for name, curve in self.curves.items():
+                smaller = counts[name]
+                count = min(len(curve.order), (smaller // self.multiple + 1) * self.multiple)
+                if count > smaller and name != last:
+                    more, loss = counts | {name: count}, _loss(curve, count, smaller)
+                    ratio = loss / max(float(self.costs.saved(more, name, smaller) @ unit), 1e-12)
+                    if ratio > best:
+                        best, larger, regained = ratio, more, loss
+            if not best or regained > lost:
+                return counts
+            if any(now > limit for now, limit in zip(self.costs.total(larger), limits, strict=True)):
+                return counts
+            counts, lost = larger, lost - regained
 
     def _price(self, name: str) -> None:
         """What the group's next block would lose and save."""

@@ -40,14 +40,17 @@ def test_costs_of_the_small_network() -> None:
 
 def test_each_kind_of_budget_cuts_what_is_cheapest_in_its_unit() -> None:
     # Cutting a to 2 loses 2 and saves 864 MACs, 162 values; cutting b to 6 loses 0.8 and saves 296 MACs, 80 values.
-    assert counts(Budget(macs=0.6, multiple=2)) == (2, 8)
+    assert counts(Budget(macs=0.9, multiple=2)) == (2, 8)
     assert counts(Budget(parameters=0.8, multiple=2)) == (4, 6)
     assert counts(Budget(bytes=GROUPS.file_overhead + 2 * 300, multiple=2)) == (4, 6)
 
 
-def test_a_large_block_gives_way_to_smaller_ones_that_lose_less_in_all() -> None:
-    # Per MAC cutting a to 2 loses least, but that is far more than a budget of 0.9 asks for.
-    assert counts(Budget(macs=0.9, multiple=2)) == (4, 6)
+def test_what_a_large_last_block_leaves_goes_back_to_others() -> None:
+    # b is cheaper until it is down to 2, at 872 of 1776 MACs; then half of a goes, down to 440. Two of b cost 152.
+    curves = even_curves(GROUPS, a=3.25, b=1.0)
+    for macs, kept in ((0.5, (4, 2)), (0.45, (2, 6)), (0.4, (2, 4)), (0.3, (2, 2))):
+        found = plan(GROUPS, curves, TWO, Budget(macs=macs, multiple=2)).counts()
+        assert (found["a"], found["b"]) == kept
 
 
 def test_the_unit_of_two_broken_budgets_is_their_sum() -> None:
