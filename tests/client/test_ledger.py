@@ -305,7 +305,7 @@ def test_of_two_threads_one_answer_counts(path):
         assert len(ledger.entries()) == 1
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(
     st.lists(st.tuples(st.integers(0, 5), st.floats(3.0, 60.0), st.floats(0, 40 * DAY)), max_size=12),
     st.floats(0.3, 4.0),

@@ -93,7 +93,7 @@ def test_erase_forgets_all(path):
     assert (log.recorded, log.days, log.drift()) == (0, 0, 0)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     st.lists(st.lists(st.integers(0, 4), max_size=30), max_size=6),
     st.floats(0.1, 1e6),

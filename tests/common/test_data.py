@@ -388,7 +388,7 @@ def assert_disjoint(data, parts, names):
 
 
 @given(seed=st.integers(0, 99), copies=st.integers(0, 80), keys=st.sampled_from(["", "train test", "train validation"]))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_parts_are_disjoint_and_do_not_depend_on_the_order(seed, copies, keys):
     data, rng = noise(300, seed), np.random.default_rng(seed)
     data.x[rng.integers(0, 300, copies)] = data.x[rng.integers(0, 300, copies)]

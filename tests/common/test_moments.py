@@ -29,7 +29,7 @@ def test_two_classes_by_hand():
     assert mixture(classes, np.array([3.0, 1.0])).item() == pytest.approx(0.75 + 81 * 3 / 16)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=4), st.integers(0, 10**6))
 def test_a_mixture_has_the_covariance_of_its_sample(counts, seed):
     samples = [rows(seed + c, count, 5) for c, count in enumerate(counts)]
@@ -44,7 +44,7 @@ def test_a_class_without_weight_does_not_count():
     np.testing.assert_allclose(alone, np.cov(samples[1], rowvar=False, ddof=0), atol=1e-6)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.integers(1, 12), min_size=2, max_size=5), st.integers(0, 10**6))
 def test_batches_add_up(sizes, seed):
     sample = rows(seed, sum(sizes), 4, mean=100)

@@ -23,7 +23,7 @@ def total(vectors: np.ndarray, spec: SumSpec, seed: int) -> np.ndarray:
     return decode((words & (2**spec.bits - 1)).astype(np.uint32), spec)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 2**32 - 1), rotated=st.booleans(), noise=st.sampled_from([0.0, 2.0]), peak=st.booleans())
 def test_honest_sums_pass(seed: int, rotated: bool, noise: float, peak: bool) -> None:
     spec = replace(SPEC, rotated=rotated, noise_multiplier=noise)

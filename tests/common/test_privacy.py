@@ -65,7 +65,7 @@ def test_sampler_edges():
             discrete_gaussian(bad, 3, rng)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(seed=st.integers(0, 2**32 - 1), phones=st.integers(20, 50), bits=st.sampled_from([24, 32]))
 def test_sum_is_exact_without_noise(seed, phones, bits):
     rng = np.random.default_rng(seed)
@@ -74,7 +74,7 @@ def test_sum_is_exact_without_noise(seed, phones, bits):
     np.testing.assert_array_equal(total(vectors, spec, rng), vectors.sum(0))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=8, max_size=8))
 def test_encoding_never_exceeds_the_joint_clip(values):
     quanta = encode(np.array(values), BASE, np.random.default_rng(0)).view(np.int32).astype(np.int64)

@@ -26,7 +26,7 @@ VECTORS = st.integers(1, 300).flatmap(
 SEEDS = st.text("0123456789abcdef", min_size=64, max_size=64)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(x=VECTORS, seed=SEEDS)
 def test_rotation_keeps_the_norm_and_comes_back(x, seed):
     y = rotate(x, seed)
@@ -73,7 +73,7 @@ def test_large_entries_are_spread_as_the_bound_says(x):
     assert max(peaks) >= 1 / math.sqrt(700)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(x=VECTORS, seed=st.integers(0, 2**32))
 def test_rounding_takes_neighbours_within_the_norm(x, seed):
     bound = rounded_norm(float(np.linalg.norm(x)), x.size)
@@ -96,7 +96,7 @@ def test_an_unreachable_bound_ends_in_truncation():
     np.testing.assert_array_equal(rounded(np.array([1.9, -1.9]), 1.5, np.random.default_rng(0)), [1, -1])
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(length=st.integers(1, 1 << 24), growth=st.floats(1e-3, 0.5))
 def test_the_norm_for_a_growth_has_it(length, growth):
     norm = norm_for(length, growth)
@@ -105,7 +105,7 @@ def test_the_norm_for_a_growth_has_it(length, growth):
         assert rounded_norm(0.9 * norm, length) ** 2 > (0.9 * norm) ** 2 * (1 + growth)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(values=st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=42, max_size=42), seed=st.integers(0))
 def test_a_rotated_reply_never_exceeds_its_sensitivity(values, seed):
     quanta = encode(np.array(values), SPEC, np.random.default_rng(seed)).view(np.int32).astype(np.int64)

@@ -52,7 +52,7 @@ def test_shares_are_values_of_the_polynomial():
     assert shares[:, 0].tolist() == [times(times(7, x) ^ 11, x) ^ 5 for x in (1, 2, 3, 4)]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_any_threshold_of_shares_restores_the_secret_and_fewer_do_not(data):
     count = data.draw(st.integers(2, 255))
@@ -64,7 +64,7 @@ def test_any_threshold_of_shares_restores_the_secret_and_fewer_do_not(data):
     assert shamir.combine([r + 1 for r in rows[1:]], shares[rows[1:]]) != secret
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(bits=st.integers(8, 32), length=st.integers(1, 70), seed=st.integers(0, 99))
 def test_packing_is_the_binary_number_of_all_entries(bits, length, seed):
     values = np.random.default_rng(seed).integers(0, 2**32, length, dtype=np.uint32)
@@ -90,7 +90,7 @@ def test_a_mask_is_the_keystream_in_any_chunks():
     assert (total == 9).all()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.data())
 def test_one_proof_serves_several_leaves_and_no_other(data):
     count = data.draw(st.integers(1, 40))

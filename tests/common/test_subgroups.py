@@ -43,7 +43,7 @@ def random_plan(groups: ChannelGroups, rng: np.random.Generator, share: float = 
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 2**32))
 def test_slicing_twice_is_slicing_once(name: str, seed: int) -> None:
     rng = np.random.default_rng(seed)

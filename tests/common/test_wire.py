@@ -95,7 +95,7 @@ def test_round_trip_of_every_message():
 
 
 @given(shape=st.lists(st.integers(0, 5), max_size=4), seed=st.integers(0, 9))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_any_shape_round_trips(shape, seed):
     value = np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
     _, arrays = unpack(through_bytes(pack(DELIVER, {"centroids": np.asarray(value)})), DeliverRequest)

@@ -53,7 +53,7 @@ def images_of(directory, rounds, phones):
     return met
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     law=st.sampled_from(["habits", "zipf", "dirichlet"]),
     groups=st.integers(1, 6),
@@ -112,7 +112,7 @@ def test_more_classes_than_the_data_has_are_refused():
         draw_habits(Population(classes_max=9), CLASSES, 1, 0)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(sizes=st.lists(st.integers(0, 5), min_size=4, max_size=4), seed=st.integers(0, 1000), strange=st.floats(0, 1))
 def test_drawn_images_are_of_classes_that_the_mixture_holds(sizes, seed, strange):
     sizes = np.array([1, *sizes])
