@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.charts import draw
@@ -48,20 +50,29 @@ machine named.
 """
 
 
-def sections(rows: Path) -> list[tuple[Record, Section]]:
-    """All records of a folder with their sections, in the page's order. Raises StateError for an unknown benchmark."""
-    records = [read_record(path) for path in sorted(rows.glob("*.json"))]
-    for record in records:
+def sections(rows: Path) -> list[tuple[list[Record], Section]]:
+    """A folder's records with their sections, in the page's order; those that differ in nothing but the machine make
+    one section. Raises StateError for an unknown benchmark.
+    """
+    alike: dict[str, list[Record]] = {}
+    for path in sorted(rows.glob("*.json")):
+        record = read_record(path)
         if record.benchmark not in PAGES:
             raise StateError(f"{rows} has rows of {record.benchmark!r}, known are {', '.join(PAGES)}: remove its file")
+        if record.rows:
+            alike.setdefault(json.dumps([record.benchmark, record.settings]), []).append(record)
     order = list(PAGES)
-    records.sort(key=lambda record: order.index(record.benchmark))
-    return [(record, PAGES[record.benchmark](record)) for record in records if record.rows]
+    found = sorted(alike.values(), key=lambda records: order.index(records[0].benchmark))
+    return [(records, PAGES[records[0].benchmark](_joined(records))) for records in found]
 
 
-def page(found: list[tuple[Record, Section]]) -> str:
+def _joined(records: list[Record]) -> Record:
+    return replace(records[0], rows=[row for record in records for row in record.rows])
+
+
+def page(found: list[tuple[list[Record], Section]]) -> str:
     """The whole page."""
-    return "\n".join([HEAD, *(_section(record, section) for record, section in found)])
+    return "\n".join([HEAD, *(_section(records, section) for records, section in found)])
 
 
 def write_results(rows: Path, docs: Path) -> Path:
@@ -76,12 +87,12 @@ def write_results(rows: Path, docs: Path) -> Path:
     return docs / "results.md"
 
 
-def _section(record: Record, section: Section) -> str:
-    commands = "\n".join(record.commands)
-    charts = "".join(f"![{chart.title}](figures/{name}.svg)\n\n" for name, chart in section.charts.items())
-    return (
-        f"## {section.title}\n\n```\n{commands}\n```\nMade on {_machine(record.machine)}.\n\n{charts}{section.text}\n"
-    )
+def _section(records: list[Record], section: Section) -> str:
+    parts = [f"## {section.title}"]
+    for record in records:
+        parts.append("\n".join(["```", *record.commands, "```", f"Made on {_machine(record.machine)}."]))
+    parts += [f"![{chart.title}](figures/{name}.svg)" for name, chart in section.charts.items()]
+    return "\n\n".join([*parts, f"{section.text}\n"])
 
 
 def _machine(machine: Mapping[str, object]) -> str:

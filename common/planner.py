@@ -136,7 +136,7 @@ class _Path:
     def down_to(self, budget: Budget) -> Plan:
         """Go on until the budget holds."""
         limits = budget.limits(self.groups, self.full)
-        while any(over := [now > limit for now, limit in zip(self.now, limits, strict=True)]):
+        while any(over := _over(self.now, limits)):
             gain = self.saved @ (np.array(over) / self.full)
             if not (gain > 0).any():  # no single block is faster, several may be
                 gain = self.saved[:, 0]
@@ -162,22 +162,28 @@ class _Path:
 
         None to the group cut last, nor more than that `lost`: a larger budget, which it fits, is to lose no more.
         """
-        counts, unit = dict(self.counts), np.isfinite(limits) / np.array(self.full)
-        while True:
-            best = 0.0
-            for name, curve in self.curves.items():
-                smaller = counts[name]
-                count = min(len(curve.order), (smaller // self.multiple + 1) * self.multiple)
-                if count > smaller and name != last:
-                    more, loss = counts | {name: count}, _loss(curve, count, smaller)
-                    ratio = loss / max(float(self.costs.saved(more, name, smaller) @ unit), 1e-12)
-                    if ratio > best:
-                        best, larger, regained = ratio, more, loss
-            if not best or regained > lost:
-                return counts
-            if any(now > limit for now, limit in zip(self.costs.total(larger), limits, strict=True)):
-                return counts
+        counts = dict(self.counts)
+        while (block := self._dearest(counts, limits, last)) is not None:
+            name, count, regained = block
+            larger = counts | {name: count}
+            if regained > lost or any(_over(self.costs.total(larger), limits)):
+                break
             counts, lost = larger, lost - regained
+        return counts
+
+    def _dearest(self, counts: Mapping[str, int], limits: Price, last: str) -> tuple[str, int, float] | None:
+        """The removed block with the most loss per unit: its group, the count with it, the loss; None for no loss."""
+        best, found, unit = 0.0, None, np.isfinite(limits) / np.array(self.full)
+        for name, curve in self.curves.items():
+            smaller = counts[name]
+            count = min(len(curve.order), (smaller // self.multiple + 1) * self.multiple)
+            if count == smaller or name == last:
+                continue
+            saved, loss = self.costs.saved({**counts, name: count}, name, smaller), _loss(curve, count, smaller)
+            ratio = loss / max(float(saved @ unit), 1e-12)
+            if ratio > best:
+                best, found = ratio, (name, count, loss)
+        return found
 
     def _price(self, name: str) -> None:
         """What the group's next block would lose and save."""
@@ -191,6 +197,10 @@ class _Path:
         raise PlanError(
             f"{'; '.join(broken)} with multiples of {self.multiple}: raise the budget or lower the multiple"
         )
+
+
+def _over(price: Price, limits: Price) -> list[bool]:
+    return [now > limit for now, limit in zip(price, limits, strict=True)]
 
 
 def _next_count(count: int, multiple: int) -> int:

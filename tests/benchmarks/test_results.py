@@ -79,6 +79,21 @@ def test_write_results_gives_page_and_figures(record, tmp_path):
     assert drawn_digest(tmp_path / "docs" / "figures" / "federation.svg") == chart.digest
 
 
+def test_rows_of_two_machines_make_one_section(record, tmp_path):
+    there = Record(record.benchmark, record.settings, MACHINE | {"cpu": "slide rule"}, ["another command"])
+    there.rows[:] = record.select(seed=2)
+    record.rows[:] = record.select(seed=0) + record.select(seed=1)
+    record.save(tmp_path / "here.json")
+    there.save(tmp_path / "there.json")
+    ((records, section),) = sections(tmp_path)
+    assert "Seeds 0, 1, 2." in section.text
+    first, second = (
+        page([(records, section)]).split("Made on 2 cores of slide rule")[0].split("Made on 2 cores of abacus")
+    )
+    assert first.endswith("```\nthe command\n```\n")
+    assert second.endswith("```\nanother command\n```\n")
+
+
 def test_rows_of_an_unknown_benchmark_are_refused(record, tmp_path):
     Record("other", {}, MACHINE).save(tmp_path / "other.json")
     with pytest.raises(StateError, match="'other', known are federation, private_vs_open, preference, pruning"):
