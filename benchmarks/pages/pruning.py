@@ -27,7 +27,6 @@ from benchmarks.pages.pruning_rows import (
 from benchmarks.pages.section import Section
 from benchmarks.record import Record, Row
 from benchmarks.tables import Spread, table
-from common.torch_engine.teacher import LESSONS
 
 FULL = {
     "accuracy_full": "full model, all its classes",
@@ -45,9 +44,9 @@ the needed classes: mean ± standard deviation over draws, in brackets the loss 
 among the needed classes only, in points. *Recalibrated*: batch norms measured anew on the calibration images, by one
 code for all; charts and comparisons take the higher figure of every strategy but *reconstruct*, which is taken as it
 is.
-Short tuning, one code for all: distillation of the full model's answers and deep channels, from at most {lessons:,}
-moved views of up to {tune_per_class} unlabelled images a class, in bfloat16 where the processor has it, in at most
-{tune_seconds:g} s (of CPU with one thread), begun with the better of cut and recalibrated; all but *reconstruct* take
+Short tuning, one code for all: distillation of the full model's answers and deep channels, on moved views of up to
+{tune_per_class} unlabelled images a class, in bfloat16 where the processor has it, in at most {tune_seconds:g} s (of
+CPU with one thread), begun with the better of cut and recalibrated; all but *reconstruct* take
 the better of two learning rates, chosen on images held out, and so get twice the time. Torch-Pruning 1.6: global
 pruning of the full model limited to the needed classes; its group norm goes without sparse training beforehand.
 Differences are paired over draws. Threads: {threads}."""
@@ -96,7 +95,6 @@ def _introduction(settings: Mapping[str, Any], model: str) -> str:
         train=data["images"],
         test_data=test["name"],
         agnostic=NAMES[AGNOSTIC],
-        lessons=LESSONS,
         seen="" if seen is None else f", {seen:,} of them with images, from which the needed ones are drawn",
         note=NOTES.get(settings["model"], NOTES.get(data["name"], "")).rstrip(),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -19,8 +20,9 @@ from common.torch_engine.base import Submodel
 from common.torch_engine.evidence import consuming_layers, hooks
 from common.torch_engine.forward import Images, normalise
 
-LESSONS = 4096  # views of all images together: few images have many views, many images one, of the rest none is shown
+LESSONS = 4096  # views kept at one time: few images have many, of many images a part has one
 VIEWS = 16  # of an image at most
+RENEWED = 0.25  # share of batches that show views never seen before: without, those kept are learnt by heart
 VALUES = 16384  # deep channels' values that are kept of each lesson: of all lessons 134 MB at most
 
 Channels = dict[str, torch.Tensor]
@@ -28,8 +30,8 @@ Channels = dict[str, torch.Tensor]
 
 
 class Teacher:
-    """Lessons, computed when first asked for and then kept, so that the full model's forward passes stay a small part
-    of the time.
+    """Lessons, computed when first asked for, then kept and at times renewed, so that the full model's forward passes
+    stay a small part of the time.
 
     A view is mirrored at random and moved by up to an eighth of the sides (4 of 32 pixels); with `augment` false it is
     the image itself. The full model sees the very view that is learnt: teaching a moved image the answer of the
@@ -40,16 +42,17 @@ class Teacher:
 
     def __init__(self, submodel: Submodel, images: Images, augment: bool, rng: np.random.Generator) -> None:
         self.base, self.classes = submodel.base, torch.from_numpy(submodel.classes)
-        self.images = images[rng.permutation(len(images))[:LESSONS]]
-        count, views = len(self.images), max(1, min(VIEWS, LESSONS // len(images))) if augment else 1
-        self.answers = torch.full((views, count, len(self.classes)), math.nan)
-        most = np.array([images.shape[1] // 8, images.shape[2] // 8])
-        self.moves = rng.integers(-most, most + 1, size=(views, count, 2))
-        self.mirrored = rng.integers(2, size=(views, count)).astype(bool)
-        if not augment:
-            self.moves[0], self.mirrored[0] = 0, False
+        self.module = copy.deepcopy(self.base.module).to(memory_format=torch.channels_last)  # a third faster
+        self.images, self.augment, self.rng = images, augment, rng
+        count = min(LESSONS, len(images) * (VIEWS if augment else 1))
+        self.shown = np.resize(rng.permutation(len(images)), count)
+        self.moves, self.mirrored = np.zeros((count, 2), dtype=np.int64), np.zeros(count, dtype=bool)
+        self.answers = torch.full((count, len(self.classes)), math.nan)
         self._kept = _deep_channels(submodel, normalise(images[:1], self.base.mean, self.base.std))
         self._channels: Channels = {}
+
+    def __len__(self) -> int:
+        return len(self.shown)
 
     @property
     def layers(self) -> list[str]:
@@ -57,25 +60,31 @@ class Teacher:
         return list(self._kept)
 
     @torch.no_grad()
-    def lesson(self, part: Indices, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor, Channels]:
-        """A random view of each of the images `part` [n]: normalised [n, C, H, W], answers [n, k], channels."""
-        view = rng.integers(len(self.answers), size=len(part))
-        x = normalise(self.images[part], self.base.mean, self.base.std)
-        x = moved(x, self.moves[view, part], self.mirrored[view, part])
-        new = self.answers[view, part].isnan().any(1)
-        if new.any():
-            self._compute(x[new], view[new], part[new])
-        return x, self.answers[view, part], {layer: kept[view, part].float() for layer, kept in self._channels.items()}
+    def lesson(self, part: Indices) -> tuple[torch.Tensor, torch.Tensor, Channels]:
+        """Lessons `part` [n]: views, normalised [n, C, H, W], answers [n, k], channels."""
+        fresh = self.answers[part].isnan().any(1).numpy()
+        if self.augment and self.rng.random() < RENEWED:  # all at once: images cost the full model less in a batch
+            fresh[:] = True
+            self.shown[part] = self.rng.integers(len(self.images), size=len(part))
+        new = part[fresh]
+        if self.augment:
+            most = np.array(self.images.shape[1:3]) // 8
+            self.moves[new] = self.rng.integers(-most, most + 1, size=(len(new), 2))
+            self.mirrored[new] = self.rng.integers(2, size=len(new)).astype(bool)
+        x = normalise(self.images[self.shown[part]], self.base.mean, self.base.std)
+        x = moved(x, self.moves[part], self.mirrored[part])
+        if len(new):
+            self._compute(x[fresh], new)
+        return x, self.answers[part], {layer: kept[part].float() for layer, kept in self._channels.items()}
 
-    def _compute(self, x: torch.Tensor, view: Indices, part: Indices) -> None:
-        with inputs_of(self.base.module, self.layers) as seen, half_precision():
-            self.answers[view, part] = self.base.module(x)[:, self.classes].float()
+    def _compute(self, x: torch.Tensor, part: Indices) -> None:
+        with inputs_of(self.module, self.layers) as seen, half_precision():
+            self.answers[part] = self.module(x)[:, self.classes].float()
         for layer, kept in self._kept.items():
             values = seen[layer][:, kept]
             if layer not in self._channels:  # half the memory, and the range of single precision
-                shape = (*self.answers.shape[:2], *values.shape[1:])
-                self._channels[layer] = torch.zeros(shape, dtype=torch.bfloat16)
-            self._channels[layer][view, part] = values.bfloat16()
+                self._channels[layer] = torch.zeros((len(self), *values.shape[1:]), dtype=torch.bfloat16)
+            self._channels[layer][part] = values.bfloat16()
 
 
 def half_precision() -> torch.autocast:

@@ -78,14 +78,14 @@ def tune(
     best = _Best(module, _Judge(submodel, held))
     highest = rate if rate is not None else RATE * min(1.0, max(0.1, (1 - best.start.agreement) / NEAR))
     optimiser = torch.optim.Adam(module.parameters(), highest)
-    batches = _batches(len(teacher.images), batch, rng)
+    batches = _batches(len(teacher), batch, rng)
     progress = 0.0 if steps > 0 else 1.0
     while progress < 1 and best.idle < PATIENCE:
         optimiser.param_groups[0]["lr"] = highest * min(
             (1 + math.cos(math.pi * progress)) / 2, progress / WARM_UP + 0.01
         )
         with inputs_of(module, teacher.layers) as seen:
-            _step(module, optimiser, seen, *teacher.lesson(next(batches), rng))
+            _step(module, optimiser, seen, *teacher.lesson(next(batches)))
         average.update_parameters(module)
         taken += 1
         if on_step is not None:
@@ -178,7 +178,7 @@ def _divergence(found: torch.Tensor, answers: torch.Tensor) -> torch.Tensor:
 
 
 def _batches(count: int, batch: int, rng: np.random.Generator) -> Iterator[Indices]:
-    """Without end: every image once a pass, in parts of nearly one size, at least two images each."""
+    """Without end: every lesson once a pass, in parts of nearly one size, at least two each."""
     parts = min(-(-count // max(batch, 2)), count // 2)
     while True:
         yield from np.array_split(rng.permutation(count), parts)

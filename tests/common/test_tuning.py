@@ -120,7 +120,7 @@ def test_too_few_images_are_named(submodel, count, held):
 
 
 @pytest.mark.parametrize(("count", "batch"), [(2, 1), (3, 64), (5, 2), (100, 64), (130, 64)])
-def test_a_pass_sees_every_image_once_in_batches_of_at_least_two(count, batch):
+def test_a_pass_sees_every_lesson_once_in_batches_of_at_least_two(count, batch):
     stream, seen = _batches(count, batch, np.random.default_rng(0)), []
     while len(seen) < count:
         part = next(stream)
@@ -146,10 +146,10 @@ def test_the_full_model_answers_each_view_that_is_learnt_and_shows_its_channels(
     monkeypatch.setattr(teacher, "half_precision", contextlib.nullcontext)
     images, rng = pictures(5, 1), np.random.default_rng(0)
     taught = Teacher(submodel, images, True, rng)
-    base, part = submodel.base, np.arange(5)
+    base, parts = submodel.base, np.arange(15).reshape(3, 5)
     kept = kept_elements(base.groups, submodel.plan)
-    for _ in range(40):
-        x, answers, channels = taught.lesson(part, rng)
+    for part in np.tile(parts, (10, 1)):
+        x, answers, channels = taught.lesson(part)
         with inputs_of(base.module, taught.layers) as seen:
             torch.testing.assert_close(answers, base.module(x)[:, NEEDED])
         assert channels.keys() == seen.keys()
@@ -157,15 +157,39 @@ def test_the_full_model_answers_each_view_that_is_learnt_and_shows_its_channels(
             expected = seen[layer][:, kept[f"{layer}.weight", 1]]
             torch.testing.assert_close(values, expected, rtol=2**-8, atol=1e-6)  # bfloat16
     assert taught.layers
+    assert len(taught) == 15
     assert len(np.unique(taught.mirrored)) == 2
     assert taught.moves.any()
     assert (np.abs(taught.moves) <= tiny.SIDE // 8).all()
     assert not taught.answers.isnan().any()
-    alone = Teacher(submodel, images, False, rng)
-    x, answers, _ = alone.lesson(part, rng)
-    torch.testing.assert_close(x, normalise(alone.images, base.mean, base.std))
-    assert alone.answers.shape[0] == 1
+
+
+def test_without_augmentation_every_image_is_itself_and_stays(submodel):
+    images, everyone = pictures(5, 1), np.arange(5)
+    alone = Teacher(submodel, images, False, np.random.default_rng(0))
+    assert sorted(alone.shown) == list(everyone)
+    first, answers, _ = alone.lesson(everyone)
+    torch.testing.assert_close(first, normalise(images[alone.shown], submodel.base.mean, submodel.base.std))
     assert not answers.isnan().any()
+    for _ in range(10):
+        torch.testing.assert_close(alone.lesson(everyone)[0], first)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_a_share_of_batches_shows_new_views_of_any_image(submodel, monkeypatch, share):
+    monkeypatch.setattr(teacher, "RENEWED", share)
+    monkeypatch.setattr(teacher, "LESSONS", 7)
+    images, part = pictures(400, 1), np.arange(7)
+    taught = Teacher(submodel, images, True, np.random.default_rng(0))
+    taught.lesson(part)
+    others = []
+    for _ in range(400):
+        shown, answers = taught.shown.copy(), taught.answers.clone()
+        taught.lesson(part)
+        other = taught.shown != shown
+        assert ((taught.answers != answers).any(1).numpy() >= other).all()
+        others.append(other.mean())
+    assert np.mean(others) == pytest.approx(share, abs=0.06)
 
 
 def test_in_half_precision_answers_are_near_and_what_is_learnt_is_single(submodel, monkeypatch):
@@ -173,7 +197,7 @@ def test_in_half_precision_answers_are_near_and_what_is_learnt_is_single(submode
     monkeypatch.setattr(teacher, "half_precision", half)
     monkeypatch.setattr(tuning, "half_precision", half)
     images, part = pictures(40, 1), np.arange(40)
-    x, answers, _ = Teacher(submodel, images, True, np.random.default_rng(0)).lesson(part, np.random.default_rng(0))
+    x, answers, _ = Teacher(submodel, images, True, np.random.default_rng(0)).lesson(part)
     exact = submodel.base.module(x)[:, NEEDED]
     assert answers.dtype == torch.float32
     assert 0 < float((answers - exact).abs().max()) < 0.05 * float(exact.abs().max())
@@ -194,8 +218,8 @@ def test_of_many_images_some_are_taught_and_of_large_maps_none(submodel, monkeyp
     monkeypatch.setattr(teacher, "LESSONS", 7)
     images = pictures(20, 1)
     many = Teacher(submodel, images, True, np.random.default_rng(0))
-    assert many.answers.shape == (1, 7, len(NEEDED))
-    assert len({picture.tobytes() for picture in many.images} & {picture.tobytes() for picture in images}) == 7
+    assert many.answers.shape == (7, len(NEEDED))
+    assert len(set(many.shown)) == 7
     last = many.layers[0]
     monkeypatch.setattr(teacher, "VALUES", len(many._kept[last]))
     assert Teacher(submodel, images, True, np.random.default_rng(0)).layers == [last]
