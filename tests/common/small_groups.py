@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from common.groups import ChannelGroups, Consumer, Cut, Group, Layer
+from common.plan import Plan
 from common.selection import RemovalCurve
 
 
@@ -39,3 +42,8 @@ def even_curves(groups: ChannelGroups, **cost: float) -> dict[str, RemovalCurve]
         name: RemovalCurve(np.arange(groups.by_name[name].channels), np.full(groups.by_name[name].channels, each))
         for name, each in cost.items()
     }
+
+
+def lost(curves: Mapping[str, RemovalCurve], chosen: Plan) -> float:
+    """What the plan's removed channels cost together."""
+    return sum(float(c.cost[: len(c.cost) - len(chosen.kept[name])].sum()) for name, c in curves.items())

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from common.costs import Costs
 from common.errors import PlanError
 from common.groups import ChannelGroups
-from common.plan import Plan
 from common.planner import Budget, explain, ladder, plan
 from common.selection import RemovalCurve
 from common.slicer import slice_state
@@ -20,7 +19,7 @@ from common.torch_engine.network import save_state
 from common.torch_engine.registry import build
 from common.torch_engine.trace import trace
 from tests.common import own_networks
-from tests.common.small_groups import even_curves, small_groups
+from tests.common.small_groups import even_curves, lost, small_groups
 from tests.common.test_slicing import random_plan, random_state
 
 GROUPS = small_groups()
@@ -137,10 +136,7 @@ def test_a_larger_budget_loses_no_more_than_a_smaller_one(problem, kind: str, on
     except PlanError:
         assume(False)
 
-    def lost(chosen: Plan) -> float:
-        return sum(float(c.cost[: len(c.cost) - len(chosen.kept[name])].sum()) for name, c in curves.items())
-
-    assert lost(large) <= lost(small) + 1e-9
+    assert lost(curves, large) <= lost(curves, small) + 1e-9
 
 
 @given(problems(), st.none() | ratios, st.none() | ratios, st.none() | st.integers(500, 4000))
