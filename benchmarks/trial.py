@@ -25,7 +25,7 @@ OURS = ("reconstruct", "reconstruct-agnostic", "reconstruct-fisher")
 RATES = (5e-4, 1e-3)
 """Learning rates of short tuning: all but ours take the better of both on held-out images, ours the engine's own."""
 
-STEPS = 2000
+STEPS = 4000
 """Of short tuning at most; in large networks the seconds end it before."""
 
 BATCH = 512

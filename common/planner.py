@@ -142,7 +142,7 @@ class _Path:
                 gain = self.saved[:, 0]
             if not (gain > 0).any():
                 self._refuse(budget)
-            with np.errstate(divide="ignore", invalid="ignore"):
+            with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
                 self._cut(int(np.argmin(np.where(gain > 0, self.loss / gain, np.inf))))
         counts = self._filled(limits, *self.large) if self.large else self.counts
         kept = {name: curve.kept(counts[name]) for name, curve in self.curves.items()}

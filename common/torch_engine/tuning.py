@@ -23,8 +23,8 @@ from common.torch_engine.recalibrate import batch_norms
 from common.torch_engine.teacher import Channels, Teacher, half_precision, inputs_of
 
 TEMPERATURE = 4.0  # softens the answers, so that what the full model holds for second best is learnt too
-RATE = 5e-4  # of Adam, where the start is far from the full model
-NEAR = 0.04  # share of different answers below which the rate falls in proportion: large steps would lose what is there
+RATE = 4e-4  # of Adam, where the start is far from the full model
+NEAR = 0.08  # share of different answers below which what is there is worth keeping: smaller steps, fixed batch norms
 CHECKS = 8  # looks at the held-out images, evenly over the run
 WARM_UP = 0.1  # of the run, while the rate rises: at once it would set a merged network back
 DECAY = 4  # of the mean of weights over steps, which is what is kept: about the last fifth of them count
@@ -61,7 +61,8 @@ def tune(
     """Distil the full model, limited to the submodel's classes, on `images` uint8 [N, H, W, C] of these classes.
 
     Softened answers (Hinton et al. 2015) and deep channels, Adam, gradients clipped to norm 1, warm-up and cosine decay
-    over `steps` or `seconds` of `clock`, whichever ends first; batch norms in training mode, dropout off. What is kept
+    over `steps` or `seconds` of `clock`, whichever ends first; dropout off. Where the start is far from the full model
+    batch norms are in training mode; near it their statistics stay, which a merged network is fitted to. What is kept
     is the mean of weights over steps, of which late ones count more (polynomial decay, Shamir and Zhang 2013): single
     steps set it back less. `augment`: mirrored and moved images. `rate`: the highest; None: by how often the start
     differs from the full model on `held`. `on_step` is called with the number of steps taken. Keeps the best of a few
@@ -76,7 +77,10 @@ def tune(
     teacher = Teacher(submodel, images, augment, rng)
     average = AveragedModel(module, avg_fn=_averaged, use_buffers=True)
     best = _Best(module, _Judge(submodel, held))
-    highest = rate if rate is not None else RATE * min(1.0, max(0.1, (1 - best.start.agreement) / NEAR))
+    distance = min(1.0, (1 - best.start.agreement) / NEAR)
+    for norm in batch_norms(module) if distance == 1 else ():
+        norm.train()
+    highest = rate if rate is not None else RATE * max(0.1, distance)
     optimiser = torch.optim.Adam(module.parameters(), highest)
     batches = _batches(len(teacher), batch, rng)
     progress = 0.0 if steps > 0 else 1.0
@@ -95,7 +99,7 @@ def tune(
             best.look(average.module)
             looks = int(progress * CHECKS)
     module.load_state_dict(best.state)
-    module = module.to(memory_format=torch.contiguous_format).requires_grad_(False)
+    module = module.to(memory_format=torch.contiguous_format).requires_grad_(False).eval()
     result = Submodel(submodel.base, submodel.plan, module)
     return Tuned(result, best.start.agreement, best.check.agreement, taken, highest)
 
@@ -148,9 +152,6 @@ def _step(
     answers: torch.Tensor,
     channels: Channels,
 ) -> None:
-    norms = batch_norms(module)
-    for norm in norms:
-        norm.train()
     with torch.enable_grad():
         with half_precision():
             found = module(x)
@@ -162,8 +163,6 @@ def _step(
         loss.backward()
     nn.utils.clip_grad_norm_(module.parameters(), 1.0)
     optimiser.step()
-    for norm in norms:
-        norm.eval()
 
 
 def _averaged(mean: torch.Tensor, latest: torch.Tensor, steps: torch.Tensor | int) -> torch.Tensor:
