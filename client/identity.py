@@ -20,12 +20,10 @@ def identity(folder: Path, random: Callable[[int], bytes] = os.urandom) -> Ed255
     path = folder / IDENTITY_FILE
     if not path.exists():
         clear_leftovers(path)
-        with replacing(path) as temporary:
-            handle = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-            with os.fdopen(handle, "wb") as file:
-                file.write(random(_BYTES))
-                file.flush()
-                os.fsync(file.fileno())
+        with replacing(path, private=True) as temporary, temporary.open("wb") as file:
+            file.write(random(_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
     content = path.read_bytes()
     if len(content) != _BYTES:
         raise StateError(f"{path} has {len(content)} bytes, must have {_BYTES}: restore it, or remove it for a new one")

@@ -55,7 +55,7 @@ def keep(folder: Path, result: Personalised, larger: Submodel | None, base_fetch
         }
     if larger is not None:
         note |= {"larger_digest": _save(folder / CLUSTER_FILE, larger), "larger": larger.plan.to_json()}
-    with replacing(folder / OUTCOME_FILE) as temporary:
+    with replacing(folder / OUTCOME_FILE, private=True) as temporary:
         temporary.write_text(json.dumps(note))
     for name, held in ((SUBMODEL_FILE, result.submodel), (CLUSTER_FILE, larger)):
         if held is None:
@@ -99,7 +99,7 @@ def _digest(path: Path) -> str:
 
 
 def _save(path: Path, submodel: Submodel) -> str:
-    save_state(path, {name: tensor.numpy() for name, tensor in submodel.module.state_dict().items()}, {})
+    save_state(path, {name: tensor.numpy() for name, tensor in submodel.module.state_dict().items()}, {}, private=True)
     return _digest(path)
 
 

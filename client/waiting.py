@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from client.folder import DELIVERY_FILE
 from common.errors import StateError
@@ -27,9 +27,9 @@ def store(folder: Path, request: DeliverRequest, tensors: Tensors, durable: bool
     path = folder / DELIVERY_FILE
     folder.mkdir(parents=True, exist_ok=True)
     clear_leftovers(path)
-    with replacing(path) as temporary:
+    with replacing(path, private=True) as temporary:
         arrays = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
-        save_file(arrays, temporary, {_REQUEST: request.model_dump_json()})
+        temporary.write_bytes(save(arrays, {_REQUEST: request.model_dump_json()}))
         if durable:
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())

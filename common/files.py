@@ -10,9 +10,16 @@ from pathlib import Path
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path` to write to: renamed to it when the block ends well, removed otherwise."""
+def replacing(path: Path, private: bool = False) -> Iterator[Path]:
+    """A temporary name beside `path` to write to: renamed to it when the block ends well, removed otherwise.
+
+    `private`: of mode 0600 from the start, for its owner's eyes alone; clear leftovers first.
+    Write under that very name, so not with safetensors' `save_file`: it goes through a temporary file of its own, which
+    a kill would leave where `clear_leftovers` does not look.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    if private:
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
     try:
         yield temporary
         os.replace(temporary, path)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 from scipy.linalg.lapack import dpstrf
 
 from common.errors import DataError, ModelError
@@ -188,7 +188,7 @@ class ClassMoments:
         names = {"inputs": json.dumps(list(self.inputs)), "gradients": json.dumps(list(self.gradients))}
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
-            save_file(tensors, temporary, {"digest": self.digest, **names})
+            temporary.write_bytes(save(tensors, {"digest": self.digest, **names}))
 
     @classmethod
     def load(cls, path: Path, digest: str) -> ClassMoments:

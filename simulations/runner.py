@@ -220,7 +220,7 @@ def conclude(world: World, flow: Flow, journal: Journal, start: float, on_progre
     if flow.atlas:
         atlas = {name: np.ascontiguousarray(tensor) for name, tensor in flow.atlas.items()}
         with replacing(world.directory / "atlas.safetensors") as temporary:
-            safetensors.numpy.save_file(atlas, temporary)
+            temporary.write_bytes(safetensors.numpy.save(atlas))
     write_report(world.directory)
     journal.close()
     return summary

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 from torch import nn
 
 from common.errors import ModelError
@@ -44,15 +44,15 @@ def load_state(path: Path) -> tuple[State, dict[str, str]]:
     return {key: _widen(found[key]) for key in order}, metadata
 
 
-def save_state(path: Path, state: State, metadata: dict[str, str]) -> None:
-    """Write atomically: floats in half precision, other tensors unchanged.
+def save_state(path: Path, state: State, metadata: dict[str, str], private: bool = False) -> None:
+    """Write atomically: floats in half precision, other tensors unchanged; `private` as for `files.replacing`.
 
     A tensor with values beyond half precision (a large variance) is written in single precision.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     arrays = {name: narrow(np.asarray(array)) for name, array in state.items()}
-    with replacing(path) as temporary:
-        save_file(arrays, temporary, {**metadata, _ORDER: json.dumps(list(state))})
+    with replacing(path, private) as temporary:
+        temporary.write_bytes(save(arrays, {**metadata, _ORDER: json.dumps(list(state))}))
 
 
 def network(module: nn.Module, state: State, *, share: bool = False) -> nn.Module:

@@ -7,7 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from common.files import clear_leftovers
+import pytest
+
+from common.files import clear_leftovers, replacing
 
 KILLED = """
 import os, signal, sys
@@ -30,3 +32,41 @@ def test_what_a_killed_writer_left_is_cleared_and_nothing_else(tmp_path: Path) -
     assert clear_leftovers(path) == []
     assert len(list(tmp_path.iterdir())) == 2
     assert len(clear_leftovers(other)) == 1
+
+
+CUT_SHORT = """
+import resource, signal, sys
+from pathlib import Path
+import numpy as np
+{imports}
+path, tensors = Path(sys.argv[1]), {{"a": np.zeros(100_000, np.float16)}}
+signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+{write}
+"""
+WRITERS = {
+    "weights": ("from common.torch_engine.network import save_state", "save_state(path, tensors, {})"),
+    "moments": (
+        "from common.moments import ClassMoments",
+        "ClassMoments(images=tensors['a'], inputs={}, gradients={}, digest='').save(path)",
+    ),
+}
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_what_is_left_of_half_written_tensors_is_found(writer: str, tmp_path: Path) -> None:
+    imports, write = WRITERS[writer]
+    path = tmp_path / "file.safetensors"
+    code = CUT_SHORT.format(imports=imports, write=write)
+    killed = subprocess.run([sys.executable, "-c", code, path], check=False)
+    assert killed.returncode == -signal.SIGXFSZ  # in the middle of the write
+    (left,) = tmp_path.iterdir()
+    assert clear_leftovers(path) == [left]
+
+
+def test_a_private_file_is_so_from_the_start(tmp_path: Path) -> None:
+    path = tmp_path / "note.json"
+    with replacing(path, private=True) as temporary:
+        assert temporary.stat().st_mode & 0o777 == 0o600
+        temporary.write_text("mine")
+    assert path.stat().st_mode & 0o777 == 0o600
