@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -14,6 +13,7 @@ import torch
 import typer
 
 from benchmarks.inputs import Inputs
+from benchmarks.options import File, Fresh, Model, Test, Threads, Weights
 from benchmarks.progress import OnPhase, bars
 from benchmarks.record import command_line, open_record, ratios, sweep
 from benchmarks.trial import Latest, in_batches
@@ -166,20 +166,18 @@ def _mask(needed: Indices, z: Floats) -> npt.NDArray[np.bool_]:
 
 
 def command(
-    file: Annotated[Path, typer.Option("--json", help="File of the rows; finished ones are not measured again.")],
-    model: Annotated[str, typer.Option(help="Registered model, or your own as package.module:factory.")],
-    weights: Annotated[Path, typer.Option(help="Its weights, safetensors.")],
+    file: File,
+    model: Model,
+    weights: Weights,
     data: Annotated[str, typer.Option(help="Source of unlabelled images; split `train` where it has some.")],
-    test: Annotated[
-        str | None, typer.Option(help="Source of test images; split `test` where it has some. As --data if not given.")
-    ] = None,
+    test: Test = None,
     classes: Annotated[str, typer.Option(help="Needed classes, one or more numbers of them.")] = "2,5",
     draws: Annotated[int, typer.Option(min=1, help="Random class sets of each size.")] = 10,
     seed: Annotated[int, typer.Option(min=0, help="Class sets and images follow from it.")] = 0,
     macs: Annotated[str, typer.Option(help="Budgets: ratios of the full model's MACs.")] = "0.3",
     images: Annotated[int, typer.Option(min=2, help="Unlabelled images a class: to merge on, and others.")] = 50,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads of torch; all cores if not given.")] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Start the file anew.")] = False,
+    threads: Threads = None,
+    fresh: Fresh = False,
 ) -> None:
     """How well a submodel tells images of classes it does not serve, by score; and its calibration on those it does.
 

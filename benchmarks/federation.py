@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from benchmarks.options import File, Fresh
 from benchmarks.progress import bars
 from benchmarks.record import command_line, numbers, open_record, sweep
 from common.config import Config, load_config
@@ -136,13 +137,13 @@ def _of_the_shared_model(summary: Mapping[str, Any], phones: Mapping[str, Any], 
 
 
 def command(
-    file: Annotated[Path, typer.Option("--json", help="File of the rows; finished ones are not measured again.")],
+    file: File,
     seeds: Annotated[str, typer.Option(help="Seeds: 0..2 or 0,5,7. Phones, images and noise follow from them.")] = "0",
     images: Annotated[str, typer.Option(help="Images a phone learns its owner from, one or more numbers.")] = "100",
     phones: Annotated[int, typer.Option(min=20, help="Simulated phones.")] = 100,
     min_cohort: Annotated[int, typer.Option(min=20, help="privacy.min_cohort.")] = 20,
     epsilon: Annotated[float, typer.Option(help="privacy.epsilon of each run.")] = 8.0,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Start the file anew.")] = False,
+    fresh: Fresh = False,
     keep: Annotated[Path | None, typer.Option(help="Keep each run's folder in this one.")] = None,
 ) -> None:
     """What federation brings over a phone alone, and over one submodel for all.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from scipy.stats import spearmanr
 
 from benchmarks.closing import Closing
 from benchmarks.inputs import Inputs
+from benchmarks.options import File, Fresh, Model, Test, Threads, Weights
 from benchmarks.progress import OnPhase, bars
 from benchmarks.record import command_line, open_record, sweep
 from benchmarks.subsets import Labelled
@@ -110,21 +110,19 @@ def _held(test: Labelled, draw: Draw, images: int) -> Labelled:
 
 
 def command(
-    file: Annotated[Path, typer.Option("--json", help="File of the rows; finished ones are not measured again.")],
-    model: Annotated[str, typer.Option(help="Registered model, or your own as package.module:factory.")],
-    weights: Annotated[Path, typer.Option(help="Its weights, safetensors.")],
+    file: File,
+    model: Model,
+    weights: Weights,
     data: Annotated[str, typer.Option(help="Source of images for scores; split `train` where it has some.")],
-    test: Annotated[
-        str | None, typer.Option(help="Source of test images; split `test` where it has some. As --data if not given.")
-    ] = None,
+    test: Test = None,
     classes: Annotated[str, typer.Option(help="Needed classes, one or more numbers of them.")] = "5",
     draws: Annotated[int, typer.Option(min=1, help="Random class sets of each size.")] = 10,
     seed: Annotated[int, typer.Option(min=0, help="Class sets, images and filters follow from it.")] = 0,
     filters: Annotated[int, typer.Option(min=3, help="Filters of each layer that are closed one by one.")] = 16,
     images: Annotated[int, typer.Option(min=1, help="Unlabelled images a class that scores are made of.")] = 20,
     held: Annotated[int, typer.Option(min=1, help="Test images a class on which filters are closed.")] = 20,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads of torch; all cores if not given.")] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Start the file anew.")] = False,
+    threads: Threads = None,
+    fresh: Fresh = False,
 ) -> None:
     """Which class-wise gradient score says best what closing a filter does to the loss, layer by layer.
 

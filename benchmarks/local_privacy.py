@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
 import typer
 
+from benchmarks.options import File, Fresh
 from benchmarks.progress import bars
 from benchmarks.record import command_line, numbers, open_record, sweep
 from common import statistics
@@ -111,14 +111,14 @@ def nearest(usage: Floats, centroids: Floats) -> npt.NDArray[np.int64]:
 
 
 def command(
-    file: Annotated[Path, typer.Option("--json", help="File of the rows; finished ones are not measured again.")],
+    file: File,
     phones: Annotated[str, typer.Option(help="Numbers of phones.")] = "100,1000,10000",
     epsilons: Annotated[str, typer.Option(help="ε, whole numbers.")] = "2,4,8",
     seeds: Annotated[str, typer.Option(help="Owners and noise follow from each.")] = "0..4",
     classes: Annotated[int, typer.Option(min=4, help="Classes of the model.")] = 10,
     groups: Annotated[int, typer.Option(min=1, max=32, help="Groups of owners with favourite classes.")] = 4,
     min_cohort: Annotated[int, typer.Option(min=20, help="As in [privacy], for masked sums alone.")] = 20,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Start the file anew.")] = False,
+    fresh: Fresh = False,
 ) -> None:
     """Preference clusters from local answers and from masked sums, against the owners' true usage.
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
-from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import typer
 
+from benchmarks.options import File, Fresh
 from benchmarks.progress import bars
 from benchmarks.record import command_line, numbers, open_record, sweep
 from common.config import Personal
@@ -55,12 +55,12 @@ def measure(key: dict[str, Any], macs: float, seed: int) -> dict[str, float]:
 
 
 def command(
-    file: Annotated[Path, typer.Option("--json", help="File of the rows; finished ones are not measured again.")],
+    file: File,
     models: Annotated[str, typer.Option(help="Registered names, separated by commas.")] = MODELS,
     images: Annotated[str, typer.Option(help="Own and reference images together, one or more numbers.")] = "60,150",
     macs: Annotated[float, typer.Option(help="Most MACs of the submodel, as a ratio of the full model's.")] = 0.3,
     seed: Annotated[int, typer.Option(min=0, help="Weights and images follow from it.")] = 0,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Start the file anew.")] = False,
+    fresh: Fresh = False,
 ) -> None:
     """CPU seconds and memory of the personal step on one core: evidence, then one submodel.
 

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
+from benchmarks.options import File, Fresh
 from benchmarks.progress import OnPhase, bars
 from benchmarks.record import command_line, floats, numbers, of_configuration, open_record, sweep
 from benchmarks.trial import Latest
@@ -151,7 +152,7 @@ def shares_of(text: str) -> list[float]:
 
 
 def command(
-    file: Annotated[Path, typer.Option("--json", help="File of the rows; finished ones are not measured again.")],
+    file: File,
     liars: Annotated[str, typer.Option(help="Shares of the phones that lie.")] = "0,0.01,0.02,0.05,0.1",
     cohorts: Annotated[str, typer.Option(help="Phones a sum of which a median is taken; 0: one sum.")] = "0,20,50",
     seeds: Annotated[str, typer.Option(help="Seeds: 0..2 or 0,5,7. Phones, liars and noise follow from them.")] = "0",
@@ -159,7 +160,7 @@ def command(
     epsilon: Annotated[float, typer.Option(min=0.1, help="ε of a run.")] = 8.0,
     judged: Annotated[int, typer.Option(min=1, help="Honest phones that are judged, the same in all rows.")] = 100,
     images: Annotated[int, typer.Option(min=20, help="Reference images that a submodel is planned with.")] = 100,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Start the file anew.")] = False,
+    fresh: Fresh = False,
 ) -> None:
     """What a share of phones that lie does to private sums, and what a median over cohorts would withstand.
 

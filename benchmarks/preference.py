@@ -14,6 +14,7 @@ import numpy.typing as npt
 import typer
 from scipy.stats import rankdata
 
+from benchmarks.options import File, Fresh
 from benchmarks.private_vs_open import Design
 from benchmarks.progress import OnPhase, bars
 from benchmarks.record import command_line, numbers, open_record, sweep
@@ -150,14 +151,14 @@ def correlation(found: npt.NDArray[Any], exact: Floats, groups: ChannelGroups) -
 
 
 def command(
-    file: Annotated[Path, typer.Option("--json", help="File of the rows; finished ones are not measured again.")],
+    file: File,
     phones: Annotated[str, typer.Option(help="Populations; the smaller are the first phones of the largest.")] = (
         "100,1000"
     ),
     epsilons: Annotated[str, typer.Option(help="ε of a run, whole numbers.")] = "2,8",
     seeds: Annotated[str, typer.Option(help="Phones, images and noise follow from each.")] = "0..2",
     min_cohort: Annotated[int, typer.Option(min=20, help="privacy.min_cohort.")] = 20,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Start the file anew.")] = False,
+    fresh: Fresh = False,
 ) -> None:
     """How near the released filter preference is to the one without noise, with and without each part of its making.
 

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from benchmarks.options import File, Fresh
 from benchmarks.progress import OnPhase, bars
 from benchmarks.record import command_line, floats, numbers, of_configuration, open_record, sweep
 from benchmarks.trial import Latest
@@ -121,14 +122,14 @@ def budgets(text: str) -> list[float | None]:
 
 
 def command(
-    file: Annotated[Path, typer.Option("--json", help="File of the rows; finished ones are not measured again.")],
+    file: File,
     epsilons: Annotated[str, typer.Option(help="Values of ε of a run; inf: no noise.")] = "inf,8,4,2,1",
     phones: Annotated[str, typer.Option(help="Populations; the smaller are the first phones of the largest.")] = "100",
     seeds: Annotated[str, typer.Option(help="Seeds: 0..2 or 0,5,7. Phones, images and noise follow from them.")] = "0",
     min_cohort: Annotated[int, typer.Option(min=20, help="privacy.min_cohort.")] = 20,
     judged: Annotated[int, typer.Option(min=1, help="Phones whose cluster's submodel is judged, alike in all.")] = 100,
     personal: Annotated[int, typer.Option(min=0, help="Phones that personalise too, a CPU second each.")] = 6,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Start the file anew.")] = False,
+    fresh: Fresh = False,
 ) -> None:
     """What the noise of differential privacy costs, by ε and population: accuracy and MACs of what phones get.
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from benchmarks.inputs import Inputs
+from benchmarks.options import File, Fresh, Model, Test, Threads, Weights
 from benchmarks.progress import bars
 from benchmarks.record import command_line, numbers, open_record, ratios, sweep
 from benchmarks.subsets import given
@@ -63,15 +63,13 @@ def keys(
 
 
 def command(
-    file: Annotated[Path, typer.Option("--json", help="File of the rows; finished ones are not measured again.")],
-    model: Annotated[str, typer.Option(help="Registered model, or your own as package.module:factory.")],
-    weights: Annotated[Path, typer.Option(help="Its weights, safetensors.")],
+    file: File,
+    model: Model,
+    weights: Weights,
     data: Annotated[
         str, typer.Option(help="Source of calibration and tuning images; split `train` where it has some.")
     ],
-    test: Annotated[
-        str | None, typer.Option(help="Source of test images; split `test` where it has some. As --data if not given.")
-    ] = None,
+    test: Test = None,
     classes: Annotated[str, typer.Option(help="Needed classes, one or more numbers of them.")] = "5",
     draws: Annotated[int, typer.Option(min=1, help="Random class sets of each size.")] = 20,
     class_sets: Annotated[str | None, typer.Option(help="These sets instead, labels: 0,1,2;3,5.")] = None,
@@ -92,10 +90,8 @@ def command(
     ] = None,
     tune_per_class: Annotated[int, typer.Option(min=10, help="Most images a class for short tuning.")] = 2000,
     tune_seconds: Annotated[float, typer.Option(min=1, help="Most of one tuning; of CPU with one thread.")] = 180.0,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads of torch and numpy; all cores if not given.")
-    ] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Start the file anew.")] = False,
+    threads: Threads = None,
+    fresh: Fresh = False,
 ) -> None:
     """Accuracy on needed classes at a MACs budget: our strategies, plain baselines and Torch-Pruning.
 

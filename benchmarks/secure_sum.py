@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
-from pathlib import Path
 from statistics import fmean
 from typing import Annotated, Any
 
@@ -15,6 +14,7 @@ import typer
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
 
+from benchmarks.options import File, Fresh
 from benchmarks.progress import bars
 from benchmarks.record import command_line, numbers, open_record, sweep
 from common.errors import ConfigError, PrivacyError
@@ -181,14 +181,14 @@ def _neighbours(request: bytes) -> int:
 
 
 def command(
-    file: Annotated[Path, typer.Option("--json", help="File of the rows; finished ones are not measured again.")],
+    file: File,
     phones: Annotated[str, typer.Option(help="Sizes of cohorts, separated by commas.")] = "1000",
     length: Annotated[int, typer.Option(min=1, help="Entries of a vector.")] = 42_240,
     dropout: Annotated[float, typer.Option(help="Share of the phones that is lost before it sends its vector.")] = 0.2,
     corrupted: Annotated[float, typer.Option(help="Share of the phones that may side with the server.")] = 0.05,
     flower_phones: Annotated[int, typer.Option(min=1, help="Phones that Flower's primitives are timed for.")] = 1,
     seed: Annotated[int, typer.Option(help="Vectors follow from it; keys are the operating system's.")] = 0,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Start the file anew.")] = False,
+    fresh: Fresh = False,
 ) -> None:
     """Seconds, bytes and memory of a secure sum, against the plain sum and Flower's SecAgg+ primitives in the same run.
 

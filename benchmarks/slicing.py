@@ -8,12 +8,12 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
 from multiprocessing import get_context
-from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
 
 import typer
 
+from benchmarks.options import File, Fresh
 from benchmarks.progress import bars
 from benchmarks.record import command_line, open_record, sweep
 from common.errors import ConfigError
@@ -115,14 +115,14 @@ def _memory(trial: Trial, model: str, groups: str) -> dict[str, int]:
 
 
 def command(
-    file: Annotated[Path, typer.Option("--json", help="File of the rows; finished ones are not measured again.")],
+    file: File,
     models: Annotated[str, typer.Option(help="Registered names, separated by commas.")] = MODELS,
     macs: Annotated[float, typer.Option(help="Most MACs of a submodel, as a ratio of the full model's.")] = 0.5,
     plans: Annotated[int, typer.Option(min=1, help="Random plans a model.")] = 8,
     repetitions: Annotated[int, typer.Option(min=1, help="Times that each plan is carried out by both.")] = 5,
     images: Annotated[int, typer.Option(min=2, help="Noise images to merge on.")] = 64,
     seed: Annotated[int, typer.Option(help="Weights, plans and images follow from it.")] = 0,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Start the file anew.")] = False,
+    fresh: Fresh = False,
 ) -> None:
     """Submodels per second and peak memory of the submodel factory, against Torch-Pruning in the same run.
 
