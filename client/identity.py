@@ -20,10 +20,8 @@ def identity(folder: Path, random: Callable[[int], bytes] = os.urandom) -> Ed255
     path = folder / IDENTITY_FILE
     if not path.exists():
         clear_leftovers(path)
-        with replacing(path, private=True) as temporary, temporary.open("wb") as file:
-            file.write(random(_BYTES))
-            file.flush()
-            os.fsync(file.fileno())
+        with replacing(path, private=True, durable=True) as temporary:
+            temporary.write_bytes(random(_BYTES))
     content = path.read_bytes()
     if len(content) != _BYTES:
         raise StateError(f"{path} has {len(content)} bytes, must have {_BYTES}: restore it, or remove it for a new one")

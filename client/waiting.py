@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,12 +26,9 @@ def store(folder: Path, request: DeliverRequest, tensors: Tensors, durable: bool
     path = folder / DELIVERY_FILE
     folder.mkdir(parents=True, exist_ok=True)
     clear_leftovers(path)
-    with replacing(path, private=True) as temporary:
-        arrays = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+    arrays = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+    with replacing(path, private=True, durable=durable) as temporary:
         temporary.write_bytes(save(arrays, {_REQUEST: request.model_dump_json()}))
-        if durable:
-            with temporary.open("rb+") as file:
-                os.fsync(file.fileno())
 
 
 def waiting(folder: Path) -> tuple[DeliverRequest, dict[str, npt.NDArray[Any]]] | None:

@@ -10,10 +10,11 @@ from pathlib import Path
 
 
 @contextmanager
-def replacing(path: Path, private: bool = False) -> Iterator[Path]:
+def replacing(path: Path, *, private: bool = False, durable: bool = False) -> Iterator[Path]:
     """A temporary name beside `path` to write to: renamed to it when the block ends well, removed otherwise.
 
     `private`: of mode 0600 from the start, for its owner's eyes alone; clear leftovers first.
+    `durable`: the content survives a power cut once the name is there.
     Write under that very name, so not with safetensors' `save_file`: it goes through a temporary file of its own, which
     a kill would leave where `clear_leftovers` does not look.
     """
@@ -22,6 +23,9 @@ def replacing(path: Path, private: bool = False) -> Iterator[Path]:
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
     try:
         yield temporary
+        if durable:
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -145,10 +144,8 @@ class Snapshot(_Part):
 def write(path: Path, snapshot: Snapshot) -> None:
     """Replace the file at `path` in one step. A failure is logged: monitoring never stops a run."""
     try:
-        with replacing(path) as temporary, temporary.open("wb") as file:
-            file.write(snapshot.model_dump_json().encode())
-            file.flush()
-            os.fsync(file.fileno())
+        with replacing(path, durable=True) as temporary:
+            temporary.write_bytes(snapshot.model_dump_json().encode())
     except (OSError, ValueError) as error:
         logger.warning("the snapshot %s cannot be written (%s); the run goes on without it", path, error)
 

@@ -51,7 +51,7 @@ def save_state(path: Path, state: State, metadata: dict[str, str], private: bool
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     arrays = {name: narrow(np.asarray(array)) for name, array in state.items()}
-    with replacing(path, private) as temporary:
+    with replacing(path, private=private) as temporary:
         temporary.write_bytes(save(arrays, {**metadata, _ORDER: json.dumps(list(state))}))
 
 
