@@ -142,9 +142,9 @@ class _Path:
                 gain = self.saved[:, 0]
             if not (gain > 0).any():
                 self._refuse(budget)
+            able = np.flatnonzero(gain > 0)
             with np.errstate(over="ignore"):  # of a block that saves next to nothing
-                loss_per_unit = np.divide(self.loss, gain, out=np.full_like(gain, np.inf), where=gain > 0)
-            self._cut(int(np.argmin(loss_per_unit)))
+                self._cut(int(able[np.argmin(self.loss[able] / gain[able])]))
         counts = self._filled(limits, *self.large) if self.large else self.counts
         kept = {name: curve.kept(counts[name]) for name, curve in self.curves.items()}
         return Plan.of(self.groups, kept | {self.groups.output.name: self.classes})

@@ -126,6 +126,13 @@ def test_a_step_that_saves_no_time_does_not_stop_the_path() -> None:
     assert counts(0.6, dataclasses.replace(TABLE, layers={**TABLE.layers, **flat}))[1] == 2
 
 
+def test_steps_that_save_next_to_no_time_end_too() -> None:
+    flat = {"a": LayerTimes((1,), (2, 4), ((1.0, 1.0),)), "b": LayerTimes((1,), (2, 8), ((0.0, 1e-310),))}
+    table = dataclasses.replace(TABLE, layers={**TABLE.layers, **flat})  # loss per unit is beyond the largest float
+    with pytest.raises(PlanError, match=r"latency budget is 0.1 of the full model, 1 is the nearest possible"):
+        counts(0.1, table)
+
+
 @given(grids, st.floats(0.1, 1.0), st.floats(0.1, 1.0))
 @example(np.array([[0.0, 0, 2], [2, 25, 2], [2, 2, 2], [2, 2, 2]]), 0.5, 0.375)  # what is left goes to another layer
 def test_a_larger_latency_loses_no_more_than_a_smaller_one(seconds: np.ndarray, one: float, two: float) -> None:
