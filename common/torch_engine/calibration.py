@@ -20,7 +20,8 @@ from common.torch_engine.base import BaseModel
 from common.torch_engine.evidence import Rows, hooks
 from common.torch_engine.forward import logits
 
-IMAGES = 50  # are enough: a sum over them, of which the root is taken
+IMAGES = 50  # are enough to measure on: a sum over them, of which the root is taken
+FOLDS = 5  # one image in so many is measured at most, so that enough are left to fit on
 KEPT = 4  # one channel in so many stays
 POWER = 0.5  # the layers behind make good a part of the error; half way, in the logarithm, did best
 
@@ -29,13 +30,18 @@ def calibrated(
     base: BaseModel, classes: Indices, x: torch.Tensor, rows: Rows, curves: Mapping[str, RemovalCurve]
 ) -> dict[str, RemovalCurve]:
     """The curves with costs scaled by layer, from some of the images `x` [N, C, H, W] and the channels seen in them."""
-    some = x[:: max(1, len(x) // IMAGES)]
+    step = max(FOLDS, len(x) // IMAGES)
+    measured = np.arange(len(x)) % step == 0
+    # On the images of a fit, any channels give back all others of a layer that is wider than they are many.
+    fitted = ~measured if len(x) > 1 else measured
+    seen = {key: v.reshape(len(x), -1, v.shape[1])[fitted].reshape(-1, v.shape[1]) for key, v in rows.items()}
+    some = x[torch.from_numpy(measured)]
     full = logits(base.module, some)[:, classes]
     result = {}
     for name, curve in curves.items():
         kept = curve.kept(-(-len(curve.order) // KEPT))
         said = float(curve.cost[: len(curve.order) - len(kept)].sum())
-        change = _without(base.module, base.groups.by_name[name], kept, rows, some)[:, classes] - full
+        change = _without(base.module, base.groups.by_name[name], kept, seen, some)[:, classes] - full
         found = float(np.square(change - change.mean(1, keepdims=True)).sum(1).mean())
         factor = (found / said) ** POWER if found > 0 and said > 0 else 1.0
         result[name] = RemovalCurve(curve.order, curve.cost * factor)
@@ -70,7 +76,7 @@ def _without(module: nn.Module, group: Group, kept: Indices, rows: Rows, x: torc
 def _restored(rows: npt.NDArray[np.float32], kept: Indices) -> tuple[torch.Tensor, torch.Tensor]:
     """A [C, K] and b [C] with x ≈ A·x_kept + b over the observations [R, C]."""
     mean = rows.mean(0)
-    covariance = np.atleast_2d(np.cov(rows, rowvar=False)).astype(np.float64)
+    covariance = np.atleast_2d(np.cov(rows, rowvar=False, bias=True)).astype(np.float64)
     within = covariance[np.ix_(kept, kept)] + ridge_of(covariance, 0.01) * np.eye(len(kept))
     matrix = np.linalg.solve(within, covariance[kept]).T.astype(np.float32)
     matrix[kept] = np.eye(len(kept), dtype=np.float32)

@@ -22,13 +22,15 @@ from common.selection import Floats, Reading
 Rows = dict[tuple[str, str], npt.NDArray[np.float32]]
 """Observations [R, channels] of a group's channels at a consumer's input, by (group, layer)."""
 
+ROWS = 16384  # at most, observed of a layer in all images: more brought little
+
 
 @dataclass(frozen=True)
 class Sampler:
     """Chooses the same map positions in every model: at most `rows` observations a layer, seeded by the layer."""
 
     images: int
-    rows: int = 8192
+    rows: int = ROWS
     seed: int = 0
 
     def positions(self, layer: str, available: int) -> torch.Tensor:
@@ -186,7 +188,7 @@ def readings(model: nn.Module, group: Group, rows: Rows, sensitivity: dict[str, 
     for consumer in group.consumers:
         observed = rows[group.name, consumer.layer]
         module: Any = modules[consumer.layer]
-        covariance = np.cov(observed, rowvar=False).astype(np.float64).reshape(group.channels, -1)
+        covariance = np.cov(observed, rowvar=False, bias=True).astype(np.float64).reshape(group.channels, -1)
         result.append(reading(covariance, module.weight.detach(), group, consumer, sensitivity[consumer.layer]))
     return result
 

@@ -34,9 +34,9 @@ _PADDING = {"zeros": "constant", "reflect": "reflect", "replicate": "replicate",
 class LeastSquares:
     """Ridge regression on one matrix of inputs for several targets: it is factorised once.
 
-    `x` [R, K]; `start` [O, K]: the weights that the ridge draws to. `ridge` in units of the mean square of a (centred)
-    column. `constant` false: the map is linear, not affine. Needs min(R, K)² memory: with fewer rows than columns it is
-    solved in the rows.
+    `x` [R, K]; `start` [O, K]: the weights that the ridge draws to, as hard as `ridge` observations of them would.
+    `constant` false: the map is linear, not affine. Needs min(R, K)² memory: with fewer rows than columns it is solved
+    in the rows.
     """
 
     def __init__(self, x: torch.Tensor, start: torch.Tensor, ridge: float, constant: bool = True) -> None:
@@ -47,7 +47,7 @@ class LeastSquares:
         gram = (self.x @ self.x.T if self.by_rows else self.x.T @ self.x).double()
         # Beside the ridge what single precision may have lost, and a floor for dead layers.
         total = float(self.x.square().sum())
-        gram.diagonal().add_(total * (ridge / x.shape[1] + 1e-6) + 1e-8 * len(x))
+        gram.diagonal().add_(total * (ridge / x.numel() + 1e-6) + 1e-8 * len(x))
         self.factor = torch.linalg.cholesky(gram).float()
 
     def fit(self, wanted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -23,6 +23,7 @@ from common.slicer import kept_elements
 from common.torch_engine.evidence import Response, consumers, hooks
 from common.torch_engine.fitting import LeastSquares, patches
 
+RIDGE = 192  # observations that the sliced weights count as: few images must not bend a wide layer
 ROUNDS = 3  # of fits that know the rectifier; more brought nothing
 
 
@@ -33,7 +34,7 @@ def merge(
     plan: Plan,
     x: torch.Tensor,
     full: Mapping[str, Response],
-    ridge: float = 0.03,
+    ridge: float = RIDGE,
 ) -> None:
     """Merge in place, in one forward pass of the cut model over all images `x` [N, C, H, W].
 

@@ -37,12 +37,13 @@ def features(submodel: Submodel, images: Images, batch: int = 512) -> tuple[Floa
     return np.concatenate(read), np.concatenate(z)
 
 
-def refitted(submodel: Submodel, images: Images, classes: Indices, ridge: float = 0.1) -> Submodel:
+def refitted(submodel: Submodel, images: Images, classes: Indices, ridge: float = 50) -> Submodel:
     """A copy whose outputs for `classes` follow the base's logits on unlabelled `images` of all classes.
 
     Merging fits every output on images of the served classes alone, where those of the others have least to say. Here
     the last layer's weights of these outputs are fitted anew in closed form: ridge regression of the base's logits on
-    what the submodel's last layer reads, towards the merged weights. All other outputs stay as they are.
+    what the submodel's last layer reads, towards the merged weights, which count as `ridge` images. All other outputs
+    stay as they are.
     """
     rows = np.searchsorted(submodel.classes, classes)
     result = Submodel(submodel.base, submodel.plan, copy.deepcopy(submodel.module))

@@ -16,7 +16,7 @@ from common.planner import Budget, plan
 from common.selection import Floats, RemovalCurve, removal_curve
 from common.torch_engine.base import BaseModel, Submodel
 from common.torch_engine.calibration import calibrated
-from common.torch_engine.evidence import Response, Sampler, output_sensitivity, readings, recorded, responses
+from common.torch_engine.evidence import ROWS, Response, Sampler, output_sensitivity, readings, recorded, responses
 from common.torch_engine.factory import sliced
 from common.torch_engine.forward import Images, normalise
 from common.torch_engine.merge import merge
@@ -47,7 +47,7 @@ class Evidence:
         start: Plan | None = None,
         importance: Mapping[str, Floats] | None = None,
         seed: int = 0,
-        rows: int = 8192,
+        rows: int = ROWS,
         sensitivity: Sensitivity = output_sensitivity,
     ) -> Evidence:
         """Observe unlabelled `images` uint8 [N, H, W, C] of the needed `classes`.

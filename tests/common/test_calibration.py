@@ -10,8 +10,8 @@ from common.assets import asset
 from common.data.source import load
 from common.selection import RemovalCurve
 from common.torch_engine.base import BaseModel
-from common.torch_engine.calibration import POWER, calibrated
-from common.torch_engine.evidence import Sampler, recorded
+from common.torch_engine.calibration import KEPT, POWER, calibrated
+from common.torch_engine.evidence import Rows, Sampler, recorded
 from common.torch_engine.forward import normalise
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -48,6 +48,27 @@ def test_a_layer_that_the_needed_logits_feel_more_becomes_dearer(seen):
     after = calibrated(louder, np.arange(3), x, rows, curves(base, 1.0))
     for name, curve in before.items():
         np.testing.assert_allclose(after[name].cost / curve.cost, 9**POWER, rtol=1e-3)
+
+
+def first(rows: Rows, images: int) -> Rows:
+    """Those of the first of 60 images."""
+    return {key: observed[: len(observed) * images // 60] for key, observed in rows.items()}
+
+
+def test_a_layer_wider_than_the_images_are_many_is_not_free(seen):
+    """Few images tell of it what many tell, though on them any of its channels give back all others."""
+    base, x, rows = seen
+    many, few = (
+        calibrated(base, np.arange(3), x[:n], first(rows, n), curves(base, 1.0))["classifier.0"] for n in (60, 30)
+    )
+    assert len(few.order) / KEPT > 30
+    assert few.cost[0] > many.cost[0] / 2
+
+
+def test_one_image_is_enough(seen):
+    base, x, rows = seen
+    for curve in calibrated(base, np.arange(3), x[:1], first(rows, 1), curves(base, 1.0)).values():
+        assert np.isfinite(curve.cost).all()
 
 
 def test_a_curve_that_says_nothing_stays(seen):

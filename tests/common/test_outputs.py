@@ -41,10 +41,10 @@ def test_features_are_what_the_last_layer_reads(submodel: Submodel) -> None:
 def test_other_outputs_are_ridge_regression_and_served_ones_stay(submodel: Submodel) -> None:
     images = tiny.images(200, 7)[0]
     x, z = features(submodel, images)
-    found = refitted(submodel, images, OTHERS, ridge=0.1)
+    found = refitted(submodel, images, OTHERS, ridge=20)
     fresh = tiny.images(50, 8)[0]
     expected = features(submodel, fresh)[1].astype(np.float64)
-    strength = 0.1 * x.var(0).mean() * len(x)
+    strength = 20 * x.var(0).mean()
     missing = Ridge(strength).fit(x, full(submodel.base, images)[:, OTHERS] - z[:, OTHERS])
     expected[:, OTHERS] += missing.predict(features(submodel, fresh)[0])
     np.testing.assert_allclose(found.scores(fresh), expected, rtol=1e-3, atol=1e-3)
