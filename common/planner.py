@@ -140,9 +140,9 @@ class _Path:
             gain = self.saved @ (np.array(over) / self.full)
             if not (gain > 0).any():  # no single block is faster, several may be
                 gain = self.saved[:, 0]
-            if not (gain > 0).any():
-                self._refuse(budget)
             able = np.flatnonzero(gain > 0)
+            if len(able) == 0:
+                self._refuse(budget)
             with np.errstate(over="ignore"):  # of a block that saves next to nothing
                 self._cut(int(able[np.argmin(self.loss[able] / gain[able])]))
         counts = self._filled(limits, *self.large) if self.large else self.counts

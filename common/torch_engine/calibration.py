@@ -17,7 +17,7 @@ from common.groups import Group
 from common.plan import Indices
 from common.selection import RemovalCurve, ridge_of
 from common.torch_engine.base import BaseModel
-from common.torch_engine.evidence import Rows, hooks
+from common.torch_engine.evidence import Rows, covariance_of, hooks
 from common.torch_engine.forward import logits
 
 IMAGES = 50  # are enough to measure on: a sum over them, of which the root is taken
@@ -34,26 +34,30 @@ def calibrated(
     measured = np.arange(len(x)) % step == 0
     # On the images of a fit, any channels give back all others of a layer that is wider than they are many.
     fitted = ~measured if len(x) > 1 else measured
-    seen = {key: v.reshape(len(x), -1, v.shape[1])[fitted].reshape(-1, v.shape[1]) for key, v in rows.items()}
     some = x[torch.from_numpy(measured)]
     full = logits(base.module, some)[:, classes]
     result = {}
     for name, curve in curves.items():
         kept = curve.kept(-(-len(curve.order) // KEPT))
         said = float(curve.cost[: len(curve.order) - len(kept)].sum())
-        change = _without(base.module, base.groups.by_name[name], kept, seen, some)[:, classes] - full
+        change = _without(base.module, base.groups.by_name[name], kept, rows, fitted, some)[:, classes] - full
         found = float(np.square(change - change.mean(1, keepdims=True)).sum(1).mean())
         factor = (found / said) ** POWER if found > 0 and said > 0 else 1.0
         result[name] = RemovalCurve(curve.order, curve.cost * factor)
     return result
 
 
-def _without(module: nn.Module, group: Group, kept: Indices, rows: Rows, x: torch.Tensor) -> npt.NDArray[np.float32]:
-    """Logits when every consumer reads, for the group's channels, what the `kept` ones say of them."""
+def _without(
+    module: nn.Module, group: Group, kept: Indices, rows: Rows, fitted: npt.NDArray[np.bool_], x: torch.Tensor
+) -> npt.NDArray[np.float32]:
+    """Logits when every consumer reads, for the group's channels, what the `kept` ones say of them on those of the
+    images seen that are `fitted`.
+    """
     modules = dict(module.named_modules())
     handles = []
     for consumer in group.consumers:
-        matrix, constant = _restored(rows[group.name, consumer.layer], kept)
+        observed = rows[group.name, consumer.layer].reshape(len(fitted), -1, group.channels)[fitted]
+        matrix, constant = _restored(observed.reshape(-1, group.channels), kept)
         first, last = consumer.offset, consumer.offset + group.channels * consumer.taps
 
         def restore(
@@ -76,7 +80,7 @@ def _without(module: nn.Module, group: Group, kept: Indices, rows: Rows, x: torc
 def _restored(rows: npt.NDArray[np.float32], kept: Indices) -> tuple[torch.Tensor, torch.Tensor]:
     """A [C, K] and b [C] with x ≈ A·x_kept + b over the observations [R, C]."""
     mean = rows.mean(0)
-    covariance = np.atleast_2d(np.cov(rows, rowvar=False, bias=True)).astype(np.float64)
+    covariance = covariance_of(rows)
     within = covariance[np.ix_(kept, kept)] + ridge_of(covariance, 0.01) * np.eye(len(kept))
     matrix = np.linalg.solve(within, covariance[kept]).T.astype(np.float32)
     matrix[kept] = np.eye(len(kept), dtype=np.float32)

@@ -188,9 +188,15 @@ def readings(model: nn.Module, group: Group, rows: Rows, sensitivity: dict[str, 
     for consumer in group.consumers:
         observed = rows[group.name, consumer.layer]
         module: Any = modules[consumer.layer]
-        covariance = np.cov(observed, rowvar=False, bias=True).astype(np.float64).reshape(group.channels, -1)
-        result.append(reading(covariance, module.weight.detach(), group, consumer, sensitivity[consumer.layer]))
+        result.append(
+            reading(covariance_of(observed), module.weight.detach(), group, consumer, sensitivity[consumer.layer])
+        )
     return result
+
+
+def covariance_of(observed: npt.NDArray[np.float32]) -> Floats:
+    """[C, C] of observations [R, C]; zero of a single one."""
+    return np.cov(observed, rowvar=False, bias=True).astype(np.float64).reshape(observed.shape[1], -1)
 
 
 def reading(covariance: Floats, weight: torch.Tensor, group: Group, consumer: Consumer, sensitivity: Floats) -> Reading:

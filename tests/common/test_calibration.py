@@ -65,6 +65,7 @@ def test_a_layer_wider_than_the_images_are_many_is_not_free(seen):
     assert few.cost[0] > many.cost[0] / 2
 
 
+@pytest.mark.filterwarnings("error")
 def test_one_image_is_enough(seen):
     base, x, rows = seen
     for curve in calibrated(base, np.arange(3), x[:1], first(rows, 1), curves(base, 1.0)).values():
