@@ -22,6 +22,7 @@ from benchmarks.pages.pruning_rows import (
     calibration_of,
     draw_of,
     line_of,
+    refuse_twins,
     usual_calibration,
 )
 from benchmarks.pages.section import Section
@@ -72,6 +73,7 @@ in them than in sharp ones, so what counts is the difference between rows.
 
 def render(record: Record) -> Section:
     """Tables, comparisons, a chart for each number of classes and one of what class-adaptivity brings."""
+    refuse_twins(record.rows)
     model = record.settings["model"].rpartition(":")[2]  # of an own network, its factory's name
     parts, charts = [_introduction(record.settings, model)], {}
     slug = "".join(c if c.isalnum() else "-" for c in model)

@@ -35,8 +35,8 @@ PAPER = {
 
 
 MIXTURE = f"""\
-Unlabelled images a class. *Mixture*: as many altogether, as a phone might hold them: uneven shares of the needed
-classes, from a symmetric Dirichlet distribution of the concentration named, and {100 * OTHERS:g} % of other classes."""
+*Mixture*: as many altogether, as a phone might hold them: uneven shares of the needed classes, from a symmetric
+Dirichlet distribution of the concentration named, and {100 * OTHERS:g} % of other classes."""
 
 
 def against_peers(rows: Sequence[Row]) -> list[str]:
@@ -128,7 +128,8 @@ def calibration_size(record: Record) -> list[str]:
         if lines:
             header = ("", *(f"{images}, mixture {mixture:g}" if mixture else f"{images}" for images, mixture in kinds))
             parts += [f"{size} classes, no training; loss in points, on draws that all have:", table(header, lines)]
-    return ["### Calibration set size", MIXTURE, *parts] if parts else []
+    text = "Unlabelled images a class." + (f" {MIXTURE}" if any(mixture for _, mixture in kinds) else "")
+    return ["### Calibration set size", text, *parts] if parts else []
 
 
 def paper(record: Record) -> list[str]:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from benchmarks.charts import Line
 from benchmarks.record import Record, Row
 from benchmarks.tables import Spread
+from common.errors import StateError
 
 NAMES = {
     "reconstruct": "reconstruct",
@@ -68,6 +69,19 @@ def budgets_of(rows: Sequence[Row]) -> list[float]:
 
 def draw_of(row: Row) -> tuple[object, ...]:
     return (row["seed"], row["draw"], *row["classes"])
+
+
+def refuse_twins(rows: Sequence[Row]) -> None:
+    """Raises StateError where two files measured the same: a mean would count it twice."""
+    seen = set()
+    for row in rows:
+        key = (*draw_of(row), row["strategy"], row["macs_target"], row["tune"], *calibration_of(row))
+        if key in seen:
+            raise StateError(
+                f"{row['strategy']} at {row['macs_target']:g} of the MACs (tune {row['tune']}, draw {row['draw']}) has "
+                "two rows in the files of one section: remove the older one"
+            )
+        seen.add(key)
 
 
 def line_of(label: str, by_budget: Sequence[Spread | None], reference: bool = False) -> Line:

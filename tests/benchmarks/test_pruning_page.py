@@ -6,6 +6,7 @@ from benchmarks.charts import draw
 from benchmarks.pages.pruning import render
 from benchmarks.record import Record
 from benchmarks.results import PAGES, sections
+from common.errors import StateError
 
 SETTINGS = {
     "model": "vgg16",
@@ -121,6 +122,12 @@ def test_calibration_set_sizes_have_their_table(record):
     assert "|  | 5 | 50 |" in below
     assert "| reconstruct, 10 % MACs | 17.0 ± 0.0 | 12.0 ± 0.1 |" in below
     assert "80.2 ± 0.2 (12.0 ± 0.1)" in text.partition("### Calibration set size")[0]  # the usual size alone
+
+
+def test_a_row_that_two_files_hold_is_refused(record):
+    record.rows.append(dict(record.rows[0]))
+    with pytest.raises(StateError, match="two rows in the files"):
+        render(record)
 
 
 def test_mixtures_stand_beside_even_shares_and_in_no_other_table(record):

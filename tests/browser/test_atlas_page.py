@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from simulations.report.atlas_page import Page, write_atlas
-from simulations.report.filters import GroupView, Shown, families_of, sprite_of, views
+from simulations.report.filters import GroupView, Shown, families_of, local, sprite_of, views
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (extra dev)")
 
@@ -28,7 +28,7 @@ def layer(number, filters=9, each=4, window=14):
     rng = np.random.default_rng(number)
     shares, measured = rng.dirichlet([0.3] * 10, filters), rng.dirichlet([0.3] * 10, filters)
     pictures = rng.integers(0, 256, (filters, 32, 32, 3), dtype=np.uint8)
-    family = np.sort(rng.integers(0, 3, filters))
+    family = local(np.sort(rng.integers(0, 3, filters)))
     excited = np.full(filters, each)
     excited[0] = 0
     shown = Shown(np.arange(filters) * 7, pictures, shares, family, measured, excited)
