@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -72,7 +73,8 @@ def _joined(records: list[Record]) -> Record:
 
 def page(found: list[tuple[list[Record], Section]]) -> str:
     """The whole page."""
-    return "\n".join([HEAD, *(_section(records, section) for records, section in found)])
+    contents = "".join(f"- [{section.title}](#{_anchor(section.title)})\n" for _, section in found)
+    return "\n".join([HEAD, contents, *(_section(records, section) for records, section in found)])
 
 
 def write_results(rows: Path, docs: Path) -> Path:
@@ -93,6 +95,11 @@ def _section(records: list[Record], section: Section) -> str:
         parts.append("\n".join(["```", *record.commands, "```", f"Made on {_machine(record.machine)}."]))
     parts += [f"![{chart.title}](figures/{name}.svg)" for name, chart in section.charts.items()]
     return "\n\n".join([*parts, f"{section.text}\n"])
+
+
+def _anchor(title: str) -> str:
+    """Of a heading, as renderers of Markdown make it."""
+    return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
 
 
 def _machine(machine: Mapping[str, object]) -> str:

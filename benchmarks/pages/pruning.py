@@ -11,6 +11,7 @@ from benchmarks.pages.pruning_questions import (
     adaptivity_chart,
     against_peers,
     calibration_size,
+    in_short,
     paper,
 )
 from benchmarks.pages.pruning_rows import (
@@ -23,11 +24,12 @@ from benchmarks.pages.pruning_rows import (
     draw_of,
     line_of,
     refuse_twins,
+    sizes_of,
     usual_calibration,
 )
 from benchmarks.pages.section import Section
 from benchmarks.record import Record, Row
-from benchmarks.tables import Spread, table
+from benchmarks.tables import Spread, reach, table
 
 FULL = {
     "accuracy_full": "full model, all its classes",
@@ -75,10 +77,10 @@ def render(record: Record) -> Section:
     """Tables, comparisons, a chart for each number of classes and one of what class-adaptivity brings."""
     refuse_twins(record.rows)
     model = record.settings["model"].rpartition(":")[2]  # of an own network, its factory's name
-    parts, charts = [_introduction(record.settings, model)], {}
+    parts, charts = [_introduction(record.settings, model), *in_short(record)], {}
     slug = "".join(c if c.isalnum() else "-" for c in model)
     usual = usual_calibration(record)
-    for size in sorted({len(row["classes"]) for row in record.rows}):
+    for size in sizes_of(record):
         rows = [r for r in record.rows if len(r["classes"]) == size and calibration_of(r) == usual]
         if rows:
             parts += _of_size(rows, size, usual[0])
@@ -108,7 +110,7 @@ def _of_size(rows: Sequence[Row], size: int, calibration: int) -> list[str]:
     for tune, title in TUNING.items():
         tuned = [row for row in rows if row["tune"] == tune]
         if tuned:
-            header = ("", *(f"{100 * macs:g} % MACs" for macs in budgets_of(tuned)))
+            header = ("", *(f"{100 * macs:g} % MACs" for macs in budgets_of(tuned)), "draws")
             parts += [
                 f"**{title}**: accuracy and loss",
                 table(header, _lines(tuned, _mean_and_loss)),
@@ -142,7 +144,8 @@ def _lines(rows: Sequence[Row], cell: Callable[[Sequence[Row], str], str]) -> li
         )
         for figure, suffix in (("accuracy", ""), ("accuracy_recalibrated", ", recalibrated"))[: 1 + again]:
             cells = [[r for r in of_strategy if r["macs_target"] == macs] for macs in budgets_of(rows)]
-            lines.append([name + suffix, *(cell(found, figure) if found else "–" for found in cells)])
+            draws = reach(len(found) for found in cells if found)
+            lines.append([name + suffix, *(cell(found, figure) if found else "–" for found in cells), draws])
     return lines
 
 

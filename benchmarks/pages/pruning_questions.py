@@ -8,22 +8,22 @@ from collections.abc import Sequence
 from benchmarks.charts import Chart, Panel
 from benchmarks.pages.pruning_rows import (
     AGNOSTIC,
-    MERGING,
     NAMES,
     OURS,
     TUNING,
-    best,
+    best_other,
     budgets_of,
     calibration_of,
     draw_of,
     line_of,
     loss_of,
     paired,
+    sizes_of,
     usual_calibration,
 )
 from benchmarks.record import Record, Row
 from benchmarks.subsets import OTHERS
-from benchmarks.tables import Spread, table
+from benchmarks.tables import Spread, measured, reach, table
 
 PAPER = {
     "vgg16": (0.595, "negligible", 0.5),
@@ -34,23 +34,47 @@ PAPER = {
 """MACs kept and loss in Qin et al. (ASP-DAC 2019), and what we hold that loss to be, in points."""
 
 
+SHORT = """\
+What *reconstruct* loses against the full model that answers among the needed classes only, points; then how far it is
+ahead of the best other strategy, paired over the draws that both have. **?**: not told from chance."""
+
 MIXTURE = f"""\
 *Mixture*: as many altogether, as a phone might hold them: uneven shares of the needed classes, from a symmetric
 Dirichlet distribution of the concentration named, and {100 * OTHERS:g} % of other classes."""
+
+
+def in_short(record: Record) -> list[str]:
+    """For each number of classes what ours loses, and what it is ahead of the best other."""
+    usual, budgets, lines = usual_calibration(record), budgets_of(record.rows), []
+    for size in sizes_of(record):
+        for tune, title in TUNING.items():
+            rows = [r for r in record.select(tune=tune) if len(r["classes"]) == size and calibration_of(r) == usual]
+            own = [r for r in rows if r["strategy"] == OURS]
+            if own:
+                losses = [measured(loss_of(r) for r in own if r["macs_target"] == macs) for macs in budgets]
+                rivals = [best_other(rows, macs) for macs in budgets]
+                lines.append(_short_line(f"{size} classes, {title.lower()}: loss", losses))
+                if any(rivals):
+                    ahead = [found[1] if found else None for found in rivals]
+                    lines.append(_short_line("… ahead of the best other", ahead, differences=True))
+    header = ("", *(f"{100 * macs:g} % MACs" for macs in budgets), "draws")
+    return ["### In short", SHORT, table(header, lines)] if lines else []
+
+
+def _short_line(title: str, spreads: Sequence[Spread | None], differences: bool = False) -> list[str]:
+    cells = [
+        "–" if s is None else s.text(100, sign=differences) + (" ?" if differences and not s.told_from_zero else "")
+        for s in spreads
+    ]
+    return [title, *cells, reach(s.count for s in spreads if s is not None)]
 
 
 def against_peers(rows: Sequence[Row]) -> list[str]:
     """A line for each budget: ours over the strategy that is best there among all others but our own control."""
     lines = []
     for macs in budgets_of(rows):
-        rivals = {
-            name: Spread.of(best(r) for r in rows if r["strategy"] == name and r["macs_target"] == macs).mean
-            for name in NAMES
-            if name not in MERGING and any(r["strategy"] == name and r["macs_target"] == macs for r in rows)
-        }
-        rival = max(rivals, key=lambda name: rivals[name], default="")
-        difference = paired(rows, OURS, rival, macs)
-        if difference:
+        if found := best_other(rows, macs):
+            rival, difference = found
             lines.append(
                 f"- {100 * macs:g} % MACs: {difference.text(100, sign=True)} points over the best other, "
                 f"{NAMES[rival]}: {_verdict(difference)}."
@@ -70,14 +94,13 @@ def adaptivity(record: Record) -> list[str]:
     """What looking at the needed classes alone brings, in pairs of draws."""
     lines = []
     for (size, tune), found in _class_differences(record).items():
-        cells = ("–" if s is None else s.text(100, sign=True) + ("" if s.told_from_zero else " ?") for s in found)
-        lines.append([f"{size} classes, {TUNING[tune].lower()}", *cells])
+        lines.append(_short_line(f"{size} classes, {TUNING[tune].lower()}", found, differences=True))
     if not lines:
         return []
     return [
         "### What class-adaptivity brings",
         f"*{NAMES[OURS]}* minus *{NAMES[AGNOSTIC]}*, points, paired over draws; **?**: not told from chance.",
-        table(("", *(f"{100 * macs:g} % MACs" for macs in budgets_of(record.rows))), lines),
+        table(("", *(f"{100 * macs:g} % MACs" for macs in budgets_of(record.rows)), "draws"), lines),
     ]
 
 
@@ -100,7 +123,7 @@ def adaptivity_chart(record: Record, model: str) -> Chart | None:
 def _class_differences(record: Record) -> dict[tuple[int, str], list[Spread | None]]:
     """Ours minus our control by number of classes and tuning, one for each budget; without those of none."""
     usual, found = usual_calibration(record), {}
-    for size in sorted({len(row["classes"]) for row in record.rows}):
+    for size in sizes_of(record):
         for tune in TUNING:
             rows = [r for r in record.select(tune=tune) if len(r["classes"]) == size and calibration_of(r) == usual]
             found[size, tune] = [paired(rows, OURS, AGNOSTIC, macs) for macs in budgets_of(record.rows)]
@@ -113,15 +136,15 @@ def calibration_size(record: Record) -> list[str]:
     if len(kinds) < 2:
         return []
     parts = []
-    for size in sorted({len(row["classes"]) for row in record.rows}):
+    for size in sizes_of(record):
         rows = [row for row in record.rows if len(row["classes"]) == size and row["tune"] == "none"]
         lines = []
         for strategy, name in NAMES.items():
             for macs in budgets_of(rows):
                 chosen = [r for r in rows if r["strategy"] == strategy and r["macs_target"] == macs]
                 by_kind = [{draw_of(r): loss_of(r) for r in chosen if calibration_of(r) == kind} for kind in kinds]
-                measured = [losses for losses in by_kind if losses]
-                common = set(measured[0]).intersection(*measured[1:]) if len(measured) > 1 else set()
+                seen = [losses for losses in by_kind if losses]
+                common = set(seen[0]).intersection(*seen[1:]) if len(seen) > 1 else set()
                 if common:
                     cells = (Spread.of(of[d] for d in common).text(100) if of else "–" for of in by_kind)
                     lines.append([f"{name}, {100 * macs:g} % MACs", *cells])
@@ -139,7 +162,7 @@ def paper(record: Record) -> list[str]:
         return []
     kept, loss, points = PAPER[model]
     lines = []
-    for size in sorted({len(row["classes"]) for row in record.rows}):
+    for size in sizes_of(record):
         for tune, title in TUNING.items():
             rows = [r for r in record.rows if (len(r["classes"]), r["tune"], r["strategy"]) == (size, tune, OURS)]
             rows = [r for r in rows if calibration_of(r) == usual_calibration(record)]

@@ -45,6 +45,17 @@ def paired(rows: Sequence[Row], first: str, second: str, macs: float) -> Spread 
     return Spread.of(values[first][d] - values[second][d] for d in both) if both else None
 
 
+def best_other(rows: Sequence[Row], macs: float) -> tuple[str, Spread] | None:
+    """The strategy that ours is least ahead of, but for our own control, and by how much; of those that share most
+    draws with ours, so that one lucky draw makes no best.
+    """
+    found = {name: paired(rows, OURS, name, macs) for name in NAMES if name not in MERGING}
+    measured = {name: ahead for name, ahead in found.items() if ahead is not None}
+    most = max((ahead.count for ahead in measured.values()), default=0)
+    rivals = [(name, ahead) for name, ahead in measured.items() if ahead.count == most]
+    return min(rivals, key=lambda rival: rival[1].mean, default=None)
+
+
 def loss_of(row: Row) -> float:
     return float(row["accuracy_full_limited"]) - best(row)
 
@@ -61,6 +72,11 @@ def usual_calibration(record: Record) -> Calibration:
     """That of most rows: the tables are about it."""
     kinds = [calibration_of(row) for row in record.rows]
     return max(sorted(set(kinds)), key=kinds.count)
+
+
+def sizes_of(record: Record) -> list[int]:
+    """Numbers of needed classes."""
+    return sorted({len(row["classes"]) for row in record.rows})
 
 
 def budgets_of(rows: Sequence[Row]) -> list[float]:

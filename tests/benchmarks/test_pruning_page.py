@@ -95,6 +95,18 @@ def test_what_is_not_better_than_peers_is_said(record):
     assert line(text, "- 10 % MACs").endswith("**worse**.")
 
 
+def test_the_best_other_is_the_one_that_ours_is_least_ahead_of_on_most_draws(record):
+    text = render(record).text
+    assert "| 5 classes, no training: loss | 0.1 ± 0.1 | 12.0 ± 0.1 | 3 |" in text
+    assert "| … ahead of the best other | +11.9 ± 0.1 | −5.0 ± 0.1 | 3 |" in text
+    record.rows.append(row("l1", 1, 0, 0.99, 0.99))  # on one draw alone
+    text = render(record).text
+    assert line(text, "- 10 % MACs").endswith("over the best other, Torch-Pruning, Taylor: **worse**.")
+    assert "| L1 | – | 99.0 (−7.0) | 1 |" in text
+    record.rows[:] = [r for r in record.rows if r["strategy"] in ("reconstruct", "l1")]
+    assert line(render(record).text, "| … ahead of the best other").endswith("| – | −19.0 ? | 1 |")
+
+
 def test_class_adaptivity_is_paired_over_draws(record):
     below = render(record).text.partition("### What class-adaptivity brings")[2]
     assert "| 5 classes, no training | +0.1 ± 0.0 | +6.0 ± 0.0 |" in below

@@ -75,6 +75,7 @@ def test_write_results_gives_page_and_figures(record, tmp_path):
     written = write_results(tmp_path / "rows", tmp_path / "docs").read_text()
     assert "## What federation brings\n\n```\nthe command\n```\nMade on 2 cores of abacus" in written
     assert "![What federation brings](figures/federation.svg)" in written
+    assert "- [What federation brings](#what-federation-brings)\n" in written
     chart = render(record).charts["federation"]
     assert drawn_digest(tmp_path / "docs" / "figures" / "federation.svg") == chart.digest
 
