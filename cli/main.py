@@ -123,7 +123,13 @@ def prune(
             "0: no training.",
         ),
     ] = 0,
-    out: Annotated[Path | None, typer.Option(help="Write the submodel here (safetensors).")] = None,
+    out: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="File to write, may be repeated. The ending says what: .safetensors (weights), "
+            ".pt2 (a program for PyTorch alone) or .onnx (for ONNX Runtime; needs fedcaptor[onnx])."
+        ),
+    ] = None,
     seed: int = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -135,8 +141,9 @@ def prune(
         macs = 0.4 if tolerance is None else 1.0
     start = time.perf_counter()
     budget = Budget(macs, parameters=parameters, bytes=size, latency=latency)
+    files = tuple(out or ())
     request = Request(
-        model, weights, data, classes, budget, tolerance, calibration, seed, out, strategy, recalibrate, tune_steps
+        model, weights, data, classes, budget, tolerance, calibration, seed, files, strategy, recalibrate, tune_steps
     )
     with Progress(console=console, transient=True) as progress:
         bar = progress.add_task("tuning", total=tune_steps, visible=False)

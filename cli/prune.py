@@ -17,10 +17,11 @@ from common.errors import ConfigError, PlanError
 from common.latency import LatencyTable
 from common.planner import Budget
 from common.torch_engine.base import BaseModel, Submodel
+from common.torch_engine.export import check_suffixes, export
 from common.torch_engine.forward import Images, logits, normalise
 from common.torch_engine.latency import latency_ratio, measure_table
-from common.torch_engine.network import save_state
 from common.torch_engine.recalibrate import recalibrate
+from common.torch_engine.standalone import Standalone
 from common.torch_engine.strategies import SEE_ALL_CLASSES, Selection, Task, prepare
 from common.torch_engine.tolerance import smallest_within
 from common.torch_engine.tuning import tune
@@ -46,7 +47,7 @@ class Request:
     tolerance: float | None = None
     calibration: int = 50
     seed: int = 0
-    out: Path | None = None
+    out: tuple[Path, ...] = ()
     strategy: str = "reconstruct"
     recalibrate: bool = False
     tune_steps: int = 0
@@ -63,6 +64,7 @@ def prune_model(
     classes, on at most this share of the reference images that it was not calibrated on; PlanError when none does.
     `on_step`: tuning steps done. `on_layer`: layers measured and their number, for a budget of latency.
     """
+    check_suffixes(request.out)  # before the work
     data = load(request.source)
     base = load_base(request.model, request.weights, data)
     needed = _parse(request.classes, base.groups.classes)
@@ -78,8 +80,8 @@ def prune_model(
     if request.tune_steps:
         submodel, tuning = _tuned(submodel, data.x[part.rest()], request, on_step)
         more |= tuning
-    if request.out is not None:
-        _write(request.out, submodel)
+    for path in request.out:
+        export(Standalone.of(submodel), path)
     result = {"classes": needed.tolist(), "strategy": request.strategy}
     result |= _figures(submodel, data.x[part.test], data.y[part.test])
     if request.budget.table is not None:
@@ -148,13 +150,6 @@ def _figures(submodel: Submodel, images: Images, truth: np.ndarray) -> dict[str,
         "file_bytes_at_most": base.groups.file_bytes(submodel.plan.counts()),
         "latency_ratio": round(latency_ratio(submodel.module, base.module, base.groups.input_shape), 4),
     }
-
-
-def _write(path: Path, submodel: Submodel) -> None:
-    base = submodel.base
-    state = {name: tensor.numpy() for name, tensor in submodel.module.state_dict().items()}
-    about = {"model": base.name, "plan": submodel.plan.to_json(), "mean": str(base.mean), "std": str(base.std)}
-    save_state(path, state, about)
 
 
 def _share(hits: np.ndarray) -> float:

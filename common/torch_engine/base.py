@@ -43,8 +43,8 @@ class BaseModel:
             name,
             state,
             trace(module, name, input_shape),
-            _statistic(metadata, "mean", 0.5, input_shape[0]),
-            _statistic(metadata, "std", 0.5, input_shape[0]),
+            statistic(metadata, "mean", 0.5, input_shape[0]),
+            statistic(metadata, "std", 0.5, input_shape[0]),
             module,
         )
 
@@ -92,7 +92,8 @@ def _output_size(state: State, weights: Path) -> int:
     return int(matrices[-1].shape[0])
 
 
-def _statistic(metadata: dict[str, str], key: str, default: float, channels: int) -> tuple[float, ...]:
+def statistic(metadata: dict[str, str], key: str, default: float, channels: int) -> tuple[float, ...]:
+    """Of each input channel, from a weights file's metadata; raises ModelError when it is of other channels."""
     values = ast.literal_eval(metadata[key]) if key in metadata else (default,) * channels
     if len(values) != channels:
         raise ModelError(f"weights give {len(values)} values of {key}, the images have {channels} channels")

@@ -2,7 +2,9 @@
 
 import json
 
+import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from cli import prune
@@ -10,6 +12,7 @@ from cli.main import app
 from common.assets import asset
 from common.errors import ConfigError, ModelError, PlanError
 from common.latency import LatencyTable, LayerTimes
+from common.torch_engine.standalone import Standalone
 
 WEIGHTS = asset("simulations/models/small_cnn_fashion.safetensors")
 COMMAND = ["prune", "small-cnn", "--weights", str(WEIGHTS), "--classes", "0,6", "--calibration", "10", "--json"]
@@ -32,6 +35,23 @@ def test_several_budgets_hold_together_in_the_file(tmp_path):
     assert result["macs_ratio"] <= 0.5
     assert result["parameters_ratio"] <= 0.3
     assert out.stat().st_size <= result["file_bytes_at_most"] <= 250_000
+
+
+def test_one_submodel_goes_into_several_files(tmp_path):
+    files = [tmp_path / "small.safetensors", tmp_path / "small.pt2"]
+    run("--macs", "0.5", *(word for file in files for word in ("--out", str(file))))
+    images = np.random.default_rng(0).random((2, 1, 28, 28), dtype=np.float32)
+    scores = torch.export.load(files[1]).module()(torch.from_numpy(images)).detach().numpy()
+    weights = Standalone.read(files[0])
+    again = weights.module(torch.from_numpy((images - weights.mean[0]) / weights.std[0])).numpy()
+    np.testing.assert_allclose(scores, again, atol=0.02 * abs(again).max())  # weights are in half precision
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_the_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(prune, "load", lambda source: pytest.fail("looked at the images"))
+    failed = run("--out", str(tmp_path / "small.pth")).exception
+    assert isinstance(failed, ConfigError)
+    assert "must end in .safetensors, .pt2, .onnx" in str(failed)
 
 
 def test_a_tolerance_is_verified_on_images_that_are_held_out():

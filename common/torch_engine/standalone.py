@@ -1,0 +1,69 @@
+"""A submodel by itself, without its base model: in a file of its own, and back."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from torch import nn
+
+from common.errors import ModelError
+from common.plan import Indices
+from common.torch_engine.base import Submodel, statistic
+from common.torch_engine.forward import Images, logits, normalise
+from common.torch_engine.network import load_state, network, save_state
+from common.torch_engine.registry import names, skeleton
+
+
+@dataclass(frozen=True, eq=False)
+class Standalone:
+    """`labels` [k]: of its outputs, in the base model's numbering. `mean`, `std`: per channel, of images in [0, 1].
+    `input_shape`: (C, H, W). `module`: in eval mode.
+    """
+
+    model: str
+    labels: Indices
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    input_shape: tuple[int, int, int]
+    module: nn.Module
+
+    @classmethod
+    def of(cls, submodel: Submodel) -> Standalone:
+        base = submodel.base
+        return cls(base.name, submodel.classes, base.mean, base.std, base.groups.input_shape, submodel.module)
+
+    @classmethod
+    def read(cls, path: Path, model: str | None = None) -> Standalone:
+        """What `write` wrote. A file does not choose what is imported: `model` names the factory of a network that is
+        not a registered one. Raises ModelError when the file is another.
+        """
+        state, metadata = load_state(path)
+        try:
+            name, labels = metadata["model"], np.array(json.loads(metadata["labels"]), dtype=np.int64)
+            channels, height, width = (int(side) for side in json.loads(metadata["input_shape"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ModelError(f"{path} is no submodel ({error!r}): give a file of `fedcaptor prune --out`") from error
+        if model is None and name not in names():
+            raise ModelError(f"{path} holds a network of {name!r}, not one of {', '.join(names())}: name its factory")
+        shape = (channels, height, width)
+        mean, std = (statistic(metadata, key, 0.5, channels) for key in ("mean", "std"))
+        module = network(skeleton(model or name, len(labels), shape), state)
+        return cls(model or name, labels, mean, std, shape, module)
+
+    def write(self, path: Path) -> None:
+        """Weights in half precision, and all that using them takes, as safetensors."""
+        state = {name: tensor.numpy() for name, tensor in self.module.state_dict().items()}
+        about = {"labels": json.dumps(self.labels.tolist()), "input_shape": json.dumps(self.input_shape)}
+        save_state(path, state, {"model": self.model, **about, "mean": str(self.mean), "std": str(self.std)})
+
+    def scores(self, images: Images) -> npt.NDArray[np.float32]:
+        """Logits [N, k] of uint8 images [N, H, W, C], in the order of `labels`."""
+        return logits(self.module, normalise(images, self.mean, self.std))
+
+    def predict(self, images: Images) -> npt.NDArray[np.int64]:
+        """Labels [N] of uint8 images [N, H, W, C]."""
+        return self.labels[self.scores(images).argmax(1)]
