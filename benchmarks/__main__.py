@@ -15,6 +15,8 @@ from benchmarks import (
     gradients,
     lite0,
     local_privacy,
+    memory,
+    moments,
     phone,
     poisoning,
     preference,
@@ -23,8 +25,6 @@ from benchmarks import (
     secure_sum,
     slicing,
 )
-from benchmarks.memory import memory
-from benchmarks.moments import moments
 from common.errors import FedcaptorError
 
 app = typer.Typer(
@@ -40,8 +40,8 @@ app.command("federation")(federation.command)
 app.command("gradients")(gradients.command)
 app.command("lite0")(lite0.command)
 app.command("local_privacy")(local_privacy.command)
-app.command("memory")(memory)
-app.command("moments")(moments)
+app.command("memory")(memory.command)
+app.command("moments")(moments.command)
 app.command("phone")(phone.command)
 app.command("poisoning")(poisoning.command)
 app.command("preference")(preference.command)

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
-import platform
 import subprocess
 import sys
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from common.errors import ConfigError, FedcaptorError
-from common.files import replacing
+from benchmarks.options import File, Fresh
+from benchmarks.progress import bars
+from benchmarks.record import command_line, numbers, open_record, sweep
+from common.errors import FedcaptorError
 
 SETTINGS = (
     "privacy.min_cohort=20",
@@ -29,40 +29,27 @@ SETTINGS = (
 """Little work a phone: what matters is their number."""
 
 
-def memory(
-    file: Annotated[Path, typer.Option("--json", help="File of the rows, written after each.")],
-    phones: Annotated[str, typer.Option(help="Numbers of phones, smallest first.")] = "100,1000",
+def command(
+    file: File,
+    phones: Annotated[str, typer.Option(help="Numbers of phones.")] = "100,1000",
     overrides: Annotated[list[str] | None, typer.Option("--set", help="section.key=value, may be repeated.")] = None,
+    fresh: Fresh = False,
 ) -> None:
-    """Peak resident memory of a run with 100 phones and with 1,000: it must not grow with the phones.
+    """Peak resident memory of whole simulations by number of phones, which it must not grow with.
 
-    Ratios are to the first number. A row takes about half a second a phone.
+    A row takes about half a second a phone.
 
-    Example: python -m benchmarks memory --phones 100,1000 --json memory.json
+    Example: python -m benchmarks memory --phones 100,1000 --json benchmarks/results/memory.json
     """
-    settings = [*SETTINGS, *(overrides or [])]
-    rows: list[dict[str, Any]] = []
-    for count in _numbers(phones):
-        row = _measured(count, settings)
-        rows.append(row | {"ratio": row["peak_rss_bytes"] / (rows[0] if rows else row)["peak_rss_bytes"]})
-        with replacing(file) as temporary:
-            temporary.write_text(
-                json.dumps({"settings": settings, "machine": platform.machine(), "rows": rows}, indent=1)
-            )
-        print(f"{count} phones: peak {row['peak_rss_bytes'] / 2**20:.0f} MiB, {rows[-1]['ratio']:.2f} × the first")
+    chosen = [*SETTINGS, *(overrides or [])]
+    written = command_line("memory", file, phones=phones) + "".join(f" --set {key}" for key in overrides or [])
+    record = open_record(file, "memory", {"overrides": chosen}, written, fresh)
+    keys = [{"phones": count} for count in numbers(phones)]
+    with bars("memory") as (on_row, _):
+        sweep(record, file, keys, lambda key: measure(key["phones"], chosen), on_row)
 
 
-def _numbers(text: str) -> list[int]:
-    try:
-        found = [int(part) for part in text.split(",")]
-    except ValueError:
-        found = []
-    if not found or min(found) < 1:
-        raise ConfigError(f"--phones is {text!r}, must be numbers from 1: 100,1000")
-    return found
-
-
-def _measured(phones: int, settings: list[str]) -> dict[str, Any]:
+def measure(phones: int, settings: list[str]) -> dict[str, float]:
     """One run; its peak is the operating system's figure for the whole process, libraries and report included."""
     chosen = [part for key in (*settings, f"population.phones={phones}") for part in ("--set", key)]
     with TemporaryDirectory(prefix="fedcaptor-memory-") as folder:
@@ -82,8 +69,7 @@ def _measured(phones: int, settings: list[str]) -> dict[str, Any]:
         raise FedcaptorError(f"the run with {phones} phones ended with code {child.returncode}: see its error above")
     unit = 1 if sys.platform == "darwin" else 1024
     return {
-        "phones": phones,
         "peak_rss_bytes": usage.ru_maxrss * unit,
-        "seconds": round(time.monotonic() - start, 1),
-        "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1),
+        "seconds": time.monotonic() - start,
+        "cpu_seconds": usage.ru_utime + usage.ru_stime,
     }

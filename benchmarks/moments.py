@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import typer
 
-from benchmarks.record import machine, numbers
-from common.files import replacing
+from benchmarks.options import File, Fresh
+from benchmarks.progress import bars
+from benchmarks.record import command_line, numbers, open_record, sweep
 from common.moments import SHARE, ClassMoments, Moments, Scatter
 
 Clock = Callable[[], float]
@@ -21,32 +20,39 @@ OBSERVATIONS = 4096
 """Of a synthetic class at each place, as some hundred images give."""
 
 
-def moments(
-    file: Annotated[Path, typer.Option("--json", help="File of the rows, written after each.")],
+def command(
+    file: File,
     classes: Annotated[str, typer.Option(help="Numbers of classes.")] = "10,100,1000",
     model: Annotated[str, typer.Option(help="Registered name; its weights are random.")] = "vgg16",
     needed: Annotated[int, typer.Option(min=1, help="Classes of the usage whose curves are timed.")] = 5,
     share: Annotated[float, typer.Option(min=0.5, max=1.0, help="Of each trace that is kept.")] = SHARE,
     steepness: Annotated[float, typer.Option(min=0.0, help="The i-th variance of a layer falls as i^-this.")] = 1.5,
     seed: Annotated[int, typer.Option(help="Weights and moments follow from it.")] = 0,
+    fresh: Fresh = False,
 ) -> None:
     """Bytes and seconds of class moments for 10, 100 and 1,000 classes, without looking at images.
 
     Moments are synthetic and of the network's widths. As many classes as a usage needs are made and timed; bytes and
     packing seconds of all classes are in proportion. Seconds are CPU seconds of the measuring thread.
 
-    Example: python -m benchmarks moments --json moments.json
+    Example: python -m benchmarks moments --json benchmarks/results/moments.json
     """
-    settings = {"model": model, "needed": needed, "share": share, "steepness": steepness, "seed": seed}
-    rows: list[dict[str, Any]] = []
-    for count in numbers(classes):
-        rows.append({"classes": count, **measure(model, count, min(needed, count), share, steepness, seed)})
-        with replacing(file) as temporary:
-            temporary.write_text(json.dumps({"settings": settings, "machine": machine(), "rows": rows}, indent=1))
-        row = rows[-1]
-        print(
-            f"{count} classes: {row['bytes'] / 2**20:.0f} MiB, as triangles {row['triangle_bytes'] / 2**20:.0f} MiB, "
-            f"packed in {row['packing_seconds']:.1f} s, curves of one usage in {row['curves_seconds']:.1f} s"
+    settings: dict[str, str | int | float] = {
+        "model": model,
+        "needed": needed,
+        "share": share,
+        "steepness": steepness,
+        "seed": seed,
+    }
+    record = open_record(file, "moments", settings, command_line("moments", file, classes=classes, **settings), fresh)
+    keys = [{"classes": count} for count in numbers(classes)]
+    with bars("moments") as (on_row, _):
+        sweep(
+            record,
+            file,
+            keys,
+            lambda key: measure(model, key["classes"], min(needed, key["classes"]), share, steepness, seed),
+            on_row,
         )
 
 

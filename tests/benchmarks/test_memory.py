@@ -1,35 +1,36 @@
-"""The memory command: ratios to the first row, a file after every row."""
-
-import json
+"""The memory command: a row a run, and the table's ratios to the fewest phones."""
 
 import pytest
 
 from benchmarks import memory
+from benchmarks.pages.memory import render
+from benchmarks.record import read_record
 from common.config import load_config
 from common.errors import ConfigError, FedcaptorError
 
 
-def test_ratios_are_to_the_first_row_and_each_row_is_stored(tmp_path, monkeypatch):
+def test_rows_are_stored_and_ratios_are_to_the_fewest_phones(tmp_path, monkeypatch):
     file = tmp_path / "memory.json"
 
-    def measured(phones, settings):
+    def measure(phones, settings):
         if phones == 50:
-            assert json.loads(file.read_text())["rows"][0]["phones"] == 20
             raise FedcaptorError("the run failed")
-        return {"phones": phones, "peak_rss_bytes": 1000 + phones}
+        return {"peak_rss_bytes": (1000 + phones) * 10**6, "seconds": 3.0, "cpu_seconds": 2.0}
 
-    monkeypatch.setattr(memory, "_measured", measured)
+    monkeypatch.setattr(memory, "measure", measure)
     with pytest.raises(FedcaptorError):
-        memory.memory(file, "20,122,50", ["run.seed=3"])
-    stored = json.loads(file.read_text())
-    assert [row["ratio"] for row in stored["rows"]] == [1.0, 1.1]
-    assert stored["settings"][-1] == "run.seed=3"
+        memory.command(file, "122,20,50", ["run.seed=3"])
+    record = read_record(file)
+    assert record.commands[0].endswith("--json benchmarks/results/memory.json --set run.seed=3")
+    assert record.settings["overrides"][-1] == "run.seed=3"
+    text = render(record).text
+    assert "| 20 | 1,020 | 1.00 | 2 |\n| 122 | 1,122 | 1.10 | 2 |" in text
 
 
-@pytest.mark.parametrize("wrong", ["", "many", "0,5", "100,"])
+@pytest.mark.parametrize("wrong", ["", "many", "100,"])
 def test_numbers_of_phones_are_checked(tmp_path, wrong):
-    with pytest.raises(ConfigError, match="must be numbers from 1"):
-        memory.memory(tmp_path / "m.json", wrong)
+    with pytest.raises(ConfigError, match="must be different whole numbers"):
+        memory.command(tmp_path / "m.json", wrong)
 
 
 def test_its_settings_are_keys_of_the_configuration():
@@ -38,4 +39,4 @@ def test_its_settings_are_keys_of_the_configuration():
 
 def test_a_run_that_fails_is_an_error():
     with pytest.raises(FedcaptorError, match="ended with code 2"):
-        memory._measured(5, ["run.no_such_key=1"])
+        memory.measure(5, ["run.no_such_key=1"])

@@ -1,12 +1,13 @@
 """The moments command: rows in proportion to the classes, bytes below those of whole triangles."""
 
-import json
 from itertools import count
 
 import numpy as np
 import pytest
 
 from benchmarks import moments
+from benchmarks.pages.moments import render
+from benchmarks.record import read_record
 from benchmarks.submodels import random_base
 from common.errors import ConfigError
 from common.moments import Moments
@@ -15,11 +16,14 @@ from common.torch_engine.evidence import consumers
 
 def test_rows_grow_with_the_classes(tmp_path, one_thread):
     file = tmp_path / "moments.json"
-    moments.moments(file, "10,100", "resnet20", 2, 0.9, 1.5, 0)
-    first, second = json.loads(file.read_text())["rows"]
+    moments.command(file, "10,100", "resnet20", 2, 0.9, 1.5, 0)
+    record = read_record(file)
+    first, second = record.rows
     assert (first["classes"], second["classes"]) == (10, 100)
     for row in (first, second):
         assert 0 < row["bytes"] < row["triangle_bytes"]
+    (line,) = [line for line in render(record).text.splitlines() if line.startswith("| 100 |")]
+    assert line.endswith(f"| {second['curves_seconds']:.1f} |")
     assert 10 <= second["bytes"] / first["bytes"] < 11  # means of the last layer grow with the classes as well
 
 
@@ -42,4 +46,4 @@ def test_a_steeper_spectrum_needs_fewer_bytes():
 
 def test_numbers_of_classes_are_checked(tmp_path):
     with pytest.raises(ConfigError, match="must be different whole numbers"):
-        moments.moments(tmp_path / "m.json", "10,many")
+        moments.command(tmp_path / "m.json", "10,many")
