@@ -13,6 +13,7 @@ from cli.prune import load_base
 from common.data.source import Dataset, load
 from common.data.splits import split
 from common.errors import ConfigError
+from common.files import check_writable
 from common.filter_clusters import filter_clusters
 from common.preference import layer_slices
 from common.torch_engine.base import BaseModel
@@ -70,6 +71,7 @@ class _Layer:
 
 def make_atlas(request: Request, on_progress: Progress = lambda what, done, total: None) -> Path:
     """Score, search, paint and write the page. Raises ConfigError for a layer that the network lacks."""
+    check_writable(request.out)
     data = load(request.source)
     base = load_base(request.model, request.weights, data)
     wanted = _wanted(base, request.layers)

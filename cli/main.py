@@ -306,7 +306,7 @@ def main() -> None:
     """Entry point: errors in one line, exit code 2; typer ends an interruption with 130."""
     try:
         app()
-    except FedcaptorError as error:
+    except (FedcaptorError, OSError) as error:  # of the system: a full disk, a folder of someone else's
         console.print(f"[red]error:[/red] {error}", highlight=False)
         sys.exit(2)
 

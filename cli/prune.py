@@ -17,7 +17,7 @@ from common.errors import ConfigError, PlanError
 from common.latency import LatencyTable
 from common.planner import Budget
 from common.torch_engine.base import BaseModel, Submodel
-from common.torch_engine.export import check_suffixes, export
+from common.torch_engine.export import check_files, export
 from common.torch_engine.forward import Images, logits, normalise
 from common.torch_engine.latency import latency_ratio, measure_table
 from common.torch_engine.recalibrate import recalibrate
@@ -64,7 +64,7 @@ def prune_model(
     classes, on at most this share of the reference images that it was not calibrated on; PlanError when none does.
     `on_step`: tuning steps done. `on_layer`: layers measured and their number, for a budget of latency.
     """
-    check_suffixes(request.out)  # before the work
+    check_files(request.out)  # before the work
     data = load(request.source)
     base = load_base(request.model, request.weights, data)
     needed = _parse(request.classes, base.groups.classes)

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from common.data.source import load
 from common.data.splits import split
+from common.files import check_writable
 from common.torch_engine.forward import logits, normalise
 from common.torch_engine.network import save_state
 from common.torch_engine.registry import build
@@ -19,6 +20,7 @@ from common.torch_engine.registry import build
 
 def train_model(model: str, source: str, out: Path, epochs: int, seed: int, console: Console) -> float:
     """Train, write half-precision weights with their measured accuracy, return it (on all that was not trained on)."""
+    check_writable(out)
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     data = load(source)

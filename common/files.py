@@ -7,6 +7,9 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
+
+from common.errors import ConfigError
 
 
 @contextmanager
@@ -29,6 +32,18 @@ def replacing(path: Path, *, private: bool = False, durable: bool = False) -> It
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_writable(path: Path) -> None:
+    """Make the folder of `path`; raises ConfigError where no file can be written: before long work, not after it."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written ({error.strerror}): choose another place") from error
+    if path.is_dir():
+        raise ConfigError(f"{path} is a folder: name a file in it")
 
 
 def clear_leftovers(path: Path) -> list[Path]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable, Iterable
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from common.errors import ConfigError, ModelError
-from common.files import replacing
+from common.files import check_writable, replacing
 from common.torch_engine.standalone import Standalone
 
 INPUT, OUTPUT = "images", "scores"
@@ -38,13 +39,17 @@ class _FromPixels(nn.Module):
         return scores
 
 
-def check_suffixes(paths: Iterable[Path]) -> None:
-    """Raises ConfigError for a file that `export` does not know how to write."""
+def check_files(paths: Iterable[Path]) -> None:
+    """Raises ConfigError for a file that `export` could not write: its ending, a missing library, its folder."""
     for path in paths:
         if path.suffix not in (WEIGHTS, *_PROGRAMS):
             raise ConfigError(
                 f"{path} ends in {path.suffix!r}, must end in {', '.join((WEIGHTS, *_PROGRAMS))}: rename it"
             )
+        missing = [name for name in _NEEDS.get(path.suffix, ()) if find_spec(name) is None]
+        if missing:
+            raise ConfigError(f"{path} needs {' and '.join(missing)}: pip install 'fedcaptor[onnx]'")
+        check_writable(path)
 
 
 def export(submodel: Standalone, path: Path) -> None:
@@ -59,8 +64,6 @@ def export(submodel: Standalone, path: Path) -> None:
     about = {"model": submodel.model, "labels": submodel.labels.tolist(), "input_shape": list(submodel.input_shape)}
     try:
         content, program = _PROGRAMS[path.suffix](pixels, _images(submodel, 2), about)
-    except ImportError as error:
-        raise ModelError(f"{path.suffix} needs {error.name}: pip install 'fedcaptor[onnx]'") from error
     except Exception as error:  # of many kinds, on many lines
         reason = str(error).partition("\n")[0]
         raise ModelError(f"{submodel.model} cannot become {path.suffix} ({reason}): write {WEIGHTS} instead") from error
@@ -100,6 +103,7 @@ def _onnx(pixels: nn.Module, images: torch.Tensor, about: dict[str, object]) -> 
 
 WEIGHTS = ".safetensors"
 _PROGRAMS = {".pt2": _pt2, ".onnx": _onnx}
+_NEEDS = {".onnx": ("onnx", "onnxscript", "onnxruntime")}
 
 
 def _any_number() -> dict[str, dict[int, torch.export.Dim]]:

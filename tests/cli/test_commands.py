@@ -88,6 +88,35 @@ def test_prune_keeps_two_classes_of_the_shipped_model(tmp_path: Path) -> None:
     assert out.stat().st_size < SHIPPED.stat().st_size * (figures["parameters_ratio"] + 0.05)
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["prune", "small-cnn", "--weights", str(SHIPPED), "--classes", "3"],
+        ["train", "--model", "small-cnn"],
+        ["atlas", "small-cnn", "--weights", str(SHIPPED)],
+    ],
+)
+def test_a_place_that_cannot_be_written_is_named_before_the_work(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    code, text = failed(capsys, monkeypatch, *command, "--data", "no/data", "--out", str(tmp_path / "file" / "a.pt2"))
+    assert code == 2
+    assert "cannot be written" in text
+
+
+def test_a_full_disk_is_an_error_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("simulations.report.write_report", full)
+    code, text = failed(capsys, monkeypatch, "report", str(tmp_path))
+    assert code == 2
+    assert "error: [Errno 28] No space left on device" in text
+
+
 def test_config_checks_a_scenario_and_prints_all_values(tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text("[run]\nseed = 9\n")

@@ -1,7 +1,6 @@
 """What is written for use elsewhere answers there as the submodel does here."""
 
 import json
-import sys
 
 import numpy as np
 import onnxruntime
@@ -13,7 +12,7 @@ from torch import nn
 from common.errors import ConfigError, ModelError
 from common.plan import Plan
 from common.torch_engine import export as module
-from common.torch_engine.export import ABOUT, INPUT, OUTPUT, check_suffixes, export
+from common.torch_engine.export import ABOUT, INPUT, OUTPUT, check_files, export
 from common.torch_engine.factory import sliced
 from common.torch_engine.standalone import Standalone
 from tests import tiny
@@ -105,12 +104,12 @@ def test_a_program_that_answers_otherwise_is_not_written(tmp_path, monkeypatch):
 
 
 def test_a_missing_library_is_named(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(ModelError, match=r"\.onnx needs onnxruntime: pip install 'fedcaptor\[onnx\]'"):
-        export(standalone("small-cnn"), tmp_path / "small.onnx")
+    monkeypatch.setattr(module, "find_spec", lambda name: None if name == "onnxscript" else name)
+    with pytest.raises(ConfigError, match=r"small\.onnx needs onnxscript: pip install 'fedcaptor\[onnx\]'"):
+        check_files([tmp_path / "small.pt2", tmp_path / "small.onnx"])
 
 
 def test_other_endings_are_refused(tmp_path):
-    check_suffixes([tmp_path / "a.pt2", tmp_path / "b.onnx", tmp_path / "c.safetensors"])
+    check_files([tmp_path / "a.pt2", tmp_path / "b.onnx", tmp_path / "c.safetensors"])
     with pytest.raises(ConfigError, match=r"ends in '\.pth', must end in \.safetensors, \.pt2, \.onnx"):
-        check_suffixes([tmp_path / "a.pth"])
+        check_files([tmp_path / "a.pth"])

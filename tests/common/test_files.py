@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from common.files import clear_leftovers, replacing
+from common.errors import ConfigError
+from common.files import check_writable, clear_leftovers, replacing
 
 KILLED = """
 import os, signal, sys
@@ -32,6 +33,16 @@ def test_what_a_killed_writer_left_is_cleared_and_nothing_else(tmp_path: Path) -
     assert clear_leftovers(path) == []
     assert len(list(tmp_path.iterdir())) == 2
     assert len(clear_leftovers(other)) == 1
+
+
+def test_where_nothing_can_be_written_is_told_before_the_work(tmp_path: Path) -> None:
+    check_writable(tmp_path / "new" / "a.json")
+    assert list((tmp_path / "new").iterdir()) == []
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"a\.json cannot be written \(.+\): choose another place"):
+        check_writable(tmp_path / "file" / "a.json")
+    with pytest.raises(ConfigError, match="new is a folder: name a file in it"):
+        check_writable(tmp_path / "new")
 
 
 CUT_SHORT = """
