@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -81,7 +80,11 @@ def prune(
     classes: Annotated[str, typer.Option(help="Needed labels, for example 3,5.")],
     data: Source = "embedded",
     macs: Annotated[
-        float | None, typer.Option(help="MACs to keep, as a ratio of the full model; 0.4 where nothing else is given.")
+        str | None,
+        typer.Option(
+            help="MACs to keep, as a ratio of the full model; 0.4 where nothing else is given. Several, such as "
+            "0.5,0.3,0.1, are compared."
+        ),
     ] = None,
     parameters: Annotated[float | None, typer.Option(help="Parameters to keep, as a ratio of the full model.")] = None,
     size: Annotated[int | None, typer.Option("--bytes", help="Most bytes of the submodel's file.")] = None,
@@ -134,32 +137,31 @@ def prune(
     as_json: AsJson = False,
 ) -> None:
     """One model, one class set, no federation: a physically smaller model, without training unless asked for."""
-    from cli.prune import Request, prune_model
+    from cli.prune import Request, prune_model, ratios_of
     from common.planner import Budget
 
     if (macs, parameters, size, latency) == (None, None, None, None):
-        macs = 0.4 if tolerance is None else 1.0
-    start = time.perf_counter()
-    budget = Budget(macs, parameters=parameters, bytes=size, latency=latency)
+        macs = "0.4" if tolerance is None else "1"
+    budgets = tuple(Budget(ratio, parameters=parameters, bytes=size, latency=latency) for ratio in ratios_of(macs))
     files = tuple(out or ())
     request = Request(
-        model, weights, data, classes, budget, tolerance, calibration, seed, files, strategy, recalibrate, tune_steps
+        model, weights, data, classes, budgets, tolerance, calibration, seed, files, strategy, recalibrate, tune_steps
     )
     with Progress(console=console, transient=True) as progress:
         bar = progress.add_task("tuning", total=tune_steps, visible=False)
         layers = progress.add_task("measuring latency", total=None, visible=False)
-        result = prune_model(
+        results = prune_model(
             request,
             lambda step: progress.update(bar, completed=step, visible=True),
             lambda done, total: progress.update(layers, completed=done, total=total, visible=True),
         )
-    result["seconds"] = round(time.perf_counter() - start, 2)
     if as_json:
-        print(json.dumps(result))
+        print(json.dumps(results if len(results) > 1 else results[0]))
         return
-    table = Table("figure", "value", title=f"{model} for classes {classes}")
-    for key, value in result.items():
-        table.add_row(key, json.dumps(value) if isinstance(value, list | dict) else str(value))
+    columns = [f"macs {budget.macs}" for budget in budgets] if len(budgets) > 1 else ["value"]
+    table = Table("figure", *columns, title=f"{model} for classes {classes}")
+    for key in results[0]:
+        table.add_row(key, *(str(result[key]) for result in results))
     Console().print(table)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from common.latency import LatencyTable
 from common.planner import Budget
 from common.torch_engine.base import BaseModel, Submodel
 from common.torch_engine.export import check_files, export
-from common.torch_engine.forward import Images, logits, normalise
+from common.torch_engine.forward import Images
 from common.torch_engine.latency import latency_ratio, measure_table
 from common.torch_engine.recalibrate import recalibrate
 from common.torch_engine.standalone import Standalone
@@ -43,7 +44,7 @@ class Request:
     weights: Path
     source: str
     classes: str
-    budget: Budget
+    budgets: tuple[Budget, ...]
     tolerance: float | None = None
     calibration: int = 50
     seed: int = 0
@@ -57,35 +58,52 @@ def prune_model(
     request: Request,
     on_step: Callable[[int], None] | None = None,
     on_layer: Callable[[int, int], None] | None = None,
-) -> dict[str, Any]:
-    """Figures of one pruning: calibrated on the reference part, tested on the phones' part of the data.
+) -> list[dict[str, Any]]:
+    """Figures for each budget: calibrated on the reference part, tested on the phones' part of the data.
 
     With a tolerance: the smallest submodel within the budget that disagrees with the full model, limited to the
     classes, on at most this share of the reference images that it was not calibrated on; PlanError when none does.
+    Evidence is gathered once, for all budgets. `seconds`: since the one before.
     `on_step`: tuning steps done. `on_layer`: layers measured and their number, for a budget of latency.
     """
+    start = time.perf_counter()
     check_files(request.out)  # before the work
+    if request.out and len(request.budgets) > 1:
+        raise ConfigError(f"{len(request.budgets)} budgets and one --out: choose a budget to write its submodel")
     data = load(request.source)
     base = load_base(request.model, request.weights, data)
     needed = _parse(request.classes, base.groups.classes)
     part = _Parts.draw(data, needed, request)
-    if request.budget.latency is not None:
-        table = _table(base, request.weights, request.budget.multiple, on_layer)
-        request = replace(request, budget=replace(request.budget, table=table))
-    images = data.x[part.seen]
-    task = Task(base, needed, images, data.x[part.seen_of_all], request.seed)
-    submodel, more = _selected(prepare(request.strategy, task), request, lambda: data.x[part.rest()])
+    task = Task(base, needed, data.x[part.seen], data.x[part.seen_of_all], request.seed)
+    selection = prepare(request.strategy, task)
+    full = _full(base, needed, data.x[part.test], data.y[part.test])
+    results = []
+    for budget in request.budgets:
+        if budget.latency is not None:
+            budget = replace(budget, table=_table(base, request.weights, budget.multiple, on_layer))
+        result = _pruned(selection, budget, part, request, on_step)
+        about = {"classes": needed.tolist(), "strategy": request.strategy, **full}
+        results.append(about | result | {"seconds": round(time.perf_counter() - start, 2)})
+        start = time.perf_counter()
+    return results
+
+
+def _pruned(
+    selection: Selection, budget: Budget, part: _Parts, request: Request, on_step: Callable[[int], None] | None
+) -> dict[str, Any]:
+    """One submodel: chosen, recalibrated and tuned where asked for, written and measured."""
+    x, y = part.data.x, part.data.y
+    submodel, more = _selected(selection, budget, request.tolerance, lambda: x[part.rest()])
     if request.recalibrate:
-        submodel = recalibrate(submodel, images)
+        submodel = recalibrate(submodel, x[part.seen])
     if request.tune_steps:
-        submodel, tuning = _tuned(submodel, data.x[part.rest()], request, on_step)
+        submodel, tuning = _tuned(submodel, x[part.rest()], request, on_step)
         more |= tuning
     for path in request.out:
         export(Standalone.of(submodel), path)
-    result = {"classes": needed.tolist(), "strategy": request.strategy}
-    result |= _figures(submodel, data.x[part.test], data.y[part.test])
-    if request.budget.table is not None:
-        result |= _predicted(submodel, request.budget.table)
+    result = _figures(submodel, x[part.test], y[part.test])
+    if budget.table is not None:
+        result |= _predicted(submodel, budget.table)
     return result | {"test_images": len(part.test), "calibration_images": len(part.seen), **more}
 
 
@@ -106,16 +124,16 @@ def _predicted(submodel: Submodel, table: LatencyTable) -> dict[str, float | str
 
 
 def _selected(
-    selection: Selection, request: Request, held: Callable[[], Images]
+    selection: Selection, budget: Budget, tolerance: float | None, held: Callable[[], Images]
 ) -> tuple[Submodel, dict[str, float | int]]:
     """The submodel, with what was verified of it on the images `held` out when there is a tolerance."""
-    if request.tolerance is None:
-        return selection.submodel(request.budget), {}
+    if tolerance is None:
+        return selection.submodel(budget), {}
     images = held()
-    found = smallest_within(selection, request.budget, images, request.tolerance)
-    if found.disagreement > request.tolerance:
+    found = smallest_within(selection, budget, images, tolerance)
+    if found.disagreement > tolerance:
         raise PlanError(
-            f"tolerance is {request.tolerance}, the largest submodel within the budgets disagrees on "
+            f"tolerance is {tolerance}, the largest submodel within the budgets disagrees on "
             f"{found.disagreement:.4f} of {len(images)} images: raise the budgets or the tolerance"
         )
     return found.submodel, {"disagreement": round(found.disagreement, 4), "verifying_images": len(images)}
@@ -137,19 +155,31 @@ def _tuned(
     }
 
 
-def _figures(submodel: Submodel, images: Images, truth: np.ndarray) -> dict[str, float | int]:
-    base, needed = submodel.base, submodel.classes
-    x = normalise(images, base.mean, base.std)
-    scores = logits(base.module, x)
+def _full(base: BaseModel, needed: np.ndarray, images: Images, truth: np.ndarray) -> dict[str, float]:
+    scores = base.scores(images)
     return {
         "accuracy_full": _share(scores.argmax(1) == truth),
         "accuracy_full_limited": _share(needed[scores[:, needed].argmax(1)] == truth),
+    }
+
+
+def _figures(submodel: Submodel, images: Images, truth: np.ndarray) -> dict[str, Any]:
+    base = submodel.base
+    return {
         "accuracy": _share(submodel.predict(images) == truth),
         "macs_ratio": round(submodel.macs_ratio(), 4),
         "parameters_ratio": round(submodel.parameters_ratio(), 4),
         "file_bytes_at_most": base.groups.file_bytes(submodel.plan.counts()),
         "latency_ratio": round(latency_ratio(submodel.module, base.module, base.groups.input_shape), 4),
     }
+
+
+def ratios_of(macs: str | None) -> list[float | None]:
+    """`0.5,0.3` as numbers; None alone where nothing is given."""
+    try:
+        return [None] if macs is None else [float(ratio) for ratio in macs.split(",")]
+    except ValueError:
+        raise ConfigError(f"macs is {macs!r}, must be ratios such as 0.4 or 0.5,0.3,0.1") from None
 
 
 def _share(hits: np.ndarray) -> float:

@@ -37,6 +37,20 @@ def test_several_budgets_hold_together_in_the_file(tmp_path):
     assert out.stat().st_size <= result["file_bytes_at_most"] <= 250_000
 
 
+def test_budgets_are_compared(tmp_path):
+    first, second = json.loads(run("--macs", "0.5,0.2").stdout)
+    assert second["macs_ratio"] <= 0.2 < first["macs_ratio"] <= 0.5
+    assert second["calibration_images"] == first["calibration_images"] == 20
+    alone = json.loads(run("--macs", "0.2").stdout)
+    assert {**alone, "seconds": 0} == {**second, "seconds": 0}
+    table = CliRunner().invoke(app, [*COMMAND[:-1], "--macs", "0.5,0.2"]).stdout
+    assert "macs 0.5" in table
+    assert "macs 0.2" in table
+    failed = run("--macs", "0.5,0.2", "--out", str(tmp_path / "small.pt2")).exception
+    assert isinstance(failed, ConfigError)
+    assert "choose a budget to write its submodel" in str(failed)
+
+
 def test_one_submodel_goes_into_several_files(tmp_path):
     files = [tmp_path / "small.safetensors", tmp_path / "small.pt2"]
     run("--macs", "0.5", *(word for file in files for word in ("--out", str(file))))
@@ -78,6 +92,7 @@ def test_a_tolerance_needs_images_that_are_left():
     ("option", "value", "message"),
     [
         ("--macs", "1.5", "MACs budget is 1.5"),
+        ("--macs", "0.5,0", "MACs budget is 0.0"),
         ("--parameters", "0", "parameters budget is 0"),
         ("--bytes", "0", "bytes"),
         ("--latency", "2", "latency budget is 2.0"),
@@ -87,6 +102,13 @@ def test_senseless_budgets_are_refused(option, value, message):
     failed = run(option, value).exception
     assert isinstance(failed, PlanError)
     assert message in str(failed)
+
+
+@pytest.mark.parametrize("macs", ["half", "0.5,", ""])
+def test_what_is_no_budget_is_refused(macs):
+    failed = run("--macs", macs).exception
+    assert isinstance(failed, ConfigError)
+    assert "must be ratios such as 0.4 or 0.5,0.3,0.1" in str(failed)
 
 
 def test_any_strategy_can_be_recalibrated_and_tuned():

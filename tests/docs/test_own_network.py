@@ -38,5 +38,7 @@ def test_the_page_from_its_first_line_to_its_last(tmp_path):
     for name in ("in_torch.py", "in_onnx.py"):
         assert set(re.findall(r"\d+", run(tmp_path, name))) <= {"0", "2"}
     assert run(tmp_path, "again.py").startswith("[0 2] ResNet(")
-    assert len(PROGRAMS) == 5
+    ratios = [float(line.split()[0]) for line in run(tmp_path, "ladder.py").splitlines()]
+    assert 0.5 >= ratios[0] > 0.25 >= ratios[1]
+    assert len(PROGRAMS) == 6
     assert len(COMMANDS) == 2
