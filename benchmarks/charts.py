@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -35,7 +35,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class Chart:
-    """Panels side by side, one legend."""
+    """Panels side by side, one legend: a label has one colour in all of them."""
 
     title: str
     panels: tuple[Panel, ...]
@@ -55,10 +55,19 @@ def draw(chart: Chart, path: Path) -> None:
 
     with matplotlib.rc_context({"svg.hashsalt": chart.digest, "svg.fonttype": "none", "font.size": 9}):
         figure, axes = pyplot.subplots(1, len(chart.panels), figsize=(4.6 * len(chart.panels), 3.4), squeeze=False)
+        colours = colours_of(chart)
         for axis, panel in zip(axes[0], chart.panels, strict=True):
-            _panel(axis, panel)
-        handles, labels = axes[0][0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="lower center", ncols=min(4, len(labels)), frameon=False)
+            _panel(axis, panel, colours)
+        drawn = [axis.get_legend_handles_labels() for axis in axes[0]]
+        handles = {label: handle for each in drawn for handle, label in zip(*each, strict=True)}
+        labels = list(colours)
+        figure.legend(
+            [handles[label] for label in labels],
+            labels,
+            loc="lower center",
+            ncols=min(4, len(labels)),
+            frameon=False,
+        )
         figure.tight_layout(rect=(0, 0.06 + 0.05 * -(-len(labels) // 4), 1, 1))
         figure.savefig(path, metadata={"Date": None, "Title": chart.title, "Description": chart.digest})
         pyplot.close(figure)
@@ -70,17 +79,20 @@ def drawn_digest(path: Path) -> str:
     return rest.partition("<")[0] if found else ""
 
 
-def _panel(axis: object, panel: Panel) -> None:
+def _panel(axis: object, panel: Panel, colours: Mapping[str, str]) -> None:
     places = range(len(panel.categories))
-    colours = _colours(panel.lines)
-    for number, (line, colour) in enumerate(zip(panel.lines, colours, strict=True)):
-        aside = (
-            0.0 if line.reference else 0.03 * (number - (len(panel.lines) - 1) / 2)
-        )  # so that error bars do not hide
+    for number, line in enumerate(panel.lines):
+        # So that error bars do not hide each other
+        aside = 0.0 if line.reference else 0.03 * (number - (len(panel.lines) - 1) / 2)
         style = {"linestyle": ":", "marker": ""} if line.reference and len(places) > 1 else {"marker": "o"}
-        errors = [0.0 if s != s else s for s in line.spread]
+        # Lines lead over what was not measured
+        points = [
+            (p + aside, v, 0.0 if s != s else s) for p, v, s in zip(places, line.values, line.spread, strict=True)
+        ]
+        at, values, errors = zip(*(point for point in points if point[1] == point[1]), strict=True)
+        colour = colours[line.label]
         axis.errorbar(  # type: ignore[attr-defined]
-            [p + aside for p in places], line.values, errors, label=line.label, color=colour, capsize=2, ms=4, **style
+            at, values, errors, label=line.label, color=colour, capsize=2, ms=4, **style
         )
     axis.set(title=panel.title, xlabel=panel.horizontal, ylabel=panel.vertical)  # type: ignore[attr-defined]
     axis.set_xticks(list(places), panel.categories)  # type: ignore[attr-defined]
@@ -88,7 +100,9 @@ def _panel(axis: object, panel: Panel) -> None:
     axis.spines[["top", "right"]].set_visible(False)  # type: ignore[attr-defined]
 
 
-def _colours(lines: Sequence[Line]) -> list[str]:
-    bright = iter(COLOURS)
-    grey = iter(("#444444", "#999999"))
-    return [next(grey, "#999999") if line.reference else next(bright) for line in lines]
+def colours_of(chart: Chart) -> dict[str, str]:
+    """A colour for each label of any panel, references last."""
+    lines = {line.label: line for panel in chart.panels for line in panel.lines}
+    bright, grey = iter(COLOURS), iter(("#444444", "#999999"))
+    ordered = sorted(lines.values(), key=lambda line: line.reference)
+    return {line.label: next(grey, "#999999") if line.reference else next(bright) for line in ordered}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from benchmarks.charts import Chart, Line, Panel
+from benchmarks.charts import Chart, Panel
 from benchmarks.pages.pruning_questions import (
     adaptivity,
     adaptivity_chart,
@@ -18,18 +18,18 @@ from benchmarks.pages.pruning_rows import (
     AGNOSTIC,
     NAMES,
     TUNING,
-    best,
     budgets_of,
     calibration_of,
     draw_of,
     line_of,
+    loss_of,
     refuse_twins,
     sizes_of,
     usual_calibration,
 )
 from benchmarks.pages.section import Section
 from benchmarks.record import Record, Row
-from benchmarks.tables import Spread, reach, table
+from benchmarks.tables import Spread, measured, reach, table
 
 FULL = {
     "accuracy_full": "full model, all its classes",
@@ -52,11 +52,15 @@ Short tuning, one code for all: distillation of the full model's answers and dee
 CPU with one thread), begun with the better of cut and recalibrated; all but *reconstruct* take
 the better of two learning rates, chosen on images held out, and so get twice the time. Torch-Pruning 1.6: global
 pruning of the full model limited to the needed classes; its group norm goes without sparse training beforehand.
-Differences are paired over draws. Threads: {threads}."""
+Differences are paired over draws, and charts show accuracy minus that of the full model on the same needed classes,
+for not all strategies were measured on all draws. Threads: {threads}."""
 
 CIFAR = """
 The weights were trained for this comparison on a JPEG copy of CIFAR-10 (quality about 75), which also gives all images:
 accuracies lie a few points below those published for CIFAR-10 itself."""
+
+HORIZONTAL = "% of the full model's MACs"
+VERTICAL = "accuracy over the full model's\non the needed classes, points"
 
 NOTES = {
     "cifar10_train.npz": CIFAR,
@@ -160,32 +164,26 @@ def _worst(rows: Sequence[Row], figure: str) -> str:
 
 
 def _chart(rows: Sequence[Row], model: str, needed: str) -> Chart:
+    """Of differences to the full model on the same classes: strategies were not all measured on the same draws."""
     panels = []
     for tune, name in TUNING.items():
         tuned = [row for row in rows if row["tune"] == tune]
-        budgets = budgets_of(tuned)
         if not tuned:
             continue
-        lines = []
+        budgets, lines = budgets_of(tuned), []
         for strategy, label in NAMES.items():
-            by_budget = [
-                [best(r) for r in tuned if r["strategy"] == strategy and r["macs_target"] == m] for m in budgets
-            ]
-            if any(by_budget):
-                lines.append(_line(label, by_budget))
+            own = [row for row in tuned if row["strategy"] == strategy]
+            if own:
+                losses = [measured(-loss_of(row) for row in own if row["macs_target"] == macs) for macs in budgets]
+                lines.append(line_of(label, losses))
         for figure, label in list(FULL.items())[:2]:
-            lines.append(_line(label, [[row[figure] for row in _once(tuned)]] * len(budgets), reference=True))
+            level = Spread.of(row[figure] - row["accuracy_full_limited"] for row in _once(tuned))
+            lines.append(line_of(label, [level] * len(budgets), reference=True))
         categories = tuple(f"{100 * macs:g}" for macs in budgets)
-        panels.append(
-            Panel(f"{needed}: {name.lower()}", "% of the full model's MACs", "accuracy, %", categories, tuple(lines))
-        )
+        panels.append(Panel(f"{needed}: {name.lower()}", HORIZONTAL, VERTICAL, categories, tuple(lines)))
     return Chart(f"{model}, {needed}", tuple(panels))
 
 
 def _once(rows: Sequence[Row]) -> list[Row]:
     """One row a draw, for what all its rows share."""
     return list({draw_of(row): row for row in rows}.values())
-
-
-def _line(label: str, by_budget: Sequence[Sequence[float]], reference: bool = False) -> Line:
-    return line_of(label, [Spread.of(values) if values else None for values in by_budget], reference)

@@ -1,11 +1,12 @@
 """The page is what the rows say, and the committed page is that of the committed rows."""
 
 import math
+import re
 from pathlib import Path
 
 import pytest
 
-from benchmarks.charts import Chart, Line, Panel, draw, drawn_digest
+from benchmarks.charts import Chart, Line, Panel, colours_of, draw, drawn_digest
 from benchmarks.federation import Fleet
 from benchmarks.pages.federation import render
 from benchmarks.record import Record
@@ -130,6 +131,27 @@ def test_what_is_told_from_zero():
 
 def test_table_by_hand():
     assert table(["", "x"], [["a", "1"]]) == "|  | x |\n| :-- | --: |\n| a | 1 |"
+
+
+def test_a_label_has_one_colour_in_all_panels_and_its_place_in_the_legend(tmp_path):
+    ours, theirs, level = (Line(name, (1.0,), (0.1,), name == "level") for name in ("ours", "theirs", "level"))
+    first, second = (Panel("panel", "", "", ("12",), lines) for lines in ((level, ours), (theirs, ours, level)))
+    chart = Chart("title", (first, second))
+    assert list(colours_of(chart)) == ["ours", "theirs", "level"]
+    assert colours_of(chart)["ours"] == colours_of(Chart("title", (first,)))["ours"]
+    assert len(set(colours_of(chart).values())) == 3
+    draw(chart, tmp_path / "a.svg")
+    assert ">theirs<" in (tmp_path / "a.svg").read_text()
+
+
+def test_lines_lead_over_what_was_not_measured(tmp_path):
+    def drawn(*values):
+        panel = Panel("panel", "", "", ("50", "30", "10"), (Line("ours", values, (math.nan,) * 3),))
+        draw(Chart("title", (panel,)), tmp_path / "a.svg")
+        return re.findall(r'<path d="(M[^"]*)"[^>]*stroke: #0072b2', (tmp_path / "a.svg").read_text())
+
+    assert max(path.count("L") for path in drawn(1.0, math.nan, 3.0)) == 1
+    assert max(path.count("L") for path in drawn(1.0, 2.0, 3.0)) == 2
 
 
 def test_a_chart_is_drawn_alike_each_time(tmp_path):
