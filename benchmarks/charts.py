@@ -54,8 +54,10 @@ def draw(chart: Chart, path: Path) -> None:
     from matplotlib import pyplot
 
     with matplotlib.rc_context({"svg.hashsalt": chart.digest, "svg.fonttype": "none", "font.size": 9}):
-        figure, axes = pyplot.subplots(1, len(chart.panels), figsize=(4.6 * len(chart.panels), 3.4), squeeze=False)
-        colours = colours_of(chart)
+        panels, colours = len(chart.panels), colours_of(chart)
+        columns = min(4, 2 * panels, len(colours))
+        legend = 0.2 * -(-len(colours) // columns) + 0.2  # inches
+        figure, axes = pyplot.subplots(1, panels, figsize=(max(5.4, 4.6 * panels), 2.7 + legend), squeeze=False)
         for axis, panel in zip(axes[0], chart.panels, strict=True):
             _panel(axis, panel, colours)
         drawn = [axis.get_legend_handles_labels() for axis in axes[0]]
@@ -65,10 +67,10 @@ def draw(chart: Chart, path: Path) -> None:
             [handles[label] for label in labels],
             labels,
             loc="lower center",
-            ncols=min(4, len(labels)),
+            ncols=columns,
             frameon=False,
         )
-        figure.tight_layout(rect=(0, 0.06 + 0.05 * -(-len(labels) // 4), 1, 1))
+        figure.tight_layout(rect=(0, legend / (2.7 + legend), 1, 1))
         figure.savefig(path, metadata={"Date": None, "Title": chart.title, "Description": chart.digest})
         pyplot.close(figure)
 

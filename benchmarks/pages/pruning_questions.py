@@ -115,7 +115,7 @@ def adaptivity_chart(record: Record, model: str) -> Chart | None:
     for tune, title in TUNING.items():
         lines = [line_of(f"{size} classes", each) for (size, of), each in found.items() if of == tune]
         if lines:
-            vertical = f"points over {NAMES[AGNOSTIC]}"
+            vertical = f"points over\n{NAMES[AGNOSTIC]}"
             panels.append(Panel(title, "% of the full model's MACs", vertical, categories, (*lines, nothing)))
     return Chart(f"{model}, what class-adaptivity brings", tuple(panels))
 
