@@ -91,7 +91,7 @@ def _panel(axis: object, panel: Panel, colours: Mapping[str, str]) -> None:
         points = [
             (p + aside, v, 0.0 if s != s else s) for p, v, s in zip(places, line.values, line.spread, strict=True)
         ]
-        at, values, errors = zip(*(point for point in points if point[1] == point[1]), strict=True)
+        at, values, errors = ([point[part] for point in points if point[1] == point[1]] for part in range(3))
         colour = colours[line.label]
         axis.errorbar(  # type: ignore[attr-defined]
             at, values, errors, label=line.label, color=colour, capsize=2, ms=4, **style
