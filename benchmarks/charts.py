@@ -62,14 +62,8 @@ def draw(chart: Chart, path: Path) -> None:
             _panel(axis, panel, colours)
         drawn = [axis.get_legend_handles_labels() for axis in axes[0]]
         handles = {label: handle for each in drawn for handle, label in zip(*each, strict=True)}
-        labels = list(colours)
-        figure.legend(
-            [handles[label] for label in labels],
-            labels,
-            loc="lower center",
-            ncols=columns,
-            frameon=False,
-        )
+        ordered = [handles[label] for label in colours]
+        figure.legend(ordered, list(colours), loc="lower center", ncols=columns, frameon=False)
         figure.tight_layout(rect=(0, legend / (2.7 + legend), 1, 1))
         figure.savefig(path, metadata={"Date": None, "Title": chart.title, "Description": chart.digest})
         pyplot.close(figure)

@@ -15,6 +15,7 @@ import typer
 from benchmarks.options import File, Fresh
 from benchmarks.progress import bars
 from benchmarks.record import command_line, numbers, open_record, sweep
+from common.config import load_config
 from common.errors import FedcaptorError
 
 SETTINGS = (
@@ -45,13 +46,19 @@ def command(
     written = command_line("memory", file, phones=phones) + "".join(f" --set {key}" for key in overrides or [])
     record = open_record(file, "memory", {"overrides": chosen}, written, fresh)
     keys = [{"phones": count} for count in numbers(phones)]
+    for key in keys:
+        load_config(None, _overrides(key["phones"], chosen))  # refused before any run
     with bars("memory") as (on_row, _):
         sweep(record, file, keys, lambda key: measure(key["phones"], chosen), on_row)
 
 
+def _overrides(phones: int, settings: list[str]) -> list[str]:
+    return [*settings, f"population.phones={phones}"]
+
+
 def measure(phones: int, settings: list[str]) -> dict[str, float]:
     """One run; its peak is the operating system's figure for the whole process, libraries and report included."""
-    chosen = [part for key in (*settings, f"population.phones={phones}") for part in ("--set", key)]
+    chosen = [part for key in _overrides(phones, settings) for part in ("--set", key)]
     with TemporaryDirectory(prefix="fedcaptor-memory-") as folder:
         start = time.monotonic()
         child = subprocess.Popen(

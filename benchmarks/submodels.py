@@ -20,6 +20,7 @@ from common.plan import Plan
 from common.slicer import slice_state
 from common.torch_engine.base import BaseModel
 from common.torch_engine.factory import sliced, sliced_all
+from common.torch_engine.network import state_of
 from common.torch_engine.prune import Evidence
 from common.torch_engine.registry import build
 from common.torch_engine.trace import trace
@@ -33,7 +34,7 @@ def random_base(name: str, shape: Shape, seed: int, groups: str | None = None, c
     """A registered network with random weights, which it shares with its state. `groups`: as JSON, traced if absent."""
     torch.manual_seed(seed)
     module = build(name, classes, shape)
-    state = {key: tensor.detach().numpy() for key, tensor in module.state_dict().items()}
+    state = state_of(module)
     found = trace(module, name, shape) if groups is None else ChannelGroups.from_json(groups)
     return BaseModel(name, state, found, (0.5,) * shape[0], (0.5,) * shape[0], module)
 

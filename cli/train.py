@@ -14,7 +14,7 @@ from common.data.source import load
 from common.data.splits import split
 from common.files import check_writable
 from common.torch_engine.forward import logits, normalise
-from common.torch_engine.network import save_state
+from common.torch_engine.network import save_state, state_of
 from common.torch_engine.registry import build
 
 
@@ -45,11 +45,10 @@ def train_model(model: str, source: str, out: Path, epochs: int, seed: int, cons
     network.eval()
     network.half().float()  # what the file will hold is what is measured
     hits = logits(network, normalise(data.x[rest], mean, std)).argmax(1) == data.y[rest]
-    state = {name: tensor.numpy() for name, tensor in network.state_dict().items()}
     accuracy = float(hits.mean())
     save_state(
         out,
-        state,
+        state_of(network),
         {
             "model": model,
             "data": data.name,

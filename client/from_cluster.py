@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +15,7 @@ from common.subgroups import composed, subgroups
 from common.torch_engine.base import BaseModel, Submodel
 from common.torch_engine.factory import limited
 from common.torch_engine.forward import Images
+from common.torch_engine.network import state_of
 from common.torch_engine.prune import Evidence
 
 
@@ -67,7 +67,7 @@ def cluster_submodel(base: BaseModel, offer: Offer, cluster: int, use: Images, c
 
 def _as_base(cluster: Submodel) -> BaseModel:
     base = cluster.base
-    state: dict[str, Any] = {name: tensor.numpy() for name, tensor in cluster.module.state_dict().items()}
+    state = state_of(cluster.module)
     return BaseModel(base.name, state, subgroups(base.groups, cluster.plan), base.mean, base.std, cluster.module)
 
 

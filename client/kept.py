@@ -17,7 +17,7 @@ from common.errors import StateError
 from common.files import clear_leftovers, replacing
 from common.plan import Plan
 from common.torch_engine.base import BaseModel, Submodel
-from common.torch_engine.network import load_state, save_state
+from common.torch_engine.network import load_state, save_state, state_of
 
 
 def keep(folder: Path, result: Personalised, larger: Submodel | None, base_fetches: int) -> None:
@@ -99,7 +99,7 @@ def _digest(path: Path) -> str:
 
 
 def _save(path: Path, submodel: Submodel) -> str:
-    save_state(path, {name: tensor.numpy() for name, tensor in submodel.module.state_dict().items()}, {}, private=True)
+    save_state(path, state_of(submodel.module), {}, private=True)
     return _digest(path)
 
 

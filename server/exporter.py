@@ -1,4 +1,4 @@
-"""Prometheus exporter: reads `DIR/snapshot.json` at each scrape, so it may run beside the server, or after it."""
+"""Prometheus exporter: reads `DIR/snapshot.json` at each scrape, so it may run before, beside or after the server."""
 
 from __future__ import annotations
 

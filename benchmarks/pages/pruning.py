@@ -21,6 +21,7 @@ from benchmarks.pages.pruning_rows import (
     budgets_of,
     calibration_of,
     draw_of,
+    header_of,
     line_of,
     loss_of,
     refuse_twins,
@@ -114,7 +115,7 @@ def _of_size(rows: Sequence[Row], size: int, calibration: int) -> list[str]:
     for tune, title in TUNING.items():
         tuned = [row for row in rows if row["tune"] == tune]
         if tuned:
-            header = ("", *(f"{100 * macs:g} % MACs" for macs in budgets_of(tuned)), "draws")
+            header = header_of(budgets_of(tuned))
             parts += [
                 f"**{title}**: accuracy and loss",
                 table(header, _lines(tuned, _mean_and_loss)),

@@ -15,11 +15,12 @@ from benchmarks.pages.pruning_rows import (
     budgets_of,
     calibration_of,
     draw_of,
+    header_of,
     line_of,
     loss_of,
     paired,
     sizes_of,
-    usual_calibration,
+    usual_rows,
 )
 from benchmarks.record import Record, Row
 from benchmarks.subsets import OTHERS
@@ -45,23 +46,22 @@ Dirichlet distribution of the concentration named, and {100 * OTHERS:g} % of oth
 
 def in_short(record: Record) -> list[str]:
     """For each number of classes what ours loses, and what it is ahead of the best other."""
-    usual, budgets, lines = usual_calibration(record), budgets_of(record.rows), []
+    budgets, lines = budgets_of(record.rows), []
     for size in sizes_of(record):
         for tune, title in TUNING.items():
-            rows = [r for r in record.select(tune=tune) if len(r["classes"]) == size and calibration_of(r) == usual]
+            rows = usual_rows(record, size, tune)
             own = [r for r in rows if r["strategy"] == OURS]
             if own:
                 losses = [measured(loss_of(r) for r in own if r["macs_target"] == macs) for macs in budgets]
                 rivals = [best_other(rows, macs) for macs in budgets]
-                lines.append(_short_line(f"{size} classes, {title.lower()}: loss", losses))
+                lines.append(_line(f"{size} classes, {title.lower()}: loss", losses))
                 if any(rivals):
                     ahead = [found[1] if found else None for found in rivals]
-                    lines.append(_short_line("… ahead of the best other", ahead, differences=True))
-    header = ("", *(f"{100 * macs:g} % MACs" for macs in budgets), "draws")
-    return ["### In short", SHORT, table(header, lines)] if lines else []
+                    lines.append(_line("… ahead of the best other", ahead, differences=True))
+    return ["### In short", SHORT, table(header_of(budgets), lines)] if lines else []
 
 
-def _short_line(title: str, spreads: Sequence[Spread | None], differences: bool = False) -> list[str]:
+def _line(title: str, spreads: Sequence[Spread | None], differences: bool = False) -> list[str]:
     cells = [
         "–" if s is None else s.text(100, sign=differences) + (" ?" if differences and not s.told_from_zero else "")
         for s in spreads
@@ -94,13 +94,13 @@ def adaptivity(record: Record) -> list[str]:
     """What looking at the needed classes alone brings, in pairs of draws."""
     lines = []
     for (size, tune), found in _class_differences(record).items():
-        lines.append(_short_line(f"{size} classes, {TUNING[tune].lower()}", found, differences=True))
+        lines.append(_line(f"{size} classes, {TUNING[tune].lower()}", found, differences=True))
     if not lines:
         return []
     return [
         "### What class-adaptivity brings",
         f"*{NAMES[OURS]}* minus *{NAMES[AGNOSTIC]}*, points, paired over draws; **?**: not told from chance.",
-        table(("", *(f"{100 * macs:g} % MACs" for macs in budgets_of(record.rows)), "draws"), lines),
+        table(header_of(budgets_of(record.rows)), lines),
     ]
 
 
@@ -122,10 +122,10 @@ def adaptivity_chart(record: Record, model: str) -> Chart | None:
 
 def _class_differences(record: Record) -> dict[tuple[int, str], list[Spread | None]]:
     """Ours minus our control by number of classes and tuning, one for each budget; without those of none."""
-    usual, found = usual_calibration(record), {}
+    found = {}
     for size in sizes_of(record):
         for tune in TUNING:
-            rows = [r for r in record.select(tune=tune) if len(r["classes"]) == size and calibration_of(r) == usual]
+            rows = usual_rows(record, size, tune)
             found[size, tune] = [paired(rows, OURS, AGNOSTIC, macs) for macs in budgets_of(record.rows)]
     return {key: differences for key, differences in found.items() if any(differences)}
 
@@ -164,8 +164,7 @@ def paper(record: Record) -> list[str]:
     lines = []
     for size in sizes_of(record):
         for tune, title in TUNING.items():
-            rows = [r for r in record.rows if (len(r["classes"]), r["tune"], r["strategy"]) == (size, tune, OURS)]
-            rows = [r for r in rows if calibration_of(r) == usual_calibration(record)]
+            rows = [row for row in usual_rows(record, size, tune) if row["strategy"] == OURS]
             losses = {m: Spread.of(loss_of(r) for r in rows if r["macs_target"] == m) for m in budgets_of(rows)}
             if rows:
                 small = [macs for macs, spread in losses.items() if 100 * spread.mean <= points]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from benchmarks.charts import Line
 from benchmarks.record import Record, Row
@@ -77,6 +77,17 @@ def usual_calibration(record: Record) -> Calibration:
 def sizes_of(record: Record) -> list[int]:
     """Numbers of needed classes."""
     return sorted({len(row["classes"]) for row in record.rows})
+
+
+def usual_rows(record: Record, size: int, tune: str) -> list[Row]:
+    """Of so many needed classes with the usual calibration."""
+    usual = usual_calibration(record)
+    return [r for r in record.select(tune=tune) if len(r["classes"]) == size and calibration_of(r) == usual]
+
+
+def header_of(budgets: Iterable[float]) -> tuple[str, ...]:
+    """Of a table with a column for each budget, and one of how many draws its rows have."""
+    return ("", *(f"{100 * macs:g} % MACs" for macs in budgets), "draws")
 
 
 def budgets_of(rows: Sequence[Row]) -> list[float]:

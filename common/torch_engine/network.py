@@ -55,6 +55,11 @@ def save_state(path: Path, state: State, metadata: dict[str, str], private: bool
         temporary.write_bytes(save(arrays, {**metadata, _ORDER: json.dumps(list(state))}))
 
 
+def state_of(module: nn.Module) -> State:
+    """Its tensors as numpy arrays that share its memory, in its order."""
+    return {name: tensor.numpy() for name, tensor in module.state_dict().items()}
+
+
 def network(module: nn.Module, state: State, *, share: bool = False) -> nn.Module:
     """Fill `module` (from `registry.build` or `registry.skeleton`) with copies of possibly sliced tensors, in place.
 

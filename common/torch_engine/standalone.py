@@ -14,7 +14,7 @@ from common.errors import ModelError
 from common.plan import Indices
 from common.torch_engine.base import Submodel, statistic
 from common.torch_engine.forward import Images, logits, normalise
-from common.torch_engine.network import load_state, network, save_state
+from common.torch_engine.network import load_state, network, save_state, state_of
 from common.torch_engine.registry import names, skeleton
 
 
@@ -56,9 +56,10 @@ class Standalone:
 
     def write(self, path: Path) -> None:
         """Weights in half precision, and all that using them takes, as safetensors."""
-        state = {name: tensor.numpy() for name, tensor in self.module.state_dict().items()}
         about = {"labels": json.dumps(self.labels.tolist()), "input_shape": json.dumps(self.input_shape)}
-        save_state(path, state, {"model": self.model, **about, "mean": str(self.mean), "std": str(self.std)})
+        save_state(
+            path, state_of(self.module), {"model": self.model, **about, "mean": str(self.mean), "std": str(self.std)}
+        )
 
     def scores(self, images: Images) -> npt.NDArray[np.float32]:
         """Logits [N, k] of uint8 images [N, H, W, C], in the order of `labels`."""

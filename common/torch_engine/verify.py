@@ -14,7 +14,7 @@ from common.errors import ModelError
 from common.groups import ChannelGroups, Consumer
 from common.plan import Plan
 from common.slicer import slice_state
-from common.torch_engine.network import network
+from common.torch_engine.network import network, state_of
 
 
 @torch.no_grad()
@@ -28,8 +28,7 @@ def verify(module: nn.Module, groups: ChannelGroups, seed: int = 0, tolerance: f
     x = torch.from_numpy(rng.standard_normal((2, *groups.input_shape)).astype(np.float32))
     expected = hidden_outputs(module, groups, plan, x)
     try:
-        state = {key: tensor.detach().numpy() for key, tensor in module.state_dict().items()}
-        found = network(copy.deepcopy(module), slice_state(state, groups, plan))(x)
+        found = network(copy.deepcopy(module), slice_state(state_of(module), groups, plan))(x)
         error = float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
     except RuntimeError as problem:
         raise ModelError(

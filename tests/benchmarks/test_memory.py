@@ -33,8 +33,16 @@ def test_numbers_of_phones_are_checked(tmp_path, wrong):
         memory.command(tmp_path / "m.json", wrong)
 
 
+def test_what_no_run_would_take_is_refused_before_the_first(tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "measure", lambda *_: pytest.fail("ran"))
+    with pytest.raises(ConfigError, match=r"population\.phones"):
+        memory.command(tmp_path / "m.json", "5,0")
+    with pytest.raises(ConfigError, match="no_such_key"):
+        memory.command(tmp_path / "m.json", "5", ["run.no_such_key=1"])
+
+
 def test_its_settings_are_keys_of_the_configuration():
-    load_config(None, memory.SETTINGS)
+    assert load_config(None, memory.SETTINGS).privacy.min_cohort == 20
 
 
 def test_a_run_that_fails_is_an_error():

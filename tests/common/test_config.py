@@ -78,7 +78,8 @@ def test_marks_say_what_must_be_said() -> None:
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda path: path.stem)
 def test_shipped_scenarios_are_valid(scenario: Path) -> None:
-    load_config(scenario)
+    config = load_config(scenario)
+    assert parse(config.model_dump()) == config
 
 
 def test_the_reference_page_has_every_key() -> None:
