@@ -23,7 +23,7 @@ from common.slicer import kept_elements
 from common.torch_engine.evidence import Response, consumers, hooks
 from common.torch_engine.fitting import LeastSquares, patches
 
-RIDGE = 192  # observations that the sliced weights count as: few images must not bend a wide layer
+RIDGE = 64  # observations that the sliced weights count as: few images must not bend a wide layer
 ROUNDS = 3  # of fits that know the rectifier; more brought nothing
 
 
