@@ -27,6 +27,7 @@ RATE = 4e-4  # of Adam, where the start is far from the full model
 NEAR = 0.08  # share of different answers below which what is there is worth keeping: smaller steps, fixed batch norms
 CHECKS = 8  # looks at the held-out images, evenly over the run
 WARM_UP = 0.1  # of the run, while the rate rises: at once it would set a merged network back
+MANY = 2048  # images from which batch norms may learn statistics anew: with 270 that set a network back
 DECAY = 4  # of the mean of weights over steps, which is what is kept: about the last fifth of them count
 PATIENCE = 4  # checks that are no better than an earlier one before it stops
 
@@ -62,12 +63,12 @@ def tune(
 
     Softened answers (Hinton et al. 2015) and deep channels, Adam, gradients clipped to norm 1, warm-up and cosine decay
     over `steps` or `seconds` of `clock`, whichever ends first; dropout off. Where the start is far from the full model
-    batch norms are in training mode; near it their statistics stay, which a merged network is fitted to. What is kept
-    is the mean of weights over steps, of which late ones count more (polynomial decay, Shamir and Zhang 2013): single
-    steps set it back less. `augment`: mirrored and moved images. `rate`: the highest; None: by how often the start
-    differs from the full model on `held`. `on_step` is called with the number of steps taken. Keeps the best of a few
-    checks on `held`, the start among them: the result's answers diverge there no more than the input's. The input and
-    its base stay as they are.
+    and images are many, batch norms are in training mode; otherwise their statistics stay, which a merged network is
+    fitted to. What is kept is the mean of weights over steps, of which late ones count more (polynomial decay, Shamir
+    and Zhang 2013): single steps set it back less. `augment`: mirrored and moved images. `rate`: the highest; None: by
+    how often the start differs from the full model on `held`. `on_step` is called with the number of steps taken. Keeps
+    the best of a few checks on `held`, the start among them: the result's answers diverge there no more than the
+    input's. The input and its base stay as they are.
     Raises DataError for fewer than two images, or none held out.
     """
     if len(images) < 2 or len(held) < 1:
@@ -78,7 +79,7 @@ def tune(
     average = AveragedModel(module, avg_fn=_averaged, use_buffers=True)
     best = _Best(module, _Judge(submodel, held))
     distance = min(1.0, (1 - best.start.agreement) / NEAR)
-    for norm in batch_norms(module) if distance == 1 else ():
+    for norm in batch_norms(module) if distance == 1 and len(images) >= MANY else ():
         norm.train()
     highest = rate if rate is not None else RATE * max(0.1, distance)
     optimiser = torch.optim.Adam(module.parameters(), highest)

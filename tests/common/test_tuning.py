@@ -102,8 +102,9 @@ def test_it_stops_after_four_checks_without_a_better_one_and_keeps_the_best(subm
     assert torch.equal(found.submodel.module[0].weight, weights[3])
 
 
-@pytest.mark.parametrize(("agreement", "fixed"), [(0.95, True), (0.9, False)])
-def test_near_the_full_model_statistics_stay(submodel, monkeypatch, agreement, fixed):
+@pytest.mark.parametrize(("agreement", "many", "fixed"), [(0.95, 60, True), (0.9, 60, False), (0.9, 61, True)])
+def test_near_the_full_model_or_of_few_images_statistics_stay(submodel, monkeypatch, agreement, many, fixed):
+    monkeypatch.setattr(tuning, "MANY", many)
     checks = iter([1.0, 0.5])
     monkeypatch.setattr(tuning._Judge, "__call__", lambda self, module: _Check(agreement, next(checks, 0.9)))
     found = tune(submodel, pictures(60, 1), pictures(30, 2), steps=8).submodel.module
