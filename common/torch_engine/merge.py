@@ -24,6 +24,7 @@ from common.torch_engine.evidence import Response, consumers, hooks
 from common.torch_engine.fitting import LeastSquares, patches
 
 RIDGE = 64  # observations that the sliced weights count as: few images must not bend a wide layer
+ALIKE = 0.25  # the power of observations an image by which they count as more: those of one image are much alike
 ROUNDS = 3  # of fits that know the rectifier; more brought nothing
 
 
@@ -38,7 +39,8 @@ def merge(
 ) -> None:
     """Merge in place, in one forward pass of the cut model over all images `x` [N, C, H, W].
 
-    `full`: the full model's responses to the same images, by layer.
+    `full`: the full model's responses to the same images, by layer. `ridge`: observations that the sliced weights count
+    as in a layer that has one of each image.
     """
     modules = dict(cut.named_modules())
     kept = kept_elements(groups, plan)
@@ -67,7 +69,8 @@ class _Layer:
         """New weights and constant, from the cut model's own input, just before the layer uses them."""
         affine = module.bias is not None or self.norm is not None
         seen = patches(inputs[0], module, self.wanted.positions)
-        squares = LeastSquares(seen, module.weight.flatten(1), self.ridge, affine)
+        ridge = self.ridge * len(self.wanted.positions) ** ALIKE
+        squares = LeastSquares(seen, module.weight.flatten(1), ridge, affine)
         weight, constant = squares.fit(self.wanted.values)
         for _ in range(ROUNDS if self.rectified is not None else 0):
             found = torch.addmm(constant, seen, weight.T)

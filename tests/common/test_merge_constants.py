@@ -9,8 +9,8 @@ from torch import nn
 
 from common.plan import Plan
 from common.slicer import slice_state
-from common.torch_engine.evidence import Sampler, responses
-from common.torch_engine.merge import merge
+from common.torch_engine.evidence import Response, Sampler, responses
+from common.torch_engine.merge import _Layer, merge
 from common.torch_engine.network import network
 from common.torch_engine.trace import trace
 
@@ -124,3 +124,16 @@ def test_a_whole_plan_changes_nothing_and_classes_may_go(x: torch.Tensor) -> Non
     np.testing.assert_allclose(merged(module, {}, x)(x), module(x), atol=2e-4)
     output = trace(module, "own", SHAPE).output.name
     np.testing.assert_allclose(merged(module, {output: [0, 2]}, x)(x), module(x)[:, [0, 2]], atol=2e-4)
+
+
+def test_observations_of_one_image_count_less_than_those_of_many() -> None:
+    """Sixteen equal positions an image are as one where sliced weights count as 16^¼ as much: for a sixteenth each."""
+    x, wanted = (torch.randn(40, n, generator=torch.Generator().manual_seed(n)) for n in (2, 5))
+    layers = []
+    for side, ridge in ((1, 5.0 * 2 / 16), (4, 5.0)):
+        values, layer = wanted.repeat_interleave(side**2, 0), filled(nn.Conv2d(2, 5, 1))
+        maps = x[:, :, None, None].expand(-1, -1, side, side)
+        _Layer(None, None, Response(values, torch.arange(side**2)), ridge).fit(layer, (maps,))
+        layers.append(layer)
+    torch.testing.assert_close(layers[0].weight, layers[1].weight)
+    assert not torch.allclose(layers[0].weight, filled(nn.Conv2d(2, 5, 1)).weight)
