@@ -14,7 +14,7 @@ from common.data.source import load
 from common.data.splits import split
 from common.torch_engine.base import BaseModel
 from common.torch_engine.forward import normalise
-from common.torch_engine.network import save_state
+from common.torch_engine.network import save_state, state_of
 
 CLASSES = 6
 SIDE = 12
@@ -62,7 +62,7 @@ def write(directory: Path, count: int = 1500, steps: int = 120) -> tuple[Path, P
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-    state = {name: tensor.numpy() for name, tensor in module.state_dict().items()}
+    state = state_of(module)
     save_state(weights, state, {"model": MODEL, "mean": "(0.3,)", "std": "(0.25,)"})
     return data, weights
 

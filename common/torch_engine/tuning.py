@@ -25,9 +25,9 @@ from common.torch_engine.teacher import Channels, Teacher, half_precision, input
 TEMPERATURE = 4.0  # softens the answers, so that what the full model holds for second best is learnt too
 RATE = 4e-4  # of Adam, where the start is far from the full model
 NEAR = 0.08  # share of different answers below which what is there is worth keeping: smaller steps, fixed batch norms
+MANY = 2048  # images from which batch norms may learn statistics anew: with 270 that set a network back
 CHECKS = 8  # looks at the held-out images, evenly over the run
 WARM_UP = 0.1  # of the run, while the rate rises: at once it would set a merged network back
-MANY = 2048  # images from which batch norms may learn statistics anew: with 270 that set a network back
 DECAY = 4  # of the mean of weights over steps, which is what is kept: about the last fifth of them count
 PATIENCE = 4  # checks that are no better than an earlier one before it stops
 

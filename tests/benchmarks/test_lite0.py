@@ -21,7 +21,7 @@ from common.planner import Budget
 from common.torch_engine.base import BaseModel
 from common.torch_engine.factory import limited, sliced
 from common.torch_engine.forward import logits, normalise
-from common.torch_engine.network import save_state
+from common.torch_engine.network import save_state, state_of
 from common.torch_engine.prune import Evidence
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -42,7 +42,7 @@ def write(folder: Path) -> Path:
     for norm in (m for m in module.modules() if isinstance(m, nn.BatchNorm2d)):
         nn.init.uniform_(norm.weight, 1, 4)
         nn.init.uniform_(norm.bias, -1, 5)
-    state = {name: tensor.detach().numpy() for name, tensor in module.state_dict().items()}
+    state = state_of(module)
     save_state(folder / "narrow.safetensors", state, {"mean": str(lite0.MEAN), "std": str(lite0.STD)})
     return folder / "narrow.safetensors"
 

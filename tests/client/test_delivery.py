@@ -28,7 +28,7 @@ from common.errors import PrivacyError, WireError
 from common.messages import DeliverRequest
 from common.planner import Budget
 from common.torch_engine.base import BaseModel, Submodel
-from common.torch_engine.network import save_state
+from common.torch_engine.network import save_state, state_of
 from common.torch_engine.prune import prune
 from common.torch_engine.submodel_file import digest, encode
 from simulations.local_grid import VirtualClock
@@ -96,7 +96,7 @@ def delivery(base: BaseModel, cluster: Submodel, mode: str, round: int = 1) -> t
         tensors["plan.1"] = statistics.pack_plan(dict(cluster.plan.kept), base.groups)
         digests[1] = cluster.plan.digest
     if mode == "submodel":
-        state = {name: tensor.numpy() for name, tensor in cluster.module.state_dict().items()}
+        state = state_of(cluster.module)
         tensors["submodel.1"] = encode(state)
         digests[1] = digest(cluster.plan, tensors["submodel.1"])
     if mode == "plan":
@@ -351,6 +351,6 @@ def test_a_submodel_that_is_not_the_note_s_is_not_used(tmp_path: Path, base: Bas
     assert read_models(tmp_path, base, "kept_full").own is not None
     x, y = tiny.images(300, 3)
     other = prune(base, np.array([2, 5]), x[np.isin(y, [2, 5])], Budget(0.4, 2))
-    state = {name: tensor.numpy() for name, tensor in other.module.state_dict().items()}
+    state = state_of(other.module)
     save_state(tmp_path / "submodel.safetensors", state, {})
     assert read_models(tmp_path, base, "kept_full").own is None

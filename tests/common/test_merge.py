@@ -15,7 +15,7 @@ from common.plan import Plan
 from common.slicer import slice_state
 from common.torch_engine.evidence import Sampler, responses
 from common.torch_engine.merge import merge
-from common.torch_engine.network import network
+from common.torch_engine.network import network, state_of
 from common.torch_engine.registry import build, skeleton
 from common.torch_engine.trace import trace
 from tests.common import own_networks
@@ -95,7 +95,7 @@ def test_what_a_rectifier_hides_need_not_be_right(rectifier: nn.Module, bias: fl
         cut = copy.deepcopy(module)
         cut[0] = nn.Conv2d(3, 4, 3)
         cut[2] = nn.Conv2d(4, 6, 3, bias=False)
-        state = {name: tensor.numpy() for name, tensor in module.state_dict().items()}
+        state = state_of(module)
         network(cut, slice_state(state, groups, plan))
         merge(cut, known, plan, x, full)
         errors.append(float((cut[:5](x) - expected).square().mean()))

@@ -11,7 +11,7 @@ from common.plan import Plan
 from common.slicer import slice_state
 from common.torch_engine.evidence import Response, Sampler, responses
 from common.torch_engine.merge import _Layer, merge
-from common.torch_engine.network import network
+from common.torch_engine.network import network, state_of
 from common.torch_engine.trace import trace
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -83,7 +83,7 @@ def test_slicing_alone_would_lose_it(x: torch.Tensor) -> None:
     module = filled(convolutional(True))
     make_redundant(module[0])
     groups = trace(module, "own", SHAPE)
-    state = {name: tensor.numpy() for name, tensor in module.state_dict().items()}
+    state = state_of(module)
     plan = Plan.of(groups, {"0": [0, 1, 2]})
     sliced = network(filled(convolutional(True)), slice_state(state, groups, plan))
     assert float((sliced(x) - module(x)).abs().max()) > 0.1
@@ -111,7 +111,7 @@ def test_errors_of_earlier_layers_are_corrected_later(x: torch.Tensor) -> None:
     module = filled(convolutional(True))
     kept = {"0": [0, 2], "1": [0, 1, 2]}
     groups = trace(module, "own", SHAPE)
-    state = {name: tensor.numpy() for name, tensor in module.state_dict().items()}
+    state = state_of(module)
     sliced = network(filled(convolutional(True)), slice_state(state, groups, Plan.of(groups, kept)))
     small = merged(module, kept, x, ridge=1.0)
     truth = module(x)

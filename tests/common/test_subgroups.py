@@ -13,7 +13,7 @@ from common.groups import ChannelGroups, State
 from common.plan import Plan
 from common.slicer import slice_state
 from common.subgroups import composed, subgroups
-from common.torch_engine.network import network
+from common.torch_engine.network import network, state_of
 from common.torch_engine.registry import build, skeleton
 from common.torch_engine.trace import trace
 from tests.common import own_networks
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @lru_cache
 def traced(name: str) -> tuple[State, ChannelGroups]:
     module = build(name, 10, SHAPE)
-    return {key: tensor.numpy() for key, tensor in module.state_dict().items()}, trace(module, name, SHAPE)
+    return state_of(module), trace(module, name, SHAPE)
 
 
 def random_plan(groups: ChannelGroups, rng: np.random.Generator, share: float = 0.75) -> Plan:

@@ -15,6 +15,7 @@ from common.groups import ChannelGroups, State
 from common.plan import Plan
 from common.slicer import slice_state
 from common.subgroups import subgroups
+from common.torch_engine.network import state_of
 from common.torch_engine.registry import build
 from common.torch_engine.submodel_file import bucket, decode, digest, encode
 from common.torch_engine.trace import trace
@@ -27,7 +28,7 @@ def sliced() -> tuple[State, ChannelGroups, Plan]:
     module = build("small-cnn", 10, SHAPE)
     groups = trace(module, "small-cnn", SHAPE)
     plan = Plan.of(groups, {group.name: np.arange(group.channels // 2) for group in groups.groups})
-    state = {key: tensor.numpy() for key, tensor in module.state_dict().items()}
+    state = state_of(module)
     return slice_state(state, groups, plan), groups, plan
 
 
