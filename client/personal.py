@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +21,7 @@ from common.torch_engine.base import BaseModel, Submodel
 from common.torch_engine.forward import Images, softmax
 from common.torch_engine.outputs import refitted
 from common.torch_engine.prune import Evidence
+from common.torch_engine.tuning import tune
 
 Scores = npt.NDArray[np.float32]
 Floats = npt.NDArray[np.float64]
@@ -90,7 +91,7 @@ def personalise(
         rows=config.personal.rows,
     )
     kind, at_cluster = "personal", 0.0
-    best, agreement = _smallest_good(evidence, judge, config)
+    best, agreement = _smallest_good(evidence, calibration, judge, config, seed)
     if start is not None:
         of_cluster = evidence.merged(_with_classes(start, _outputs(evidence, config), base))
         at_cluster = judge.agreement(of_cluster)
@@ -106,7 +107,9 @@ def personalise(
     )
 
 
-def _smallest_good(evidence: Evidence, judge: _Judge, config: Config) -> tuple[Submodel | None, float]:
+def _smallest_good(
+    evidence: Evidence, images: Images, judge: _Judge, config: Config, seed: int
+) -> tuple[Submodel | None, float]:
     """The smallest rung of the ladder that agrees well enough, and its agreement; the largest may disagree twice as
     much, on a limited phone as much as it will.
     """
@@ -119,10 +122,18 @@ def _smallest_good(evidence: Evidence, judge: _Judge, config: Config) -> tuple[S
             continue
         last = 1.0 if limited(evidence.base, config) else 2 * settings.tolerance
         allowed = last if budget == budgets[-1] else settings.tolerance
-        reached = judge.agreement(candidate)
-        if 1 - reached <= allowed:
-            return candidate, reached
+        for tried in _attempts(candidate, images, judge.images, settings.tune_steps, seed):
+            reached = judge.agreement(tried)
+            if 1 - reached <= allowed:
+                return tried, reached
     return None, 0.0
+
+
+def _attempts(submodel: Submodel, images: Images, held: Images, steps: int, seed: int) -> Iterator[Submodel]:
+    """As it is; then, where that was not good enough, tuned on `images` and judged on those `held` out."""
+    yield submodel
+    if steps > 0 and len(images) > 1 and len(held) > 0:
+        yield tune(submodel, images, held, steps=steps, seed=seed).submodel
 
 
 def limited(base: BaseModel, config: Config) -> bool:

@@ -163,6 +163,13 @@ class Personal(Section):
     reference: int = Field(30, ge=0, description="Reference images a class that every phone receives; 0 = none.")
     rows: int = Field(2048, ge=64, description="Observations a layer that merging on the phone uses at most.")
     start: Literal["cluster", "base"] = Field("base", description="Channels to select from: the cluster's, or all.")
+    tune_steps: int = Field(
+        0,
+        ge=0,
+        le=100_000,
+        description="Steps, three minutes at most, in which a submodel that disagrees too often learns from the full "
+        "model's answers on own and reference images; judged on check images, it never ends worse. 0 = no training.",
+    )
     tier: str = Field("", description="A device's own tier, by name; the simulation draws it.")
 
 

@@ -19,7 +19,7 @@ from client.kept import holds_full, read_models, read_outcome
 from client.learner import Learner
 from client.offer import read_offer
 from client.pace import Pace
-from client.personal import Offer
+from client.personal import Offer, Personalised, personalise
 from client.phone import Phone
 from client.usage import UsageLog
 from common import statistics
@@ -258,10 +258,10 @@ def test_replies_leave_at_the_same_time_whether_habits_changed_or_not(
 ) -> None:
     """Round 1 personalises, round 2 does not, round 3 does again; it takes 30 seconds."""
     clock, worked = VirtualClock(), []
-    personalise, pace = Learner._personalise, Pace(60.0, clock.time, clock.sleep)
+    original, pace = Learner._personalise, Pace(60.0, clock.time, clock.sleep)
 
     def slowly(learner: Learner, request: DeliverRequest, *rest: Any) -> None:
-        personalise(learner, request, *rest)
+        original(learner, request, *rest)
         clock.sleep(30)
         worked.append(request.round)
 
@@ -354,3 +354,26 @@ def test_a_submodel_that_is_not_the_note_s_is_not_used(tmp_path: Path, base: Bas
     state = state_of(other.module)
     save_state(tmp_path / "submodel.safetensors", state, {})
     assert read_models(tmp_path, base, "kept_full").own is None
+
+
+def test_a_submodel_that_disagrees_too_often_is_tuned_where_that_is_wanted(base: BaseModel) -> None:
+    rng = np.random.default_rng(0)
+    use, check = (
+        np.clip(x + rng.normal(0, 120, x.shape), 0, 255).astype(np.uint8)  # noisier than merging alone can cope with
+        for x in (tiny.images(40, 5)[0], tiny.images(200, 6)[0])
+    )
+
+    def own(steps: int) -> Personalised:
+        settings = parse(
+            {
+                "planner": {"multiple": 2},
+                "personal": {"ladder": [0.45, 0.9], "tolerance": 0.12, "tune_steps": steps},
+            }
+        )
+        return personalise(base, Offer(), np.ones(tiny.CLASSES), use, check, settings)
+
+    untuned, tuned = own(0), own(200)
+    assert untuned.submodel is not None
+    assert tuned.submodel is not None
+    assert untuned.submodel.macs_ratio() > 0.45 >= tuned.submodel.macs_ratio()
+    assert tuned.agreement >= 0.88
