@@ -16,7 +16,7 @@ from common.data.source import Dataset, load
 from common.data.splits import split
 from common.errors import ConfigError, PlanError
 from common.latency import LatencyTable
-from common.planner import Budget
+from common.planner import Budget, require_possible
 from common.torch_engine.base import BaseModel, Submodel
 from common.torch_engine.export import check_files, export
 from common.torch_engine.forward import Images
@@ -73,6 +73,8 @@ def prune_model(
     data = load(request.source)
     base = load_base(request.model, request.weights, data)
     needed = _parse(request.classes, base.groups.classes)
+    for budget in request.budgets:
+        require_possible(base.groups, len(needed), budget)
     part = _Parts.draw(data, needed, request)
     first, table = request.budgets[0], None
     if first.latency is not None:

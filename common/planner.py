@@ -88,6 +88,17 @@ def plan(groups: ChannelGroups, curves: Mapping[str, RemovalCurve], classes: Ind
     return _Path(groups, curves, classes, budget).down_to(budget)
 
 
+def require_possible(groups: ChannelGroups, classes: int, budget: Budget) -> None:
+    """Raises PlanError, as `plan` would in the end, when even the smallest model of so many classes breaks the budget.
+
+    A latency is left to `plan`: more channels may take less time.
+    """
+    smallest = {group.name: min(group.channels, budget.multiple) for group in groups.prunable}
+    counts = smallest | {groups.output.name: classes}
+    if budget.latency is None and budget.broken(groups, counts):
+        raise _refusal(groups, counts, budget)
+
+
 def ladder(
     groups: ChannelGroups,
     curves: Mapping[str, RemovalCurve],
@@ -142,7 +153,7 @@ class _Path:
                 gain = self.saved[:, 0]
             able = np.flatnonzero(gain > 0)
             if len(able) == 0:
-                self._refuse(budget)
+                raise _refusal(self.groups, self.counts, budget)
             with np.errstate(over="ignore"):  # of a block that saves next to nothing
                 self._cut(int(able[np.argmin(self.loss[able] / gain[able])]))
         counts = self._filled(limits, *self.large) if self.large else self.counts
@@ -193,11 +204,11 @@ class _Path:
         self.loss[row] = _loss(self.curves[name], count, smaller)
         self.saved[row] = self.costs.saved(self.counts, name, smaller)
 
-    def _refuse(self, budget: Budget) -> None:
-        broken = [f"{words} is the nearest possible" for words in budget.broken(self.groups, self.counts)]
-        raise PlanError(
-            f"{'; '.join(broken)} with multiples of {self.multiple}: raise the budget or lower the multiple"
-        )
+
+def _refusal(groups: ChannelGroups, counts: Mapping[str, int], budget: Budget) -> PlanError:
+    """What to say of a budget that `counts`, the smallest, do not hold."""
+    broken = "; ".join(f"{words} is the nearest possible" for words in budget.broken(groups, counts))
+    return PlanError(f"{broken} with multiples of {budget.multiple}: raise the budget or lower the multiple")
 
 
 def _over(price: Price, limits: Price) -> list[bool]:

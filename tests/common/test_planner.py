@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from common.costs import Costs
 from common.errors import PlanError
 from common.groups import ChannelGroups
-from common.planner import Budget, explain, ladder, plan
+from common.planner import Budget, explain, ladder, plan, require_possible
 from common.selection import RemovalCurve
 from common.slicer import slice_state
 from common.torch_engine.network import save_state
@@ -85,6 +85,18 @@ def test_an_impossible_budget_names_what_is_broken_and_a_value_that_works() -> N
     assert "parameters budget is 0.1 of the full model, 0.1707 is the nearest" in str(caught.value)
     assert f"bytes budget is 10, {nearest} is the nearest possible with multiples of 2" in str(caught.value)
     assert counts(Budget(bytes=nearest, parameters=0.1707, multiple=2)) == (2, 2)
+
+
+@pytest.mark.parametrize(
+    "budget", [Budget(macs=0.1, parameters=0.1, bytes=10, multiple=2), Budget(macs=0.2477, multiple=2)]
+)
+def test_an_impossible_budget_is_refused_alike_without_curves(budget: Budget) -> None:
+    with pytest.raises(PlanError) as late:
+        counts(budget)
+    with pytest.raises(PlanError) as early:
+        require_possible(GROUPS, len(TWO), budget)
+    assert str(early.value) == str(late.value)
+    require_possible(GROUPS, len(TWO), Budget(macs=0.2478, multiple=2))
 
 
 @pytest.mark.parametrize(
