@@ -168,7 +168,8 @@ class Personal(Section):
         ge=0,
         le=100_000,
         description="Steps, three minutes at most, in which a submodel that disagrees too often learns from the full "
-        "model's answers on own and reference images; judged on check images, it never ends worse. 0 = no training.",
+        "model's answers on own and reference images; judged on check images, it never ends worse. 0 = no training; "
+        "otherwise raise `delivery.answer_seconds` by what it takes.",
     )
     tier: str = Field("", description="A device's own tier, by name; the simulation draws it.")
 
