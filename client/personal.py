@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -111,7 +111,7 @@ def _smallest_good(
     evidence: Evidence, images: Images, judge: _Judge, config: Config, seed: int
 ) -> tuple[Submodel | None, float]:
     """The smallest rung of the ladder that agrees well enough, and its agreement; the largest may disagree twice as
-    much, on a limited phone as much as it will.
+    much, on a limited phone as much as it will. Where wanted, one that disagrees too often is tuned on `images`.
     """
     settings, groups = config.personal, evidence.base.groups
     budgets = rungs(config.own_tier, groups, settings.ladder, config.planner.multiple) if settings.enabled else []
@@ -122,18 +122,13 @@ def _smallest_good(
             continue
         last = 1.0 if limited(evidence.base, config) else 2 * settings.tolerance
         allowed = last if budget == budgets[-1] else settings.tolerance
-        for tried in _attempts(candidate, images, judge.images, settings.tune_steps, seed):
-            reached = judge.agreement(tried)
-            if 1 - reached <= allowed:
-                return tried, reached
+        reached = judge.agreement(candidate)
+        if 1 - reached > allowed and settings.tune_steps and len(images) > 1:
+            candidate = tune(candidate, images, judge.images, steps=settings.tune_steps, seed=seed).submodel
+            reached = judge.agreement(candidate)
+        if 1 - reached <= allowed:
+            return candidate, reached
     return None, 0.0
-
-
-def _attempts(submodel: Submodel, images: Images, held: Images, steps: int, seed: int) -> Iterator[Submodel]:
-    """As it is; then, where that was not good enough, tuned on `images` and judged on those `held` out."""
-    yield submodel
-    if steps > 0 and len(images) > 1 and len(held) > 0:
-        yield tune(submodel, images, held, steps=steps, seed=seed).submodel
 
 
 def limited(base: BaseModel, config: Config) -> bool:

@@ -11,7 +11,7 @@ from common.planner import Budget
 from common.torch_engine.base import BaseModel
 from common.torch_engine.factory import sliced
 from common.torch_engine.forward import normalise
-from common.torch_engine.network import save_state
+from common.torch_engine.network import save_state, state_of
 from common.torch_engine.registry import build
 from common.torch_engine.strategies import Task
 
@@ -25,7 +25,7 @@ def task_of(name, folder):
     """Random weights, twelve random images."""
     torch.manual_seed(0)
     weights = folder / "weights.safetensors"
-    save_state(weights, {key: tensor.numpy() for key, tensor in build(name, 6, SHAPE).state_dict().items()}, {})
+    save_state(weights, state_of(build(name, 6, SHAPE)), {})
     images = np.random.default_rng(0).integers(0, 256, (12, 12, 12, 3), dtype=np.uint8)
     return Task(BaseModel.load(weights, name, SHAPE), CLASSES, images, images)
 
