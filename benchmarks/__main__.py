@@ -25,7 +25,7 @@ from benchmarks import (
     secure_sum,
     slicing,
 )
-from common.errors import FedcaptorError
+from fedcaptor.common.errors import FedcaptorError
 
 app = typer.Typer(
     help="Side-by-side figures. Each command fills a JSON file row by row and goes on where it stopped; `results` "

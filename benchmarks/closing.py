@@ -13,11 +13,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from common.groups import Group
-from common.plan import Indices
-from common.torch_engine.evidence import hooks
-from common.torch_engine.network import CONVOLUTION
-from common.torch_engine.scores import gate_hook
+from fedcaptor.common.arrays import Indices
+from fedcaptor.common.groups import Group
+from fedcaptor.common.torch_engine.evidence import hooks
+from fedcaptor.common.torch_engine.network import CONVOLUTION
+from fedcaptor.common.torch_engine.scores import gate_hook
 
 
 @dataclass(frozen=True, eq=False)

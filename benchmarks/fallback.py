@@ -17,13 +17,12 @@ from benchmarks.options import File, Fresh, Model, Test, Threads, Weights
 from benchmarks.progress import OnPhase, bars
 from benchmarks.record import command_line, open_record, ratios, sweep
 from benchmarks.trial import Latest, in_batches
-from client.fallback import out_of_set_score
-from common.plan import Indices
-from common.planner import Budget, plan
-from common.torch_engine.base import Submodel
-from common.torch_engine.forward import Images
-from common.torch_engine.outputs import features, last_layer, refitted
-from common.torch_engine.prune import Evidence
+from fedcaptor.client.fallback import out_of_set_score
+from fedcaptor.common.arrays import Images, Indices
+from fedcaptor.common.planner import Budget, plan
+from fedcaptor.common.torch_engine.base import Submodel
+from fedcaptor.common.torch_engine.outputs import features, last_layer, refitted
+from fedcaptor.common.torch_engine.prune import Evidence
 
 KINDS = ("energy", "max-softmax", "max-logit")
 AGAINST = ("max-logit-kept", "max-logit-refitted")

@@ -14,7 +14,7 @@ import typer
 from benchmarks.options import File, Fresh
 from benchmarks.progress import bars
 from benchmarks.record import command_line, numbers, open_record, sweep
-from common.config import Config, load_config
+from fedcaptor.common.config import Config, load_config
 
 NO_SCORES = ("scores.enabled=false", "visualise.enabled=false")
 NO_CLUSTERS = ("clusters.k=1", "usage.prior=0", "delivery.plans=false")
@@ -77,8 +77,8 @@ def measure(
 ) -> dict[str, Any]:
     """One simulation in `directory`; figures of its row."""
     from benchmarks.stopwatch import Stopwatch
-    from simulations.local_grid import VirtualClock
-    from simulations.runner import World, local_grid, serve, simulate, weights_of
+    from fedcaptor.simulations.local_grid import VirtualClock
+    from fedcaptor.simulations.runner import World, local_grid, serve, simulate, weights_of
 
     config, watch = fleet.config(key["arm"], key["images"], key["seed"]), Stopwatch()
 
@@ -175,7 +175,7 @@ def _in_a_folder(
     if keep is None:
         with TemporaryDirectory(prefix="benchmark-") as folder:
             return measure(fleet, key, Path(folder), on_phase)
-    from simulations.runner import remove_run
+    from fedcaptor.simulations.runner import remove_run
 
     kept = keep / "-".join(str(value) for value in key.values())
     remove_run(kept)

@@ -22,28 +22,26 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.trial import Latest
-from client.usage import remembered
-from common import statistics
-from common.config import Config
-from common.distances import class_shares
-from common.distances import normalise as to_shares
-from common.errors import ConfigError
-from common.groups import ChannelGroups
-from common.messages import DeliverRequest
-from common.plan import Indices
-from common.preference import layer_slices, normalise, pool
-from common.privacy import plausible
-from common.privacy.noise import discrete_gaussian
-from common.privacy.sums import SumSpec, decode, quantised, wrapped
-from common.torch_engine.base import BaseModel
-from common.torch_engine.forward import Images, softmax
-from common.torch_engine.forward import normalise as to_input
-from common.torch_engine.scores import image_scores
-from server.collect import Courier, Tally
-from server.masked import Tensors
-from simulations.local_grid import FIRST_NODE
+from fedcaptor.client.usage import remembered
+from fedcaptor.common import statistics
+from fedcaptor.common.arrays import Floats, Images, Indices, Tensors
+from fedcaptor.common.config import Config
+from fedcaptor.common.distances import class_shares
+from fedcaptor.common.distances import normalise as to_shares
+from fedcaptor.common.errors import ConfigError
+from fedcaptor.common.groups import ChannelGroups
+from fedcaptor.common.messages import DeliverRequest
+from fedcaptor.common.preference import layer_slices, normalise, pool
+from fedcaptor.common.privacy import plausible
+from fedcaptor.common.privacy.noise import discrete_gaussian
+from fedcaptor.common.privacy.sums import SumSpec, decode, quantised, wrapped
+from fedcaptor.common.torch_engine.base import BaseModel
+from fedcaptor.common.torch_engine.forward import normalise as to_input
+from fedcaptor.common.torch_engine.forward import softmax
+from fedcaptor.common.torch_engine.scores import image_scores
+from fedcaptor.server.collect import Courier, Tally
+from fedcaptor.simulations.local_grid import FIRST_NODE
 
-Floats = npt.NDArray[np.float64]
 OnPhase = Callable[[str, int, int], None]
 BATCH = 32
 CHUNK = 256  # phones whose vectors and noise are at hand at a time

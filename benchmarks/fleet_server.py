@@ -16,21 +16,21 @@ from flwr.app import Context, Message
 
 from benchmarks.fleet import Alter, Fleet, FleetCourier, OnPhase, unaltered
 from benchmarks.trial import in_batches
-from client.app import simulated_phone
-from client.owner import Owner
-from common import statistics
-from common.config import Config
-from common.distances import js_divergence
-from common.errors import StateError
-from common.messages import DeliverRequest
-from common.torch_engine.base import Submodel
-from server.flow import Flow, Published
-from server.journal import Journal, Result
-from server.masked import Tensors
-from server.planning import cluster_classes
-from simulations.local_grid import LocalGrid
-from simulations.oracle import Oracle
-from simulations.runner import World, build_world, run_digest
+from fedcaptor.client.app import simulated_phone
+from fedcaptor.client.owner import Owner
+from fedcaptor.common import statistics
+from fedcaptor.common.arrays import Tensors
+from fedcaptor.common.config import Config
+from fedcaptor.common.distances import js_divergence
+from fedcaptor.common.errors import StateError
+from fedcaptor.common.messages import DeliverRequest
+from fedcaptor.common.torch_engine.base import Submodel
+from fedcaptor.server.flow import Flow, Published
+from fedcaptor.server.journal import Journal, Result
+from fedcaptor.server.planning import cluster_classes
+from fedcaptor.simulations.local_grid import LocalGrid
+from fedcaptor.simulations.oracle import Oracle
+from fedcaptor.simulations.runner import World, build_world, run_digest
 
 VISUALISE = (1, "visualise")  # the journal's name of the phase that no private sum enters
 

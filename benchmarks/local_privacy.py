@@ -13,17 +13,16 @@ import typer
 from benchmarks.options import File, Fresh
 from benchmarks.progress import bars
 from benchmarks.record import command_line, numbers, open_record, sweep
-from common import statistics
-from common.config import Config, parse
-from common.errors import ConfigError
-from common.groups import ChannelGroups
-from common.torch_engine.registry import build
-from common.torch_engine.trace import trace
-from server import clusters, local
-from server.budget import SumBudget, steps
-from simulations.habits import draw_habits
-
-Floats = npt.NDArray[np.float64]
+from fedcaptor.common import statistics
+from fedcaptor.common.arrays import Floats
+from fedcaptor.common.config import Config, parse
+from fedcaptor.common.errors import ConfigError
+from fedcaptor.common.groups import ChannelGroups
+from fedcaptor.common.torch_engine.registry import build
+from fedcaptor.common.torch_engine.trace import trace
+from fedcaptor.server import clusters, local
+from fedcaptor.server.budget import SumBudget, steps
+from fedcaptor.simulations.habits import draw_habits
 
 MODEL, SHAPE = "small-cnn", (1, 28, 28)  # for the length of the other sums, which share the ε of masked ones
 
@@ -60,7 +59,7 @@ class Trial:
 
 
 def by_sums(usage: Floats, config: Config, groups: ChannelGroups | None) -> Floats:
-    """Centroids as `server.flow` makes them from sums, the noise of each drawn at once; none without `groups`."""
+    """Centroids as the server makes them from sums, the noise of each drawn at once; without noise if no `groups`."""
     phones, classes = usage.shape
     budget = SumBudget(config, groups, phones) if groups else None
     rng, centroids = np.random.default_rng([config.run.seed, 11]), None

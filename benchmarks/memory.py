@@ -15,8 +15,8 @@ import typer
 from benchmarks.options import File, Fresh
 from benchmarks.progress import bars
 from benchmarks.record import command_line, numbers, open_record, sweep
-from common.config import load_config
-from common.errors import FedcaptorError
+from fedcaptor.common.config import load_config
+from fedcaptor.common.errors import FedcaptorError
 
 SETTINGS = (
     "privacy.min_cohort=20",
@@ -62,7 +62,7 @@ def measure(phones: int, settings: list[str]) -> dict[str, float]:
     with TemporaryDirectory(prefix="fedcaptor-memory-") as folder:
         start = time.monotonic()
         child = subprocess.Popen(
-            [sys.executable, "-m", "cli.main", "simulate", *chosen, "--out", str(Path(folder) / "run")],
+            [sys.executable, "-m", "fedcaptor.cli.main", "simulate", *chosen, "--out", str(Path(folder) / "run")],
             stdout=subprocess.DEVNULL,
         )
         try:

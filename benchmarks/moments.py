@@ -12,7 +12,7 @@ import typer
 from benchmarks.options import File, Fresh
 from benchmarks.progress import bars
 from benchmarks.record import command_line, numbers, open_record, sweep
-from common.moments import SHARE, ClassMoments, Moments, Scatter
+from fedcaptor.common.moments import SHARE, ClassMoments, Moments, Scatter
 
 Clock = Callable[[], float]
 
@@ -61,8 +61,8 @@ def measure(
 ) -> dict[str, float]:
     """One row, from `made` of the `classes`."""
     from benchmarks.submodels import random_base
-    from common.torch_engine.class_moments import curves_for
-    from common.torch_engine.latency import one_thread
+    from fedcaptor.common.torch_engine.class_moments import curves_for
+    from fedcaptor.common.torch_engine.latency import one_thread
 
     with one_thread():
         base = random_base(model, (3, 32, 32), seed, classes=classes)
@@ -84,7 +84,7 @@ def _synthetic(
     base: Any, classes: int, share: float, steepness: float, seed: int, clock: Clock
 ) -> tuple[float, ClassMoments]:
     """Seconds of packing, and moments at every place of the network."""
-    from common.torch_engine.evidence import consumers
+    from fedcaptor.common.torch_engine.evidence import consumers
 
     rng, spent = np.random.default_rng(seed), 0.0
 

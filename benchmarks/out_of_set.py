@@ -11,7 +11,7 @@ from scipy.special import log_softmax, logsumexp, softmax
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.metrics import roc_auc_score
 
-from common.plan import Indices
+from fedcaptor.common.arrays import Indices
 
 Floats = npt.NDArray[Any]
 

@@ -18,13 +18,14 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from common.errors import PlanError
-from common.plan import Indices, Plan
-from common.planner import Budget
-from common.torch_engine.base import BaseModel, Submodel
-from common.torch_engine.factory import sliced
-from common.torch_engine.forward import logits, normalise
-from common.torch_engine.strategies import Task
+from fedcaptor.common.arrays import Indices
+from fedcaptor.common.errors import PlanError
+from fedcaptor.common.plan import Plan
+from fedcaptor.common.planner import Budget
+from fedcaptor.common.torch_engine.base import BaseModel, Submodel
+from fedcaptor.common.torch_engine.factory import sliced
+from fedcaptor.common.torch_engine.forward import logits, normalise
+from fedcaptor.common.torch_engine.strategies import Task
 
 HALVINGS = 9
 STEPS = (1, 5, 20)

@@ -13,7 +13,7 @@ import typer
 from benchmarks.options import File, Fresh
 from benchmarks.progress import bars
 from benchmarks.record import command_line, numbers, open_record, sweep
-from common.config import Personal
+from fedcaptor.common.config import Personal
 
 MODELS = "small-cnn,resnet20,alexnet,vgg16"
 SHAPE = (3, 32, 32)
@@ -27,9 +27,9 @@ def step(model: str, images: int, macs: float, seed: int) -> dict[str, float]:
     """
     from benchmarks.peak import peak_rss
     from benchmarks.submodels import random_base
-    from common.planner import Budget
-    from common.torch_engine.latency import one_thread
-    from common.torch_engine.prune import Evidence
+    from fedcaptor.common.planner import Budget
+    from fedcaptor.common.torch_engine.latency import one_thread
+    from fedcaptor.common.torch_engine.prune import Evidence
 
     with one_thread():
         base = random_base(model, SHAPE, seed)

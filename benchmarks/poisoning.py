@@ -16,8 +16,8 @@ from benchmarks.options import File, Fresh
 from benchmarks.progress import OnPhase, bars
 from benchmarks.record import command_line, floats, numbers, of_configuration, open_record, sweep
 from benchmarks.trial import Latest
-from common.config import Config, load_config
-from common.errors import ConfigError
+from fedcaptor.common.config import Config, load_config
+from fedcaptor.common.errors import ConfigError
 
 ATTACKS = ("one-class", "sign-flip", "unclipped", "overshoot")
 """`one-class`: all weight on one class, in the block of the phone's own cluster. `sign-flip`: minus the honest vector.

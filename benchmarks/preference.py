@@ -19,15 +19,13 @@ from benchmarks.private_vs_open import Design
 from benchmarks.progress import OnPhase, bars
 from benchmarks.record import command_line, numbers, open_record, sweep
 from benchmarks.trial import Latest
-from common import statistics
-from common.config import Config
-from common.errors import ConfigError
-from common.filter_clusters import filter_clusters
-from common.groups import ChannelGroups
-from common.plan import Indices
-from common.preference import join, layer_slices, share_out, unpool
-
-Floats = npt.NDArray[np.float64]
+from fedcaptor.common import statistics
+from fedcaptor.common.arrays import Floats, Indices
+from fedcaptor.common.config import Config
+from fedcaptor.common.errors import ConfigError
+from fedcaptor.common.filter_clusters import filter_clusters
+from fedcaptor.common.groups import ChannelGroups
+from fedcaptor.common.preference import join, layer_slices, share_out, unpool
 
 RANK = 2  # of a layer's matrix, classes by filters
 VARIANTS = (
@@ -94,8 +92,8 @@ class Trial:
         return jury.world, jury.fleet
 
     def _paint(self, base: Any) -> npt.NDArray[np.float32]:
-        from server.painting import Visualisation
-        from server.visualise import visualise
+        from fedcaptor.server.painting import Visualisation
+        from fedcaptor.server.visualise import visualise
 
         steps = self.design.config(None, 0).visualise.steps
         found = visualise(
@@ -115,7 +113,7 @@ def released(
 ) -> Floats:
     """The decoded sum of filter scores pooled by `assignment` [F]; its noise is that of a run under `config`."""
     from benchmarks.fleet import fleet_sum
-    from server.budget import Step, SumBudget
+    from fedcaptor.server.budget import Step, SumBudget
 
     budget = SumBudget(config, fleet.groups, len(phones))
     spec = budget.spec(Step(1, "scores", 0), int(assignment.max()) + 1)

@@ -13,7 +13,7 @@ from benchmarks.options import File, Fresh, Model, Test, Threads, Weights
 from benchmarks.progress import bars
 from benchmarks.record import command_line, numbers, open_record, ratios, sweep
 from benchmarks.subsets import given
-from common.errors import ConfigError, PlanError
+from fedcaptor.common.errors import ConfigError, PlanError
 
 STRATEGIES = (
     "reconstruct",

@@ -11,9 +11,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from common.config import Config
-from common.errors import ConfigError, StateError
-from common.files import replacing
+from fedcaptor.common.config import Config
+from fedcaptor.common.errors import ConfigError, StateError
+from fedcaptor.common.files import replacing
 
 Row = dict[str, Any]
 

@@ -26,8 +26,8 @@ from benchmarks.pages import (
 )
 from benchmarks.pages.section import Section
 from benchmarks.record import Record, read_record
-from common.errors import StateError
-from common.files import replacing
+from fedcaptor.common.errors import StateError
+from fedcaptor.common.files import replacing
 
 PAGES: dict[str, Callable[[Record], Section]] = {
     "federation": federation.render,

@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.peak import peak_rss
-from common.secure.messages import STEPS
-from common.secure.server import ServerSum
-from common.secure.terms import Terms
+from fedcaptor.common.secure.messages import STEPS
+from fedcaptor.common.secure.server import ServerSum
+from fedcaptor.common.secure.terms import Terms
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from benchmarks.options import File, Fresh
 from benchmarks.progress import bars
 from benchmarks.record import command_line, numbers, open_record, sweep
-from common.errors import ConfigError, PrivacyError
-from common.privacy.sums import PlainAggregator, SumSpec
+from fedcaptor.common.errors import ConfigError, PrivacyError
+from fedcaptor.common.privacy.sums import PlainAggregator, SumSpec
 
 NOISE_MULTIPLIER = 4.0
 RESOLUTION = 24.0
@@ -88,7 +88,7 @@ class Fleet:
 
     def answer(self, step: int, node: int, request: bytes) -> bytes:
         """Processor seconds and bytes of each phone are counted; making its vector is not."""
-        from common.secure.phone import PhoneSum
+        from fedcaptor.common.secure.phone import PhoneSum
 
         self.on_phase(f"step {step + 1} of 6", node, self.spec.cohort)
         if step >= _MASKED and node < self.lost:
@@ -114,7 +114,7 @@ def measure(trial: Trial, key: Mapping[str, Any], on_phase: OnPhase = lambda nam
     """Figures of one row."""
     from benchmarks import flower_secagg
     from benchmarks.secure_server import serve
-    from common.secure.terms import Terms
+    from fedcaptor.common.secure.terms import Terms
 
     phones, spec = key["phones"], trial.spec(key["phones"])
     fleet = Fleet(
@@ -163,8 +163,8 @@ def serialise_seconds(
     vector: NDArray[np.uint32], bits: int, agreements: int, clock: Callable[[], float] = time.thread_time
 ) -> float:
     """Packing the vector and so many key agreements, with nothing else."""
-    from common.secure.keys import Agreement, public_of
-    from common.secure.packing import pack
+    from fedcaptor.common.secure.keys import Agreement, public_of
+    from fedcaptor.common.secure.packing import pack
 
     own, public = Agreement(bytes(range(32))), public_of(bytes(range(1, 33)))
     start = clock()
@@ -175,7 +175,7 @@ def serialise_seconds(
 
 
 def _neighbours(request: bytes) -> int:
-    from common.secure.messages import Neighbours
+    from fedcaptor.common.secure.messages import Neighbours
 
     return len(Neighbours.from_bytes(request, request[2:]).places)
 

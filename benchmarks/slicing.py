@@ -16,7 +16,7 @@ import typer
 from benchmarks.options import File, Fresh
 from benchmarks.progress import bars
 from benchmarks.record import command_line, open_record, sweep
-from common.errors import ConfigError
+from fedcaptor.common.errors import ConfigError
 
 MODELS = "vgg16,resnet56,torchvision/mobilenet_v2"
 OnPhase = Callable[[str, int, int], None]
@@ -54,7 +54,7 @@ def measure(trial: Trial, key: Mapping[str, Any], on_phase: OnPhase = lambda nam
     count. Those of several threads are by the clock on the wall.
     """
     from benchmarks import submodels
-    from common.torch_engine.latency import one_thread
+    from fedcaptor.common.torch_engine.latency import one_thread
 
     with one_thread():
         base = submodels.random_base(key["model"], trial.shape, trial.seed)

@@ -14,16 +14,16 @@ import torch
 from torch import nn
 
 from benchmarks.peak import peak_rss
-from common.errors import FedcaptorError, PlanError
-from common.groups import ChannelGroups
-from common.plan import Plan
-from common.slicer import slice_state
-from common.torch_engine.base import BaseModel
-from common.torch_engine.factory import sliced, sliced_all
-from common.torch_engine.network import state_of
-from common.torch_engine.prune import Evidence
-from common.torch_engine.registry import build
-from common.torch_engine.trace import trace
+from fedcaptor.common.errors import FedcaptorError, PlanError
+from fedcaptor.common.groups import ChannelGroups
+from fedcaptor.common.plan import Plan
+from fedcaptor.common.slicer import slice_state
+from fedcaptor.common.torch_engine.base import BaseModel
+from fedcaptor.common.torch_engine.factory import sliced, sliced_all
+from fedcaptor.common.torch_engine.network import state_of
+from fedcaptor.common.torch_engine.prune import Evidence
+from fedcaptor.common.torch_engine.registry import build
+from fedcaptor.common.torch_engine.trace import trace
 
 CLASSES, MULTIPLE = 10, 8
 Shape = tuple[int, int, int]

@@ -10,11 +10,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from common.data.source import Dataset, load
-from common.data.splits import split
-from common.errors import ConfigError, DataError
-from common.plan import Indices
-from common.torch_engine.forward import Images
+from fedcaptor.common.arrays import Images, Indices
+from fedcaptor.common.data.source import Dataset, load
+from fedcaptor.common.data.splits import split
+from fedcaptor.common.errors import ConfigError, DataError
 
 ALL_IMAGES = 1000
 """At most so many images of all classes together for class-agnostic evidence, unless the needed ones are more."""

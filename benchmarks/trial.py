@@ -13,13 +13,13 @@ import numpy.typing as npt
 from benchmarks.peers import PEERS
 from benchmarks.progress import OnPhase
 from benchmarks.subsets import Pool, Sample
-from common.planner import Budget
-from common.torch_engine.base import BaseModel, Submodel
-from common.torch_engine.factory import limited
-from common.torch_engine.forward import Images
-from common.torch_engine.recalibrate import recalibrate
-from common.torch_engine.strategies import STRATEGIES, Prepared, Task
-from common.torch_engine.tuning import Tuned, tune
+from fedcaptor.common.arrays import Images
+from fedcaptor.common.planner import Budget
+from fedcaptor.common.torch_engine.base import BaseModel, Submodel
+from fedcaptor.common.torch_engine.factory import limited
+from fedcaptor.common.torch_engine.recalibrate import recalibrate
+from fedcaptor.common.torch_engine.strategies import STRATEGIES, Prepared, Task
+from fedcaptor.common.torch_engine.tuning import Tuned, tune
 
 OURS = ("reconstruct", "reconstruct-agnostic", "reconstruct-fisher")
 RATES = (5e-4, 1e-3)

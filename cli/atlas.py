@@ -9,22 +9,22 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from cli.prune import load_base
-from common.data.source import Dataset, load
-from common.data.splits import split
-from common.errors import ConfigError
-from common.files import check_writable
-from common.filter_clusters import filter_clusters
-from common.preference import layer_slices
-from common.torch_engine.base import BaseModel
-from common.torch_engine.forward import Images, logits, normalise
-from common.torch_engine.scores import ClassScores, normalised, taylor_scores
-from server.painting import Visualisation
-from server.patches import Patches, most_exciting
-from server.visualise import Pictures, visualise_filters
-from simulations.report.atlas_page import Page, write_atlas
-from simulations.report.data import Array
-from simulations.report.filters import (
+from fedcaptor.cli.prune import load_base
+from fedcaptor.common.arrays import Array, Images
+from fedcaptor.common.data.source import Dataset, load
+from fedcaptor.common.data.splits import split
+from fedcaptor.common.errors import ConfigError
+from fedcaptor.common.files import check_writable
+from fedcaptor.common.filter_clusters import filter_clusters
+from fedcaptor.common.preference import layer_slices
+from fedcaptor.common.torch_engine.base import BaseModel
+from fedcaptor.common.torch_engine.forward import logits, normalise
+from fedcaptor.common.torch_engine.scores import ClassScores, normalised, taylor_scores
+from fedcaptor.server.painting import Visualisation
+from fedcaptor.server.patches import Patches, most_exciting
+from fedcaptor.server.visualise import Pictures, visualise_filters
+from fedcaptor.simulations.report.atlas_page import Page, write_atlas
+from fedcaptor.simulations.report.filters import (
     MAX_PATCH,
     GroupView,
     Name,

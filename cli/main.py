@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.progress import Progress, TaskID
 from rich.table import Table
 
-from cli.phone import app as phone
-from cli.privacy import app as privacy
-from common.errors import FedcaptorError
+from fedcaptor.cli.phone import app as phone
+from fedcaptor.cli.privacy import app as privacy
+from fedcaptor.common.errors import FedcaptorError
 
 app = typer.Typer(
     help="Smaller CNNs for the classes that are needed. Start with `fedcaptor prune --help`.",
@@ -51,7 +51,7 @@ def train(
     seed: int = 0,
 ) -> None:
     """Train a base model on the data's base part; its accuracy on the other parts goes into the file."""
-    from cli.train import train_model
+    from fedcaptor.cli.train import train_model
 
     train_model(model, data, out, epochs, seed, console)
 
@@ -59,8 +59,8 @@ def train(
 @app.command()
 def inspect(model: ModelName, weights: Weights, data: Source = "embedded", as_json: AsJson = False) -> None:
     """Show a model's channel groups and what each layer costs."""
-    from cli.prune import load_base
-    from common.data.source import load
+    from fedcaptor.cli.prune import load_base
+    from fedcaptor.common.data.source import load
 
     groups = load_base(model, weights, load(data)).groups
     if as_json:
@@ -137,8 +137,8 @@ def prune(
     as_json: AsJson = False,
 ) -> None:
     """One model, one class set, no federation: a physically smaller model, without training unless asked for."""
-    from cli.prune import Request, prune_model, ratios_of
-    from common.planner import Budget
+    from fedcaptor.cli.prune import Request, prune_model, ratios_of
+    from fedcaptor.common.planner import Budget
 
     if (macs, parameters, size, latency) == (None, None, None, None):
         macs = "0.4" if tolerance is None else "1"
@@ -184,7 +184,7 @@ def atlas(
 
     The pictures come from the network alone, the patches from the data's reference part. VGG-16 takes a few minutes.
     """
-    from cli.atlas import Request, make_atlas
+    from fedcaptor.cli.atlas import Request, make_atlas
 
     chosen = tuple(layer.strip() for layer in layers.split(",") if layer.strip())
     with Progress(console=console, transient=True) as progress:
@@ -223,7 +223,7 @@ def simulate(
     --seeds it writes sweep.json, rounds.csv and report.html of all runs. Ctrl-C stops after the phase in flight is
     given up; the same command goes on from there.
     """
-    from cli.simulate import run_scenario, run_seeds, summary_table, sweep_table
+    from fedcaptor.cli.simulate import run_scenario, run_seeds, summary_table, sweep_table
 
     chosen = list(overrides or [])
     if data is not None:
@@ -254,9 +254,9 @@ def report(
     ],
 ) -> None:
     """Write the report page of finished runs and sweeps again and print their tables."""
-    from cli.simulate import read_summary, summary_table, sweep_table
-    from simulations.report import write_report
-    from simulations.sweep_folder import is_sweep, rewrite
+    from fedcaptor.cli.simulate import read_summary, summary_table, sweep_table
+    from fedcaptor.simulations.report import write_report
+    from fedcaptor.simulations.sweep_folder import is_sweep, rewrite
 
     sweeps = [directory for directory in directories if is_sweep(directory)]
     runs = [directory for directory in directories if directory not in sweeps]
@@ -278,7 +278,7 @@ def exporter(
     port: Annotated[int, typer.Option(min=0, max=65535)] = 9464,
 ) -> None:
     """Serve a run's aggregate pruning to Prometheus until interrupted."""
-    from server.exporter import serve
+    from fedcaptor.server.exporter import serve
 
     with serve(directory, host, port) as serving:
         console.print(f"metrics: {serving.url}", highlight=False)
@@ -291,7 +291,7 @@ def config(
     reference: Annotated[bool, typer.Option("--reference", help="Print the reference page of all keys.")] = False,
 ) -> None:
     """Check a scenario, or print what can be configured."""
-    from common.config import load_config, reference_page
+    from fedcaptor.common.config import load_config, reference_page
 
     print(reference_page() if reference else load_config(scenario).model_dump_json(indent=1) + "\n", end="")
 
@@ -299,7 +299,7 @@ def config(
 @app.command()
 def messages() -> None:
     """Print the reference page of the messages between server and phones."""
-    from common.messages_page import reference_page
+    from fedcaptor.common.messages_page import reference_page
 
     print(reference_page(), end="")
 

@@ -24,8 +24,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object to s
 @app.command()
 def status(folder: Folder, config: Settings = None, as_json: AsJson = False) -> None:
     """Show the privacy spent in the period, its budget, and the size of what is stored."""
-    from client import folder as phone
-    from common.config import load_config
+    from fedcaptor.client import folder as phone
+    from fedcaptor.common.config import load_config
 
     found = phone.status(folder, load_config(config).privacy)
     if as_json:
@@ -70,8 +70,8 @@ def erase(
 
     Stop the phone's app first, or it may write its files anew.
     """
-    from client import folder as phone
-    from common.config import load_config
+    from fedcaptor.client import folder as phone
+    from fedcaptor.common.config import load_config
 
     privacy = load_config(config).privacy
     phone.status(folder, privacy)  # asks nothing about a folder that is no phone's
@@ -87,8 +87,8 @@ def erase(
 
 
 def _switch(folder: Path, config: Path | None, answering: bool) -> None:
-    from client.folder import open_ledger
-    from common.config import load_config
+    from fedcaptor.client.folder import open_ledger
+    from fedcaptor.common.config import load_config
 
     new = not folder.exists() or not any(folder.iterdir())
     with open_ledger(folder, load_config(config).privacy, make=not answering) as ledger:

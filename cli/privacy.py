@@ -13,10 +13,10 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from common.config import Config
-    from common.groups import ChannelGroups
-    from server.local_plan import LocalPlan
-    from server.privacy_plan import PrivacyPlan
+    from fedcaptor.common.config import Config
+    from fedcaptor.common.groups import ChannelGroups
+    from fedcaptor.server.local_plan import LocalPlan
+    from fedcaptor.server.privacy_plan import PrivacyPlan
 
 app = typer.Typer(help="Plan a run's privacy before it is run.")
 
@@ -37,8 +37,8 @@ def plan(
 
     From configuration and model alone: nothing is run.
     """
-    from common.config import load_config
-    from server import local_plan, privacy_plan
+    from fedcaptor.common.config import load_config
+    from fedcaptor.server import local_plan, privacy_plan
 
     config = load_config(scenario, overrides or [])
     found: PrivacyPlan | LocalPlan
@@ -57,10 +57,10 @@ def plan(
 
 def groups_of(config: Config) -> ChannelGroups:
     """Channel groups of a scenario's model; its weights are needed only where they are given."""
-    from common.data.source import load
-    from common.torch_engine.base import BaseModel
-    from common.torch_engine.registry import build
-    from common.torch_engine.trace import trace
+    from fedcaptor.common.data.source import load
+    from fedcaptor.common.torch_engine.base import BaseModel
+    from fedcaptor.common.torch_engine.registry import build
+    from fedcaptor.common.torch_engine.trace import trace
 
     data = load(config.data.source)
     _, height, width, channels = data.x.shape

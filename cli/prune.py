@@ -11,21 +11,21 @@ from typing import Any
 
 import numpy as np
 
-from common import costs
-from common.data.source import Dataset, load
-from common.data.splits import split
-from common.errors import ConfigError, PlanError
-from common.latency import LatencyTable
-from common.planner import Budget, require_possible
-from common.torch_engine.base import BaseModel, Submodel
-from common.torch_engine.export import check_files, export
-from common.torch_engine.forward import Images
-from common.torch_engine.latency import latency_ratio, measure_table
-from common.torch_engine.recalibrate import recalibrate
-from common.torch_engine.standalone import Standalone
-from common.torch_engine.strategies import SEE_ALL_CLASSES, Selection, Task, prepare
-from common.torch_engine.tolerance import smallest_within
-from common.torch_engine.tuning import tune
+from fedcaptor.common import costs
+from fedcaptor.common.arrays import Images
+from fedcaptor.common.data.source import Dataset, load
+from fedcaptor.common.data.splits import split
+from fedcaptor.common.errors import ConfigError, PlanError
+from fedcaptor.common.latency import LatencyTable
+from fedcaptor.common.planner import Budget, require_possible
+from fedcaptor.common.torch_engine.base import BaseModel, Submodel
+from fedcaptor.common.torch_engine.export import check_files, export
+from fedcaptor.common.torch_engine.latency import latency_ratio, measure_table
+from fedcaptor.common.torch_engine.recalibrate import recalibrate
+from fedcaptor.common.torch_engine.standalone import Standalone
+from fedcaptor.common.torch_engine.strategies import SEE_ALL_CLASSES, Selection, Task, prepare
+from fedcaptor.common.torch_engine.tolerance import smallest_within
+from fedcaptor.common.torch_engine.tuning import tune
 
 MOST_HELD = 500  # images that tuning is judged on: more would take longer than they tell
 

@@ -11,11 +11,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from common.config import Config, load_config
-from common.errors import StateError
-from simulations.runner import remove_run, simulate
-from simulations.sweep import parse_seeds
-from simulations.sweep_folder import folder_of, is_sweep, run_sweep
+from fedcaptor.common.config import Config, load_config
+from fedcaptor.common.errors import StateError
+from fedcaptor.simulations.runner import remove_run, simulate
+from fedcaptor.simulations.sweep import parse_seeds
+from fedcaptor.simulations.sweep_folder import folder_of, is_sweep, run_sweep
 
 STEPS = {
     "messages": "phones answer",
@@ -57,7 +57,7 @@ def run_scenario(
         remove_run(out)
     if engine == "local":
         return simulate_with_progress(config, out, console)
-    from simulations.ray_engine import simulate_ray
+    from fedcaptor.simulations.ray_engine import simulate_ray
 
     return simulate_ray(scenario, overrides, out, config.population.phones)
 

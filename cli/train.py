@@ -10,12 +10,12 @@ from rich.console import Console
 from rich.progress import track
 from torch.nn import functional as F
 
-from common.data.source import load
-from common.data.splits import split
-from common.files import check_writable
-from common.torch_engine.forward import logits, normalise
-from common.torch_engine.network import save_state, state_of
-from common.torch_engine.registry import build
+from fedcaptor.common.data.source import load
+from fedcaptor.common.data.splits import split
+from fedcaptor.common.files import check_writable
+from fedcaptor.common.torch_engine.forward import logits, normalise
+from fedcaptor.common.torch_engine.network import save_state, state_of
+from fedcaptor.common.torch_engine.registry import build
 
 
 def train_model(model: str, source: str, out: Path, epochs: int, seed: int, console: Console) -> float:

@@ -1,4 +1,4 @@
-"""Flower's view of a phone: messages in, messages out. All that is decided is decided in `client.phone`.
+"""Flower's view of a phone: messages in, messages out. All that is decided is decided in `fedcaptor.client.phone`.
 
 On a device Flower starts a process for every message, and most need no network: torch, which takes seconds and half a
 gigabyte, is imported where an answer needs it.
@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from client.images import FolderFeed, MappedFeed
-from client.ledger import DECLINED
-from client.pace import Pace
-from client.phone import Phone
-from common.config import Config, load_config
-from common.errors import ConfigError, PrivacyError, WireError
-from common.messages import (
+from fedcaptor.client.images import FolderFeed, MappedFeed
+from fedcaptor.client.ledger import DECLINED
+from fedcaptor.client.pace import Pace
+from fedcaptor.client.phone import Phone
+from fedcaptor.common.config import Config, load_config
+from fedcaptor.common.errors import ConfigError, PrivacyError, WireError
+from fedcaptor.common.messages import (
     DeliverReply,
     DeliverRequest,
     LocalReply,
@@ -30,12 +30,12 @@ from common.messages import (
     SumReply,
     SumRequest,
 )
-from common.tiers import as_tier, drawn
-from common.wire import pack, unpack
+from fedcaptor.common.tiers import as_tier, drawn
+from fedcaptor.common.wire import pack, unpack
 
 if TYPE_CHECKING:
-    from client.learner import Learner
-    from common.torch_engine.base import BaseModel
+    from fedcaptor.client.learner import Learner
+    from fedcaptor.common.torch_engine.base import BaseModel
 
 logger = logging.getLogger(__name__)
 
@@ -108,8 +108,8 @@ def simulated_phone(directory: Path, config: Config, base: BaseModel, number: in
     own = config if tier is None else as_tier(config, tier.name)
 
     def learner() -> Learner:
-        from client.engine import of_this_thread
-        from client.learner import Learner
+        from fedcaptor.client.engine import of_this_thread
+        from fedcaptor.client.learner import Learner
 
         return Learner(folder, of_this_thread(base), MappedFeed(directory / "population", number), own, durable=False)
 
@@ -139,8 +139,8 @@ def device_phone(context: Context) -> Phone:
     config = as_tier(config, node["tier"]) if node.get("tier") else config
 
     def learner() -> Learner:
-        from client.engine import load_base
-        from client.learner import Learner
+        from fedcaptor.client.engine import load_base
+        from fedcaptor.client.learner import Learner
 
         base = load_base(Path(node["weights"]), node["model"], (channels, height, width))
         return Learner(Path(node["folder"]), base, FolderFeed(Path(node["images"])), config)

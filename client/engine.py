@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from common.torch_engine.base import BaseModel
+from fedcaptor.common.torch_engine.base import BaseModel
 
 
 @lru_cache(maxsize=2)

@@ -9,12 +9,10 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import logsumexp
 
-from common.config import Fallback
-from common.plan import Indices, Plan
-from common.torch_engine.base import BaseModel, Submodel
-from common.torch_engine.forward import Images
-
-Floats = npt.NDArray[np.float64]
+from fedcaptor.common.arrays import Floats, Images, Indices
+from fedcaptor.common.config import Fallback
+from fedcaptor.common.plan import Plan
+from fedcaptor.common.torch_engine.base import BaseModel, Submodel
 
 ABSTAINED = -1
 """The label of an image that nobody answers."""

@@ -13,11 +13,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from client.ledger import Ledger
-from common.config import Privacy
-from common.errors import StateError
-from common.files import clear_leftovers
-from common.privacy.accounting import PERIOD_DAYS
+from fedcaptor.client.ledger import Ledger
+from fedcaptor.common.config import Privacy
+from fedcaptor.common.errors import StateError
+from fedcaptor.common.files import clear_leftovers
+from fedcaptor.common.privacy.accounting import PERIOD_DAYS
 
 DATABASE = "phone.db"
 OUTCOME_FILE = "outcome.json"

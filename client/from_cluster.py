@@ -7,16 +7,16 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from client.personal import Offer, Personalised, personalise
-from common.config import Config
-from common.plan import Indices, Plan
-from common.preference import layer_slices
-from common.subgroups import composed, subgroups
-from common.torch_engine.base import BaseModel, Submodel
-from common.torch_engine.factory import limited
-from common.torch_engine.forward import Images
-from common.torch_engine.network import state_of
-from common.torch_engine.prune import Evidence
+from fedcaptor.client.personal import Offer, Personalised, personalise
+from fedcaptor.common.arrays import Images, Indices
+from fedcaptor.common.config import Config
+from fedcaptor.common.plan import Plan
+from fedcaptor.common.preference import layer_slices
+from fedcaptor.common.subgroups import composed, subgroups
+from fedcaptor.common.torch_engine.base import BaseModel, Submodel
+from fedcaptor.common.torch_engine.factory import limited
+from fedcaptor.common.torch_engine.network import state_of
+from fedcaptor.common.torch_engine.prune import Evidence
 
 
 def personalise_from_cluster(

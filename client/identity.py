@@ -8,9 +8,9 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from client.folder import IDENTITY_FILE
-from common.errors import StateError
-from common.files import clear_leftovers, replacing
+from fedcaptor.client.folder import IDENTITY_FILE
+from fedcaptor.common.errors import StateError
+from fedcaptor.common.files import clear_leftovers, replacing
 
 _BYTES = 32
 

@@ -10,10 +10,9 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from common.data.source import decode
-from common.errors import DataError
-
-Images = npt.NDArray[np.uint8]
+from fedcaptor.common.arrays import Images
+from fedcaptor.common.data.source import decode
+from fedcaptor.common.errors import DataError
 
 
 class ImageFeed(Protocol):

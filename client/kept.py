@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from client.fallback import Models, whole
-from client.folder import CLUSTER_FILE, OUTCOME_FILE, SUBMODEL_FILE
-from client.personal import Personalised
-from common.errors import StateError
-from common.files import clear_leftovers, replacing
-from common.plan import Plan
-from common.torch_engine.base import BaseModel, Submodel
-from common.torch_engine.network import load_state, save_state, state_of
+from fedcaptor.client.fallback import Models, whole
+from fedcaptor.client.folder import CLUSTER_FILE, OUTCOME_FILE, SUBMODEL_FILE
+from fedcaptor.client.personal import Personalised
+from fedcaptor.common.errors import StateError
+from fedcaptor.common.files import clear_leftovers, replacing
+from fedcaptor.common.plan import Plan
+from fedcaptor.common.torch_engine.base import BaseModel, Submodel
+from fedcaptor.common.torch_engine.network import load_state, save_state, state_of
 
 
 def keep(folder: Path, result: Personalised, larger: Submodel | None, base_fetches: int) -> None:

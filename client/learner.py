@@ -9,23 +9,24 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from client.fallback import answer
-from client.from_cluster import cluster_submodel, personalise_from_cluster
-from client.images import ImageFeed
-from client.kept import holds_full, keep, read_models, read_outcome
-from client.offer import Tensors, read_offer
-from client.personal import Offer, Personalised, personalise
-from client.usage import UsageLog
-from client.waiting import remove, store, waiting
-from common import statistics
-from common.config import Config
-from common.distances import class_shares
-from common.errors import WireError
-from common.messages import DeliverRequest, SumRequest
-from common.preference import pool
-from common.torch_engine.base import BaseModel
-from common.torch_engine.forward import logits, normalise, softmax
-from common.torch_engine.scores import normalised, taylor_scores
+from fedcaptor.client.fallback import answer
+from fedcaptor.client.from_cluster import cluster_submodel, personalise_from_cluster
+from fedcaptor.client.images import ImageFeed
+from fedcaptor.client.kept import holds_full, keep, read_models, read_outcome
+from fedcaptor.client.offer import read_offer
+from fedcaptor.client.personal import Offer, Personalised, personalise
+from fedcaptor.client.usage import UsageLog
+from fedcaptor.client.waiting import remove, store, waiting
+from fedcaptor.common import statistics
+from fedcaptor.common.arrays import Tensors
+from fedcaptor.common.config import Config
+from fedcaptor.common.distances import class_shares
+from fedcaptor.common.errors import WireError
+from fedcaptor.common.messages import DeliverRequest, SumRequest
+from fedcaptor.common.preference import pool
+from fedcaptor.common.torch_engine.base import BaseModel
+from fedcaptor.common.torch_engine.forward import logits, normalise, softmax
+from fedcaptor.common.torch_engine.scores import normalised, taylor_scores
 
 logger = logging.getLogger(__name__)
 

@@ -19,10 +19,10 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from client.storage import OnPhoneFile, PhoneFile
-from common.errors import ConfigError, PrivacyError
-from common.privacy.accounting import PERIOD_DAYS, sum_zcdp, to_epsilon
-from common.privacy.sums import SumSpec
+from fedcaptor.client.storage import OnPhoneFile, PhoneFile
+from fedcaptor.common.errors import ConfigError, PrivacyError
+from fedcaptor.common.privacy.accounting import PERIOD_DAYS, sum_zcdp, to_epsilon
+from fedcaptor.common.privacy.sums import SumSpec
 
 PURE = "pure"  # stands for the spec of an answer that is private by itself, at δ = 0
 DECLINED = "declined"  # all that a message may say of a PrivacyError raised here

@@ -9,9 +9,9 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable
 
-from client.ledger import DECLINED, PURE, Ledger
-from common.errors import PrivacyError
-from common.privacy.local import Bits, LocalSpec
+from fedcaptor.client.ledger import DECLINED, PURE, Ledger
+from fedcaptor.common.errors import PrivacyError
+from fedcaptor.common.privacy.local import Bits, LocalSpec
 
 KIND = "local"  # as the owner reads it
 

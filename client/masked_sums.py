@@ -14,13 +14,13 @@ from pathlib import Path
 
 import numpy as np
 
-from client.identity import identity
-from client.ledger import DECLINED, Ledger
-from common.errors import PrivacyError
-from common.privacy.sums import SumSpec
-from common.secure.messages import MASKING
-from common.secure.phone import PhoneSum
-from common.secure.terms import Terms
+from fedcaptor.client.identity import identity
+from fedcaptor.client.ledger import DECLINED, Ledger
+from fedcaptor.common.errors import PrivacyError
+from fedcaptor.common.privacy.sums import SumSpec
+from fedcaptor.common.secure.messages import MASKING
+from fedcaptor.common.secure.phone import PhoneSum
+from fedcaptor.common.secure.terms import Terms
 
 MAX_OPEN = 4
 MAX_AGE_SECONDS = 7 * 86_400.0

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable
 
-from client.ledger import DECLINED, KEPT_CHARGES, Ledger
-from common.errors import PrivacyError
+from fedcaptor.client.ledger import DECLINED, KEPT_CHARGES, Ledger
+from fedcaptor.common.errors import PrivacyError
 
 
 class NamingLedger(Ledger):

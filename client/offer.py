@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from client.personal import Offer
-from common import statistics
-from common.errors import PlanError, WireError
-from common.groups import ChannelGroups
-from common.messages import DeliverRequest
-from common.plan import Plan
-from common.torch_engine.base import BaseModel, Submodel
-from common.torch_engine.submodel_file import decode
-from common.torch_engine.submodel_file import digest as file_digest
-
-Tensors = Mapping[str, npt.NDArray[Any]]
+from fedcaptor.client.personal import Offer
+from fedcaptor.common import statistics
+from fedcaptor.common.arrays import Tensors
+from fedcaptor.common.errors import PlanError, WireError
+from fedcaptor.common.groups import ChannelGroups
+from fedcaptor.common.messages import DeliverRequest
+from fedcaptor.common.plan import Plan
+from fedcaptor.common.torch_engine.base import BaseModel, Submodel
+from fedcaptor.common.torch_engine.submodel_file import decode
+from fedcaptor.common.torch_engine.submodel_file import digest as file_digest
 
 
 def read_offer(request: DeliverRequest, tensors: Tensors, base: BaseModel, tier: str = "") -> Offer:

@@ -7,12 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from common.config import Usage
-from common.distances import class_shares, normalise
-from common.plan import Indices
-from common.statistics import nearest
-
-Floats = npt.NDArray[np.float64]
+from fedcaptor.common.arrays import Floats, Indices
+from fedcaptor.common.config import Usage
+from fedcaptor.common.distances import class_shares, normalise
+from fedcaptor.common.statistics import nearest
 
 _SMOOTHING = 0.01  # share added to each own class, so that one that was hardly met yet can still be answered
 

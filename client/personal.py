@@ -9,22 +9,22 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from client.fallback import out_of_set_score, weighed
-from client.owner import Owner
-from common.config import Config, Fallback
-from common.errors import PlanError
-from common.plan import Indices, Plan
-from common.planner import plan
-from common.preference import importance
-from common.tiers import fits, rungs
-from common.torch_engine.base import BaseModel, Submodel
-from common.torch_engine.forward import Images, softmax
-from common.torch_engine.outputs import refitted
-from common.torch_engine.prune import Evidence
-from common.torch_engine.tuning import tune
+from fedcaptor.client.fallback import out_of_set_score, weighed
+from fedcaptor.client.owner import Owner
+from fedcaptor.common.arrays import Floats, Images, Indices
+from fedcaptor.common.config import Config, Fallback
+from fedcaptor.common.errors import PlanError
+from fedcaptor.common.plan import Plan
+from fedcaptor.common.planner import plan
+from fedcaptor.common.preference import importance
+from fedcaptor.common.tiers import fits, rungs
+from fedcaptor.common.torch_engine.base import BaseModel, Submodel
+from fedcaptor.common.torch_engine.forward import softmax
+from fedcaptor.common.torch_engine.outputs import refitted
+from fedcaptor.common.torch_engine.prune import Evidence
+from fedcaptor.common.torch_engine.tuning import tune
 
 Scores = npt.NDArray[np.float32]
-Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)

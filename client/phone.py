@@ -3,31 +3,31 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from client.ledger import Ledger
-from client.local_answer import LocalLedger
-from client.masked_sums import MaskedLedger, Side
-from client.named import NamingLedger
-from client.pace import Pace
-from common.config import Config
-from common.errors import PrivacyError, WireError
-from common.messages import DeliverRequest, LocalRequest, MaskedRequest, SumRequest, request_digest
-from common.privacy.local import Bits
-from common.privacy.noise import system_generator
-from common.privacy.sums import SumSpec, encode
-from common.secure.messages import MASKING
+from fedcaptor.client.ledger import Ledger
+from fedcaptor.client.local_answer import LocalLedger
+from fedcaptor.client.masked_sums import MaskedLedger, Side
+from fedcaptor.client.named import NamingLedger
+from fedcaptor.client.pace import Pace
+from fedcaptor.common.arrays import Tensors
+from fedcaptor.common.config import Config
+from fedcaptor.common.errors import PrivacyError, WireError
+from fedcaptor.common.messages import DeliverRequest, LocalRequest, MaskedRequest, SumRequest, request_digest
+from fedcaptor.common.privacy.local import Bits
+from fedcaptor.common.privacy.noise import system_generator
+from fedcaptor.common.privacy.sums import SumSpec, encode
+from fedcaptor.common.secure.messages import MASKING
 
 if TYPE_CHECKING:
-    from client.learner import Learner
+    from fedcaptor.client.learner import Learner
 
-Tensors = Mapping[str, npt.NDArray[Any]]
 L = TypeVar("L", bound=Ledger)
 
 

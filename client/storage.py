@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from common.errors import StateError
+from fedcaptor.common.errors import StateError
 
 _WAIT_SECONDS = 10.0
 _CHECKED_BYTES = 4 << 20  # larger files are not checked whole on opening

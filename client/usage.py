@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from client.storage import OnPhoneFile, PhoneFile
-from common.distances import js_divergence, normalise
-from common.errors import ConfigError, DataError, StateError
+from fedcaptor.client.storage import OnPhoneFile, PhoneFile
+from fedcaptor.common.distances import js_divergence, normalise
+from fedcaptor.common.errors import ConfigError, DataError, StateError
 
 MAX_CLASSES = 65_536
 MAX_DAY = 1_000_000

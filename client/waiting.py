@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +10,13 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from client.folder import DELIVERY_FILE
-from common.errors import StateError
-from common.files import clear_leftovers, replacing
-from common.messages import DeliverRequest
+from fedcaptor.client.folder import DELIVERY_FILE
+from fedcaptor.common.arrays import Tensors
+from fedcaptor.common.errors import StateError
+from fedcaptor.common.files import clear_leftovers, replacing
+from fedcaptor.common.messages import DeliverRequest
 
 _REQUEST = "request"  # metadata key
-
-Tensors = Mapping[str, npt.NDArray[Any]]
 
 
 def store(folder: Path, request: DeliverRequest, tensors: Tensors, durable: bool = True) -> None:

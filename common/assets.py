@@ -1,4 +1,4 @@
-"""Files that belong to the code but are no code: Flower's app bundle carries only text, so they may lie elsewhere."""
+"""Files that belong to the code but are no code."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 _ROOT = Path(__file__).resolve().parents[1]
+"""The project's root in a checkout (links resolved), the package's folder where it is installed."""
 
 
 def checkout() -> Path | None:
@@ -20,12 +21,5 @@ def checkout() -> Path | None:
 
 
 def asset(relative: str) -> Path:
-    """A file or folder by its path from the project's root: beside this code, in the checkout or where it is installed.
-
-    Beside this code if it is nowhere: who opens it names it in the error.
-    """
-    beside = _ROOT / relative
-    root = checkout() if not beside.exists() else None
-    installed = [Path(str(d.locate_file(relative))) for d in metadata.distributions(name="fedcaptor")]
-    places = [beside, *([root / relative] if root else []), *installed]
-    return next((place for place in places if place.exists()), beside)
+    """A file or folder of the code by its path from the project's root."""
+    return _ROOT / relative

@@ -11,8 +11,8 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from common.groups import ChannelGroups, Layer
-from common.latency import LatencyTable, LayerTimes
+from fedcaptor.common.groups import ChannelGroups, Layer
+from fedcaptor.common.latency import LatencyTable, LayerTimes
 
 Dimension = tuple[int, tuple[tuple[str, int], ...]]
 """A length: a constant, and kept channels of groups times their taps."""

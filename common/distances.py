@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from common.errors import DataError
+from fedcaptor.common.errors import DataError
 
 _SUM_TOLERANCE = 1e-6
 

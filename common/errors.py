@@ -30,7 +30,7 @@ class StateError(FedcaptorError):
 
 
 class WireError(FedcaptorError):
-    """A message is malformed. `reason` is a short code from `common.messages.REASONS`, safe as a metric label."""
+    """A message is malformed. `reason` is a short code from `messages.REASONS`, safe as a metric label."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(f"{reason}: {detail}")

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
 
-from common.errors import ConfigError
+from fedcaptor.common.errors import ConfigError
 
 
 @contextmanager

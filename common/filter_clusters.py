@@ -7,8 +7,8 @@ from numpy.typing import NDArray
 from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 
-from common.groups import ChannelGroups
-from common.preference import Matrix, layer_slices
+from fedcaptor.common.groups import ChannelGroups
+from fedcaptor.common.preference import Matrix, layer_slices
 
 
 def filter_clusters(

@@ -1,6 +1,6 @@
 """Channel groups: the serialisable description of what must be cut together in a network.
 
-A network is traced once (`common.torch_engine.trace`); from then on planner, slicer and merging need numpy alone.
+A network is traced once (`torch_engine.trace`); from then on planner, slicer and merging need numpy alone.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
-from common.errors import ModelError
+from fedcaptor.common.errors import ModelError
 
 State = dict[str, Any]
 """A model's tensors by state-dict key, as numpy arrays."""

@@ -1,7 +1,7 @@
 """Latency table: measured seconds of each layer over a small grid of channel counts, interpolated in between.
 
 MACs are not time: early layers with large maps and few channels, depthwise convolutions and large linear layers take
-longer than their MACs say. `common.torch_engine.latency` measures a table on the machine that it runs on.
+longer than their MACs say. `fedcaptor.common.torch_engine.latency` measures a table on the machine that it runs on.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from common.errors import ModelError
-from common.files import replacing
-from common.groups import ChannelGroups
+from fedcaptor.common.errors import ModelError
+from fedcaptor.common.files import replacing
+from fedcaptor.common.groups import ChannelGroups
 
 
 @dataclass(frozen=True)

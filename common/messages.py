@@ -12,12 +12,12 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from common.config import MAX_TIERS, TIER_NAME
-from common.errors import WireError
-from common.privacy.local import MAX_CLASSES, LocalSpec
-from common.privacy.sums import MAX_LENGTH, SumSpec
-from common.secure.messages import STEPS
-from common.secure.terms import Terms
+from fedcaptor.common.config import MAX_TIERS, TIER_NAME
+from fedcaptor.common.errors import WireError
+from fedcaptor.common.privacy.local import MAX_CLASSES, LocalSpec
+from fedcaptor.common.privacy.sums import MAX_LENGTH, SumSpec
+from fedcaptor.common.secure.messages import STEPS
+from fedcaptor.common.secure.terms import Terms
 
 VERSION: Literal[2] = 2
 MAX_CLUSTERS = 32

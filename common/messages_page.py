@@ -6,9 +6,9 @@ import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from common import messages, wire
-from common.messages import Body, Header, Rules
-from common.privacy.sums import MAX_LENGTH, MIN_COHORT, SumSpec
+from fedcaptor.common import messages, wire
+from fedcaptor.common.messages import Body, Header, Rules
+from fedcaptor.common.privacy.sums import MAX_LENGTH, MIN_COHORT, SumSpec
 
 
 def reference_page() -> str:

@@ -10,7 +10,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,12 +17,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 from scipy.linalg.lapack import dpstrf
 
-from common.errors import DataError, ModelError
-from common.files import replacing
-from common.plan import Indices
-from common.selection import Floats
+from fedcaptor.common.arrays import Array, Floats, Indices
+from fedcaptor.common.errors import DataError, ModelError
+from fedcaptor.common.files import replacing
 
-Array = npt.NDArray[Any]
 Key = tuple[str, str]
 """(group, consumer layer)."""
 

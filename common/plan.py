@@ -11,10 +11,9 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from common.errors import PlanError
-from common.groups import ChannelGroups
-
-Indices = npt.NDArray[np.int64]
+from fedcaptor.common.arrays import Indices
+from fedcaptor.common.errors import PlanError
+from fedcaptor.common.groups import ChannelGroups
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,12 +8,13 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from common.costs import Costs, Price
-from common.errors import PlanError
-from common.groups import ChannelGroups
-from common.latency import LatencyTable
-from common.plan import Indices, Plan
-from common.selection import RemovalCurve
+from fedcaptor.common.arrays import Indices
+from fedcaptor.common.costs import Costs, Price
+from fedcaptor.common.errors import PlanError
+from fedcaptor.common.groups import ChannelGroups
+from fedcaptor.common.latency import LatencyTable
+from fedcaptor.common.plan import Plan
+from fedcaptor.common.selection import RemovalCurve
 
 LARGE = 0.01  # of the full model: after a block that saves more, what is left of the budget goes to other layers
 

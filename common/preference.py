@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from common.groups import ChannelGroups
-from common.plan import Indices
+from fedcaptor.common.arrays import Indices
+from fedcaptor.common.groups import ChannelGroups
 
 Matrix = npt.NDArray[np.floating[Any]]
 

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from common.filter_clusters import filter_clusters
-from common.groups import ChannelGroups, Group, State
-from common.plan import Indices
-from common.preference import Matrix, layer_slices, normalise, pool
-from common.selection import Floats, RemovalCurve
+from fedcaptor.common.arrays import Floats, Indices
+from fedcaptor.common.filter_clusters import filter_clusters
+from fedcaptor.common.groups import ChannelGroups, Group, State
+from fedcaptor.common.preference import Matrix, layer_slices, normalise, pool
+from fedcaptor.common.selection import RemovalCurve
 
 Scores = dict[str, Floats]
 

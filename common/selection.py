@@ -13,9 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from common.plan import Indices
-
-Floats = npt.NDArray[np.float64]
+from fedcaptor.common.arrays import Floats, Indices
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,13 +8,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from common.errors import ModelError, PlanError
-from common.groups import ChannelGroups, Cut, State
-from common.plan import Indices, Plan
-
-Array = npt.NDArray[Any]
+from fedcaptor.common.arrays import Array, Indices
+from fedcaptor.common.errors import ModelError, PlanError
+from fedcaptor.common.groups import ChannelGroups, Cut, State
+from fedcaptor.common.plan import Plan
 
 _ALIGNMENT = 64  # bytes, of a cache line
 

@@ -7,16 +7,15 @@ cluster and every reply has one size.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from common.groups import ChannelGroups
-from common.preference import layer_slices
+from fedcaptor.common.arrays import Array
+from fedcaptor.common.groups import ChannelGroups
+from fedcaptor.common.preference import layer_slices
 
 Vector = npt.NDArray[np.float64]
-Array = npt.NDArray[Any]
 
 OUTCOME = ("phones", "agreement_cluster", "agreement", "macs", "parameters", "escalated", "personal")
 """What a phone reports of its model, each in [0, 1]; the first is 1, so that a block's sum counts its phones."""

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from common.groups import ChannelGroups, Group, Layer
-from common.plan import Plan
-from common.slicer import kept_elements
+from fedcaptor.common.groups import ChannelGroups, Group, Layer
+from fedcaptor.common.plan import Plan
+from fedcaptor.common.slicer import kept_elements
 
 
 def subgroups(groups: ChannelGroups, plan: Plan) -> ChannelGroups:

@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from common.config import Config, Tier
-from common.errors import ConfigError
-from common.groups import ChannelGroups
-from common.planner import Budget
+from fedcaptor.common.config import Config, Tier
+from fedcaptor.common.errors import ConfigError
+from fedcaptor.common.groups import ChannelGroups
+from fedcaptor.common.planner import Budget
 
 DRAW = 4  # stream of the run's seed
 

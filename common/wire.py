@@ -14,8 +14,8 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from common.errors import WireError
-from common.messages import Header, Rules, TensorRule
+from fedcaptor.common.errors import WireError
+from fedcaptor.common.messages import Header, Rules, TensorRule
 
 HEADER = "fedcaptor.header"
 TENSORS = "fedcaptor.tensors"

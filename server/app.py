@@ -16,17 +16,17 @@ from typing import Any, cast
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from common.config import Config, load_config
-from common.data.source import load
-from common.data.splits import split
-from common.errors import ConfigError, FedcaptorError, StateError
-from common.torch_engine.base import BaseModel
-from server.collect import Courier
-from server.flow import Flow
-from server.journal import Journal, Result
-from server.masked import masking_of
-from server.monitor import Monitor
-from server.planning import Reference
+from fedcaptor.common.config import Config, load_config
+from fedcaptor.common.data.source import load
+from fedcaptor.common.data.splits import split
+from fedcaptor.common.errors import ConfigError, FedcaptorError, StateError
+from fedcaptor.common.torch_engine.base import BaseModel
+from fedcaptor.server.collect import Courier
+from fedcaptor.server.flow import Flow
+from fedcaptor.server.journal import Journal, Result
+from fedcaptor.server.masked import masking_of
+from fedcaptor.server.monitor import Monitor
+from fedcaptor.server.planning import Reference
 
 logger = logging.getLogger("flwr")  # Flower forwards this one to `flwr run --stream`
 

@@ -7,15 +7,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from common import statistics
-from common.config import Config
-from common.errors import PrivacyError
-from common.groups import ChannelGroups
-from common.privacy.accounting import epsilon, sum_zcdp
-from common.privacy.rotation import norm_for
-from common.privacy.sums import SumSpec
-from common.secure.terms import Terms
-from common.secure.topology import fewest_honest, plan_topology
+from fedcaptor.common import statistics
+from fedcaptor.common.config import Config
+from fedcaptor.common.errors import PrivacyError
+from fedcaptor.common.groups import ChannelGroups
+from fedcaptor.common.privacy.accounting import epsilon, sum_zcdp
+from fedcaptor.common.privacy.rotation import norm_for
+from fedcaptor.common.privacy.sums import SumSpec
+from fedcaptor.common.secure.terms import Terms
+from fedcaptor.common.secure.topology import fewest_honest, plan_topology
 
 _RESOLUTION = 24
 """Quanta: a phone's share of the noise has a standard deviation of at least about this many, or, without noise, a

@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from common import statistics
-from common.config import Config
-from common.groups import ChannelGroups, State
-from common.messages import DeliverRequest, digest_of
-from common.plan import Plan
-from common.torch_engine.base import BaseModel, Submodel
-from server.collect import Courier
-from server.journal import Result
-from server.planning import ClusterPlan, Reference
+from fedcaptor.common import statistics
+from fedcaptor.common.config import Config
+from fedcaptor.common.groups import ChannelGroups, State
+from fedcaptor.common.messages import DeliverRequest, digest_of
+from fedcaptor.common.plan import Plan
+from fedcaptor.common.torch_engine.base import BaseModel, Submodel
+from fedcaptor.server.collect import Courier
+from fedcaptor.server.journal import Result
+from fedcaptor.server.planning import ClusterPlan, Reference
 
 Tensors = dict[str, npt.NDArray[Any]]
 

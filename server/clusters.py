@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 from scipy.stats import norm
 from sklearn.cluster import KMeans
 
-from common.distances import js_divergence
-from common.statistics import cooccurrence_matrix
-
-Floats = npt.NDArray[np.float64]
+from fedcaptor.common.arrays import Floats
+from fedcaptor.common.distances import js_divergence
+from fedcaptor.common.statistics import cooccurrence_matrix
 
 
 def to_simplex(values: Floats) -> Floats:

@@ -13,9 +13,10 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
-from common.config import Rounds
-from common.errors import PrivacyError, WireError
-from common.messages import (
+from fedcaptor.common.arrays import Tensors
+from fedcaptor.common.config import Rounds
+from fedcaptor.common.errors import PrivacyError, WireError
+from fedcaptor.common.messages import (
     DeliverReply,
     DeliverRequest,
     Header,
@@ -28,11 +29,11 @@ from common.messages import (
     check_answers,
     digest_of,
 )
-from common.privacy import plausible
-from common.privacy.local import Bits, LocalSpec
-from common.privacy.sums import PlainAggregator, SumSpec
-from common.wire import pack, unpack
-from server.masked import Early, Lost, Masking, Take, Tensors, masked_sum
+from fedcaptor.common.privacy import plausible
+from fedcaptor.common.privacy.local import Bits, LocalSpec
+from fedcaptor.common.privacy.sums import PlainAggregator, SumSpec
+from fedcaptor.common.wire import pack, unpack
+from fedcaptor.server.masked import Early, Lost, Masking, Take, masked_sum
 
 OnReply = Callable[[int, int], None]
 Content = Callable[[int], RecordDict]

@@ -17,10 +17,10 @@ from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
-from common.config import SMALL_COHORTS
-from common.errors import ConfigError, StateError
-from server.metrics import metrics_of, readable
-from server.snapshot import FILE, Snapshot, read
+from fedcaptor.common.config import SMALL_COHORTS
+from fedcaptor.common.errors import ConfigError, StateError
+from fedcaptor.server.metrics import metrics_of, readable
+from fedcaptor.server.snapshot import FILE, Snapshot, read
 
 PORT = 9464
 

@@ -14,27 +14,27 @@ import numpy as np
 import numpy.typing as npt
 from flwr.serverapp import Grid
 
-from common import statistics, tiers
-from common.config import Config
-from common.filter_clusters import filter_clusters
-from common.groups import ChannelGroups
-from common.preference import importance, join, layer_slices, normalise, share_out
-from common.privacy.sums import SumSpec
-from common.torch_engine.base import BaseModel
-from common.torch_engine.forward import normalise as to_input
-from common.torch_engine.scores import taylor_scores
-from server import catalogue, clusters, local
-from server.budget import Step, SumBudget, steps
-from server.catalogue import Catalogue
-from server.collect import Courier, Tally
-from server.journal import Journal, Result
-from server.masked import Lost
-from server.painting import Visualisation
-from server.planning import ClusterPlan, Reference, plan_cluster
-from server.submodels import deliver_submodels
-from server.visualise import visualise
+from fedcaptor.common import statistics, tiers
+from fedcaptor.common.arrays import Floats
+from fedcaptor.common.config import Config
+from fedcaptor.common.filter_clusters import filter_clusters
+from fedcaptor.common.groups import ChannelGroups
+from fedcaptor.common.preference import importance, join, layer_slices, normalise, share_out
+from fedcaptor.common.privacy.sums import SumSpec
+from fedcaptor.common.torch_engine.base import BaseModel
+from fedcaptor.common.torch_engine.forward import normalise as to_input
+from fedcaptor.common.torch_engine.scores import taylor_scores
+from fedcaptor.server import catalogue, clusters, local
+from fedcaptor.server.budget import Step, SumBudget, steps
+from fedcaptor.server.catalogue import Catalogue
+from fedcaptor.server.collect import Courier, Tally
+from fedcaptor.server.journal import Journal, Result
+from fedcaptor.server.masked import Lost
+from fedcaptor.server.painting import Visualisation
+from fedcaptor.server.planning import ClusterPlan, Reference, plan_cluster
+from fedcaptor.server.submodels import deliver_submodels
+from fedcaptor.server.visualise import visualise
 
-Floats = npt.NDArray[np.float64]
 OnProgress = Callable[[str, int, int], None]
 
 

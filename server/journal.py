@@ -34,8 +34,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
-from common.errors import StateError
-from common.messages import REASONS
+from fedcaptor.common.errors import StateError
+from fedcaptor.common.messages import REASONS
 
 LOST: Mapping[str, str] = MappingProxyType(
     {

@@ -14,13 +14,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from common.config import Clusters
-from common.config import Privacy as Settings
-from common.errors import PrivacyError
-from common.privacy.local import Bits, LocalSpec
-from server import clusters
-
-Floats = npt.NDArray[np.float64]
+from fedcaptor.common.arrays import Floats
+from fedcaptor.common.config import Clusters
+from fedcaptor.common.config import Privacy as Settings
+from fedcaptor.common.errors import PrivacyError
+from fedcaptor.common.privacy.local import Bits, LocalSpec
+from fedcaptor.server import clusters
 
 MAX_BYTES = 1 << 30
 """Of all answers together."""

@@ -8,13 +8,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from common.config import Config
-from common.errors import PrivacyError
-from common.groups import ChannelGroups
-from common.privacy.accounting import PERIOD_DAYS
-from server.local import LocalBudget, smallest
-from server.privacy_plan import TARGETS
-from server.privacy_plan import plan as planned_sums
+from fedcaptor.common.config import Config
+from fedcaptor.common.errors import PrivacyError
+from fedcaptor.common.groups import ChannelGroups
+from fedcaptor.common.privacy.accounting import PERIOD_DAYS
+from fedcaptor.server.local import LocalBudget, smallest
+from fedcaptor.server.privacy_plan import TARGETS
+from fedcaptor.server.privacy_plan import plan as planned_sums
 
 
 @dataclass(frozen=True)

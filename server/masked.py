@@ -5,21 +5,20 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from flwr.app import Message, RecordDict
 from numpy.typing import NDArray
 
-from common.config import Config
-from common.errors import PrivacyError
-from common.messages import Header, MaskedReply, MaskedRequest, check_answers
-from common.privacy.sums import decode
-from common.secure.messages import MASKING, STEPS
-from common.secure.server import ServerSum
-from common.wire import pack, unpack
+from fedcaptor.common.arrays import Tensors
+from fedcaptor.common.config import Config
+from fedcaptor.common.errors import PrivacyError
+from fedcaptor.common.messages import Header, MaskedReply, MaskedRequest, check_answers
+from fedcaptor.common.privacy.sums import decode
+from fedcaptor.common.secure.messages import MASKING, STEPS
+from fedcaptor.common.secure.server import ServerSum
+from fedcaptor.common.wire import pack, unpack
 
-Tensors = Mapping[str, NDArray[Any]]
 Take = Callable[[Message, int, Header], None]
 Exchange = Callable[[Mapping[int, Header], Callable[[int], RecordDict], Take], None]
 

@@ -21,9 +21,9 @@ from prometheus_client.core import (
 )
 from prometheus_client.utils import floatToGoString
 
-from common.messages import REASONS, Kind
-from server.journal import LOST
-from server.snapshot import OTHER, Snapshot
+from fedcaptor.common.messages import REASONS, Kind
+from fedcaptor.server.journal import LOST
+from fedcaptor.server.snapshot import OTHER, Snapshot
 
 STATUSES = ("running", "ended", "failed")
 REPLIES = ("ok", "dropped", "refused")

@@ -10,10 +10,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from common import statistics
-from server import snapshot
-from server.flow import Flow
-from server.snapshot import Cluster, Fleet, LostSums, Rounds, RoundSeconds, Snapshot
+from fedcaptor.common import statistics
+from fedcaptor.server import snapshot
+from fedcaptor.server.flow import Flow
+from fedcaptor.server.snapshot import Cluster, Fleet, LostSums, Rounds, RoundSeconds, Snapshot
 
 Status = Literal["running", "ended", "failed"]
 

@@ -16,10 +16,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from common.groups import Consumer, Cut, Group
-from common.torch_engine.base import BaseModel
-from common.torch_engine.evidence import hooks
-from common.torch_engine.forward import Images
+from fedcaptor.common.arrays import Images
+from fedcaptor.common.groups import Consumer, Cut, Group
+from fedcaptor.common.torch_engine.base import BaseModel
+from fedcaptor.common.torch_engine.evidence import hooks
 
 # Columns: brightness, then the two hues by which natural images vary most, each as strong as it varies. They are the
 # fixed numbers of the paper's code (lucid), of ImageNet's pixels; no image is read here.

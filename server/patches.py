@@ -9,11 +9,12 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from common.groups import Group
-from common.torch_engine.base import BaseModel
-from common.torch_engine.evidence import hooks
-from common.torch_engine.forward import Images, normalise
-from server.painting import Enough, channels_of
+from fedcaptor.common.arrays import Images
+from fedcaptor.common.groups import Group
+from fedcaptor.common.torch_engine.base import BaseModel
+from fedcaptor.common.torch_engine.evidence import hooks
+from fedcaptor.common.torch_engine.forward import normalise
+from fedcaptor.server.painting import Enough, channels_of
 
 _LEAST = 12  # pixels of a crop's side: a person makes nothing of fewer
 _BATCH = 64

@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from common.config import Planner, Tier
-from common.errors import PlanError
-from common.plan import Indices, Plan
-from common.planner import explain
-from common.tiers import within
-from common.torch_engine.base import BaseModel, Submodel
-from common.torch_engine.forward import Images
-from common.torch_engine.prune import Evidence
-from common.torch_engine.tolerance import smallest_within
+from fedcaptor.common.arrays import Images, Indices
+from fedcaptor.common.config import Planner, Tier
+from fedcaptor.common.errors import PlanError
+from fedcaptor.common.plan import Plan
+from fedcaptor.common.planner import explain
+from fedcaptor.common.tiers import within
+from fedcaptor.common.torch_engine.base import BaseModel, Submodel
+from fedcaptor.common.torch_engine.prune import Evidence
+from fedcaptor.common.torch_engine.tolerance import smallest_within
 
 
 @dataclass(frozen=True, eq=False)

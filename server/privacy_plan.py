@@ -8,11 +8,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from common.config import Config
-from common.groups import ChannelGroups
-from common.privacy.accounting import PERIOD_DAYS, epsilon, noise_multiplier, to_epsilon
-from common.privacy.sums import SumSpec
-from server.budget import Step, SumBudget, steps
+from fedcaptor.common.config import Config
+from fedcaptor.common.groups import ChannelGroups
+from fedcaptor.common.privacy.accounting import PERIOD_DAYS, epsilon, noise_multiplier, to_epsilon
+from fedcaptor.common.privacy.sums import SumSpec
+from fedcaptor.server.budget import Step, SumBudget, steps
 
 DISHONEST = (0.1, 0.2)
 TARGETS = {"usage-0": 0.02, "usage": 0.02, "scores": 0.1, "outcome": 0.02}

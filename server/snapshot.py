@@ -13,9 +13,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from common.errors import StateError
-from common.files import replacing
-from common.messages import Digest, Kind
+from fedcaptor.common.errors import StateError
+from fedcaptor.common.files import replacing
+from fedcaptor.common.messages import Digest, Kind
 
 FILE = "snapshot.json"
 MAX_BYTES = 1 << 20

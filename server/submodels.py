@@ -10,12 +10,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from common.groups import State
-from common.messages import DeliverRequest, digest_of
-from common.plan import Plan
-from common.torch_engine.submodel_file import digest, encode
-from server.collect import Courier, Parcel, Tally
-from server.masked import Tensors
+from fedcaptor.common.arrays import Tensors
+from fedcaptor.common.groups import State
+from fedcaptor.common.messages import DeliverRequest, digest_of
+from fedcaptor.common.plan import Plan
+from fedcaptor.common.torch_engine.submodel_file import digest, encode
+from fedcaptor.server.collect import Courier, Parcel, Tally
 
 Mode = Literal["choose", "submodel"]
 

@@ -16,13 +16,14 @@ import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
-from common.files import replacing
-from common.groups import Group
-from common.torch_engine.base import BaseModel
-from common.torch_engine.evidence import hooks
-from common.torch_engine.forward import Images, normalise
-from common.torch_engine.scores import gate_hook
-from server.painting import Visualisation, paint
+from fedcaptor.common.arrays import Images
+from fedcaptor.common.files import replacing
+from fedcaptor.common.groups import Group
+from fedcaptor.common.torch_engine.base import BaseModel
+from fedcaptor.common.torch_engine.evidence import hooks
+from fedcaptor.common.torch_engine.forward import normalise
+from fedcaptor.common.torch_engine.scores import gate_hook
+from fedcaptor.server.painting import Visualisation, paint
 
 Progress = Callable[[int, int], None]
 

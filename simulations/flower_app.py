@@ -19,17 +19,17 @@ import numpy as np
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from client.app import make_app, simulated_phone
-from client.engine import load_base
-from client.phone import Phone
-from common.assets import asset, checkout
-from common.config import Config, load_config, parse
-from common.errors import ConfigError
-from common.torch_engine.base import BaseModel
-from server.app import wait_for_nodes
-from server.flow import Flow, OnProgress
-from server.journal import Journal
-from simulations.runner import World, remove_run, serve, simulate, weights_of
+from fedcaptor.client.app import make_app, simulated_phone
+from fedcaptor.client.engine import load_base
+from fedcaptor.client.phone import Phone
+from fedcaptor.common.assets import asset, checkout
+from fedcaptor.common.config import Config, load_config, parse
+from fedcaptor.common.errors import ConfigError
+from fedcaptor.common.torch_engine.base import BaseModel
+from fedcaptor.server.app import wait_for_nodes
+from fedcaptor.server.flow import Flow, OnProgress
+from fedcaptor.server.journal import Journal
+from fedcaptor.simulations.runner import World, remove_run, serve, simulate, weights_of
 
 logger = logging.getLogger("flwr")  # Flower forwards this one to `flwr run --stream`
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from common.config import Population as Settings
-from common.errors import ConfigError
-from common.plan import Indices
+from fedcaptor.common.arrays import Indices
+from fedcaptor.common.config import Population as Settings
+from fedcaptor.common.errors import ConfigError
 
 Shares = npt.NDArray[np.float64]
 LEAST = 0.1  # of an even share: a class that is never met is no class of the owner's

@@ -21,7 +21,7 @@ from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
-from common.errors import ConfigError
+from fedcaptor.common.errors import ConfigError
 
 FIRST_NODE = 1001
 SERVER_NODE = 1

@@ -10,15 +10,14 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.metrics import roc_auc_score
 
-from client.fallback import ABSTAINED, answer
-from client.kept import holds_full, read_models, read_outcome
-from common.config import Config
-from common.plan import Indices
-from common.tiers import drawn
-from common.torch_engine.base import BaseModel, Submodel
-from common.torch_engine.forward import logits, normalise
+from fedcaptor.client.fallback import ABSTAINED, answer
+from fedcaptor.client.kept import holds_full, read_models, read_outcome
+from fedcaptor.common.arrays import Floats, Indices
+from fedcaptor.common.config import Config
+from fedcaptor.common.tiers import drawn
+from fedcaptor.common.torch_engine.base import BaseModel, Submodel
+from fedcaptor.common.torch_engine.forward import logits, normalise
 
-Floats = npt.NDArray[np.float64]
 Scores = npt.NDArray[np.float32]
 BATCH = 512  # test images as floats at a time
 

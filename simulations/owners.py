@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from common.config import Population as Settings
-from common.errors import ConfigError, DataError
-from common.plan import Indices
+from fedcaptor.common.arrays import Indices
+from fedcaptor.common.config import Population as Settings
+from fedcaptor.common.errors import ConfigError, DataError
 
 SMALLEST_OWNER = 12
 PARTITIONERS = (

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from common.config import Population as Settings
-from common.data.source import Dataset
-from common.data.splits import pool
-from common.errors import ConfigError, DataError
-from common.plan import Indices
-from simulations.habits import Shares, draw_habits
-from simulations.owners import dealt, natural_owners, partitioned, shares_of
+from fedcaptor.common.arrays import Indices
+from fedcaptor.common.config import Population as Settings
+from fedcaptor.common.data.source import Dataset
+from fedcaptor.common.data.splits import pool
+from fedcaptor.common.errors import ConfigError, DataError
+from fedcaptor.simulations.habits import Shares, draw_habits
+from fedcaptor.simulations.owners import dealt, natural_owners, partitioned, shares_of
 
 Drawn = dict[str, npt.NDArray[Any]]  # use, check, test: image numbers [rounds, phones, width], -1 for none; shares
 

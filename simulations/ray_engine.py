@@ -25,9 +25,9 @@ from typing import Any
 
 import psutil
 
-from common.assets import checkout
-from common.config import load_config
-from common.errors import FedcaptorError, StateError
+from fedcaptor.common.assets import checkout
+from fedcaptor.common.config import load_config
+from fedcaptor.common.errors import FedcaptorError, StateError
 
 START_SECONDS = 60.0
 STOP_SECONDS = 10.0
@@ -44,7 +44,7 @@ QUIET = {
     "no_proxy": "127.0.0.1,localhost",
 }
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
-_OURS = re.compile(r"common\.errors\.\w+: (.+)")
+_OURS = re.compile(r"fedcaptor\.common\.errors\.\w+: (.+)")
 
 OnLine = Callable[[str], None]
 

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from common.files import replacing
-from server.flow import Flow, Published
-from server.monitor import outcome_means
+from fedcaptor.common.files import replacing
+from fedcaptor.server.flow import Flow, Published
+from fedcaptor.server.monitor import outcome_means
 
 FILE = "rounds.csv"
 

@@ -21,27 +21,27 @@ from flwr.app import Context
 from flwr.serverapp import Grid
 from threadpoolctl import threadpool_limits
 
-from client.app import make_app, simulated_phone
-from client.phone import Phone
-from common.assets import asset
-from common.config import Config
-from common.data.source import Dataset, load
-from common.data.splits import split
-from common.errors import ConfigError, StateError
-from common.files import replacing
-from common.torch_engine.base import BaseModel
-from server.collect import Courier
-from server.flow import Flow, OnProgress
-from server.journal import Journal
-from server.masked import masking_of
-from server.monitor import Monitor
-from server.planning import Reference
-from simulations import rounds
-from simulations.local_grid import App, Faults, LocalGrid, VirtualClock
-from simulations.oracle import Oracle
-from simulations.population import prepare
-from simulations.report import write_report
-from simulations.summary import details_of, summary_of
+from fedcaptor.client.app import make_app, simulated_phone
+from fedcaptor.client.phone import Phone
+from fedcaptor.common.assets import asset
+from fedcaptor.common.config import Config
+from fedcaptor.common.data.source import Dataset, load
+from fedcaptor.common.data.splits import split
+from fedcaptor.common.errors import ConfigError, StateError
+from fedcaptor.common.files import replacing
+from fedcaptor.common.torch_engine.base import BaseModel
+from fedcaptor.server.collect import Courier
+from fedcaptor.server.flow import Flow, OnProgress
+from fedcaptor.server.journal import Journal
+from fedcaptor.server.masked import masking_of
+from fedcaptor.server.monitor import Monitor
+from fedcaptor.server.planning import Reference
+from fedcaptor.simulations import rounds
+from fedcaptor.simulations.local_grid import App, Faults, LocalGrid, VirtualClock
+from fedcaptor.simulations.oracle import Oracle
+from fedcaptor.simulations.population import prepare
+from fedcaptor.simulations.report import write_report
+from fedcaptor.simulations.summary import details_of, summary_of
 
 SHIPPED = asset("simulations/models/small_cnn_fashion.safetensors")
 WORKERS = 2

@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from common.privacy.sums import SumSpec
-from common.tiers import drawn
-from server.budget import SumBudget
-from server.flow import Flow, Published
-from server.journal import Journal
-from simulations.oracle import PhoneFigures
-from simulations.rounds import rows_of
+from fedcaptor.common.privacy.sums import SumSpec
+from fedcaptor.common.tiers import drawn
+from fedcaptor.server.budget import SumBudget
+from fedcaptor.server.flow import Flow, Published
+from fedcaptor.server.journal import Journal
+from fedcaptor.simulations.oracle import PhoneFigures
+from fedcaptor.simulations.rounds import rows_of
 
 if TYPE_CHECKING:
-    from simulations.runner import World
+    from fedcaptor.simulations.runner import World
 
 PER_PHONE = (
     "accuracy_full",

@@ -11,7 +11,7 @@ from typing import Any
 
 from scipy.stats import t as student
 
-from common.errors import ConfigError
+from fedcaptor.common.errors import ConfigError
 
 MAX_SEEDS = 1000
 CONFIDENCE = 0.95

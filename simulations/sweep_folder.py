@@ -7,13 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from common.config import Config
-from common.errors import StateError
-from common.files import replacing
-from simulations import rounds
-from simulations.report.data import REPORT, SUMMARY
-from simulations.report.sweep_page import SWEEP, write_sweep_report
-from simulations.sweep import sweep_of
+from fedcaptor.common.config import Config
+from fedcaptor.common.errors import StateError
+from fedcaptor.common.files import replacing
+from fedcaptor.simulations import rounds
+from fedcaptor.simulations.report.data import REPORT, SUMMARY
+from fedcaptor.simulations.report.sweep_page import SWEEP, write_sweep_report
+from fedcaptor.simulations.sweep import sweep_of
 
 _FINISHED = (SUMMARY, rounds.FILE, REPORT)
 

@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional as F
 
-from common.data.source import load
-from common.data.splits import split
-from common.torch_engine.base import BaseModel
-from common.torch_engine.forward import normalise
-from common.torch_engine.network import save_state, state_of
+from fedcaptor.common.data.source import load
+from fedcaptor.common.data.splits import split
+from fedcaptor.common.torch_engine.base import BaseModel
+from fedcaptor.common.torch_engine.forward import normalise
+from fedcaptor.common.torch_engine.network import save_state, state_of
 
 CLASSES = 6
 SIDE = 12

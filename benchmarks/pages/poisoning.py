@@ -9,7 +9,7 @@ from benchmarks.charts import Chart, Line, Panel
 from benchmarks.pages.section import Section
 from benchmarks.record import Record, Row
 from benchmarks.tables import Spread, measured, reach, table
-from common.privacy.plausible import tolerated
+from fedcaptor.common.privacy.plausible import tolerated
 
 COLUMNS = (
     "attack, liars",

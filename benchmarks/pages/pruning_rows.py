@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from benchmarks.charts import Line
 from benchmarks.record import Record, Row
 from benchmarks.tables import Spread
-from common.errors import StateError
+from fedcaptor.common.errors import StateError
 
 NAMES = {
     "reconstruct": "reconstruct",

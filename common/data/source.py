@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from common.assets import asset
-from common.errors import DataError
+from fedcaptor.common.assets import asset
+from fedcaptor.common.errors import DataError
 
 EMBEDDED = asset("common/data/embedded/fashion_mnist.npz")
 TORCHVISION = ("CIFAR10", "CIFAR100", "FashionMNIST", "KMNIST", "MNIST", "USPS")

@@ -8,14 +8,13 @@ import hashlib
 import numpy as np
 from numpy.typing import NDArray
 
-from common.data.source import Dataset
-from common.errors import DataError
+from fedcaptor.common.arrays import Indices
+from fedcaptor.common.data.source import Dataset
+from fedcaptor.common.errors import DataError
 
 PARTS = {"base": 0.45, "reference": 0.10, "phones": 0.45}
 POOL = {"use": 0.5, "check": 0.2, "test": 0.3}
 _MORE = "give more images that differ, or another split key"
-
-Indices = NDArray[np.int64]
 
 
 def split(data: Dataset) -> dict[str, Indices]:

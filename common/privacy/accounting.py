@@ -13,8 +13,8 @@ from functools import lru_cache
 import numpy as np
 from dp_accounting import NeighboringRelation, ZCDpEvent, rdp
 
-from common.errors import PrivacyError
-from common.privacy.sums import SumSpec
+from fedcaptor.common.errors import PrivacyError
+from fedcaptor.common.privacy.sums import SumSpec
 
 _ORDERS = 1 + np.geomspace(1e-3, 1e6, 2000)
 _MIN_SHARE_DEVIATION = 0.5  # the theorem on sums of discrete Gaussians needs it

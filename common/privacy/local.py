@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from scipy.special import expit
 
-from common.errors import PrivacyError
-from common.privacy.noise import bernoulli, uniform
+from fedcaptor.common.errors import PrivacyError
+from fedcaptor.common.privacy.noise import bernoulli, uniform
 
 MAX_CLASSES = 1024
 _GRID = 2.0**-48

@@ -12,7 +12,7 @@ import secrets
 import numpy as np
 from numpy.typing import NDArray
 
-from common.errors import PrivacyError
+from fedcaptor.common.errors import PrivacyError
 
 _MAX_VARIANCE = 2.0**80
 _CHUNK = 1 << 16

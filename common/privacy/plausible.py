@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from common.errors import PrivacyError
-from common.privacy.sums import SumSpec
+from fedcaptor.common.errors import PrivacyError
+from fedcaptor.common.privacy.sums import SumSpec
 
 P_FALSE = 2.0**-40
 """Largest probability that a sum of honest replies is discarded."""

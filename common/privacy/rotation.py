@@ -11,9 +11,8 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from common.privacy.noise import bernoulli
-
-Floats = NDArray[np.float64]
+from fedcaptor.common.arrays import Floats
+from fedcaptor.common.privacy.noise import bernoulli
 
 _TRIES = 64  # of which each succeeds with probability 1 - exp(-1/2) at least
 

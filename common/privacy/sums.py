@@ -14,9 +14,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from common.errors import PrivacyError
-from common.privacy.noise import discrete_gaussian
-from common.privacy.rotation import block, rotate, rotate_back, rounded, rounded_norm
+from fedcaptor.common.errors import PrivacyError
+from fedcaptor.common.privacy.noise import discrete_gaussian
+from fedcaptor.common.privacy.rotation import block, rotate, rotate_back, rounded, rounded_norm
 
 MIN_COHORT = 20
 MIN_BITS, MAX_BITS = 8, 32

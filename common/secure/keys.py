@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from common.secure.terms import PROTOCOL, Terms
+from fedcaptor.common.secure.terms import PROTOCOL, Terms
 
 TOKEN = 16
 SEALED_EXTRA = 16

@@ -16,8 +16,8 @@ from typing import Annotated, Any, ClassVar, Self, get_type_hints
 import numpy as np
 from numpy.typing import NDArray
 
-from common.errors import WireError
-from common.secure.keys import SEALED_EXTRA, TOKEN
+from fedcaptor.common.errors import WireError
+from fedcaptor.common.secure.keys import SEALED_EXTRA, TOKEN
 
 VERSION = 1
 STEPS = 6

@@ -10,11 +10,11 @@ from dataclasses import replace
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from common.errors import PrivacyError, WireError
-from common.secure import messages, phone_steps
-from common.secure.phone_state import PhoneState
-from common.secure.phone_steps import Party, Random, Step, Values
-from common.secure.terms import Terms
+from fedcaptor.common.errors import PrivacyError, WireError
+from fedcaptor.common.secure import messages, phone_steps
+from fedcaptor.common.secure.phone_state import PhoneState
+from fedcaptor.common.secure.phone_steps import Party, Random, Step, Values
+from fedcaptor.common.secure.terms import Terms
 
 _STEPS: tuple[tuple[type[messages.Message], Callable[[Party, PhoneState, bytes, Values], Step]], ...] = (
     (messages.Start, phone_steps.advertise),

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from common.errors import StateError
-from common.secure.messages import SHARES, Entry, Flags, Hashes, Places, Tokens, layout
+from fedcaptor.common.errors import StateError
+from fedcaptor.common.secure.messages import SHARES, Entry, Flags, Hashes, Places, Tokens, layout
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -11,14 +11,14 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
 
-from common.errors import PrivacyError, WireError
-from common.secure import keys, messages, shamir
-from common.secure.masks import Masker
-from common.secure.merkle import leaf, root_of
-from common.secure.packing import pack
-from common.secure.phone_state import PhoneState
-from common.secure.terms import Terms
-from common.secure.topology import check_topology
+from fedcaptor.common.errors import PrivacyError, WireError
+from fedcaptor.common.secure import keys, messages, shamir
+from fedcaptor.common.secure.masks import Masker
+from fedcaptor.common.secure.merkle import leaf, root_of
+from fedcaptor.common.secure.packing import pack
+from fedcaptor.common.secure.phone_state import PhoneState
+from fedcaptor.common.secure.terms import Terms
+from fedcaptor.common.secure.topology import check_topology
 
 Random = Callable[[int], bytes]
 Values = Callable[[], NDArray[np.uint32]]

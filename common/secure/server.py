@@ -7,16 +7,16 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from common.errors import PrivacyError, WireError
-from common.secure import keys, messages
-from common.secure.graph import Graph
-from common.secure.masks import Masker
-from common.secure.merkle import MerkleTree, leaf
-from common.secure.messages import MASK_KEY, NOTHING, SEED, SHARES, STEPS
-from common.secure.packing import add_packed, packed_size
-from common.secure.terms import Terms
-from common.secure.topology import Topology, plan_topology
-from common.secure.unmask import Opener, pair_seeds
+from fedcaptor.common.errors import PrivacyError, WireError
+from fedcaptor.common.secure import keys, messages
+from fedcaptor.common.secure.graph import Graph
+from fedcaptor.common.secure.masks import Masker
+from fedcaptor.common.secure.merkle import MerkleTree, leaf
+from fedcaptor.common.secure.messages import MASK_KEY, NOTHING, SEED, SHARES, STEPS
+from fedcaptor.common.secure.packing import add_packed, packed_size
+from fedcaptor.common.secure.terms import Terms
+from fedcaptor.common.secure.topology import Topology, plan_topology
+from fedcaptor.common.secure.unmask import Opener, pair_seeds
 
 
 class ServerSum:

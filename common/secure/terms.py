@@ -8,8 +8,8 @@ import re
 from dataclasses import asdict, dataclass
 from functools import cached_property
 
-from common.errors import PrivacyError
-from common.privacy.sums import SumSpec
+from fedcaptor.common.errors import PrivacyError
+from fedcaptor.common.privacy.sums import SumSpec
 
 PROTOCOL = b"fedcaptor secure sum 1"
 """Name and version: part of every key's derivation and of every signature."""

@@ -30,16 +30,14 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import betainc, gammaln, logsumexp
 
-from common.errors import PrivacyError
-from common.secure.terms import Terms
+from fedcaptor.common.arrays import Floats
+from fedcaptor.common.errors import PrivacyError
+from fedcaptor.common.secure.terms import Terms
 
 MAX_HOLDERS = 255
 """Shares are points of GF(2**8) other than zero."""
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)

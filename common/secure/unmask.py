@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from common.errors import PrivacyError
-from common.secure import keys, shamir
+from fedcaptor.common.errors import PrivacyError
+from fedcaptor.common.secure import keys, shamir
 
 
 @dataclass(eq=False, repr=False)

@@ -10,13 +10,14 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
-from common.errors import ModelError
-from common.groups import ChannelGroups, State
-from common.plan import Indices, Plan
-from common.torch_engine.forward import Images, logits, normalise
-from common.torch_engine.network import load_state, network
-from common.torch_engine.registry import skeleton
-from common.torch_engine.trace import trace
+from fedcaptor.common.arrays import Images, Indices
+from fedcaptor.common.errors import ModelError
+from fedcaptor.common.groups import ChannelGroups, State
+from fedcaptor.common.plan import Plan
+from fedcaptor.common.torch_engine.forward import logits, normalise
+from fedcaptor.common.torch_engine.network import load_state, network
+from fedcaptor.common.torch_engine.registry import skeleton
+from fedcaptor.common.torch_engine.trace import trace
 
 
 @dataclass(frozen=True, eq=False)

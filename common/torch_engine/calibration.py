@@ -13,12 +13,12 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from common.groups import Group
-from common.plan import Indices
-from common.selection import RemovalCurve, ridge_of
-from common.torch_engine.base import BaseModel
-from common.torch_engine.evidence import Rows, covariance_of, hooks
-from common.torch_engine.forward import logits
+from fedcaptor.common.arrays import Indices
+from fedcaptor.common.groups import Group
+from fedcaptor.common.selection import RemovalCurve, ridge_of
+from fedcaptor.common.torch_engine.base import BaseModel
+from fedcaptor.common.torch_engine.evidence import Rows, covariance_of, hooks
+from fedcaptor.common.torch_engine.forward import logits
 
 IMAGES = 50  # are enough to measure on: a sum over them, of which the root is taken
 FOLDS = 5  # one image in so many is measured at most, so that enough are left to fit on

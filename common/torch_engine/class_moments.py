@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from common.errors import DataError
-from common.groups import Group
-from common.moments import SHARE, ClassMoments, Key, Moments, Scatter
-from common.plan import Indices, Plan
-from common.selection import Floats, Reading, RemovalCurve, removal_curve
-from common.torch_engine.base import BaseModel
-from common.torch_engine.evidence import (
+from fedcaptor.common.arrays import Floats, Images, Indices
+from fedcaptor.common.errors import DataError
+from fedcaptor.common.groups import Group
+from fedcaptor.common.moments import SHARE, ClassMoments, Key, Moments, Scatter
+from fedcaptor.common.plan import Plan
+from fedcaptor.common.selection import Reading, RemovalCurve, removal_curve
+from fedcaptor.common.torch_engine.base import BaseModel
+from fedcaptor.common.torch_engine.evidence import (
     Sampler,
     consumers,
     consuming_layers,
@@ -28,7 +29,7 @@ from common.torch_engine.evidence import (
     reading,
     recorded,
 )
-from common.torch_engine.forward import Images, normalise
+from fedcaptor.common.torch_engine.forward import normalise
 
 Place = Key | str
 """A group's channels at a consumer's input, or the gradients at a consumer's outputs."""

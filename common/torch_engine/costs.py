@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import nn
 
-from common.groups import Group, Layer
-from common.torch_engine.network import is_depthwise, mixes
+from fedcaptor.common.groups import Group, Layer
+from fedcaptor.common.torch_engine.network import is_depthwise, mixes
 
 
 def layers_of(network: nn.Module, positions: Mapping[str, int], groups: Sequence[Group]) -> tuple[Layer, ...]:

@@ -15,9 +15,9 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from common.groups import ChannelGroups, Consumer, Group
-from common.plan import Indices
-from common.selection import Floats, Reading
+from fedcaptor.common.arrays import Floats, Indices
+from fedcaptor.common.groups import ChannelGroups, Consumer, Group
+from fedcaptor.common.selection import Reading
 
 Rows = dict[tuple[str, str], npt.NDArray[np.float32]]
 """Observations [R, channels] of a group's channels at a consumer's input, by (group, layer)."""

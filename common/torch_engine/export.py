@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from common.errors import ConfigError, ModelError
-from common.files import check_writable, replacing
-from common.torch_engine.standalone import Standalone
+from fedcaptor.common.errors import ConfigError, ModelError
+from fedcaptor.common.files import check_writable, replacing
+from fedcaptor.common.torch_engine.standalone import Standalone
 
 INPUT, OUTPUT = "images", "scores"
 ABOUT = "fedcaptor.json"  # in a .pt2 file; the same names are entries of an .onnx file's metadata

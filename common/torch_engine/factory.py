@@ -6,12 +6,13 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from common.errors import PlanError
-from common.plan import Indices, Plan
-from common.slicer import slice_state
-from common.torch_engine.base import BaseModel, Submodel
-from common.torch_engine.network import network
-from common.torch_engine.registry import skeleton
+from fedcaptor.common.arrays import Indices
+from fedcaptor.common.errors import PlanError
+from fedcaptor.common.plan import Plan
+from fedcaptor.common.slicer import slice_state
+from fedcaptor.common.torch_engine.base import BaseModel, Submodel
+from fedcaptor.common.torch_engine.network import network
+from fedcaptor.common.torch_engine.registry import skeleton
 
 
 def sliced(base: BaseModel, plan: Plan) -> Submodel:

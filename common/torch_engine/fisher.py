@@ -7,10 +7,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from common.groups import ChannelGroups
-from common.plan import Indices
-from common.selection import Floats
-from common.torch_engine.evidence import gradient_matrices
+from fedcaptor.common.arrays import Floats, Indices
+from fedcaptor.common.groups import ChannelGroups
+from fedcaptor.common.torch_engine.evidence import gradient_matrices
 
 
 def fisher_sensitivity(

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from common.errors import ModelError
+from fedcaptor.common.errors import ModelError
 
 
 def patches(x: torch.Tensor, layer: Any, positions: torch.Tensor) -> torch.Tensor:

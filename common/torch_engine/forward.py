@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-Images = npt.NDArray[np.uint8]
+from fedcaptor.common.arrays import Images
 
 
 def normalise(images: Images, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:

@@ -24,11 +24,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from common.groups import ChannelGroups
-from common.plan import Indices
-from common.ranking import cut, weight_norms
-from common.torch_engine.evidence import consumers, consuming_layers, hooks
-from common.torch_engine.scores import ClassScores, taylor_scores
+from fedcaptor.common.arrays import Indices
+from fedcaptor.common.groups import ChannelGroups
+from fedcaptor.common.ranking import cut, weight_norms
+from fedcaptor.common.torch_engine.evidence import consumers, consuming_layers, hooks
+from fedcaptor.common.torch_engine.scores import ClassScores, taylor_scores
 
 Score = Callable[[nn.Module, ChannelGroups, torch.Tensor, Indices], ClassScores]
 """Of (model, groups, normalised x [N, C, H, W], labels [N]); changes nothing in the model, which is in eval mode."""

@@ -16,13 +16,13 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from common.costs import Dimension, layer_lengths
-from common.groups import ChannelGroups
-from common.latency import LatencyTable, LayerTimes, monotone
-from common.torch_engine.base import BaseModel
-from common.torch_engine.evidence import hooks
-from common.torch_engine.network import network
-from common.torch_engine.registry import skeleton
+from fedcaptor.common.costs import Dimension, layer_lengths
+from fedcaptor.common.groups import ChannelGroups
+from fedcaptor.common.latency import LatencyTable, LayerTimes, monotone
+from fedcaptor.common.torch_engine.base import BaseModel
+from fedcaptor.common.torch_engine.evidence import hooks
+from fedcaptor.common.torch_engine.network import network
+from fedcaptor.common.torch_engine.registry import skeleton
 
 Clock = Callable[[], float]
 

@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from common.groups import ChannelGroups
-from common.plan import Plan
-from common.slicer import kept_elements
-from common.torch_engine.evidence import Response, consumers, hooks
-from common.torch_engine.fitting import LeastSquares, patches
+from fedcaptor.common.groups import ChannelGroups
+from fedcaptor.common.plan import Plan
+from fedcaptor.common.slicer import kept_elements
+from fedcaptor.common.torch_engine.evidence import Response, consumers, hooks
+from fedcaptor.common.torch_engine.fitting import LeastSquares, patches
 
 RIDGE = 64  # observations that the sliced weights count as: few images must not bend a wide layer
 ALIKE = 0.25  # the power of observations an image by which they count as more: those of one image are much alike

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from common.errors import ModelError
+from fedcaptor.common.errors import ModelError
 
 Shape = tuple[int, int, int]
 Factory = Callable[[int, Shape], nn.Module]

@@ -14,9 +14,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 from torch import nn
 
-from common.errors import ModelError
-from common.files import replacing
-from common.groups import State
+from fedcaptor.common.errors import ModelError
+from fedcaptor.common.files import replacing
+from fedcaptor.common.groups import State
 
 _ORDER = "fedcaptor.tensors"  # metadata key: the file format sorts tensors, the network's order is kept here
 

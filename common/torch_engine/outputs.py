@@ -10,12 +10,10 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from common.plan import Indices
-from common.selection import Floats
-from common.torch_engine.base import Submodel
-from common.torch_engine.evidence import hooks
-from common.torch_engine.fitting import LeastSquares
-from common.torch_engine.forward import Images
+from fedcaptor.common.arrays import Floats, Images, Indices
+from fedcaptor.common.torch_engine.base import Submodel
+from fedcaptor.common.torch_engine.evidence import hooks
+from fedcaptor.common.torch_engine.fitting import LeastSquares
 
 
 def last_layer(submodel: Submodel) -> nn.Linear:

@@ -9,17 +9,26 @@ import numpy as np
 import torch
 from torch import nn
 
-from common.errors import DataError
-from common.groups import ChannelGroups
-from common.plan import Indices, Plan
-from common.planner import Budget, plan
-from common.selection import Floats, RemovalCurve, removal_curve
-from common.torch_engine.base import BaseModel, Submodel
-from common.torch_engine.calibration import calibrated
-from common.torch_engine.evidence import ROWS, Response, Sampler, output_sensitivity, readings, recorded, responses
-from common.torch_engine.factory import sliced
-from common.torch_engine.forward import Images, normalise
-from common.torch_engine.merge import merge
+from fedcaptor.common.arrays import Floats, Images, Indices
+from fedcaptor.common.errors import DataError
+from fedcaptor.common.groups import ChannelGroups
+from fedcaptor.common.plan import Plan
+from fedcaptor.common.planner import Budget, plan
+from fedcaptor.common.selection import RemovalCurve, removal_curve
+from fedcaptor.common.torch_engine.base import BaseModel, Submodel
+from fedcaptor.common.torch_engine.calibration import calibrated
+from fedcaptor.common.torch_engine.evidence import (
+    ROWS,
+    Response,
+    Sampler,
+    output_sensitivity,
+    readings,
+    recorded,
+    responses,
+)
+from fedcaptor.common.torch_engine.factory import sliced
+from fedcaptor.common.torch_engine.forward import normalise
+from fedcaptor.common.torch_engine.merge import merge
 
 Sensitivity = Callable[[nn.Module, ChannelGroups, Indices, torch.Tensor, int], dict[str, Floats]]
 

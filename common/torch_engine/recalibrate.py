@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from common.errors import DataError
-from common.torch_engine.base import Submodel
-from common.torch_engine.forward import Images, normalise
+from fedcaptor.common.arrays import Images
+from fedcaptor.common.errors import DataError
+from fedcaptor.common.torch_engine.base import Submodel
+from fedcaptor.common.torch_engine.forward import normalise
 
 
 def batch_norms(module: nn.Module) -> list[Any]:

@@ -11,9 +11,9 @@ from functools import lru_cache
 import torch
 from torch import nn
 
-from common.errors import ModelError
-from common.torch_engine import torchvision_models  # noqa: F401  registers its models
-from common.torch_engine.models import MODELS, Factory, Shape
+from fedcaptor.common.errors import ModelError
+from fedcaptor.common.torch_engine import torchvision_models  # noqa: F401  registers its models
+from fedcaptor.common.torch_engine.models import MODELS, Factory, Shape
 
 _CONTAINERS = frozenset({dict, OrderedDict, set, list})
 
@@ -33,7 +33,7 @@ def build(name: str, classes: int, input_shape: Shape) -> nn.Module:
 
 
 def skeleton(name: str, classes: int, input_shape: Shape) -> nn.Module:
-    """The same network for `common.torch_engine.network.network` to fill: tensors have no storage, so that nothing is
+    """The same network for `torch_engine.network.network` to fill: tensors have no storage, so that nothing is
     drawn at random. A user's own network is built as it is, since it may compute with its tensors.
     """
     if name not in MODELS:

@@ -17,9 +17,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from common.groups import ChannelGroups, Consumer
-from common.preference import normalise
-from common.torch_engine.evidence import consumers, hooks
+from fedcaptor.common.groups import ChannelGroups, Consumer
+from fedcaptor.common.preference import normalise
+from fedcaptor.common.torch_engine.evidence import consumers, hooks
 
 
 @dataclass(frozen=True, eq=False)

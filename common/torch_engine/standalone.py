@@ -10,12 +10,12 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
-from common.errors import ModelError
-from common.plan import Indices
-from common.torch_engine.base import Submodel, statistic
-from common.torch_engine.forward import Images, logits, normalise
-from common.torch_engine.network import load_state, network, save_state, state_of
-from common.torch_engine.registry import names, skeleton
+from fedcaptor.common.arrays import Images, Indices
+from fedcaptor.common.errors import ModelError
+from fedcaptor.common.torch_engine.base import Submodel, statistic
+from fedcaptor.common.torch_engine.forward import logits, normalise
+from fedcaptor.common.torch_engine.network import load_state, network, save_state, state_of
+from fedcaptor.common.torch_engine.registry import names, skeleton
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,8 +11,8 @@
 | `random` | any | a control |
 
 All of them reduce the output layer to the needed classes and let the same planner choose how much each layer gives.
-The last four cut and leave the other weights as they are, `common.torch_engine.recalibrate` helps them; how their
-scores become comparable between layers: `common.ranking`.
+The last four cut and leave the other weights as they are, `.recalibrate` helps them; how their scores become comparable
+between layers: `common.ranking`.
 """
 
 from __future__ import annotations
@@ -24,17 +24,18 @@ from typing import Protocol
 
 import numpy as np
 
-from common.errors import ConfigError, DataError
-from common.plan import Indices, Plan
-from common.planner import Budget, plan
-from common.ranking import by_class_preference, cut, for_classes, ranked, weight_norms
-from common.selection import RemovalCurve
-from common.torch_engine.base import BaseModel, Submodel
-from common.torch_engine.factory import sliced
-from common.torch_engine.fisher import fisher_sensitivity
-from common.torch_engine.forward import Images, logits, normalise
-from common.torch_engine.prune import Evidence
-from common.torch_engine.scores import ClassScores, taylor_scores
+from fedcaptor.common.arrays import Images, Indices
+from fedcaptor.common.errors import ConfigError, DataError
+from fedcaptor.common.plan import Plan
+from fedcaptor.common.planner import Budget, plan
+from fedcaptor.common.ranking import by_class_preference, cut, for_classes, ranked, weight_norms
+from fedcaptor.common.selection import RemovalCurve
+from fedcaptor.common.torch_engine.base import BaseModel, Submodel
+from fedcaptor.common.torch_engine.factory import sliced
+from fedcaptor.common.torch_engine.fisher import fisher_sensitivity
+from fedcaptor.common.torch_engine.forward import logits, normalise
+from fedcaptor.common.torch_engine.prune import Evidence
+from fedcaptor.common.torch_engine.scores import ClassScores, taylor_scores
 
 SEE_ALL_CLASSES = frozenset({"reconstruct-agnostic", "captor"})
 """Strategies that look at `Task.all_images`; the others may be given none."""

@@ -11,10 +11,10 @@ import numpy.typing as npt
 import safetensors
 import safetensors.numpy
 
-from common.errors import WireError
-from common.groups import ChannelGroups, State
-from common.plan import Plan
-from common.torch_engine.network import narrow
+from fedcaptor.common.errors import WireError
+from fedcaptor.common.groups import ChannelGroups, State
+from fedcaptor.common.plan import Plan
+from fedcaptor.common.torch_engine.network import narrow
 
 Bytes = npt.NDArray[np.uint8]
 

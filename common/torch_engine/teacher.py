@@ -14,11 +14,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from common.plan import Indices
-from common.slicer import kept_elements
-from common.torch_engine.base import Submodel
-from common.torch_engine.evidence import consuming_layers, hooks
-from common.torch_engine.forward import Images, normalise
+from fedcaptor.common.arrays import Images, Indices
+from fedcaptor.common.slicer import kept_elements
+from fedcaptor.common.torch_engine.base import Submodel
+from fedcaptor.common.torch_engine.evidence import consuming_layers, hooks
+from fedcaptor.common.torch_engine.forward import normalise
 
 LESSONS = 4096  # views kept at one time: few images have many, of many images a part has one
 VIEWS = 16  # of an image at most

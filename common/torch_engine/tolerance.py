@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from common.errors import DataError
-from common.plan import Indices, Plan
-from common.planner import Budget, ladder
-from common.selection import RemovalCurve
-from common.torch_engine.base import BaseModel, Submodel
-from common.torch_engine.forward import Images
+from fedcaptor.common.arrays import Images, Indices
+from fedcaptor.common.errors import DataError
+from fedcaptor.common.plan import Plan
+from fedcaptor.common.planner import Budget, ladder
+from fedcaptor.common.selection import RemovalCurve
+from fedcaptor.common.torch_engine.base import BaseModel, Submodel
 
 RATIOS = tuple(round(0.05 * k, 2) for k in range(1, 21))
 

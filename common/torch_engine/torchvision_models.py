@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from common.torch_engine.models import Shape, model, require_size
+from fedcaptor.common.torch_engine.models import Shape, model, require_size
 
 
 def _built(name: str, smallest: int, classes: int, input_shape: Shape) -> nn.Module:

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from common.errors import ModelError
-from common.groups import ChannelGroups, Consumer, Cut, Group
-from common.torch_engine.costs import layers_of
-from common.torch_engine.network import CONVOLUTION, PER_CHANNEL, is_depthwise, mixes
-from common.torch_engine.verify import verify
+from fedcaptor.common.errors import ModelError
+from fedcaptor.common.groups import ChannelGroups, Consumer, Cut, Group
+from fedcaptor.common.torch_engine.costs import layers_of
+from fedcaptor.common.torch_engine.network import CONVOLUTION, PER_CHANNEL, is_depthwise, mixes
+from fedcaptor.common.torch_engine.verify import verify
 
 
 def trace(module: nn.Module, name: str, input_shape: tuple[int, int, int]) -> ChannelGroups:

@@ -15,12 +15,12 @@ from torch import nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel
 
-from common.errors import DataError
-from common.plan import Indices
-from common.torch_engine.base import Submodel
-from common.torch_engine.forward import Images, logits, normalise
-from common.torch_engine.recalibrate import batch_norms
-from common.torch_engine.teacher import Channels, Teacher, half_precision, inputs_of
+from fedcaptor.common.arrays import Images, Indices
+from fedcaptor.common.errors import DataError
+from fedcaptor.common.torch_engine.base import Submodel
+from fedcaptor.common.torch_engine.forward import logits, normalise
+from fedcaptor.common.torch_engine.recalibrate import batch_norms
+from fedcaptor.common.torch_engine.teacher import Channels, Teacher, half_precision, inputs_of
 
 TEMPERATURE = 4.0  # softens the answers, so that what the full model holds for second best is learnt too
 RATE = 4e-4  # of Adam, where the start is far from the full model

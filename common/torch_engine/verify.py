@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from common.errors import ModelError
-from common.groups import ChannelGroups, Consumer
-from common.plan import Plan
-from common.slicer import slice_state
-from common.torch_engine.network import network, state_of
+from fedcaptor.common.errors import ModelError
+from fedcaptor.common.groups import ChannelGroups, Consumer
+from fedcaptor.common.plan import Plan
+from fedcaptor.common.slicer import slice_state
+from fedcaptor.common.torch_engine.network import network, state_of
 
 
 @torch.no_grad()

@@ -1,5 +1,5 @@
 """The report of a simulated run: one HTML page that needs nothing else."""
 
-from simulations.report.page import write_report
+from fedcaptor.simulations.report.page import write_report
 
 __all__ = ["write_report"]

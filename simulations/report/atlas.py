@@ -11,9 +11,9 @@ import safetensors.numpy
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
-from common.errors import StateError
-from simulations.report.data import Details
-from simulations.report.filters import (
+from fedcaptor.common.errors import StateError
+from fedcaptor.simulations.report.data import Details
+from fedcaptor.simulations.report.filters import (
     GroupView,
     Shown,
     choose,

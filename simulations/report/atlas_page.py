@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from simulations.report.filters import GroupView
-from simulations.report.page import write_page
+from fedcaptor.simulations.report.filters import GroupView
+from fedcaptor.simulations.report.page import write_page
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from common.errors import StateError
+from fedcaptor.common.errors import StateError
 
 SUMMARY, DETAILS, ATLAS, REPORT = "summary.json", "details.json", "atlas.safetensors", "report.html"
 

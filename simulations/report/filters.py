@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from simulations.report.data import Array
-from simulations.report.heatmaps import MAX_CLASSES
+from fedcaptor.common.arrays import Array
+from fedcaptor.simulations.report.heatmaps import MAX_CLASSES
 
 MAX_SIDE = 64  # pixels of a picture
 MAX_PATCH = 32  # pixels of a patch

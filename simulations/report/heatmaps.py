@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from simulations.report.data import Details, Layer
-from simulations.report.plot import Plot
-from simulations.report.words import percent, plain, short
+from fedcaptor.simulations.report.data import Details, Layer
+from fedcaptor.simulations.report.plot import Plot
+from fedcaptor.simulations.report.words import percent, plain, short
 
 MAX_CLASSES = 60  # columns of a heat map
 

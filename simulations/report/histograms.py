@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from simulations.report.data import Array, Numbers, Phones, Scores, known
-from simulations.report.plot import Plot, axis_title
-from simulations.report.words import percent, size
+from fedcaptor.common.arrays import Array
+from fedcaptor.simulations.report.data import Numbers, Phones, Scores, known
+from fedcaptor.simulations.report.plot import Plot, axis_title
+from fedcaptor.simulations.report.words import percent, size
 
 BINS = 25
 _STYLES = {"full": ("quiet", "dot"), "limited": ("second", "dash"), "own": ("first", "solid")}

@@ -16,15 +16,15 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from common.assets import asset
-from common.errors import StateError
-from common.files import replacing
-from simulations.report import words
-from simulations.report.atlas import MAX_FILTERS, read_atlas
-from simulations.report.data import ATLAS, DETAILS, REPORT, SUMMARY, Details, Summary, read
-from simulations.report.plot import Plot
-from simulations.report.plots import plots_of
-from simulations.report.tables import by_phase, gains, marks_of, quantiles
+from fedcaptor.common.assets import asset
+from fedcaptor.common.errors import StateError
+from fedcaptor.common.files import replacing
+from fedcaptor.simulations.report import words
+from fedcaptor.simulations.report.atlas import MAX_FILTERS, read_atlas
+from fedcaptor.simulations.report.data import ATLAS, DETAILS, REPORT, SUMMARY, Details, Summary, read
+from fedcaptor.simulations.report.plot import Plot
+from fedcaptor.simulations.report.plots import plots_of
+from fedcaptor.simulations.report.tables import by_phase, gains, marks_of, quantiles
 
 MAX_ROWS = 300  # of the tables of rounds and phases
 

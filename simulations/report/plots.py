@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from simulations.report.data import Details, Number, Spread, Summary
-from simulations.report.heatmaps import centroids, kept
-from simulations.report.histograms import out_of_set, phone_plots
-from simulations.report.plot import Plot, axis_title
-from simulations.report.tables import by_phase
-from simulations.report.words import duration, plain, short, size
+from fedcaptor.simulations.report.data import Details, Number, Spread, Summary
+from fedcaptor.simulations.report.heatmaps import centroids, kept
+from fedcaptor.simulations.report.histograms import out_of_set, phone_plots
+from fedcaptor.simulations.report.plot import Plot, axis_title
+from fedcaptor.simulations.report.tables import by_phase
+from fedcaptor.simulations.report.words import duration, plain, short, size
 
 
 def plots_of(summary: Summary, details: Details) -> list[Plot]:

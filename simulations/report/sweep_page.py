@@ -10,10 +10,10 @@ from typing import Annotated, Any, Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from simulations.report.data import REPORT, Number, Numbers, Part, read
-from simulations.report.page import write_page
-from simulations.report.plot import Plot, axis_title
-from simulations.report.words import duration, number, percent
+from fedcaptor.simulations.report.data import REPORT, Number, Numbers, Part, read
+from fedcaptor.simulations.report.page import write_page
+from fedcaptor.simulations.report.plot import Plot, axis_title
+from fedcaptor.simulations.report.words import duration, number, percent
 
 SWEEP = "sweep.json"
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from simulations.report.data import Phase, Phones, Summary, known
-from simulations.report.words import number, percent, size
+from fedcaptor.simulations.report.data import Phase, Phones, Summary, known
+from fedcaptor.simulations.report.words import number, percent, size
 
 
 def marks_of(summary: Summary) -> list[str]:

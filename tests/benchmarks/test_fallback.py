@@ -13,8 +13,8 @@ from benchmarks.fallback import SCORES, Seen
 from benchmarks.out_of_set import calibration_error, inside, rejecting, temperature, told_apart
 from benchmarks.record import read_record
 from benchmarks.results import PAGES
-from common.planner import Budget, plan
-from common.torch_engine.prune import Evidence
+from fedcaptor.common.planner import Budget, plan
+from fedcaptor.common.torch_engine.prune import Evidence
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread")

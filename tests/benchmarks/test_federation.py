@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from benchmarks.federation import ARMS, Fleet, measure
-from common.config import Planner
-from common.torch_engine.base import BaseModel
-from server.planning import Reference, plan_cluster
-from simulations.runner import SHIPPED
+from fedcaptor.common.config import Planner
+from fedcaptor.common.torch_engine.base import BaseModel
+from fedcaptor.server.planning import Reference, plan_cluster
+from fedcaptor.simulations.runner import SHIPPED
 
 FLEET = Fleet(phones=24, min_cohort=20, epsilon=8.0)
 

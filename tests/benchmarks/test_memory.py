@@ -5,8 +5,8 @@ import pytest
 from benchmarks import memory
 from benchmarks.pages.memory import render
 from benchmarks.record import read_record
-from common.config import load_config
-from common.errors import ConfigError, FedcaptorError
+from fedcaptor.common.config import load_config
+from fedcaptor.common.errors import ConfigError, FedcaptorError
 
 
 def test_rows_are_stored_and_ratios_are_to_the_fewest_phones(tmp_path, monkeypatch):

@@ -9,9 +9,9 @@ from benchmarks import moments
 from benchmarks.pages.moments import render
 from benchmarks.record import read_record
 from benchmarks.submodels import random_base
-from common.errors import ConfigError
-from common.moments import Moments
-from common.torch_engine.evidence import consumers
+from fedcaptor.common.errors import ConfigError
+from fedcaptor.common.moments import Moments
+from fedcaptor.common.torch_engine.evidence import consumers
 
 
 def test_rows_grow_with_the_classes(tmp_path, one_thread):

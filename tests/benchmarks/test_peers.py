@@ -6,14 +6,14 @@ import torch
 
 from benchmarks import peers
 from benchmarks.peers import PEERS, mean_gradient, squared_gradients
-from common.errors import PlanError
-from common.planner import Budget
-from common.torch_engine.base import BaseModel
-from common.torch_engine.factory import sliced
-from common.torch_engine.forward import normalise
-from common.torch_engine.network import save_state, state_of
-from common.torch_engine.registry import build
-from common.torch_engine.strategies import Task
+from fedcaptor.common.errors import PlanError
+from fedcaptor.common.planner import Budget
+from fedcaptor.common.torch_engine.base import BaseModel
+from fedcaptor.common.torch_engine.factory import sliced
+from fedcaptor.common.torch_engine.forward import normalise
+from fedcaptor.common.torch_engine.network import save_state, state_of
+from fedcaptor.common.torch_engine.registry import build
+from fedcaptor.common.torch_engine.strategies import Task
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

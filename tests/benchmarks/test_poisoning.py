@@ -9,12 +9,12 @@ from benchmarks.liars_server import Lie, MedianSpec, serve_liars
 from benchmarks.pages.poisoning import render
 from benchmarks.poisoning import ATTACKS, Design, Trial, aggregate, cohort_of, command, shares_of
 from benchmarks.record import Record, rounded
-from common import statistics
-from common.config import load_config
-from common.errors import ConfigError, PrivacyError
-from common.privacy import plausible
-from common.privacy.sums import SumSpec
-from simulations.runner import build_world
+from fedcaptor.common import statistics
+from fedcaptor.common.config import load_config
+from fedcaptor.common.errors import ConfigError, PrivacyError
+from fedcaptor.common.privacy import plausible
+from fedcaptor.common.privacy.sums import SumSpec
+from fedcaptor.simulations.runner import build_world
 from tests import tiny
 
 SPEC = SumSpec("usage", 6, 1.0, 500.0, 1.5, 100, 90)

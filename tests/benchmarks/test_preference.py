@@ -8,8 +8,8 @@ from benchmarks.preference import VARIANTS, Trial, correlation, low_rank
 from benchmarks.private_vs_open import Design
 from benchmarks.record import Record
 from benchmarks.results import PAGES
-from common.errors import ConfigError
-from common.preference import layer_slices
+from fedcaptor.common.errors import ConfigError
+from fedcaptor.common.preference import layer_slices
 from tests import tiny
 
 

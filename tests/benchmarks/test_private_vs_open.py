@@ -8,7 +8,7 @@ import pytest
 from benchmarks.fleet_server import centroid_error
 from benchmarks.private_vs_open import Design, Trial, budgets, command
 from benchmarks.record import rounded
-from common.errors import ConfigError
+from fedcaptor.common.errors import ConfigError
 from tests import tiny
 
 
@@ -46,7 +46,7 @@ def test_the_same_phones_and_images_are_judged_everywhere(rows):
 
 
 def test_clusters_are_judged_as_the_oracle_judges_them(trial):
-    from simulations.oracle import Oracle
+    from fedcaptor.simulations.oracle import Oracle
 
     served, jury = trial._exact(0, 30), trial._of_seed(0)
     jury.of_phones(served, range(8), lambda name, done, total: None)

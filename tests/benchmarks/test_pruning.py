@@ -13,7 +13,7 @@ from benchmarks import pruning, trial
 from benchmarks.record import read_record
 from benchmarks.subsets import Labelled, Pool, drawn, given, shown
 from benchmarks.trial import Latest, Score
-from common.errors import ConfigError, DataError
+from fedcaptor.common.errors import ConfigError, DataError
 from tests import tiny
 
 CONTRACT = {

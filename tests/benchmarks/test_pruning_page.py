@@ -6,7 +6,7 @@ from benchmarks.charts import draw
 from benchmarks.pages.pruning import render
 from benchmarks.record import Record
 from benchmarks.results import PAGES, sections
-from common.errors import StateError
+from fedcaptor.common.errors import StateError
 
 SETTINGS = {
     "model": "vgg16",

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.record import command_line, machine, numbers, open_record, read_record, rounded, sweep
-from common.errors import ConfigError, StateError
+from fedcaptor.common.errors import ConfigError, StateError
 
 KEYS = [{"arm": arm, "seed": seed} for seed in (0, 1) for arm in ("a", "b")]
 

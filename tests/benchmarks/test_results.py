@@ -12,7 +12,7 @@ from benchmarks.pages.federation import render
 from benchmarks.record import Record
 from benchmarks.results import page, sections, write_results
 from benchmarks.tables import Spread, table
-from common.errors import StateError
+from fedcaptor.common.errors import StateError
 
 ROOT = Path(__file__).resolve().parents[2]
 MACHINE = {"cores": 2, "cpu": "abacus", "python": "3.11.7", "torch": "2.14.1"}

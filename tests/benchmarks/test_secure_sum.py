@@ -7,8 +7,8 @@ from benchmarks import flower_secagg, secure_server, secure_sum
 from benchmarks.record import read_record
 from benchmarks.results import PAGES
 from benchmarks.secure_sum import Trial, serialise_seconds
-from common.errors import ConfigError, PrivacyError
-from common.secure.terms import Terms
+from fedcaptor.common.errors import ConfigError, PrivacyError
+from fedcaptor.common.secure.terms import Terms
 
 TRIAL = Trial(length=300, dropout=0.2, corrupted=0.05, flower_phones=1, seed=0)
 

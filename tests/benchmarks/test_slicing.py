@@ -9,7 +9,7 @@ from benchmarks import slicing, submodels
 from benchmarks.pages.slicing import render
 from benchmarks.record import read_record
 from benchmarks.results import PAGES
-from common.errors import ConfigError, FedcaptorError, PlanError
+from fedcaptor.common.errors import ConfigError, FedcaptorError, PlanError
 
 SHAPE = (3, 32, 32)
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from simulations.report.atlas_page import Page, write_atlas
-from simulations.report.filters import GroupView, Shown, families_of, local, sprite_of, views
+from fedcaptor.simulations.report.atlas_page import Page, write_atlas
+from fedcaptor.simulations.report.filters import GroupView, Shown, families_of, local, sprite_of, views
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (extra dev)")
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from simulations.report import write_report
-from simulations.report.sweep_page import write_sweep_report
+from fedcaptor.simulations.report import write_report
+from fedcaptor.simulations.report.sweep_page import write_sweep_report
 from tests.simulations.test_report import make_hostile, make_run
 from tests.simulations.test_sweep import make_sweep
 

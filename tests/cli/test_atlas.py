@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from cli.atlas import Request, make_atlas
-from cli.main import app
-from common.errors import ConfigError
+from fedcaptor.cli.atlas import Request, make_atlas
+from fedcaptor.cli.main import app
+from fedcaptor.common.errors import ConfigError
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread")

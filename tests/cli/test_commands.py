@@ -12,10 +12,10 @@ import pytest
 from safetensors import safe_open
 from typer.testing import CliRunner
 
-from cli.main import app, main
-from common.config import load_config
-from common.torch_engine.standalone import Standalone
-from simulations.runner import SHIPPED
+from fedcaptor.cli.main import app, main
+from fedcaptor.common.config import load_config
+from fedcaptor.common.torch_engine.standalone import Standalone
+from fedcaptor.simulations.runner import SHIPPED
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -111,7 +111,7 @@ def test_a_full_disk_is_an_error_in_one_line(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("simulations.report.write_report", full)
+    monkeypatch.setattr("fedcaptor.simulations.report.write_report", full)
     code, text = failed(capsys, monkeypatch, "report", str(tmp_path))
     assert code == 2
     assert "error: [Errno 28] No space left on device" in text

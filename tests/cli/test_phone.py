@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from cli.main import app, main
-from client.folder import PERIOD_DAYS, open_ledger, status
-from client.ledger import Ledger
-from client.usage import UsageLog
-from common.config import Privacy
-from common.errors import PrivacyError
-from common.privacy.accounting import epsilon
-from common.privacy.sums import SumSpec
+from fedcaptor.cli.main import app, main
+from fedcaptor.client.folder import PERIOD_DAYS, open_ledger, status
+from fedcaptor.client.ledger import Ledger
+from fedcaptor.client.usage import UsageLog
+from fedcaptor.common.config import Privacy
+from fedcaptor.common.errors import PrivacyError
+from fedcaptor.common.privacy.accounting import epsilon
+from fedcaptor.common.privacy.sums import SumSpec
 
 SPEC = SumSpec("usage", 4, clip=1.0, scale=1024.0, noise_multiplier=10.0, cohort=100, min_survivors=80)
 FILES = ("outcome.json", "submodel.safetensors", "cluster.safetensors")

@@ -7,12 +7,12 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from cli import prune
-from cli.main import app
-from common.assets import asset
-from common.errors import ConfigError, ModelError, PlanError
-from common.latency import LatencyTable, LayerTimes
-from common.torch_engine.standalone import Standalone
+from fedcaptor.cli import prune
+from fedcaptor.cli.main import app
+from fedcaptor.common.assets import asset
+from fedcaptor.common.errors import ConfigError, ModelError, PlanError
+from fedcaptor.common.latency import LatencyTable, LayerTimes
+from fedcaptor.common.torch_engine.standalone import Standalone
 
 WEIGHTS = asset("simulations/models/small_cnn_fashion.safetensors")
 COMMAND = ["prune", "small-cnn", "--weights", str(WEIGHTS), "--classes", "0,6", "--calibration", "10", "--json"]

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 from flwr.app import Context, RecordDict
 
-from client.app import device_phone, make_app
-from common.errors import ConfigError, DataError, PrivacyError
-from common.messages import DeliverRequest, LocalRequest, MaskedRequest, SumFields, SumRequest, digest_of
-from common.privacy.sums import SumSpec
-from common.wire import pack
-from server.app import Settings
-from simulations.local_grid import LocalGrid
-from simulations.runner import SHIPPED
+from fedcaptor.client.app import device_phone, make_app
+from fedcaptor.common.errors import ConfigError, DataError, PrivacyError
+from fedcaptor.common.messages import DeliverRequest, LocalRequest, MaskedRequest, SumFields, SumRequest, digest_of
+from fedcaptor.common.privacy.sums import SumSpec
+from fedcaptor.common.wire import pack
+from fedcaptor.server.app import Settings
+from fedcaptor.simulations.local_grid import LocalGrid
+from fedcaptor.simulations.runner import SHIPPED
 
 RUN, REQUEST = "a" * 64, "b" * 32
 

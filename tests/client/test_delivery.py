@@ -12,26 +12,26 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from client.fallback import ABSTAINED, Models, answer, whole
-from client.folder import DELIVERY_FILE
-from client.from_cluster import personalise_from_cluster
-from client.kept import holds_full, read_models, read_outcome
-from client.learner import Learner
-from client.offer import read_offer
-from client.pace import Pace
-from client.personal import Offer, Personalised, personalise
-from client.phone import Phone
-from client.usage import UsageLog
-from common import statistics
-from common.config import Config, parse
-from common.errors import PrivacyError, WireError
-from common.messages import DeliverRequest
-from common.planner import Budget
-from common.torch_engine.base import BaseModel, Submodel
-from common.torch_engine.network import save_state, state_of
-from common.torch_engine.prune import prune
-from common.torch_engine.submodel_file import digest, encode
-from simulations.local_grid import VirtualClock
+from fedcaptor.client.fallback import ABSTAINED, Models, answer, whole
+from fedcaptor.client.folder import DELIVERY_FILE
+from fedcaptor.client.from_cluster import personalise_from_cluster
+from fedcaptor.client.kept import holds_full, read_models, read_outcome
+from fedcaptor.client.learner import Learner
+from fedcaptor.client.offer import read_offer
+from fedcaptor.client.pace import Pace
+from fedcaptor.client.personal import Offer, Personalised, personalise
+from fedcaptor.client.phone import Phone
+from fedcaptor.client.usage import UsageLog
+from fedcaptor.common import statistics
+from fedcaptor.common.config import Config, parse
+from fedcaptor.common.errors import PrivacyError, WireError
+from fedcaptor.common.messages import DeliverRequest
+from fedcaptor.common.planner import Budget
+from fedcaptor.common.torch_engine.base import BaseModel, Submodel
+from fedcaptor.common.torch_engine.network import save_state, state_of
+from fedcaptor.common.torch_engine.prune import prune
+from fedcaptor.common.torch_engine.submodel_file import digest, encode
+from fedcaptor.simulations.local_grid import VirtualClock
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from sklearn.metrics import roc_auc_score
 
-from client.fallback import ABSTAINED, Answers, Models, answer, out_of_set_score, whole
-from common.config import Fallback
-from common.planner import Budget
-from common.torch_engine.base import BaseModel, Submodel
-from common.torch_engine.forward import logits, normalise, softmax
-from common.torch_engine.prune import prune
+from fedcaptor.client.fallback import ABSTAINED, Answers, Models, answer, out_of_set_score, whole
+from fedcaptor.common.config import Fallback
+from fedcaptor.common.planner import Budget
+from fedcaptor.common.torch_engine.base import BaseModel, Submodel
+from fedcaptor.common.torch_engine.forward import logits, normalise, softmax
+from fedcaptor.common.torch_engine.prune import prune
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from client.images import FolderFeed, MappedFeed
-from common.errors import DataError
+from fedcaptor.client.images import FolderFeed, MappedFeed
+from fedcaptor.common.errors import DataError
 
 
 def pictures(folder: Path, count: int, first: int = 0) -> dict[str, int]:

@@ -14,12 +14,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import client.ledger
-from client.ledger import DECLINED, Ledger
-from client.usage import UsageLog
-from common.errors import ConfigError, PrivacyError, StateError
-from common.privacy.accounting import epsilon, noise_multiplier, sum_zcdp
-from common.privacy.sums import SumSpec, encode
+from fedcaptor.client import ledger as ledger_module
+from fedcaptor.client.ledger import DECLINED, Ledger
+from fedcaptor.client.usage import UsageLog
+from fedcaptor.common.errors import ConfigError, PrivacyError, StateError
+from fedcaptor.common.privacy.accounting import epsilon, noise_multiplier, sum_zcdp
+from fedcaptor.common.privacy.sums import SumSpec, encode
 
 DAY = 86_400.0
 DELTA = 1e-6
@@ -166,12 +166,12 @@ def test_noise_that_is_off_needs_an_infinite_budget(path):
 
 
 def test_the_number_of_answers_and_bytes_is_bounded(path, monkeypatch):
-    monkeypatch.setattr(client.ledger, "MAX_ANSWERS", 3)
+    monkeypatch.setattr(ledger_module, "MAX_ANSWERS", 3)
     with opened(path) as ledger:
         for number in range(5):
             ledger.answer(spec(multiplier=100.0), digest(number), values(number))
         assert [entry.answered for entry in ledger.entries()] == [False, False, True, True, True]
-        monkeypatch.setattr(client.ledger, "MAX_ANSWER_BYTES", 20)
+        monkeypatch.setattr(ledger_module, "MAX_ANSWER_BYTES", 20)
         ledger.answer(spec(multiplier=100.0), digest(5), values(5))
         assert [entry.answered for entry in ledger.entries()] == [False] * 5 + [True]
         spent = ledger.spent()
@@ -180,8 +180,8 @@ def test_the_number_of_answers_and_bytes_is_bounded(path, monkeypatch):
 
 
 def test_the_number_of_charges_is_bounded(path, clock, monkeypatch):
-    monkeypatch.setattr(client.ledger, "MAX_CHARGES", 3)
-    monkeypatch.setattr(client.ledger, "KEPT_CHARGES", 2)
+    monkeypatch.setattr(ledger_module, "MAX_CHARGES", 3)
+    monkeypatch.setattr(ledger_module, "KEPT_CHARGES", 2)
     with opened(path, clock) as ledger:
         for number in range(3):
             ledger.answer(spec(multiplier=1000.0), digest(number), values())
@@ -360,8 +360,8 @@ def test_a_file_that_is_no_database_is_damage(path):
 COMMON = """
 import hashlib, os, sys
 import numpy as np
-from client.ledger import Ledger
-from common.privacy.sums import SumSpec
+from fedcaptor.client.ledger import Ledger
+from fedcaptor.common.privacy.sums import SumSpec
 spec = SumSpec("usage", 2000, 1.0, 1024.0, 1000.0, 100, 80)
 digest = lambda number: hashlib.sha256(str(number).encode()).hexdigest()
 ledger = Ledger(sys.argv[1], delta=1e-6, budget_epsilon=8.0, durable=sys.argv[2] == "durable")
@@ -414,7 +414,7 @@ def test_after_a_kill_every_answer_given_is_charged_and_given_again(path, mode):
             assert set(said) <= {entry.request for entry in entries}
             assert len({entry.request for entry in entries}) == len(entries)
             kept = [entry.request for entry in entries if entry.answered]
-            assert len(kept) == min(len(entries), client.ledger.MAX_ANSWERS)
+            assert len(kept) == min(len(entries), ledger_module.MAX_ANSWERS)
             for request in kept:
                 again = ledger.answer(KILLED, request, never)
                 if request in said:

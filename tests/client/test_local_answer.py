@@ -8,15 +8,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from client.folder import status
-from client.ledger import DECLINED, Ledger
-from client.local_answer import LocalLedger
-from client.phone import Phone
-from common.config import load_config
-from common.errors import PrivacyError, StateError, WireError
-from common.messages import LocalRequest, MaskedRequest, SumFields, SumRequest
-from common.privacy.local import LocalSpec
-from common.privacy.sums import SumSpec
+from fedcaptor.client.folder import status
+from fedcaptor.client.ledger import DECLINED, Ledger
+from fedcaptor.client.local_answer import LocalLedger
+from fedcaptor.client.phone import Phone
+from fedcaptor.common.config import load_config
+from fedcaptor.common.errors import PrivacyError, StateError, WireError
+from fedcaptor.common.messages import LocalRequest, MaskedRequest, SumFields, SumRequest
+from fedcaptor.common.privacy.local import LocalSpec
+from fedcaptor.common.privacy.sums import SumSpec
 
 CLASSES = 40
 SPEC = LocalSpec.of(CLASSES, 4.0)

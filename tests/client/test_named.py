@@ -7,13 +7,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from client.folder import status
-from client.ledger import Ledger
-from client.named import NamingLedger
-from client.phone import Phone
-from common.config import load_config
-from common.errors import ConfigError, PrivacyError
-from common.messages import DeliverRequest
+from fedcaptor.client.folder import status
+from fedcaptor.client.ledger import Ledger
+from fedcaptor.client.named import NamingLedger
+from fedcaptor.client.phone import Phone
+from fedcaptor.common.config import load_config
+from fedcaptor.common.errors import ConfigError, PrivacyError
+from fedcaptor.common.messages import DeliverRequest
 
 DAY = 86_400.0
 

@@ -5,11 +5,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from client.offer import read_offer
-from common.errors import WireError
-from common.messages import DeliverRequest
-from common.plan import Plan
-from common.statistics import pack_plan
+from fedcaptor.client.offer import read_offer
+from fedcaptor.common.errors import WireError
+from fedcaptor.common.messages import DeliverRequest
+from fedcaptor.common.plan import Plan
+from fedcaptor.common.statistics import pack_plan
 from tests.common.small_groups import small_groups
 
 BASE = SimpleNamespace(groups=small_groups())

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from client.pace import Pace
+from fedcaptor.client.pace import Pace
 
 SECONDS = 60.0
 

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from client.usage import FORGOTTEN, MAX_CLASSES, UsageLog
-from common.errors import ConfigError, DataError, StateError
+from fedcaptor.client.usage import FORGOTTEN, MAX_CLASSES, UsageLog
+from fedcaptor.common.errors import ConfigError, DataError, StateError
 
 
 @pytest.fixture
@@ -209,7 +209,7 @@ def test_use_after_close_is_a_state_error(path):
 
 WRITER = """
 import sys
-from client.usage import UsageLog
+from fedcaptor.client.usage import UsageLog
 log = UsageLog(sys.argv[1], 50, 1e15, durable=sys.argv[2] == "durable")
 batch = list(range(50)) * 2
 while True:
@@ -240,7 +240,7 @@ def test_a_kill_in_mid_write_loses_a_whole_batch_or_none(path, mode):
 
 DYING = """
 import os, sys
-from client.usage import UsageLog
+from fedcaptor.client.usage import UsageLog
 log = UsageLog(sys.argv[1], 3, 1.0, durable=False)
 log._file._connection.set_trace_callback(lambda sql: os._exit(9) if sql == "COMMIT" else None)
 log.record([2, 2, 2], 0)
@@ -256,7 +256,7 @@ def test_an_exit_before_the_commit_leaves_the_old_weights(path):
 
 
 def test_a_locked_file_is_said_to_be_held(path, monkeypatch):
-    monkeypatch.setattr("client.storage._WAIT_SECONDS", 0.01)
+    monkeypatch.setattr("fedcaptor.client.storage._WAIT_SECONDS", 0.01)
     log = opened(path)
     other = sqlite3.connect(path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")

@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 from flwr.app import Context, RecordDict
 
-from client.app import app
-from common.messages import MaskedReply, MaskedRequest, SumFields, digest_of
-from common.privacy.sums import SumSpec
-from common.secure.messages import Start
-from common.wire import pack, unpack
-from simulations.local_grid import LocalGrid
+from fedcaptor.client.app import app
+from fedcaptor.common.messages import MaskedReply, MaskedRequest, SumFields, digest_of
+from fedcaptor.common.privacy.sums import SumSpec
+from fedcaptor.common.secure.messages import Start
+from fedcaptor.common.wire import pack, unpack
+from fedcaptor.simulations.local_grid import LocalGrid
 
 assert "torch" not in sys.modules, "on import"
 folder = Path(sys.argv[1])

@@ -5,10 +5,10 @@ import hashlib
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from common.secure.messages import STEPS
-from common.secure.phone import PhoneSum
-from common.secure.server import ServerSum
-from common.secure.terms import Terms
+from fedcaptor.common.secure.messages import STEPS
+from fedcaptor.common.secure.phone import PhoneSum
+from fedcaptor.common.secure.server import ServerSum
+from fedcaptor.common.secure.terms import Terms
 
 DIGEST = "0f" * 32
 

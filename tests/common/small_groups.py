@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from common.groups import ChannelGroups, Consumer, Cut, Group, Layer
-from common.plan import Plan
-from common.selection import RemovalCurve
+from fedcaptor.common.groups import ChannelGroups, Consumer, Cut, Group, Layer
+from fedcaptor.common.plan import Plan
+from fedcaptor.common.selection import RemovalCurve
 
 
 def small_groups(a: int = 4, b: int = 8, classes: int = 3) -> ChannelGroups:

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from common.assets import asset
-from common.data.source import load
-from common.selection import RemovalCurve
-from common.torch_engine.base import BaseModel
-from common.torch_engine.calibration import KEPT, POWER, calibrated
-from common.torch_engine.evidence import Rows, Sampler, recorded
-from common.torch_engine.forward import normalise
+from fedcaptor.common.assets import asset
+from fedcaptor.common.data.source import load
+from fedcaptor.common.selection import RemovalCurve
+from fedcaptor.common.torch_engine.base import BaseModel
+from fedcaptor.common.torch_engine.calibration import KEPT, POWER, calibrated
+from fedcaptor.common.torch_engine.evidence import Rows, Sampler, recorded
+from fedcaptor.common.torch_engine.forward import normalise
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -7,18 +7,18 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
-from common.assets import asset
-from common.data.source import load
-from common.data.splits import split
-from common.errors import DataError
-from common.plan import Plan
-from common.planner import Budget, plan
-from common.torch_engine import class_moments
-from common.torch_engine.base import BaseModel
-from common.torch_engine.class_moments import curves_for, gather, network_digest
-from common.torch_engine.evidence import Sampler, output_sensitivity, recorded
-from common.torch_engine.forward import normalise
-from common.torch_engine.prune import Evidence
+from fedcaptor.common.assets import asset
+from fedcaptor.common.data.source import load
+from fedcaptor.common.data.splits import split
+from fedcaptor.common.errors import DataError
+from fedcaptor.common.plan import Plan
+from fedcaptor.common.planner import Budget, plan
+from fedcaptor.common.torch_engine import class_moments
+from fedcaptor.common.torch_engine.base import BaseModel
+from fedcaptor.common.torch_engine.class_moments import curves_for, gather, network_digest
+from fedcaptor.common.torch_engine.evidence import Sampler, output_sensitivity, recorded
+from fedcaptor.common.torch_engine.forward import normalise
+from fedcaptor.common.torch_engine.prune import Evidence
 
 NEEDED = np.array([1, 5, 9])
 USAGE = np.array([0, 0.5, 0, 0, 0, 0.25, 0, 0, 0, 0.25])

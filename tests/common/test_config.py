@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.config import Config, load_config, parse, reference_page
-from common.errors import ConfigError
+from fedcaptor.common.config import Config, load_config, parse, reference_page
+from fedcaptor.common.errors import ConfigError
 
 SCENARIOS = sorted((Path(__file__).parents[2] / "simulations" / "scenarios").glob("*.toml"))
 

@@ -15,11 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from common.data import source
-from common.data.embedded import make
-from common.data.source import EMBEDDED, Dataset, load
-from common.data.splits import POOL, pool, split
-from common.errors import DataError
+from fedcaptor.common.data import source
+from fedcaptor.common.data.embedded import make
+from fedcaptor.common.data.source import EMBEDDED, Dataset, load
+from fedcaptor.common.data.splits import POOL, pool, split
+from fedcaptor.common.errors import DataError
 
 X = np.arange(6 * 4 * 5, dtype=np.uint8).reshape(6, 4, 5)
 Y = np.array([0, 1, 2, 0, 1, 2])

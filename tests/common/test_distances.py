@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.distances import js_divergence, normalise
-from common.errors import DataError
+from fedcaptor.common.distances import js_divergence, normalise
+from fedcaptor.common.errors import DataError
 
 COUNTS = st.lists(st.floats(0, 1e300), min_size=1, max_size=12)
 

@@ -9,12 +9,12 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from common.errors import ConfigError, ModelError
-from common.plan import Plan
-from common.torch_engine import export as module
-from common.torch_engine.export import ABOUT, INPUT, OUTPUT, check_files, export
-from common.torch_engine.factory import sliced
-from common.torch_engine.standalone import Standalone
+from fedcaptor.common.errors import ConfigError, ModelError
+from fedcaptor.common.plan import Plan
+from fedcaptor.common.torch_engine import export as module
+from fedcaptor.common.torch_engine.export import ABOUT, INPUT, OUTPUT, check_files, export
+from fedcaptor.common.torch_engine.factory import sliced
+from fedcaptor.common.torch_engine.standalone import Standalone
 from tests import tiny
 from tests.common.test_factory import base_of
 from tests.common.test_slicing import random_plan, shape_of

@@ -9,15 +9,15 @@ import pytest
 import torch
 from torch import nn
 
-from common.errors import ModelError, PlanError
-from common.groups import State
-from common.plan import Plan
-from common.slicer import slice_state
-from common.torch_engine.base import BaseModel
-from common.torch_engine.factory import sliced, sliced_all
-from common.torch_engine.network import network
-from common.torch_engine.registry import build, names, skeleton
-from common.torch_engine.trace import trace
+from fedcaptor.common.errors import ModelError, PlanError
+from fedcaptor.common.groups import State
+from fedcaptor.common.plan import Plan
+from fedcaptor.common.slicer import slice_state
+from fedcaptor.common.torch_engine.base import BaseModel
+from fedcaptor.common.torch_engine.factory import sliced, sliced_all
+from fedcaptor.common.torch_engine.network import network
+from fedcaptor.common.torch_engine.registry import build, names, skeleton
+from fedcaptor.common.torch_engine.trace import trace
 from tests.common.test_slicing import CLASSES, random_plan, random_state, shape_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")

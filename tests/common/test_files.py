@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from common.errors import ConfigError
-from common.files import check_writable, clear_leftovers, replacing
+from fedcaptor.common.errors import ConfigError
+from fedcaptor.common.files import check_writable, clear_leftovers, replacing
 
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from common.files import replacing
+from fedcaptor.common.files import replacing
 with replacing(Path(sys.argv[1])) as temporary:
     temporary.write_text("half")
     os.kill(os.getpid(), signal.SIGKILL)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from common.filter_clusters import filter_clusters
-from common.groups import ChannelGroups, Group
+from fedcaptor.common.filter_clusters import filter_clusters
+from fedcaptor.common.groups import ChannelGroups, Group
 
 
 def described(*channels: int) -> ChannelGroups:

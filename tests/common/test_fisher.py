@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from common.torch_engine.evidence import output_sensitivity
-from common.torch_engine.fisher import fisher_sensitivity
-from common.torch_engine.trace import trace
+from fedcaptor.common.torch_engine.evidence import output_sensitivity
+from fedcaptor.common.torch_engine.fisher import fisher_sensitivity
+from fedcaptor.common.torch_engine.trace import trace
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 REPEATS = 4000

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from common.errors import ModelError
-from common.torch_engine.fitting import LeastSquares, patches
+from fedcaptor.common.errors import ModelError
+from fedcaptor.common.torch_engine.fitting import LeastSquares, patches
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from common.torch_engine.gradients import SCORES
-from common.torch_engine.registry import build
-from common.torch_engine.trace import trace
+from fedcaptor.common.torch_engine.gradients import SCORES
+from fedcaptor.common.torch_engine.registry import build
+from fedcaptor.common.torch_engine.trace import trace
 from tests.common import own_networks
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -13,13 +13,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from common.costs import Costs, latency_ratio
-from common.errors import ModelError, PlanError
-from common.latency import LatencyTable, LayerTimes, monotone
-from common.planner import Budget, plan
-from common.torch_engine import latency
-from common.torch_engine.registry import build
-from common.torch_engine.trace import trace
+from fedcaptor.common.costs import Costs, latency_ratio
+from fedcaptor.common.errors import ModelError, PlanError
+from fedcaptor.common.latency import LatencyTable, LayerTimes, monotone
+from fedcaptor.common.planner import Budget, plan
+from fedcaptor.common.torch_engine import latency
+from fedcaptor.common.torch_engine.registry import build
+from fedcaptor.common.torch_engine.trace import trace
 from tests import tiny
 from tests.common import own_networks
 from tests.common.small_groups import even_curves, lost, small_groups

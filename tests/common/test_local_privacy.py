@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.errors import PrivacyError
-from common.privacy.local import LocalSpec
-from common.statistics import cooccurrence, cooccurrence_matrix
+from fedcaptor.common.errors import PrivacyError
+from fedcaptor.common.privacy.local import LocalSpec
+from fedcaptor.common.statistics import cooccurrence, cooccurrence_matrix
 
 P_FAIL = 1e-6  # of each statistical test, for a correct draw
 GRID = 2.0**-48

@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch import nn
 
-from common.plan import Plan
-from common.slicer import slice_state
-from common.torch_engine.evidence import Sampler, responses
-from common.torch_engine.merge import merge
-from common.torch_engine.network import network, state_of
-from common.torch_engine.registry import build, skeleton
-from common.torch_engine.trace import trace
+from fedcaptor.common.plan import Plan
+from fedcaptor.common.slicer import slice_state
+from fedcaptor.common.torch_engine.evidence import Sampler, responses
+from fedcaptor.common.torch_engine.merge import merge
+from fedcaptor.common.torch_engine.network import network, state_of
+from fedcaptor.common.torch_engine.registry import build, skeleton
+from fedcaptor.common.torch_engine.trace import trace
 from tests.common import own_networks
 from tests.common.test_slicing import random_state
 

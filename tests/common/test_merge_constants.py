@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from common.plan import Plan
-from common.slicer import slice_state
-from common.torch_engine.evidence import Response, Sampler, responses
-from common.torch_engine.merge import _Layer, merge
-from common.torch_engine.network import network, state_of
-from common.torch_engine.trace import trace
+from fedcaptor.common.plan import Plan
+from fedcaptor.common.slicer import slice_state
+from fedcaptor.common.torch_engine.evidence import Response, Sampler, responses
+from fedcaptor.common.torch_engine.merge import _Layer, merge
+from fedcaptor.common.torch_engine.network import network, state_of
+from fedcaptor.common.torch_engine.trace import trace
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SHAPE = (2, 6, 6)

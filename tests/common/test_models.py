@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from torch import nn
 
-from common.errors import ModelError
-from common.torch_engine.base import BaseModel
-from common.torch_engine.network import load_state, network, save_state
-from common.torch_engine.registry import build, names, skeleton
+from fedcaptor.common.errors import ModelError
+from fedcaptor.common.torch_engine.base import BaseModel
+from fedcaptor.common.torch_engine.network import load_state, network, save_state
+from fedcaptor.common.torch_engine.registry import build, names, skeleton
 
 
 def numpy_state(module: nn.Module) -> dict[str, np.ndarray]:

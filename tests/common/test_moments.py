@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.errors import DataError, ModelError
-from common.moments import ClassMoments, Moments, Scatter, mixture
+from fedcaptor.common.errors import DataError, ModelError
+from fedcaptor.common.moments import ClassMoments, Moments, Scatter, mixture
 
 
 def rows(seed, count, channels, steepness=0.0, mean=3.0):

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from sklearn.linear_model import Ridge
 
-from common.planner import Budget, plan
-from common.torch_engine.base import BaseModel, Submodel
-from common.torch_engine.forward import logits, normalise
-from common.torch_engine.outputs import features, last_layer, refitted
-from common.torch_engine.prune import Evidence
+from fedcaptor.common.planner import Budget, plan
+from fedcaptor.common.torch_engine.base import BaseModel, Submodel
+from fedcaptor.common.torch_engine.forward import logits, normalise
+from fedcaptor.common.torch_engine.outputs import features, last_layer, refitted
+from fedcaptor.common.torch_engine.prune import Evidence
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread")

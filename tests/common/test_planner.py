@@ -9,15 +9,15 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from common.costs import Costs
-from common.errors import PlanError
-from common.groups import ChannelGroups
-from common.planner import Budget, explain, ladder, plan, require_possible
-from common.selection import RemovalCurve
-from common.slicer import slice_state
-from common.torch_engine.network import save_state
-from common.torch_engine.registry import build
-from common.torch_engine.trace import trace
+from fedcaptor.common.costs import Costs
+from fedcaptor.common.errors import PlanError
+from fedcaptor.common.groups import ChannelGroups
+from fedcaptor.common.planner import Budget, explain, ladder, plan, require_possible
+from fedcaptor.common.selection import RemovalCurve
+from fedcaptor.common.slicer import slice_state
+from fedcaptor.common.torch_engine.network import save_state
+from fedcaptor.common.torch_engine.registry import build
+from fedcaptor.common.torch_engine.trace import trace
 from tests.common import own_networks
 from tests.common.small_groups import even_curves, lost, small_groups
 from tests.common.test_slicing import random_plan, random_state

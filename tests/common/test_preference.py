@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from common.groups import ChannelGroups, Group
-from common.preference import join, layer_slices, normalise, pool, share_out, unpool
+from fedcaptor.common.groups import ChannelGroups, Group
+from fedcaptor.common.preference import join, layer_slices, normalise, pool, share_out, unpool
 
 SHARES = arrays(np.float64, (5, 4), elements=st.floats(0, 1e3, width=32))
 COUNTS = arrays(np.float64, 4, elements=st.floats(0, 1e4, width=32))

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from common.errors import PrivacyError
-from common.privacy.accounting import epsilon, noise_multiplier, share_gap, sum_zcdp
-from common.privacy.noise import discrete_gaussian, system_generator
-from common.privacy.sums import PlainAggregator, SumSpec, encode
+from fedcaptor.common.errors import PrivacyError
+from fedcaptor.common.privacy.accounting import epsilon, noise_multiplier, share_gap, sum_zcdp
+from fedcaptor.common.privacy.noise import discrete_gaussian, system_generator
+from fedcaptor.common.privacy.sums import PlainAggregator, SumSpec, encode
 
 P_FAIL = 1e-6  # of each statistical assertion
 BASE = SumSpec("usage", 8, clip=2.0, scale=1024.0, noise_multiplier=0.0, cohort=50, min_survivors=20, min_cohort=20)
@@ -51,7 +51,7 @@ def test_sampler_follows_the_discrete_gaussian(sigma2, source):
 
 
 def test_system_noise_takes_its_bits_from_the_operating_system(monkeypatch):
-    monkeypatch.setattr("common.privacy.noise.os.urandom", lambda n: bytes(np.random.default_rng(1).bytes(n)))
+    monkeypatch.setattr("fedcaptor.common.privacy.noise.os.urandom", lambda n: bytes(np.random.default_rng(1).bytes(n)))
     first, second = (discrete_gaussian(9.0, 100, system_generator()) for _ in range(2))
     np.testing.assert_array_equal(first, second)
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.groups import ChannelGroups, Consumer, Cut, Group
-from common.ranking import by_class_preference, for_classes, ranked, shares, weight_norms
+from fedcaptor.common.groups import ChannelGroups, Consumer, Cut, Group
+from fedcaptor.common.ranking import by_class_preference, for_classes, ranked, shares, weight_norms
 
 
 def described(*channels: int) -> ChannelGroups:

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from common.errors import DataError
-from common.plan import Plan
-from common.torch_engine.base import Submodel
-from common.torch_engine.factory import sliced
-from common.torch_engine.forward import normalise
-from common.torch_engine.recalibrate import batch_norms, recalibrate
+from fedcaptor.common.errors import DataError
+from fedcaptor.common.plan import Plan
+from fedcaptor.common.torch_engine.base import Submodel
+from fedcaptor.common.torch_engine.factory import sliced
+from fedcaptor.common.torch_engine.forward import normalise
+from fedcaptor.common.torch_engine.recalibrate import batch_norms, recalibrate
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from scipy import stats
 from scipy.linalg import hadamard
 
-from common.errors import PrivacyError
-from common.messages import SumFields
-from common.privacy.rotation import block, norm_for, rotate, rotate_back, rounded, rounded_norm
-from common.privacy.sums import MAX_WRAP, PlainAggregator, SumSpec, encode
+from fedcaptor.common.errors import PrivacyError
+from fedcaptor.common.messages import SumFields
+from fedcaptor.common.privacy.rotation import block, norm_for, rotate, rotate_back, rounded, rounded_norm
+from fedcaptor.common.privacy.sums import MAX_WRAP, PlainAggregator, SumSpec, encode
 
 P_FAIL = 1e-6  # of each statistical assertion
 SPEC = SumSpec(

@@ -11,13 +11,13 @@ from scipy.stats import spearmanr
 from torch import nn
 from torch.nn import functional
 
-from common.data.source import load
-from common.groups import ChannelGroups
-from common.torch_engine.forward import logits, normalise
-from common.torch_engine.models import ConvNet
-from common.torch_engine.registry import build
-from common.torch_engine.scores import ClassScores, normalised, taylor_scores
-from common.torch_engine.trace import trace
+from fedcaptor.common.data.source import load
+from fedcaptor.common.groups import ChannelGroups
+from fedcaptor.common.torch_engine.forward import logits, normalise
+from fedcaptor.common.torch_engine.models import ConvNet
+from fedcaptor.common.torch_engine.registry import build
+from fedcaptor.common.torch_engine.scores import ClassScores, normalised, taylor_scores
+from fedcaptor.common.torch_engine.trace import trace
 from tests.common import own_networks
 from tests.common.own_networks import Own
 

@@ -9,15 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.errors import PrivacyError, WireError
-from common.secure import keys, messages, shamir
-from common.secure.graph import Graph
-from common.secure.masks import CHUNK, Masker
-from common.secure.merkle import MerkleTree, leaf, root_of
-from common.secure.packing import add_packed, pack, packed_size
-from common.secure.phone_steps import draw_holders
-from common.secure.topology import check_topology, plan_topology
-from common.secure.unmask import Opener
+from fedcaptor.common.errors import PrivacyError, WireError
+from fedcaptor.common.secure import keys, messages, shamir
+from fedcaptor.common.secure.graph import Graph
+from fedcaptor.common.secure.masks import CHUNK, Masker
+from fedcaptor.common.secure.merkle import MerkleTree, leaf, root_of
+from fedcaptor.common.secure.packing import add_packed, pack, packed_size
+from fedcaptor.common.secure.phone_steps import draw_holders
+from fedcaptor.common.secure.topology import check_topology, plan_topology
+from fedcaptor.common.secure.unmask import Opener
 from tests.common.secure_cohort import stream, terms
 
 
@@ -123,7 +123,7 @@ def brute(n, c, k, t, s):
 
 
 def test_the_bound_of_small_sums_against_counting():
-    from common.secure.topology import _least_honest
+    from fedcaptor.common.secure.topology import _least_honest
 
     n, c, k, t = 12, 1, 6, 5
     total, least = 0.0, None

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common import selection
-from common.selection import Reading, removal_curve, ridge_of
+from fedcaptor.common import selection
+from fedcaptor.common.selection import Reading, removal_curve, ridge_of
 
 RIDGE = 1e-9  # nothing but least squares
 

@@ -7,15 +7,15 @@ import pytest
 import torch
 from torch import nn
 
-from common.errors import ModelError
-from common.groups import ChannelGroups, State
-from common.plan import Plan
-from common.slicer import slice_state
-from common.torch_engine import factory
-from common.torch_engine.base import BaseModel
-from common.torch_engine.network import network
-from common.torch_engine.registry import build, names, skeleton
-from common.torch_engine.trace import trace
+from fedcaptor.common.errors import ModelError
+from fedcaptor.common.groups import ChannelGroups, State
+from fedcaptor.common.plan import Plan
+from fedcaptor.common.slicer import slice_state
+from fedcaptor.common.torch_engine import factory
+from fedcaptor.common.torch_engine.base import BaseModel
+from fedcaptor.common.torch_engine.network import network
+from fedcaptor.common.torch_engine.registry import build, names, skeleton
+from fedcaptor.common.torch_engine.trace import trace
 from tests.common import own_networks
 
 CLASSES = 10

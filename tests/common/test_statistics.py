@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from common import statistics
-from common.groups import ChannelGroups, Group
-from common.preference import layer_slices, normalise, pool
+from fedcaptor.common import statistics
+from fedcaptor.common.groups import ChannelGroups, Group
+from fedcaptor.common.preference import layer_slices, normalise, pool
 
 SHARES = arrays.arrays(float, st.integers(1, 12), elements=st.floats(0, 1e6))
 

@@ -7,14 +7,14 @@ import dataclasses
 import numpy as np
 import pytest
 
-from common.assets import asset
-from common.data.source import load
-from common.data.splits import split
-from common.errors import ConfigError, DataError
-from common.planner import Budget
-from common.torch_engine.base import BaseModel, Submodel
-from common.torch_engine.forward import logits, normalise
-from common.torch_engine.strategies import SEE_ALL_CLASSES, STRATEGIES, Task, prepare
+from fedcaptor.common.assets import asset
+from fedcaptor.common.data.source import load
+from fedcaptor.common.data.splits import split
+from fedcaptor.common.errors import ConfigError, DataError
+from fedcaptor.common.planner import Budget
+from fedcaptor.common.torch_engine.base import BaseModel, Submodel
+from fedcaptor.common.torch_engine.forward import logits, normalise
+from fedcaptor.common.torch_engine.strategies import SEE_ALL_CLASSES, STRATEGIES, Task, prepare
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.groups import ChannelGroups, State
-from common.plan import Plan
-from common.slicer import slice_state
-from common.subgroups import composed, subgroups
-from common.torch_engine.network import network, state_of
-from common.torch_engine.registry import build, skeleton
-from common.torch_engine.trace import trace
+from fedcaptor.common.groups import ChannelGroups, State
+from fedcaptor.common.plan import Plan
+from fedcaptor.common.slicer import slice_state
+from fedcaptor.common.subgroups import composed, subgroups
+from fedcaptor.common.torch_engine.network import network, state_of
+from fedcaptor.common.torch_engine.registry import build, skeleton
+from fedcaptor.common.torch_engine.trace import trace
 from tests.common import own_networks
 
 SHAPE = (3, 20, 24)

@@ -10,15 +10,15 @@ import safetensors.numpy
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.errors import WireError
-from common.groups import ChannelGroups, State
-from common.plan import Plan
-from common.slicer import slice_state
-from common.subgroups import subgroups
-from common.torch_engine.network import state_of
-from common.torch_engine.registry import build
-from common.torch_engine.submodel_file import bucket, decode, digest, encode
-from common.torch_engine.trace import trace
+from fedcaptor.common.errors import WireError
+from fedcaptor.common.groups import ChannelGroups, State
+from fedcaptor.common.plan import Plan
+from fedcaptor.common.slicer import slice_state
+from fedcaptor.common.subgroups import subgroups
+from fedcaptor.common.torch_engine.network import state_of
+from fedcaptor.common.torch_engine.registry import build
+from fedcaptor.common.torch_engine.submodel_file import bucket, decode, digest, encode
+from fedcaptor.common.torch_engine.trace import trace
 
 SHAPE = (1, 20, 20)
 

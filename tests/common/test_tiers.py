@@ -2,10 +2,10 @@
 
 import pytest
 
-from common.config import load_config, parse
-from common.errors import ConfigError
-from common.planner import Budget
-from common.tiers import as_tier, check, drawn, fits, rungs, within
+from fedcaptor.common.config import load_config, parse
+from fedcaptor.common.errors import ConfigError
+from fedcaptor.common.planner import Budget
+from fedcaptor.common.tiers import as_tier, check, drawn, fits, rungs, within
 from tests.common.small_groups import small_groups
 
 TIERS = [{"name": "low", "share": 0.25, "macs": 0.25, "bytes": 5000}, {"name": "high", "share": 0.75}]

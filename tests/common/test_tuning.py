@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from common.errors import DataError
-from common.plan import Plan
-from common.slicer import kept_elements
-from common.torch_engine import teacher, tuning
-from common.torch_engine.base import Submodel
-from common.torch_engine.factory import sliced
-from common.torch_engine.forward import logits, normalise
-from common.torch_engine.teacher import Teacher, inputs_of, moved
-from common.torch_engine.tuning import _batches, _Check, tune
+from fedcaptor.common.errors import DataError
+from fedcaptor.common.plan import Plan
+from fedcaptor.common.slicer import kept_elements
+from fedcaptor.common.torch_engine import teacher, tuning
+from fedcaptor.common.torch_engine.base import Submodel
+from fedcaptor.common.torch_engine.factory import sliced
+from fedcaptor.common.torch_engine.forward import logits, normalise
+from fedcaptor.common.torch_engine.teacher import Teacher, inputs_of, moved
+from fedcaptor.common.torch_engine.tuning import _batches, _Check, tune
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread")

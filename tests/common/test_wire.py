@@ -5,14 +5,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from common.errors import WireError
-from common.messages import (
+from fedcaptor.common.arrays import Array
+from fedcaptor.common.errors import WireError
+from fedcaptor.common.messages import (
     REASONS,
     DeliverReply,
     DeliverRequest,
@@ -24,8 +25,8 @@ from common.messages import (
     check_answers,
     digest_of,
 )
-from common.privacy.sums import SumSpec
-from common.wire import HEADER, STYPE, TENSORS, Limits, pack, unpack
+from fedcaptor.common.privacy.sums import SumSpec
+from fedcaptor.common.wire import HEADER, STYPE, TENSORS, Limits, pack, unpack
 
 RUN, ID = "a" * 64, "b" * 32
 SPEC = SumSpec("usage", 8, clip=2.0, scale=1024.0, noise_multiplier=1.0, cohort=50, min_survivors=20, min_cohort=20)

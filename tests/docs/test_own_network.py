@@ -34,7 +34,7 @@ def test_the_page_from_its_first_line_to_its_last(tmp_path):
         (tmp_path / name).write_text(text)
     run(tmp_path, "weights.py")
     for command in COMMANDS:
-        assert run(tmp_path, "-m", "cli.main", *shlex.split(command)[1:])
+        assert run(tmp_path, "-m", "fedcaptor.cli.main", *shlex.split(command)[1:])
     for name in ("in_torch.py", "in_onnx.py"):
         assert set(re.findall(r"\d+", run(tmp_path, name))) <= {"0", "2"}
     assert run(tmp_path, "again.py").startswith("[0 2] ResNet(")

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from common.secure import keys, messages, shamir
-from common.secure.masks import Masker
-from common.secure.merkle import MerkleTree, leaf
-from common.secure.messages import STEPS
-from common.secure.packing import pack
-from common.secure.phone_steps import draw_holders
-from common.secure.terms import PROTOCOL
+from fedcaptor.common.secure import keys, messages, shamir
+from fedcaptor.common.secure.masks import Masker
+from fedcaptor.common.secure.merkle import MerkleTree, leaf
+from fedcaptor.common.secure.messages import STEPS
+from fedcaptor.common.secure.packing import pack
+from fedcaptor.common.secure.phone_steps import draw_holders
+from fedcaptor.common.secure.terms import PROTOCOL
 from tests.common.secure_cohort import Cohort, stream, terms
 
 FILE = Path(__file__).with_suffix(".json")

@@ -7,9 +7,9 @@ from typing import Any
 
 from flwr.app import Context
 
-from client.app import make_app
-from client.phone import Phone
-from simulations import flower_app
+from fedcaptor.client.app import make_app
+from fedcaptor.client.phone import Phone
+from fedcaptor.simulations import flower_app
 
 LEAVING = 2
 """Phones that are gone from step s on: numbers 2s and 2s + 1."""

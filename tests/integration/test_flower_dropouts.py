@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from common.assets import asset
-from common.config import load_config
-from common.secure.messages import MASKING, STEPS
-from server.journal import Journal
-from simulations import runner
-from simulations.ray_engine import simulate_ray
+from fedcaptor.common.assets import asset
+from fedcaptor.common.config import load_config
+from fedcaptor.common.secure.messages import MASKING, STEPS
+from fedcaptor.server.journal import Journal
+from fedcaptor.simulations import runner
+from fedcaptor.simulations.ray_engine import simulate_ray
 from tests import tiny
 from tests.integration.leaving_app import LEAVING, Leaving
 
@@ -30,7 +30,7 @@ dependencies = []
 [tool.flwr.app]
 publisher = "fedcaptor"
 [tool.flwr.app.components]
-serverapp = "simulations.flower_app:server_app"
+serverapp = "fedcaptor.simulations.flower_app:server_app"
 clientapp = "tests.integration.leaving_app:client_app"
 [tool.flwr.app.config]
 scenario = ""

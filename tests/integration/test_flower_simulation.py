@@ -14,12 +14,12 @@ import numpy as np
 import psutil
 import pytest
 
-from common.assets import asset
-from common.config import load_config
-from common.errors import FedcaptorError
-from server.journal import Journal
-from simulations.ray_engine import MARK, simulate_ray
-from simulations.runner import simulate
+from fedcaptor.common.assets import asset
+from fedcaptor.common.config import load_config
+from fedcaptor.common.errors import FedcaptorError
+from fedcaptor.server.journal import Journal
+from fedcaptor.simulations.ray_engine import MARK, simulate_ray
+from fedcaptor.simulations.runner import simulate
 
 pytestmark = pytest.mark.slow
 

@@ -23,12 +23,12 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from PIL import Image
 
-from common.assets import asset
-from common.data.source import load
-from common.data.splits import pool, split
-from server.journal import Journal
-from simulations.ray_engine import QUIET
-from simulations.runner import SHIPPED
+from fedcaptor.common.assets import asset
+from fedcaptor.common.data.source import load
+from fedcaptor.common.data.splits import pool, split
+from fedcaptor.server.journal import Journal
+from fedcaptor.simulations.ray_engine import QUIET
+from fedcaptor.simulations.runner import SHIPPED
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -249,4 +249,7 @@ def test_two_phones_behind_a_tls_superlink_end_with_submodels_of_their_own(fleet
 
 def test_the_app_names_installed_code_only():
     app = tomllib.loads(asset("deploy/flower-app/pyproject.toml").read_text())["tool"]["flwr"]["app"]
-    assert app["components"] == {"serverapp": "server.app:app", "clientapp": "client.app:app"}
+    assert app["components"] == {
+        "serverapp": "fedcaptor.server.app:app",
+        "clientapp": "fedcaptor.client.app:app",
+    }

@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
-from client.folder import CONTENTS, OUTCOME_FILE
-from client.ledger import Ledger
-from common.config import load_config
-from simulations.runner import simulate
+from fedcaptor.client.folder import CONTENTS, OUTCOME_FILE
+from fedcaptor.client.ledger import Ledger
+from fedcaptor.common.config import load_config
+from fedcaptor.simulations.runner import simulate
 from tests import tiny
 
 pytestmark = pytest.mark.slow
@@ -38,7 +38,7 @@ class Run:
     def __init__(self, out: Path, sets: list[str]) -> None:
         self.out = out
         words = [word for value in sets for word in ("--set", value)]
-        self._command = [sys.executable, "-m", "cli.main", "simulate", "--out", str(out), *words]
+        self._command = [sys.executable, "-m", "fedcaptor.cli.main", "simulate", "--out", str(out), *words]
 
     def start(self) -> subprocess.Popen[str]:
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -6,11 +6,11 @@ from collections import Counter
 
 import pytest
 
-from common.config import Config, load_config
-from common.errors import PrivacyError
-from common.groups import ChannelGroups, Group
-from common.privacy.accounting import epsilon
-from server.budget import Step, SumBudget, steps
+from fedcaptor.common.config import Config, load_config
+from fedcaptor.common.errors import PrivacyError
+from fedcaptor.common.groups import ChannelGroups, Group
+from fedcaptor.common.privacy.accounting import epsilon
+from fedcaptor.server.budget import Step, SumBudget, steps
 
 GROUPS = ChannelGroups(
     "by hand",

@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from common.distances import js_divergence
-from common.statistics import cooccurrence, in_block
-from server.clusters import expected_shares, first_centroids, next_centroids, publishable, to_simplex
-from server.planning import cluster_classes
+from fedcaptor.common.distances import js_divergence
+from fedcaptor.common.statistics import cooccurrence, in_block
+from fedcaptor.server.clusters import expected_shares, first_centroids, next_centroids, publishable, to_simplex
+from fedcaptor.server.planning import cluster_classes
 
 FINITE = st.floats(-5, 5)
 

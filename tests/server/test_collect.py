@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from flwr.app import Context, Message, RecordDict
 
-from common.config import Rounds
-from common.errors import PrivacyError
-from common.messages import DeliverReply, DeliverRequest, SumReply, SumRequest, digest_of
-from common.privacy.sums import SumSpec, encode
-from common.wire import pack, unpack
-from server.collect import Courier, Tally
-from simulations.local_grid import FIRST_NODE, Faults, LocalGrid, VirtualClock
+from fedcaptor.common.config import Rounds
+from fedcaptor.common.errors import PrivacyError
+from fedcaptor.common.messages import DeliverReply, DeliverRequest, SumReply, SumRequest, digest_of
+from fedcaptor.common.privacy.sums import SumSpec, encode
+from fedcaptor.common.wire import pack, unpack
+from fedcaptor.server.collect import Courier, Tally
+from fedcaptor.simulations.local_grid import FIRST_NODE, Faults, LocalGrid, VirtualClock
 
 RUN, OTHER = "a" * 64, "b" * 64
 PHONES = 24

@@ -15,14 +15,14 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from pydantic import ValidationError
 
-from common.config import load_config
-from common.errors import ConfigError, StateError
-from common.messages import REASONS
-from server import exporter as exporters
-from server import snapshot as snapshots
-from server.exporter import SnapshotCollector, serve
-from server.journal import LOST
-from server.snapshot import FILE, Cluster, Fleet, Rounds, RoundSeconds, Snapshot, read, write
+from fedcaptor.common.config import load_config
+from fedcaptor.common.errors import ConfigError, StateError
+from fedcaptor.common.messages import REASONS
+from fedcaptor.server import exporter as exporters
+from fedcaptor.server import snapshot as snapshots
+from fedcaptor.server.exporter import SnapshotCollector, serve
+from fedcaptor.server.journal import LOST
+from fedcaptor.server.snapshot import FILE, Cluster, Fleet, Rounds, RoundSeconds, Snapshot, read, write
 
 RUN = "ab" * 32
 

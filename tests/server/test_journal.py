@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from sqlalchemy import create_engine, text
 
-from common.errors import PrivacyError, StateError
-from server.journal import Journal
+from fedcaptor.common.errors import PrivacyError, StateError
+from fedcaptor.server.journal import Journal
 
 DIGEST = "a" * 64
 

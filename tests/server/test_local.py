@@ -14,21 +14,21 @@ import pytest
 from flwr.app import Context, Message
 from typer.testing import CliRunner
 
-from cli.main import app as command_line
-from client.app import make_app
-from client.phone import Phone
-from common.config import Clusters, Privacy, Rounds, load_config
-from common.errors import ConfigError, PrivacyError
-from common.messages import LocalReply, LocalRequest
-from common.privacy.local import LocalSpec
-from common.wire import pack, unpack
-from server import local
-from server.budget import SumBudget, steps
-from server.collect import Courier
-from server.flow import budget_of
-from server.journal import Journal
-from server.local_plan import plan
-from simulations.local_grid import FIRST_NODE, LocalGrid, VirtualClock
+from fedcaptor.cli.main import app as command_line
+from fedcaptor.client.app import make_app
+from fedcaptor.client.phone import Phone
+from fedcaptor.common.config import Clusters, Privacy, Rounds, load_config
+from fedcaptor.common.errors import ConfigError, PrivacyError
+from fedcaptor.common.messages import LocalReply, LocalRequest
+from fedcaptor.common.privacy.local import LocalSpec
+from fedcaptor.common.wire import pack, unpack
+from fedcaptor.server import local
+from fedcaptor.server.budget import SumBudget, steps
+from fedcaptor.server.collect import Courier
+from fedcaptor.server.flow import budget_of
+from fedcaptor.server.journal import Journal
+from fedcaptor.server.local_plan import plan
+from fedcaptor.simulations.local_grid import FIRST_NODE, LocalGrid, VirtualClock
 from tests.server.test_budget import GROUPS
 
 CLASSES = 40

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import nn
 
-from common.torch_engine.base import BaseModel
-from common.torch_engine.models import ConvNet
-from common.torch_engine.trace import trace
-from server.painting import Canvas, Visualisation, activation, moved, paint
+from fedcaptor.common.torch_engine.base import BaseModel
+from fedcaptor.common.torch_engine.models import ConvNet
+from fedcaptor.common.torch_engine.trace import trace
+from fedcaptor.server.painting import Canvas, Visualisation, activation, moved, paint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

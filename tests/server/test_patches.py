@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from common.torch_engine.base import BaseModel
-from common.torch_engine.trace import trace
-from server.patches import most_exciting
+from fedcaptor.common.torch_engine.base import BaseModel
+from fedcaptor.common.torch_engine.trace import trace
+from fedcaptor.server.patches import most_exciting
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

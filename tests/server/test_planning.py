@@ -3,19 +3,19 @@
 import numpy as np
 import pytest
 
-from common.assets import asset
-from common.config import Planner, Tier
-from common.data.source import load
-from common.data.splits import split
-from common.errors import DataError, PlanError
-from common.planner import Budget, ladder
-from common.tiers import fits
-from common.torch_engine import tolerance
-from common.torch_engine.base import BaseModel
-from common.torch_engine.prune import Evidence
-from common.torch_engine.tolerance import RATIOS, smallest_within
-from server import planning
-from server.planning import Reference, cluster_classes, plan_cluster
+from fedcaptor.common.assets import asset
+from fedcaptor.common.config import Planner, Tier
+from fedcaptor.common.data.source import load
+from fedcaptor.common.data.splits import split
+from fedcaptor.common.errors import DataError, PlanError
+from fedcaptor.common.planner import Budget, ladder
+from fedcaptor.common.tiers import fits
+from fedcaptor.common.torch_engine import tolerance
+from fedcaptor.common.torch_engine.base import BaseModel
+from fedcaptor.common.torch_engine.prune import Evidence
+from fedcaptor.common.torch_engine.tolerance import RATIOS, smallest_within
+from fedcaptor.server import planning
+from fedcaptor.server.planning import Reference, cluster_classes, plan_cluster
 
 CENTROID = np.array([0, 0.02, 0, 0.6, 0, 0.38, 0, 0, 0, 0])
 LOW = Tier(name="low", share=0.4, macs=0.12, bytes=90_000)

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from cli.main import app
-from common import statistics
-from common.config import load_config
-from common.errors import PrivacyError
-from common.privacy.accounting import epsilon
-from server.budget import SumBudget, steps
-from server.privacy_plan import PrivacyPlan, plan, year
+from fedcaptor.cli.main import app
+from fedcaptor.common import statistics
+from fedcaptor.common.config import load_config
+from fedcaptor.common.errors import PrivacyError
+from fedcaptor.common.privacy.accounting import epsilon
+from fedcaptor.server.budget import SumBudget, steps
+from fedcaptor.server.privacy_plan import PrivacyPlan, plan, year
 from tests.server.test_budget import GROUPS
 
 CLASSES = 10

@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import nn
 
-from common.torch_engine.base import BaseModel
-from common.torch_engine.forward import normalise
-from common.torch_engine.models import ConvNet
-from common.torch_engine.registry import build
-from common.torch_engine.trace import trace
-from server import visualise as module
-from server.painting import Visualisation, activation
-from server.visualise import Pictures, class_preference, visualise
+from fedcaptor.common.torch_engine.base import BaseModel
+from fedcaptor.common.torch_engine.forward import normalise
+from fedcaptor.common.torch_engine.models import ConvNet
+from fedcaptor.common.torch_engine.registry import build
+from fedcaptor.common.torch_engine.trace import trace
+from fedcaptor.server import visualise as module
+from fedcaptor.server.painting import Visualisation, activation
+from fedcaptor.server.visualise import Pictures, class_preference, visualise
 
 FAST = Visualisation(steps=3, batch=5)
 FOCUS = Visualisation().focus

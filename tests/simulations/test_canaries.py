@@ -15,16 +15,16 @@ import pytest
 from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry, generate_latest
 
-from client.identity import identity
-from client.phone import Phone
-from client.usage import UsageLog
-from common.config import load_config
-from common.messages import SumRequest
-from common.privacy.sums import SumSpec
-from common.torch_engine.forward import logits, normalise
-from server.exporter import SnapshotCollector
-from simulations import local_grid
-from simulations.runner import World, build_world, simulate
+from fedcaptor.client.identity import identity
+from fedcaptor.client.phone import Phone
+from fedcaptor.client.usage import UsageLog
+from fedcaptor.common.config import load_config
+from fedcaptor.common.messages import SumRequest
+from fedcaptor.common.privacy.sums import SumSpec
+from fedcaptor.common.torch_engine.forward import logits, normalise
+from fedcaptor.server.exporter import SnapshotCollector
+from fedcaptor.simulations import local_grid
+from fedcaptor.simulations.runner import World, build_world, simulate
 from tests import tiny
 from tests.simulations import canary
 

@@ -14,15 +14,15 @@ import pytest
 from flwr.app import Context, Message
 from sqlalchemy import create_engine, text
 
-from client.kept import read_models, read_outcome
-from common.config import Config, load_config
-from common.messages import DeliverReply, DeliverRequest
-from common.torch_engine.base import BaseModel
-from common.torch_engine.submodel_file import bucket
-from common.wire import pack, unpack
-from server.collect import size_of
-from simulations import runner
-from simulations.oracle import Oracle
+from fedcaptor.client.kept import read_models, read_outcome
+from fedcaptor.common.config import Config, load_config
+from fedcaptor.common.messages import DeliverReply, DeliverRequest
+from fedcaptor.common.torch_engine.base import BaseModel
+from fedcaptor.common.torch_engine.submodel_file import bucket
+from fedcaptor.common.wire import pack, unpack
+from fedcaptor.server.collect import size_of
+from fedcaptor.simulations import runner
+from fedcaptor.simulations.oracle import Oracle
 from tests import tiny
 
 PHONES, VICTIM, ATTEMPTS = 24, 5, 2

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 from flwr.app import Message
 
-from common.config import Rounds, load_config
-from common.errors import ConfigError
-from common.messages import SumReply, SumRequest
-from common.privacy.sums import SumSpec, encode
-from common.wire import pack, unpack
-from server.collect import Courier
-from simulations.local_grid import Faults, LocalGrid, VirtualClock
+from fedcaptor.common.config import Rounds, load_config
+from fedcaptor.common.errors import ConfigError
+from fedcaptor.common.messages import SumReply, SumRequest
+from fedcaptor.common.privacy.sums import SumSpec, encode
+from fedcaptor.common.wire import pack, unpack
+from fedcaptor.server.collect import Courier
+from fedcaptor.simulations.local_grid import Faults, LocalGrid, VirtualClock
 
 PHONES = 60
 SPEC = SumSpec("usage", 4, clip=2.0, scale=1024.0, noise_multiplier=0.0, cohort=PHONES, min_survivors=20, min_cohort=20)

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
-from common.config import Config, load_config
-from server.exporter import SnapshotCollector
-from simulations.local_grid import VirtualClock
-from simulations.runner import World, build_world, conclude, local_grid, serve
+from fedcaptor.common.config import Config, load_config
+from fedcaptor.server.exporter import SnapshotCollector
+from fedcaptor.simulations.local_grid import VirtualClock
+from fedcaptor.simulations.runner import World, build_world, conclude, local_grid, serve
 from tests import tiny
 from tests.integration.test_survival import rows
 

@@ -6,12 +6,12 @@ import json
 
 import pytest
 
-from client.ledger import Ledger
-from common.config import load_config
-from server.exporter import serve
-from server.snapshot import FILE, read
-from simulations.rounds import FLEET, read_rows
-from simulations.runner import simulate
+from fedcaptor.client.ledger import Ledger
+from fedcaptor.common.config import load_config
+from fedcaptor.server.exporter import serve
+from fedcaptor.server.snapshot import FILE, read
+from fedcaptor.simulations.rounds import FLEET, read_rows
+from fedcaptor.simulations.runner import simulate
 from tests import tiny
 
 PHONES = 12

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 
-from common.errors import ConfigError, WireError
-from common.messages import SumFields, SumReply, SumRequest
-from common.privacy.sums import SumSpec
-from common.wire import pack, unpack
-from simulations.local_grid import FIRST_NODE, Faults, LocalGrid
+from fedcaptor.common.errors import ConfigError, WireError
+from fedcaptor.common.messages import SumFields, SumReply, SumRequest
+from fedcaptor.common.privacy.sums import SumSpec
+from fedcaptor.common.wire import pack, unpack
+from fedcaptor.simulations.local_grid import FIRST_NODE, Faults, LocalGrid
 
 SPEC = SumSpec("usage", 8, clip=2.0, scale=1024.0, noise_multiplier=1.0, cohort=50, min_survivors=20, min_cohort=20)
 REQUEST = SumRequest(run="a" * 64, round=0, request="b" * 32, kind="usage", sum=SumFields.of(SPEC))

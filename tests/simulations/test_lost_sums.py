@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 from flwr.app import Context, Message
 
-from client.app import make_app
-from common.config import load_config
-from common.errors import PrivacyError
-from common.messages import MaskedRequest
-from common.secure.messages import MASKING
-from common.wire import unpack
-from server.snapshot import FILE, LostSums, read
-from simulations import runner
-from simulations.local_grid import App
+from fedcaptor.client.app import make_app
+from fedcaptor.common.config import load_config
+from fedcaptor.common.errors import PrivacyError
+from fedcaptor.common.messages import MaskedRequest
+from fedcaptor.common.secure.messages import MASKING
+from fedcaptor.common.wire import unpack
+from fedcaptor.server.snapshot import FILE, LostSums, read
+from fedcaptor.simulations import runner
+from fedcaptor.simulations.local_grid import App
 from tests import tiny
 
 

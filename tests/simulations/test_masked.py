@@ -14,22 +14,22 @@ import numpy as np
 import pytest
 from flwr.app import Context, Message
 
-from client.app import make_app
-from client.folder import IDENTITY_FILE
-from client.identity import identity
-from client.ledger import Ledger
-from client.masked_sums import MAX_OPEN, MaskedLedger
-from client.phone import Phone
-from common.config import Config, Rounds, load_config
-from common.errors import PrivacyError, StateError, WireError
-from common.messages import MaskedRequest, SumFields, SumRequest
-from common.privacy.sums import SumSpec
-from common.secure import messages
-from common.secure.messages import MASKING, STEPS
-from common.wire import pack, unpack
-from server.collect import Courier
-from server.masked import Lost, Masking
-from simulations.local_grid import FIRST_NODE, LocalGrid, VirtualClock
+from fedcaptor.client.app import make_app
+from fedcaptor.client.folder import IDENTITY_FILE
+from fedcaptor.client.identity import identity
+from fedcaptor.client.ledger import Ledger
+from fedcaptor.client.masked_sums import MAX_OPEN, MaskedLedger
+from fedcaptor.client.phone import Phone
+from fedcaptor.common.config import Config, Rounds, load_config
+from fedcaptor.common.errors import PrivacyError, StateError, WireError
+from fedcaptor.common.messages import MaskedRequest, SumFields, SumRequest
+from fedcaptor.common.privacy.sums import SumSpec
+from fedcaptor.common.secure import messages
+from fedcaptor.common.secure.messages import MASKING, STEPS
+from fedcaptor.common.wire import pack, unpack
+from fedcaptor.server.collect import Courier
+from fedcaptor.server.masked import Lost, Masking
+from fedcaptor.simulations.local_grid import FIRST_NODE, LocalGrid, VirtualClock
 
 RUN = "a" * 64
 PHONES, LENGTH = 12, 5

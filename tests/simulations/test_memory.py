@@ -1,6 +1,6 @@
 import os
 
-from simulations.runner import keep_memory_flat
+from fedcaptor.simulations.runner import keep_memory_flat
 
 CAPACITIES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
 

@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from common.config import load_config
-from common.torch_engine.forward import logits, normalise
-from simulations.oracle import Oracle, _auroc, _cluster_answers
+from fedcaptor.common.config import load_config
+from fedcaptor.common.torch_engine.forward import logits, normalise
+from fedcaptor.simulations.oracle import Oracle, _auroc, _cluster_answers
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from client.images import MappedFeed
-from common.config import Population, load_config
-from common.data.source import Dataset
-from common.data.splits import pool
-from common.errors import ConfigError, DataError
-from simulations.habits import draw_habits
-from simulations.owners import dealt, natural_owners, partitioned, shares_of
-from simulations.population import _draw, prepare
+from fedcaptor.client.images import MappedFeed
+from fedcaptor.common.config import Population, load_config
+from fedcaptor.common.data.source import Dataset
+from fedcaptor.common.data.splits import pool
+from fedcaptor.common.errors import ConfigError, DataError
+from fedcaptor.simulations.habits import draw_habits
+from fedcaptor.simulations.owners import dealt, natural_owners, partitioned, shares_of
+from fedcaptor.simulations.population import _draw, prepare
 
 CLASSES = 6
 needs_partitioners = pytest.mark.skipif(

@@ -11,12 +11,12 @@ import pytest
 import safetensors.numpy
 from PIL import Image
 
-from common.errors import StateError
-from simulations.report import atlas as atlas_of
-from simulations.report import words as shown
-from simulations.report import write_report
-from simulations.report.data import ATLAS, DETAILS, SUMMARY
-from simulations.report.filters import choose, families_of, local, sprite_of
+from fedcaptor.common.errors import StateError
+from fedcaptor.simulations.report import atlas as atlas_of
+from fedcaptor.simulations.report import words as shown
+from fedcaptor.simulations.report import write_report
+from fedcaptor.simulations.report.data import ATLAS, DETAILS, SUMMARY
+from fedcaptor.simulations.report.filters import choose, families_of, local, sprite_of
 
 CLASSES = ("airplane", "car", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 CHANNELS = {f"features.{number}": width for number, width in enumerate((16, 32, 32, 64, 64, 96, 96, 128))}

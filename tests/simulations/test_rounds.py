@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from common.statistics import OUTCOME
-from simulations import rounds
+from fedcaptor.common.statistics import OUTCOME
+from fedcaptor.simulations import rounds
 
 
 def phase(round, name, seconds=1.5, refused=None, **tally):

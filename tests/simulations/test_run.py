@@ -5,11 +5,11 @@ import re
 
 import pytest
 
-from common.assets import asset
-from common.config import load_config
-from common.errors import PrivacyError, StateError
-from simulations.rounds import read_rows
-from simulations.runner import simulate
+from fedcaptor.common.assets import asset
+from fedcaptor.common.config import load_config
+from fedcaptor.common.errors import PrivacyError, StateError
+from fedcaptor.simulations.rounds import read_rows
+from fedcaptor.simulations.runner import simulate
 
 SMALL = [
     "population.phones=24",

@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from cli.main import app
-from common.config import load_config
-from common.errors import ConfigError, StateError
-from simulations import rounds
-from simulations.report.sweep_page import MetricView, write_sweep_report
-from simulations.sweep import MAX_SEEDS, aggregate, figures, metric, parse_seeds, sweep_of
-from simulations.sweep_folder import is_sweep, rewrite, run_sweep
+from fedcaptor.cli.main import app
+from fedcaptor.common.config import load_config
+from fedcaptor.common.errors import ConfigError, StateError
+from fedcaptor.simulations import rounds
+from fedcaptor.simulations.report.sweep_page import MetricView, write_sweep_report
+from fedcaptor.simulations.sweep import MAX_SEEDS, aggregate, figures, metric, parse_seeds, sweep_of
+from fedcaptor.simulations.sweep_folder import is_sweep, rewrite, run_sweep
 from tests.simulations.test_report import body, make_summary
 
 
@@ -249,7 +249,7 @@ def test_the_command_runs_each_seed_in_its_own_folder(tmp_path, monkeypatch):
         ran[folder.name] = config
         return Runs({config.run.seed: config})(config.run.seed, folder)
 
-    monkeypatch.setattr("cli.simulate.simulate_with_progress", run)
+    monkeypatch.setattr("fedcaptor.cli.simulate.simulate_with_progress", run)
     command = ["simulate", "--out", str(tmp_path), "--set", "run.seed=9", "--set", "planner.macs=0.5", "--json"]
     result = CliRunner().invoke(app, [*command, "--seeds", "1,4"])
     assert result.exit_code == 0

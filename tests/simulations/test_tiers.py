@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from client.kept import SUBMODEL_FILE, read_outcome
-from common.config import parse
-from common.tiers import drawn
-from simulations.runner import simulate
+from fedcaptor.client.kept import SUBMODEL_FILE, read_outcome
+from fedcaptor.common.config import parse
+from fedcaptor.common.tiers import drawn
+from fedcaptor.simulations.runner import simulate
 
 LOW = {"name": "low", "share": 0.5, "macs": 0.15, "bytes": 120_000}
 VALUES = {

@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from common.privacy.accounting import epsilon, noise_multiplier
-from common.privacy.noise import discrete_gaussian
-from common.privacy.sums import SumSpec, decode, encode
-from common.statistics import in_block
+from fedcaptor.common.privacy.accounting import epsilon, noise_multiplier
+from fedcaptor.common.privacy.noise import discrete_gaussian
+from fedcaptor.common.privacy.sums import SumSpec, decode, encode
+from fedcaptor.common.statistics import in_block
 
 P_FAIL = 1e-6  # that an interval below is wrong
 TRIALS, PHONES, EPSILON, DELTA = 4_000, 20, 1.0, 1e-5

@@ -1,0 +1,18 @@
+"""Names for the array types that modules have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+Floats = NDArray[np.float64]
+Indices = NDArray[np.int64]
+"""Positions or labels."""
+Images = NDArray[np.uint8]
+"""Pixels [N, height, width, channels]."""
+Tensors = Mapping[str, Array]
+"""Arrays by name, as messages carry them."""
