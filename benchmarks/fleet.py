@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 
 from benchmarks.trial import Latest
 from fedcaptor.client.usage import remembered
-from fedcaptor.common import statistics
 from fedcaptor.common.arrays import Floats, Images, Indices, Tensors
 from fedcaptor.common.config import Config
 from fedcaptor.common.distances import class_shares
@@ -31,10 +30,11 @@ from fedcaptor.common.distances import normalise as to_shares
 from fedcaptor.common.errors import ConfigError
 from fedcaptor.common.groups import ChannelGroups
 from fedcaptor.common.messages import DeliverRequest
-from fedcaptor.common.preference import layer_slices, normalise, pool
+from fedcaptor.common.preference import layer_slices, normalise
 from fedcaptor.common.privacy import plausible
 from fedcaptor.common.privacy.noise import discrete_gaussian
 from fedcaptor.common.privacy.sums import SumSpec, decode, quantised, wrapped
+from fedcaptor.common.statistics import SCORES, FilterScores, asked
 from fedcaptor.common.torch_engine.base import BaseModel
 from fedcaptor.common.torch_engine.forward import normalise as to_input
 from fedcaptor.common.torch_engine.forward import softmax
@@ -106,30 +106,44 @@ class Fleet:
         return cls(base.groups, gallery, counts, place[:, : config.scores.images])
 
     def vectors(self, kind: str, numbers: Sequence[int] | Indices, tensors: Tensors) -> Floats:
-        """What these phones add to a sum [n, length] before they clip; zeros for outcomes, as nobody personalises."""
-        centroids = tensors.get("centroids")
-        if kind == "scores":
+        """What these phones add to a sum [n, length] before they clip."""
+        if kind == SCORES.kind:  # for all at once, since every attack asks for them again
             return self._scores(tensors["pool"].tobytes())[numbers]
-        if kind == "outcome":
-            return np.zeros((len(numbers), len(tensors["centroids"]) * len(statistics.OUTCOME)))
-        if centroids is None:
-            return np.stack([statistics.cooccurrence(usage) for usage in self.usage[numbers]])
-        nearest = [(usage, statistics.nearest(usage, centroids)) for usage in self.usage[numbers]]
-        return np.stack([statistics.in_block(usage, cluster, len(centroids)) for usage, cluster in nearest])
+        statistic = asked(kind, tensors)
+        return np.stack([statistic.vector(FleetPhone(self, int(number)), tensors) for number in numbers])
 
     def _score(self, raw: bytes) -> Floats:
         """Filter scores of all phones, pooled by the assignment in `raw`."""
-        assignment = np.frombuffer(raw, np.int32).astype(np.int64)
-        clusters = int(assignment.max()) + 1
-        return np.stack([self._pooled(images, assignment, clusters) for images in self.scored])
+        tensors = {"pool": np.frombuffer(raw, np.int32)}
+        return np.stack([SCORES.vector(FleetPhone(self, number), tensors) for number in range(len(self.scored))])
 
-    def _pooled(self, images: Indices, assignment: Indices, clusters: int) -> Floats:
-        seen = self.gallery.logits[images].argmax(1)
+
+@dataclass(frozen=True, eq=False)
+class FleetPhone:
+    """A phone of a fleet, as statistics ask it. Nobody personalises: there is no outcome."""
+
+    fleet: Fleet
+    number: int
+
+    @property
+    def groups(self) -> ChannelGroups:
+        return self.fleet.groups
+
+    def usage(self) -> Floats:
+        return np.asarray(self.fleet.usage[self.number])
+
+    def filter_scores(self) -> FilterScores:
+        gallery, images = self.fleet.gallery, self.fleet.scored[self.number]
+        seen = gallery.logits[images].argmax(1)
         of_class = (np.arange(self.groups.classes)[:, None] == seen).astype(np.float64)
-        totals = (of_class @ self.gallery.scores[images]).T.astype(np.float32)
-        matrix = normalise([totals[rows] for rows in layer_slices(self.groups)])
-        pooled = statistics.unit_blocks(pool(matrix, assignment, clusters), assignment, self.groups)
-        return statistics.scores_vector(pooled, of_class.any(1), len(self.groups.prunable))
+        totals = (of_class @ gallery.scores[images]).T.astype(np.float32)
+        return FilterScores(normalise([totals[rows] for rows in layer_slices(self.groups)]), of_class.any(1))
+
+    def outcome(self) -> None:
+        return None
+
+    def images(self) -> Images:
+        raise NotImplementedError("a fleet keeps no images")
 
 
 Alter = Callable[[str, Indices, NDArray[Any]], NDArray[Any]]

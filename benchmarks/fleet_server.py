@@ -18,19 +18,20 @@ from benchmarks.fleet import Alter, Fleet, FleetCourier, OnPhase, unaltered
 from benchmarks.trial import in_batches
 from fedcaptor.client.app import simulated_phone
 from fedcaptor.client.owner import Owner
-from fedcaptor.common import statistics
 from fedcaptor.common.arrays import Tensors
 from fedcaptor.common.config import Config
 from fedcaptor.common.distances import js_divergence
 from fedcaptor.common.errors import StateError
 from fedcaptor.common.messages import DeliverRequest
+from fedcaptor.common.statistics import nearest as nearest_to
 from fedcaptor.common.torch_engine.base import Submodel
-from fedcaptor.server.flow import Flow, Published
-from fedcaptor.server.journal import Journal, Result
+from fedcaptor.server.journal import Result
 from fedcaptor.server.planning import cluster_classes
+from fedcaptor.server.record import RoundRecord
+from fedcaptor.server.start import open_run, run_digest
 from fedcaptor.simulations.local_grid import LocalGrid
 from fedcaptor.simulations.oracle import Oracle
-from fedcaptor.simulations.runner import World, build_world, run_digest
+from fedcaptor.simulations.runner import World, build_world
 
 VISUALISE = (1, "visualise")  # the journal's name of the phase that no private sum enters
 
@@ -41,7 +42,7 @@ class Served:
     of filters, for the next server of the same seed. `epsilon`: spent by a phone; None without noise.
     """
 
-    published: Published
+    published: RoundRecord
     models: list[Submodel]
     delivery: tuple[DeliverRequest, Tensors]
     pictures: Result | None
@@ -61,7 +62,7 @@ class Offer(Protocol):
     """What a jury judges; a `Served`, or less than it."""
 
     @property
-    def published(self) -> Published | None: ...
+    def published(self) -> RoundRecord | None: ...
 
     @property
     def models(self) -> Sequence[Submodel]: ...
@@ -79,9 +80,7 @@ def serve_fleet(
     """One round under `world.config` with the first `phones` of the fleet. Raises PrivacyError as the server does."""
     config, base = world.config, world.base
     digest = run_digest(config, base, phones)
-    grid, journal = LocalGrid(not_run, phones), Journal("sqlite://", digest)
-    if pictures is not None:
-        journal.phase(*VISUALISE, lambda: pictures)
+    grid = LocalGrid(not_run, phones)
     courier = FleetCourier(
         grid,
         digest,
@@ -92,12 +91,26 @@ def serve_fleet(
         before_clip=before_clip,
         after_clip=after_clip,
     )
-    with tempfile.TemporaryDirectory(prefix="pictures-") as folder:
-        flow = Flow(config, grid, base, world.reference, journal, Path(folder), courier, on_phase)
-        (published,) = flow.run()
-    found = journal.stored(*VISUALISE)
-    journal.close()
-    return Served(published, published.catalogue.submodels(base), courier.deliveries[-1], found, flow.epsilon)
+    with (
+        tempfile.TemporaryDirectory(prefix="pictures-") as folder,
+        open_run(
+            config,
+            base,
+            world.reference,
+            grid,
+            digest=digest,
+            state="sqlite://",
+            pictures=Path(folder),
+            courier=courier,
+            on_progress=on_phase,
+        ) as flow,
+    ):
+        if pictures is not None:
+            flow.journal.phase(*VISUALISE, lambda: pictures)
+        record = flow.run()
+        found = flow.journal.stored(*VISUALISE)
+    last = record.last
+    return Served(last, last.catalogue.submodels(base), courier.deliveries[-1], found, record.epsilon)
 
 
 def not_run(message: Message, context: Context) -> Message:
@@ -210,7 +223,7 @@ def centroid_error(fleet: Fleet, phones: int, centroids: npt.NDArray[Any], exact
     found among `exact` ones, mean over the first `phones`.
     """
     apart = np.array([[js_divergence(a, b) for b in _sum_to_one(exact)] for a in _sum_to_one(centroids)])
-    nearest = [(statistics.nearest(u, centroids), statistics.nearest(u, exact)) for u in fleet.usage[:phones]]
+    nearest = [(nearest_to(u, centroids), nearest_to(u, exact)) for u in fleet.usage[:phones]]
     return float(np.mean([apart[pair] for pair in nearest]))
 
 

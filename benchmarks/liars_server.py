@@ -7,7 +7,6 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,17 +14,20 @@ import numpy.typing as npt
 from benchmarks.fleet import Fleet
 from benchmarks.fleet_server import not_run
 from benchmarks.liars import LiarsCourier
+from fedcaptor.common.arrays import Array, Floats
 from fedcaptor.common.config import Config
 from fedcaptor.common.errors import PrivacyError
 from fedcaptor.common.groups import ChannelGroups
 from fedcaptor.common.privacy.sums import SumSpec
 from fedcaptor.common.torch_engine.base import Submodel
+from fedcaptor.server import phases
 from fedcaptor.server.budget import Step, SumBudget
 from fedcaptor.server.catalogue import Catalogue
-from fedcaptor.server.flow import Flow, Published
-from fedcaptor.server.journal import Journal
+from fedcaptor.server.flow import Flow, Phases
+from fedcaptor.server.record import RoundRecord
+from fedcaptor.server.start import open_run, run_digest
 from fedcaptor.simulations.local_grid import LocalGrid
-from fedcaptor.simulations.runner import World, run_digest
+from fedcaptor.simulations.runner import World
 
 
 @dataclass(frozen=True)
@@ -52,34 +54,13 @@ class MedianBudget(SumBudget):
         return MedianSpec(**asdict(super().spec(step, blocks)), cohorts=self._cohorts)
 
 
-class PlansOnly(Flow):
-    """Ends with plans, or with centroids where they are not `planned`; filters' pictures are `known`."""
-
-    planned = True
-    known: npt.NDArray[np.float32] | None = None
-
-    def _visual(self) -> npt.NDArray[np.float32]:
-        if self.known is None:
-            self.known = super()._visual()
-        return self.known
-
-    def _plans(self, round: int, centroids: Any, preference: Any) -> Catalogue:
-        return super()._plans(round, centroids, preference) if self.planned else Catalogue((), (), (), ())
-
-    def _deliver(self, round: int, centroids: Any, made: Catalogue, preference: Any) -> float:
-        return 0.0
-
-    def _outcome(self, plan: list[Step], centroids: Any) -> None:
-        return None
-
-
 @dataclass(frozen=True, eq=False)
 class Poisoned:
     """`published`: None where the server stopped. `models`: none where not planned. `discarded`: share of the sums.
     `pictures`: profiles of filters, for the next server of the same seed.
     """
 
-    published: Published | None
+    published: RoundRecord | None
     models: Sequence[Submodel]
     discarded: float
     pictures: npt.NDArray[np.float32] | None
@@ -105,16 +86,48 @@ def serve_liars(
         grid, digest, world.config.rounds, None, fleet=fleet, seed=seed, attack=lie.attack, liars=lie.liars,
         cohort=lie.cohort,
     )  # fmt: skip
-    journal = Journal("sqlite://", digest)
-    with tempfile.TemporaryDirectory(prefix="pictures-") as folder:
-        flow = PlansOnly(world.config, grid, base, world.reference, journal, Path(folder), courier)
-        flow.planned, flow.known = planned, pictures
-        if lie.cohort:
-            flow.budget = MedianBudget(world.config, base.groups, phones, lie.cohort)
+    known: list[npt.NDArray[np.float32]] = [] if pictures is None else [pictures]
+    budget = MedianBudget(world.config, base.groups, phones, lie.cohort) if lie.cohort else None
+    with (
+        tempfile.TemporaryDirectory(prefix="pictures-") as folder,
+        open_run(
+            world.config,
+            base,
+            world.reference,
+            grid,
+            digest=digest,
+            state="sqlite://",
+            pictures=Path(folder),
+            courier=courier,
+            budget=budget,
+            phases=plans_only(planned, known),
+        ) as flow,
+    ):
         try:
-            published: Published | None = flow.run()[0]
+            published: RoundRecord | None = flow.run().last
         except PrivacyError:
             published = None
-    journal.close()
     models = published.catalogue.submodels(base) if published else []
-    return Poisoned(published, models, float(np.mean(courier.verdicts)), flow.known)
+    return Poisoned(published, models, float(np.mean(courier.verdicts)), known[0] if known else None)
+
+
+def plans_only(planned: bool, known: list[npt.NDArray[np.float32]]) -> Phases:
+    """Phases that end with plans, or with centroids where they are not `planned`; filters' profiles are `known`, or
+    put there.
+    """
+
+    def prefer(flow: Flow) -> Array | None:
+        if not known:
+            known.append(phases.visual_profiles(flow))
+        return phases.prefer_by(flow, known[0])
+
+    def plan(flow: Flow, round: int, centroids: Floats, preference: Array | None) -> Catalogue:
+        return phases.plan(flow, round, centroids, preference) if planned else Catalogue((), (), (), ())
+
+    return Phases(
+        phases.cluster_by_sums,
+        prefer,
+        plan,
+        deliver=lambda flow, round, centroids, made, preference: 0.0,
+        evaluate=lambda flow, round, centroids: None,
+    )

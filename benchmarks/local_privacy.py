@@ -13,11 +13,13 @@ import typer
 from benchmarks.options import File, Fresh
 from benchmarks.progress import bars
 from benchmarks.record import command_line, numbers, open_record, sweep
-from fedcaptor.common import statistics
 from fedcaptor.common.arrays import Floats
 from fedcaptor.common.config import Config, parse
 from fedcaptor.common.errors import ConfigError
 from fedcaptor.common.groups import ChannelGroups
+from fedcaptor.common.statistics import USAGE
+from fedcaptor.common.statistics import nearest as nearest_to
+from fedcaptor.common.statistics.usage import cooccurrence, cooccurrence_matrix
 from fedcaptor.common.torch_engine.registry import build
 from fedcaptor.common.torch_engine.trace import trace
 from fedcaptor.server import clusters, local
@@ -63,17 +65,17 @@ def by_sums(usage: Floats, config: Config, groups: ChannelGroups | None) -> Floa
     phones, classes = usage.shape
     budget = SumBudget(config, groups, phones) if groups else None
     rng, centroids = np.random.default_rng([config.run.seed, 11]), None
-    for step in (step for step in steps(config) if step.kind == "usage"):
+    for step in (step for step in steps(config) if step.kind == USAGE.kind):
         blocks = 1 if centroids is None else len(centroids)
         deviation = budget.spec(step, blocks).deviation if budget else 0.0
         if centroids is None:
-            total = np.sum([statistics.cooccurrence(u) for u in usage], axis=0)
-            noisy = total + rng.normal(0, deviation, total.shape)
-            centroids = clusters.first_centroids(noisy, classes, config.clusters.most, config.run.seed)
+            total = np.sum([cooccurrence(u) for u in usage], axis=0)
+            pairs = cooccurrence_matrix(total + rng.normal(0, deviation, total.shape), classes)
+            centroids = clusters.first_centroids(pairs, config.clusters.most, config.run.seed)
             continue
         blocks_of = np.zeros(centroids.shape)
         np.add.at(blocks_of, nearest(usage, centroids), usage)
-        noisy = (blocks_of + rng.normal(0, deviation, blocks_of.shape)).ravel()
+        noisy = blocks_of + rng.normal(0, deviation, blocks_of.shape)
         centroids, counts = clusters.next_centroids(noisy, centroids, deviation)
         floor = config.privacy.min_cohort + 2 * deviation * np.sqrt(classes) if budget else 0.0
         centroids, _ = clusters.publishable(centroids, counts, floor, config.clusters.alike, True)
@@ -106,7 +108,7 @@ def figures(usage: Floats, centroids: Floats) -> dict[str, Any]:
 
 def nearest(usage: Floats, centroids: Floats) -> npt.NDArray[np.int64]:
     """As phones assign themselves [N]."""
-    return np.array([statistics.nearest(u, centroids) for u in usage])
+    return np.array([nearest_to(u, centroids) for u in usage])
 
 
 def command(

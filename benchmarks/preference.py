@@ -19,13 +19,13 @@ from benchmarks.private_vs_open import Design
 from benchmarks.progress import OnPhase, bars
 from benchmarks.record import command_line, numbers, open_record, sweep
 from benchmarks.trial import Latest
-from fedcaptor.common import statistics
 from fedcaptor.common.arrays import Floats, Indices
 from fedcaptor.common.config import Config
 from fedcaptor.common.errors import ConfigError
 from fedcaptor.common.filter_clusters import filter_clusters
 from fedcaptor.common.groups import ChannelGroups
 from fedcaptor.common.preference import join, layer_slices, share_out, unpool
+from fedcaptor.common.statistics import SCORES
 
 RANK = 2  # of a layer's matrix, classes by filters
 VARIANTS = (
@@ -65,7 +65,7 @@ class Trial:
         ask = partial(released, fleet, numbers_of, config)
 
         def mean(total: Floats) -> tuple[Floats, Floats]:
-            return statistics.scores_mean(total, len(groups.prunable), groups.classes)
+            return SCORES.decode(total, groups)
 
         exact, _ = mean(ask(each, rng, noise=False))
         total = ask(each, rng)
@@ -116,7 +116,7 @@ def released(
     from fedcaptor.server.budget import Step, SumBudget
 
     budget = SumBudget(config, fleet.groups, len(phones))
-    spec = budget.spec(Step(1, "scores", 0), int(assignment.max()) + 1)
+    spec = budget.spec(Step(1, SCORES, 0), int(assignment.max()) + 1)
     if not rotated:  # then rounding is biased and wants finer quanta
         spec = replace(spec, rotated=False, scale=spec.scale * 16, bits=32)
     tensors = {"pool": assignment.astype(np.int32)}

@@ -18,12 +18,13 @@ from fedcaptor.client.personal import Offer, Personalised, personalise
 from fedcaptor.client.usage import UsageLog
 from fedcaptor.client.waiting import remove, store, waiting
 from fedcaptor.common import statistics
-from fedcaptor.common.arrays import Tensors
+from fedcaptor.common.arrays import Images, Tensors
 from fedcaptor.common.config import Config
 from fedcaptor.common.distances import class_shares
 from fedcaptor.common.errors import WireError
+from fedcaptor.common.groups import ChannelGroups
 from fedcaptor.common.messages import DeliverRequest, SumRequest
-from fedcaptor.common.preference import pool
+from fedcaptor.common.statistics import FilterScores
 from fedcaptor.common.torch_engine.base import BaseModel
 from fedcaptor.common.torch_engine.forward import logits, normalise, softmax
 from fedcaptor.common.torch_engine.scores import normalised, taylor_scores
@@ -31,6 +32,29 @@ from fedcaptor.common.torch_engine.scores import normalised, taylor_scores
 logger = logging.getLogger(__name__)
 
 _DOUBT = 0.5  # part of an escalated image that may show a class which the cluster's submodel cannot name
+
+
+class _View:
+    """What a statistic may ask of the phone in one round. The round's images are recorded before anything is asked."""
+
+    def __init__(self, learner: Learner, round: int) -> None:
+        self._learner, self._round, self._usage = learner, round, learner.usage(round)
+
+    @property
+    def groups(self) -> ChannelGroups:
+        return self._learner.base.groups
+
+    def usage(self) -> npt.NDArray[np.float64]:
+        return self._usage
+
+    def filter_scores(self) -> FilterScores | None:
+        return self._learner.filter_scores(self._round)
+
+    def outcome(self) -> dict[str, float] | None:
+        return self._learner.outcome()
+
+    def images(self) -> Images:
+        return self._learner.feed.use(self._round)
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,53 +76,21 @@ class Learner:
             self.finish()
         except Exception as error:
             logger.warning("not personalised yet: %r", error)
-        usage, centroids = self.usage(request.round), tensors.get("centroids")
-        if centroids is not None and (centroids.ndim != 2 or centroids.shape[1] != len(usage)):
-            raise WireError("wrong_shape", f"centroids are {centroids.shape}, expected (K, {len(usage)})")
-        if request.kind == "usage":
-            if centroids is None:
-                return statistics.cooccurrence(usage)
-            return statistics.in_block(usage, statistics.nearest(usage, centroids), len(centroids))
-        if request.kind == "scores":
-            return self._scores(request.round, tensors)
-        if centroids is None:
-            raise WireError("missing_tensor", "an outcome sum needs centroids")
-        return statistics.in_block(self._outcome(), statistics.nearest(usage, centroids), len(centroids))
+        return statistics.asked(request.kind, tensors).vector(_View(self, request.round), tensors)
 
-    def _scores(self, round: int, tensors: Tensors) -> npt.NDArray[np.float64]:
-        groups = self.base.groups
-        filters = sum(g.channels for g in groups.prunable)
-        assignment = tensors.get("pool")
-        if assignment is None or assignment.shape != (filters,) or assignment.min(initial=0) < 0:
-            raise WireError("wrong_shape", f"pool must be [{filters}] and not negative")
+    def filter_scores(self, round: int) -> FilterScores | None:
+        """The filters' scores on the round's images for the classes that the full model sees in them."""
         images = self.feed.use(round)[: self.config.scores.images]
-        clusters = int(assignment.max()) + 1
-        if clusters > filters:
-            raise WireError("oversized", f"pool names {clusters} clusters of {filters} filters")
         if len(images) == 0 or not holds_full(self.folder, self.config.fallback.mode):
-            return np.zeros(statistics.scores_length(groups, clusters))
+            return None
         x = normalise(images, self.base.mean, self.base.std)
-        predictions = logits(self.base.module, x).argmax(1)
-        scores = taylor_scores(self.base.module, groups, x, predictions)
-        pooled = statistics.unit_blocks(pool(normalised(scores), assignment, clusters), assignment, groups)
-        return statistics.scores_vector(pooled, scores.presence > 0, len(groups.prunable))
+        found = taylor_scores(self.base.module, self.base.groups, x, logits(self.base.module, x).argmax(1))
+        return FilterScores(normalised(found), found.presence > 0)
 
-    def _outcome(self) -> npt.NDArray[np.float64]:
-        """In the order of `statistics.OUTCOME`; zeros (nobody) before the first personalisation."""
+    def outcome(self) -> dict[str, float] | None:
+        """Figures of the last personalisation, None before the first."""
         note = read_outcome(self.folder)
-        if note is None:
-            return np.zeros(len(statistics.OUTCOME))
-        return np.array(
-            [
-                1.0,
-                note["agreement_cluster"],
-                note["agreement"],
-                note["macs"],
-                note["parameters"],
-                note["escalated"],
-                float(note["kind"] == "personal"),
-            ]
-        )
+        return None if note is None else {**note, "personal": float(note["kind"] == "personal")}
 
     def nearest(self, request: DeliverRequest, tensors: Tensors) -> int:
         """The cluster whose centroid is nearest. Raises WireError when the offer does not fit the base model."""

@@ -7,12 +7,12 @@ from dataclasses import replace
 import numpy as np
 
 from fedcaptor.client.personal import Offer
-from fedcaptor.common import statistics
 from fedcaptor.common.arrays import Tensors
 from fedcaptor.common.errors import PlanError, WireError
 from fedcaptor.common.groups import ChannelGroups
 from fedcaptor.common.messages import DeliverRequest
 from fedcaptor.common.plan import Plan
+from fedcaptor.common.plan_bits import unpack_plan
 from fedcaptor.common.torch_engine.base import BaseModel, Submodel
 from fedcaptor.common.torch_engine.submodel_file import decode
 from fedcaptor.common.torch_engine.submodel_file import digest as file_digest
@@ -29,7 +29,7 @@ def read_offer(request: DeliverRequest, tensors: Tensors, base: BaseModel, tier:
         if packed is None:
             continue
         try:
-            plan = Plan.of(groups, statistics.unpack_plan(packed, groups))
+            plan = Plan.of(groups, unpack_plan(packed, groups))
         except (PlanError, ValueError) as error:
             raise WireError("wrong_shape", f"plan {cluster} is no plan of this model: {error}") from None
         file = tensors.get(f"submodel.{cluster}")

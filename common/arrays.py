@@ -14,5 +14,7 @@ Indices = NDArray[np.int64]
 """Positions or labels."""
 Images = NDArray[np.uint8]
 """Pixels [N, height, width, channels]."""
+Bits = NDArray[np.uint8]
+"""Packed bits, or bytes."""
 Tensors = Mapping[str, Array]
 """Arrays by name, as messages carry them."""

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from fedcaptor.common.config import MAX_TIERS, TIER_NAME
 from fedcaptor.common.errors import WireError
@@ -18,6 +18,7 @@ from fedcaptor.common.privacy.local import MAX_CLASSES, LocalSpec
 from fedcaptor.common.privacy.sums import MAX_LENGTH, SumSpec
 from fedcaptor.common.secure.messages import STEPS
 from fedcaptor.common.secure.terms import Terms
+from fedcaptor.common.statistics import kinds
 
 VERSION: Literal[2] = 2
 MAX_CLUSTERS = 32
@@ -48,7 +49,16 @@ Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=1, le=MAX_PHONES)]
 Positive = Annotated[float, Field(gt=0, le=1e18, allow_inf_nan=False)]
 TierName = Annotated[str, Field(pattern=TIER_NAME)]
-Kind = Literal["usage", "scores", "outcome"]
+
+
+def _known(kind: str) -> str:
+    if kind not in kinds():
+        raise ValueError(f"kind must be one of {', '.join(kinds())}")
+    return kind
+
+
+Kind = Annotated[str, AfterValidator(_known), Field(json_schema_extra={"enum": list(kinds())})]
+"""A kind of sum; `fedcaptor.common.statistics` has them."""
 
 
 @dataclass(frozen=True)

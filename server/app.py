@@ -5,13 +5,12 @@ A run that was stopped goes on when it is started again with the same name, conf
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
@@ -21,12 +20,10 @@ from fedcaptor.common.data.source import load
 from fedcaptor.common.data.splits import split
 from fedcaptor.common.errors import ConfigError, FedcaptorError, StateError
 from fedcaptor.common.torch_engine.base import BaseModel
-from fedcaptor.server.collect import Courier
-from fedcaptor.server.flow import Flow
-from fedcaptor.server.journal import Journal, Result
-from fedcaptor.server.masked import masking_of
 from fedcaptor.server.monitor import Monitor
 from fedcaptor.server.planning import Reference
+from fedcaptor.server.record import RunRecord
+from fedcaptor.server.start import open_run, run_digest
 
 logger = logging.getLogger("flwr")  # Flower forwards this one to `flwr run --stream`
 
@@ -95,25 +92,7 @@ def wait_for_nodes(
         sleep(min(0.2, seconds))
 
 
-class _Known:
-    """A grid whose phones are those that the run began with, also after a restart."""
-
-    def __init__(self, grid: Grid, nodes: list[int]) -> None:
-        self._grid, self._nodes = grid, nodes
-
-    def get_node_ids(self) -> Iterable[int]:
-        return self._nodes
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._grid, name)
-
-
-def run_digest(settings: Settings, base: BaseModel) -> str:
-    """SHA-256 (hex) of the run: its name, configuration and network. Phones answer a repeated question alike."""
-    return hashlib.sha256(f"{settings.name}/{settings.config.digest}/{base.groups.digest}".encode()).hexdigest()
-
-
-def serve(settings: Settings, grid: Grid) -> Flow:
+def serve(settings: Settings, grid: Grid) -> RunRecord:
     """All rounds over the connected phones, a snapshot after each phase."""
     config, folder = settings.config, settings.folder
     folder.mkdir(parents=True, exist_ok=True)
@@ -121,35 +100,27 @@ def serve(settings: Settings, grid: Grid) -> Flow:
     _, height, width, channels = data.x.shape
     base = BaseModel.load(settings.weights, config.model.name, (channels, height, width))
     part = split(data)["reference"]
-    digest = run_digest(settings, base)
-    journal = Journal(settings.state, digest)
-
-    def connected() -> Result:
-        return {"nodes": wait_for_nodes(grid, settings.nodes, config.rounds.deadline)}, {}
+    digest = run_digest(config, base, settings.name)
 
     def log(phase: str, done: int, total: int) -> None:
         if done in (1, total):
             logger.info("%s %d of %d", phase, done, total)
 
     monitor = Monitor(folder, digest, settings.weights.stat().st_size, simulated=False)
-    try:
-        nodes = [int(node) for node in journal.phase(0, "nodes", connected)[0]["nodes"]]
-        logger.info("%d phones, run %s", len(nodes), digest[:12])
-        flow = Flow(
-            config,
-            cast(Grid, _Known(grid, nodes)),
-            base,
-            Reference(data.x[part], data.y[part]),
-            journal,
-            folder / "pictures",
-            Courier(grid, digest, config.rounds, masking_of(config), lambda done, asked: log("messages", done, asked)),
-            log,
-            monitor.running,
-        )
-        monitor.follow(flow)
-    finally:
-        journal.close()
-    return flow
+    with open_run(
+        config,
+        base,
+        Reference(data.x[part], data.y[part]),
+        grid,
+        digest=digest,
+        state=settings.state,
+        pictures=folder / "pictures",
+        wait_for_nodes=lambda: wait_for_nodes(grid, settings.nodes, config.rounds.deadline),
+        on_progress=log,
+        on_phase=monitor.running,
+    ) as flow:
+        logger.info("%d phones, run %s", len(flow.nodes), digest[:12])
+        return monitor.follow(flow)
 
 
 app = ServerApp()
@@ -159,8 +130,8 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Every round of the configured run."""
     try:
-        flow = serve(Settings.of(context.run_config), grid)
+        record = serve(Settings.of(context.run_config), grid)
     except FedcaptorError as error:
         logger.error("%s", error)
         raise
-    logger.info("%d rounds ended, %d clusters", len(flow.published), len(flow.published[-1].centroids))
+    logger.info("%d rounds ended, %d clusters", len(record.rounds), len(record.last.centroids))

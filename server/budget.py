@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
-from fedcaptor.common import statistics
 from fedcaptor.common.config import Config
 from fedcaptor.common.errors import PrivacyError
 from fedcaptor.common.groups import ChannelGroups
@@ -16,6 +17,7 @@ from fedcaptor.common.privacy.rotation import norm_for
 from fedcaptor.common.privacy.sums import SumSpec
 from fedcaptor.common.secure.terms import Terms
 from fedcaptor.common.secure.topology import fewest_honest, plan_topology
+from fedcaptor.common.statistics import Statistic, registered
 
 _RESOLUTION = 24
 """Quanta: a phone's share of the noise has a standard deviation of at least about this many, or, without noise, a
@@ -33,32 +35,33 @@ _HEADROOM = 2.0**30
 
 @dataclass(frozen=True)
 class Step:
-    """One sum of the run: in round `round` (from 1), `kind` as in the messages, `index` within the round."""
+    """One sum of the run: of `statistic`, in round `round` (from 1), the `index`-th of its kind within the round."""
 
     round: int
-    kind: str
+    statistic: Statistic
     index: int
 
     @property
+    def kind(self) -> str:
+        """The part of the budget that it spends, as named in messages."""
+        return self.statistic.kind
+
+    @property
     def name(self) -> str:
+        """The name of its phase in the round."""
         return f"{self.kind}-{self.index}"
 
 
 def steps(config: Config) -> list[Step]:
-    """Every sum of the run in order: co-occurrence, k-means iterations, scores in the first round, outcome. None where
-    answers are local.
-    """
-    result: list[Step] = []
+    """All sums of the run in order; none where answers are local."""
     if config.privacy.sums == "local":
-        return result
-    for round in range(1, config.run.rounds + 1):
-        iterations = config.clusters.iterations if round == 1 else 1
-        start = 0 if round == 1 else 1  # co-occurrence only seeds the first centroids
-        result += [Step(round, "usage", i) for i in range(start, start + iterations + (round == 1))]
-        if config.scores.enabled and round == 1:
-            result.append(Step(round, "scores", 0))
-        result.append(Step(round, "outcome", 0))
-    return result
+        return []
+    return [
+        Step(round, statistic, statistic.first + index)
+        for round in range(1, config.run.rounds + 1)
+        for statistic in registered()
+        for index in range(statistic.sums(config, round))
+    ]
 
 
 class SumBudget:
@@ -82,7 +85,8 @@ class SumBudget:
 
     def spec(self, step: Step, blocks: int = 1) -> SumSpec:
         """The sum of a step; `blocks`: clusters, for its length."""
-        return self._spec(step, self._multipliers.get(step.kind, 0.0), self._length(step, blocks))
+        length = step.statistic.length(self._groups, blocks)
+        return self._spec(step, self._multipliers.get(step.kind, 0.0), length)
 
     def epsilon(self, specs: list[SumSpec]) -> float | None:
         """ε of answering all `specs`, None without noise."""
@@ -112,14 +116,14 @@ class SumBudget:
             plan_topology(terms, phones)
         return fewest_honest(terms)
 
+    def describe(self, spec: SumSpec) -> dict[str, Any]:
+        """What `details.json` says of a sum."""
+        figures = {"clip": spec.clip, "noise_multiplier": spec.noise_multiplier, "rho": self.charge(spec)}
+        return {"name": spec.name, "length": spec.length, **figures}
+
     def _spec(self, step: Step, multiplier: float, length: int) -> SumSpec:
-        clip = {
-            "usage": statistics.USAGE_CLIP,
-            "scores": statistics.SCORES_CLIP,
-            "outcome": statistics.OUTCOME_CLIP,
-        }[step.kind]
+        clip, rotated = step.statistic.clip, step.statistic.rotated
         share = multiplier / math.sqrt(self.survivors)  # of one phone's noise, in units of clip
-        rotated = step.kind == "scores"  # long and dense; the others are zero outside one block of few entries
         resolution = _ROTATED_RESOLUTION if rotated else _RESOLUTION
         quanta = resolution / share if share else 2.0 ** (_RESOLUTION - 3) / max(self.cohort / 64, 1)
         quanta = max(quanta, norm_for(length, _ROUNDING_GROWTH)) if rotated else quanta
@@ -139,29 +143,22 @@ class SumBudget:
         )
         return replace(spec, bits=spec.least_bits)
 
-    def _length(self, step: Step, blocks: int) -> int:
-        classes = self._groups.classes
-        if step.kind == "scores":
-            return statistics.scores_length(self._groups, blocks)
-        if step.kind == "outcome":
-            return blocks * len(statistics.OUTCOME)
-        return classes * (classes + 1) // 2 if step.index == 0 else blocks * classes
-
     def _calibrate(self) -> dict[str, float]:
         """Noise multiplier by kind. ρ is divided as configured; the total is found on the real specs, τ included."""
         privacy, plan = self._config.privacy, steps(self._config)
-        shares = {
-            "outcome": privacy.outcome_share,
-            "scores": privacy.scores_share if self._config.scores.enabled else 0.0,
+        number = Counter(step.kind for step in plan)
+        relative = {
+            kind: math.sqrt(number[kind] / share)
+            for kind, share in budget_shares(self._config).items()
+            if share and number[kind]
         }
-        shares["usage"] = 1 - sum(shares.values())
-        number = {kind: sum(step.kind == kind for step in plan) for kind in shares}
-        relative = {k: math.sqrt(number[k] / share) for k, share in shares.items() if share and number[k]}
-        longest = {"usage": 32 * self._groups.classes, "scores": 0, "outcome": 32 * len(statistics.OUTCOME)}
-        longest["scores"] = statistics.scores_length(self._groups, sum(g.channels for g in self._groups.prunable))
 
         def specs(scale: float) -> list[SumSpec]:
-            return [self._spec(step, scale * relative[step.kind], max(longest[step.kind], 1)) for step in plan]
+            lengths = (max(step.statistic.longest(self._groups), 1) for step in plan)
+            return [
+                self._spec(step, scale * relative[step.kind], length)
+                for step, length in zip(plan, lengths, strict=True)
+            ]
 
         low, high = 0.0, 1.0
         while epsilon(specs(high), privacy.delta, privacy.noiseless) > privacy.epsilon:
@@ -175,3 +172,10 @@ class SumBudget:
             fits = epsilon(specs(middle), privacy.delta, privacy.noiseless) <= privacy.epsilon
             low, high = (low, middle) if fits else (middle, high)
         return {kind: high * factor for kind, factor in relative.items()}
+
+
+def budget_shares(config: Config) -> dict[str, float]:
+    """Share of the privacy budget by kind of sum; they add up to 1."""
+    given = {statistic.kind: statistic.share(config) for statistic in registered()}
+    known = {kind: share for kind, share in given.items() if share is not None}
+    return {kind: 1 - sum(known.values()) if share is None else share for kind, share in given.items()}

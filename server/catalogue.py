@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fedcaptor.common import statistics
 from fedcaptor.common.config import Config
 from fedcaptor.common.groups import ChannelGroups, State
 from fedcaptor.common.messages import DeliverRequest, digest_of
 from fedcaptor.common.plan import Plan
+from fedcaptor.common.plan_bits import pack_plan, unpack_plan
 from fedcaptor.common.torch_engine.base import BaseModel, Submodel
 from fedcaptor.server.collect import Courier
 from fedcaptor.server.journal import Result
@@ -42,7 +42,7 @@ def pack(made: Sequence[ClusterPlan], groups: ChannelGroups) -> Result:
     """For the journal."""
     tensors: Tensors = {}
     for n, one in enumerate(made):
-        tensors[f"{n}/plan"] = statistics.pack_plan(dict(one.plan.kept), groups)
+        tensors[f"{n}/plan"] = pack_plan(dict(one.plan.kept), groups)
         for name, tensor in one.submodel.module.state_dict().items():
             tensors[f"{n}/state/{name}"] = tensor.numpy()
     return {"why": [one.why for one in made], "disagreement": [one.disagreement for one in made]}, tensors
@@ -51,7 +51,7 @@ def pack(made: Sequence[ClusterPlan], groups: ChannelGroups) -> Result:
 def unpack(outcome: Mapping[str, Any], tensors: Tensors, groups: ChannelGroups) -> Catalogue:
     """Inverse of `pack`."""
     count = len(outcome["why"])
-    plans = [Plan.of(groups, statistics.unpack_plan(tensors[f"{n}/plan"], groups)) for n in range(count)]
+    plans = [Plan.of(groups, unpack_plan(tensors[f"{n}/plan"], groups)) for n in range(count)]
     states: list[State] = [{} for _ in range(count)]
     for key, tensor in tensors.items():
         number, _, name = key.partition("/state/")
@@ -77,7 +77,7 @@ def offered(
     if preference is not None and config.scores.weight > 0:
         tensors["preference"] = preference.astype(np.float32)
     for n, plan in enumerate(plans):
-        tensors[f"plan.{n}"] = statistics.pack_plan(dict(plan.kept), groups)
+        tensors[f"plan.{n}"] = pack_plan(dict(plan.kept), groups)
     return tensors
 
 

@@ -8,7 +8,6 @@ from sklearn.cluster import KMeans
 
 from fedcaptor.common.arrays import Floats
 from fedcaptor.common.distances import js_divergence
-from fedcaptor.common.statistics import cooccurrence_matrix
 
 
 def to_simplex(values: Floats) -> Floats:
@@ -33,12 +32,13 @@ def expected_shares(noisy: Floats, deviation: Floats) -> Floats:
     return np.asarray(np.divide(expected, total, out=np.full(noisy.shape, 1 / noisy.shape[1]), where=total > 0))
 
 
-def first_centroids(total: Floats, classes: int, k: int, seed: int) -> Floats:
-    """[≤ k, C] from a noisy sum of co-occurrences: row c over its sum is the mean usage of those who meet class c.
+def first_centroids(cooccurrence: Floats, k: int, seed: int) -> Floats:
+    """At most `k` centroids [≤ k, C] from a noisy sum of co-occurrences [C, C]: row c over its sum is the mean usage of
+    those who meet class c.
 
     Weighted k-means of these rows joins classes that are met together; no further private data is needed.
     """
-    matrix = np.maximum(cooccurrence_matrix(total, classes), 0)
+    matrix, classes = np.maximum(cooccurrence, 0), len(cooccurrence)
     weight = matrix.sum(1)
     met = weight > 1e-9
     if not met.any():

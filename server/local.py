@@ -19,6 +19,7 @@ from fedcaptor.common.config import Clusters
 from fedcaptor.common.config import Privacy as Settings
 from fedcaptor.common.errors import PrivacyError
 from fedcaptor.common.privacy.local import Bits, LocalSpec
+from fedcaptor.common.statistics.usage import cooccurrence_matrix
 from fedcaptor.server import clusters
 
 MAX_BYTES = 1 << 30
@@ -56,6 +57,10 @@ class LocalBudget:
     epsilon_server = epsilon
     """The same: nobody is trusted."""
 
+    def describe(self, spec: LocalSpec) -> dict[str, Any]:
+        """What `details.json` says of the answer."""
+        return {"name": spec.name, "length": spec.length}
+
 
 class Answers:
     """Answers as they come, at most `capacity`: uint8 [phones, bytes]."""
@@ -88,7 +93,8 @@ def published(answers: Answers, settings: Clusters, seed: int) -> tuple[Floats, 
     if phones == 0:
         raise PrivacyError("no phone answered: look whether they are configured with privacy.sums local")
     k = settings.k or min(settings.most, spec.classes)
-    first = clusters.first_centroids(spec.cooccurrence(answers.ones(), phones), spec.classes, k, seed)
+    pairs = cooccurrence_matrix(spec.cooccurrence(answers.ones(), phones), spec.classes)
+    first = clusters.first_centroids(pairs, k, seed)
     centroids, counts = fit(answers, first, STEPS)
     return clusters.publishable(centroids, counts, smallest(spec, phones), settings.alike, settings.k == 0)
 

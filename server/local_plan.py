@@ -12,8 +12,8 @@ from fedcaptor.common.config import Config
 from fedcaptor.common.errors import PrivacyError
 from fedcaptor.common.groups import ChannelGroups
 from fedcaptor.common.privacy.accounting import PERIOD_DAYS
+from fedcaptor.common.statistics import USAGE
 from fedcaptor.server.local import LocalBudget, smallest
-from fedcaptor.server.privacy_plan import TARGETS
 from fedcaptor.server.privacy_plan import plan as planned_sums
 
 
@@ -60,7 +60,7 @@ def plan(config: Config, groups: ChannelGroups) -> LocalPlan:
     """The one answer of a run. Raises PrivacyError where ε is out of reach."""
     budget = LocalBudget.of(config.privacy, groups.classes, config.population.phones, config.rounds.cohort)
     spec, clusters = budget.spec, config.clusters.k or min(config.clusters.most, groups.classes)
-    periods, target = math.ceil(365 / PERIOD_DAYS), TARGETS["usage"]
+    periods, target = math.ceil(365 / PERIOD_DAYS), USAGE.precision(config, groups, clusters).target
     masked, error = _masked(config, groups)
     return LocalPlan(
         phones=config.population.phones,

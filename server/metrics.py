@@ -10,7 +10,6 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from itertools import product
-from typing import get_args
 
 from prometheus_client.core import (
     CounterMetricFamily,
@@ -21,7 +20,8 @@ from prometheus_client.core import (
 )
 from prometheus_client.utils import floatToGoString
 
-from fedcaptor.common.messages import REASONS, Kind
+from fedcaptor.common.messages import REASONS
+from fedcaptor.common.statistics import kinds
 from fedcaptor.server.journal import LOST
 from fedcaptor.server.snapshot import OTHER, Snapshot
 
@@ -102,7 +102,7 @@ def _rounds(snapshot: Snapshot) -> Iterable[Metric]:
         "fedcaptor_lost_sums", "Sums that came to nothing, by kind and reason.", labels=["sum", "reason"]
     )
     counts: dict[tuple[str, str], int] = {(part.sum, part.reason): part.count for part in snapshot.lost}
-    for labels in product(get_args(Kind), LOST):
+    for labels in product(kinds(), LOST):
         lost.add_metric(labels, counts.get(labels, 0))
     yield lost
 

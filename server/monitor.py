@@ -6,13 +6,14 @@ import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
-from fedcaptor.common import statistics
+from fedcaptor.common.statistics import outcome_means
 from fedcaptor.server import snapshot
 from fedcaptor.server.flow import Flow
+from fedcaptor.server.record import RunRecord
 from fedcaptor.server.snapshot import Cluster, Fleet, LostSums, Rounds, RoundSeconds, Snapshot
 
 Status = Literal["running", "ended", "failed"]
@@ -27,78 +28,67 @@ class Monitor:
     weights_bytes: int
     simulated: bool
 
-    def running(self, flow: Flow) -> None:
-        """After each phase."""
-        self._write(flow, "running")
+    def running(self, record: RunRecord) -> None:
+        """Write the snapshot of a run in progress, after each phase."""
+        self._write(record, "running")
 
-    def follow(self, flow: Flow) -> None:
+    def follow(self, flow: Flow) -> RunRecord:
         """Run `flow` to its end, and say how it ended."""
         status: Status = "failed"
         try:
-            flow.run()
+            record = flow.run()
             status = "ended"
         finally:
-            self._write(flow, status)
+            self._write(flow.record, status)
+        return record
 
-    def _write(self, flow: Flow, status: Status) -> None:
-        now = snapshot_of(flow, self.run, self.weights_bytes, status, self.simulated)
+    def _write(self, record: RunRecord, status: Status) -> None:
+        now = snapshot_of(record, self.run, self.weights_bytes, status, self.simulated)
         snapshot.write(self.folder / snapshot.FILE, now)
 
 
-def snapshot_of(flow: Flow, run: str, weights_bytes: int, status: Status, simulated: bool) -> Snapshot:
-    """The state of `flow` now. Agreement with the full model stands for accuracy: the fleet has no labels."""
-    published = flow.published[-1] if flow.published else None
+def snapshot_of(record: RunRecord, run: str, weights_bytes: int, status: Status, simulated: bool) -> Snapshot:
+    """The state of a run now. Agreement with the full model stands for accuracy: the fleet has no labels."""
     seconds: dict[int, float] = {}
-    for (round, _), spent in flow.journal.seconds().items():
-        seconds[round] = seconds.get(round, 0.0) + spent
-    finished = [seconds[p.round] for p in flow.published if p.round in seconds]
-    replies = {name: sum(int(p[name]) for p in flow.phases) for name in ("replies", "dropped")}
-    refused = flow.journal.refused()
+    for phase in record.phases:
+        seconds[phase.round] = seconds.get(phase.round, 0.0) + phase.seconds
     return Snapshot(
         run=run,
         status=status,
         updated=time.time(),
-        round=published.round if published else 0,
-        phones=len(flow.nodes),
-        fleet=_fleet(flow, weights_bytes),
-        clusters=tuple(_clusters(flow, weights_bytes)),
-        rounds=Rounds(finished=len(flow.published), failed=int(status == "failed")),
-        round_seconds=RoundSeconds.of(finished),
-        replies={"ok": replies["replies"], "dropped": replies["dropped"], "refused": sum(refused.values())},
-        refused=refused,
-        lost=tuple(_lost(flow)),
-        epsilon=flow.epsilon,
-        epsilon_server=flow.epsilon_server,
-        delta=flow.config.privacy.spent_delta,
+        round=record.last.round if record.rounds else 0,
+        phones=record.phones,
+        fleet=_fleet(record, weights_bytes),
+        clusters=tuple(_clusters(record, weights_bytes)),
+        rounds=Rounds(finished=len(record.rounds), failed=int(status == "failed")),
+        round_seconds=RoundSeconds.of(seconds[done.round] for done in record.rounds),
+        replies={
+            "ok": sum(phase.replies for phase in record.phases),
+            "dropped": sum(phase.dropped for phase in record.phases),
+            "refused": sum(record.refused.values()),
+        },
+        refused=dict(record.refused),
+        lost=tuple(_lost(record)),
+        epsilon=record.epsilon,
+        epsilon_server=record.epsilon_server,
+        delta=record.config.privacy.spent_delta,
         simulated=simulated,
-        marks=tuple(flow.config.marks(simulated)),
+        marks=tuple(record.config.marks(simulated)),
     )
 
 
-def _lost(flow: Flow) -> list[LostSums]:
+def _lost(record: RunRecord) -> list[LostSums]:
     """By kind of sum: a phase's number in its round is left out, so that labels stay few."""
     counts: Counter[tuple[str, str]] = Counter()
-    for (phase, reason), count in flow.journal.lost().items():
+    for (phase, reason), count in record.lost.items():
         counts[phase.rsplit("-", 1)[0], reason] += count
     return [LostSums.model_validate({"sum": s, "reason": r, "count": n}) for (s, r), n in sorted(counts.items())]
 
 
-def outcome_means(fleet: Any) -> dict[str, float] | None:
-    """Mean of each outcome over the phones of noisy sums [K, len(OUTCOME)], within [0, 1]; None when no phone is left
-    of them, or without sums.
-    """
-    if fleet is None:
-        return None
-    sums = dict(zip(statistics.OUTCOME, fleet.sum(0), strict=True))
-    if sums["phones"] < 1:
-        return None
-    return {name: float(np.clip(value / sums["phones"], 0, 1)) for name, value in sums.items()}
-
-
-def _fleet(flow: Flow, weights_bytes: int) -> Fleet:
-    if not flow.published:
+def _fleet(record: RunRecord, weights_bytes: int) -> Fleet:
+    if not record.rounds:
         return Fleet()
-    last = flow.published[-1]
+    last = record.last
     means = outcome_means(last.fleet)
     download = last.delivered_bytes / weights_bytes
     if means is None:
@@ -113,11 +103,11 @@ def _fleet(flow: Flow, weights_bytes: int) -> Fleet:
     )
 
 
-def _clusters(flow: Flow, weights_bytes: int) -> list[Cluster]:
-    if not flow.published:
+def _clusters(record: RunRecord, weights_bytes: int) -> list[Cluster]:
+    if not record.rounds:
         return []
-    last, groups = flow.published[-1], flow.base.groups
-    shares = [tier.share for tier in flow.config.tiers] or [1.0]  # nobody hears which phone is of which tier
+    last, groups = record.last, record.groups
+    shares = [tier.share for tier in record.config.tiers] or [1.0]  # nobody hears which phone is of which tier
     counts = [plan.counts() for plan in last.catalogue.plans]
     macs = np.reshape([groups.macs_ratio(c) for c in counts], (-1, len(shares))) @ shares
     parameters = np.reshape([groups.parameters_ratio(c) for c in counts], (-1, len(shares))) @ shares

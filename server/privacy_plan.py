@@ -12,18 +12,10 @@ from fedcaptor.common.config import Config
 from fedcaptor.common.groups import ChannelGroups
 from fedcaptor.common.privacy.accounting import PERIOD_DAYS, epsilon, noise_multiplier, to_epsilon
 from fedcaptor.common.privacy.sums import SumSpec
-from fedcaptor.server.budget import Step, SumBudget, steps
+from fedcaptor.common.statistics import SCORES, USAGE, Precision
+from fedcaptor.server.budget import SumBudget, steps
 
 DISHONEST = (0.1, 0.2)
-TARGETS = {"usage-0": 0.02, "usage": 0.02, "scores": 0.1, "outcome": 0.02}
-"""Standard deviation that is precise enough, in the unit of `UNITS`."""
-
-UNITS = {
-    "usage-0": "co-occurrence of two classes, mean over phones",
-    "usage": "share of a class in a cluster's usage",
-    "scores": "a class's score of a filter cluster; its layer's have norm 1",
-    "outcome": "a fleet figure in [0, 1], all clusters",
-}
 
 
 @dataclass(frozen=True)
@@ -78,13 +70,13 @@ def plan(config: Config, groups: ChannelGroups) -> PrivacyPlan:
     clusters = config.clusters.k or min(config.clusters.most, groups.classes)
     pooled = sum(min(config.scores.clusters_per_layer, group.channels) for group in groups.prunable)
     order = steps(config)
-    specs = [budget.spec(step, pooled if step.kind == "scores" else clusters) for step in order]
+    specs = [budget.spec(step, pooled if step.statistic is SCORES else clusters) for step in order]
     sums, spent = [], 0.0
     for step, spec in zip(order, specs, strict=True):
         rho = budget.charge(spec)
         spent += rho or 0.0
-        sums.append(_planned(step, spec, rho, spent, privacy.delta, _per_entry(step, config, groups, clusters)))
-    usage = next(one for step, one in zip(order, sums, strict=True) if step.name == "usage-1")
+        sums.append(_planned(spec, rho, spent, privacy.delta, step.statistic.precision(config, groups, clusters)))
+    usage = next(one for step, one in zip(order, sums, strict=True) if step.statistic is USAGE)
     periods = math.ceil(365 / PERIOD_DAYS)
     return PrivacyPlan(
         sums=tuple(sums),
@@ -108,10 +100,8 @@ def year(budget_epsilon: float, delta: float, periods: int) -> float:
     return to_epsilon([rho] * periods, delta)
 
 
-def _planned(step: Step, spec: SumSpec, rho: float | None, spent: float, delta: float, per_entry: float) -> PlannedSum:
-    """`per_entry`: the figure's change for a change of 1 in an entry of the sum, times phones in the cohort."""
+def _planned(spec: SumSpec, rho: float | None, spent: float, delta: float, precision: Precision) -> PlannedSum:
     entry = spec.deviation
-    part = "usage-0" if step.name == "usage-0" else step.kind
     return PlannedSum(
         name=spec.name,
         length=spec.length,
@@ -122,18 +112,9 @@ def _planned(step: Step, spec: SumSpec, rho: float | None, spent: float, delta: 
         epsilon=None if rho is None else to_epsilon([rho], delta),
         composed=None if rho is None else to_epsilon([spent], delta),
         entry=entry,
-        deviation=entry * per_entry / spec.cohort,
-        unit=UNITS[part],
-        target=TARGETS[part],
+        deviation=entry * precision.per_entry / spec.cohort,
+        unit=precision.figure,
+        target=precision.target,
         # the noise of a whole sum hardly depends on its phones
-        phones=max(spec.min_cohort, math.ceil(entry * per_entry / TARGETS[part])),
+        phones=max(spec.min_cohort, math.ceil(entry * precision.per_entry / precision.target)),
     )
-
-
-def _per_entry(step: Step, config: Config, groups: ChannelGroups, clusters: int) -> float:
-    if step.kind == "outcome":  # summed over the clusters, divided by all phones
-        return math.sqrt(clusters)
-    if step.kind == "scores":  # `statistics.scores_mean`, for owners who meet so many classes and each class alike
-        own = (config.population.classes_min + min(config.population.classes_max, groups.classes)) / 2
-        return math.sqrt(len(groups.prunable) * 2 * own) * groups.classes / own
-    return 1.0 if step.index == 0 else float(clusters)

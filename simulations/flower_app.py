@@ -27,8 +27,8 @@ from fedcaptor.common.config import Config, load_config, parse
 from fedcaptor.common.errors import ConfigError
 from fedcaptor.common.torch_engine.base import BaseModel
 from fedcaptor.server.app import wait_for_nodes
-from fedcaptor.server.flow import Flow, OnProgress
-from fedcaptor.server.journal import Journal
+from fedcaptor.server.flow import OnProgress
+from fedcaptor.server.record import RunRecord
 from fedcaptor.simulations.runner import World, remove_run, serve, simulate, weights_of
 
 logger = logging.getLogger("flwr")  # Flower forwards this one to `flwr run --stream`
@@ -92,7 +92,7 @@ def main(grid: Grid, context: Context) -> None:
     logger.info("%d phones, results go to %s", nodes, out)
     on_progress = _logged()
 
-    def run(world: World) -> tuple[Flow, Journal]:
+    def run(world: World) -> RunRecord:
         if world.phones != nodes:
             raise ConfigError(f"the data has {world.phones} owners for {nodes} nodes: start {world.phones} nodes")
         return serve(world, grid, on_progress)

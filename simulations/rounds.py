@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from fedcaptor.common.files import replacing
-from fedcaptor.server.flow import Flow, Published
-from fedcaptor.server.monitor import outcome_means
+from fedcaptor.common.statistics import outcome_means
+from fedcaptor.server.record import RoundRecord, RunRecord
 
 FILE = "rounds.csv"
 
@@ -36,24 +36,23 @@ COLUMNS = {
 empty where the noise leaves no phone to divide by, and with local answers, which have no such sum."""
 
 
-def rows_of(flow: Flow) -> list[dict[str, Any]]:
+def rows_of(record: RunRecord) -> list[dict[str, Any]]:
     """One row for each finished round, keys as in `COLUMNS`; None where a figure is unknown."""
-    return [_row(flow, published) for published in flow.published]
+    return [_row(record, done) for done in record.rounds]
 
 
-def _row(flow: Flow, published: Published) -> dict[str, Any]:
-    phases = [phase for phase in flow.phases if phase["round"] == published.round]
-    sums = [spec for spec in flow.sums if int(spec.name.partition("-")[0]) <= published.round]
-    means = outcome_means(published.fleet) or {}
+def _row(record: RunRecord, done: RoundRecord) -> dict[str, Any]:
+    phases = [phase for phase in record.phases if phase.round == done.round]
+    means = outcome_means(done.fleet) or {}
     counted = ("asked", "replies", "dropped", "bytes_down", "bytes_up")
     return {
-        "round": published.round,
+        "round": done.round,
         "phases": len(phases),
-        **{name: sum(int(phase[name]) for phase in phases) for name in counted},
-        "refused": sum(sum(phase["refused"].values()) for phase in phases),
-        "seconds": round(sum(float(phase["seconds"]) for phase in phases), 3),
-        "clusters": len(published.centroids),
-        "epsilon": flow.budget.epsilon(sums),
+        **{name: sum(int(getattr(phase, name)) for phase in phases) for name in counted},
+        "refused": sum(sum(phase.refused.values()) for phase in phases),
+        "seconds": round(sum(phase.seconds for phase in phases), 3),
+        "clusters": len(done.centroids),
+        "epsilon": done.epsilon,
         **{name: means.get(name) for name in FLEET},
     }
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import json
 import os
 import resource
@@ -30,12 +29,11 @@ from fedcaptor.common.data.splits import split
 from fedcaptor.common.errors import ConfigError, StateError
 from fedcaptor.common.files import replacing
 from fedcaptor.common.torch_engine.base import BaseModel
-from fedcaptor.server.collect import Courier
-from fedcaptor.server.flow import Flow, OnProgress
-from fedcaptor.server.journal import Journal
-from fedcaptor.server.masked import masking_of
+from fedcaptor.server.flow import OnProgress
 from fedcaptor.server.monitor import Monitor
 from fedcaptor.server.planning import Reference
+from fedcaptor.server.record import RunRecord
+from fedcaptor.server.start import courier_of, open_run, run_digest
 from fedcaptor.simulations import rounds
 from fedcaptor.simulations.local_grid import App, Faults, LocalGrid, VirtualClock
 from fedcaptor.simulations.oracle import Oracle
@@ -149,44 +147,35 @@ def remove_run(directory: Path) -> None:
     shutil.rmtree(directory)
 
 
-def run_digest(config: Config, base: BaseModel, phones: int) -> str:
-    """SHA-256 (hex) that names the run: configuration, network and number of phones."""
-    return hashlib.sha256(f"{config.digest}/{base.groups.digest}/{phones}".encode()).hexdigest()
-
-
-def serve(world: World, grid: Grid, on_progress: OnProgress, clock: VirtualClock | None = None) -> tuple[Flow, Journal]:
+def serve(world: World, grid: Grid, on_progress: OnProgress, clock: VirtualClock | None = None) -> RunRecord:
     """The server's side over any grid: all rounds, a snapshot after each phase."""
-    digest = run_digest(world.config, world.base, world.phones)
-    journal = Journal(f"sqlite:///{world.directory / 'state.db'}", digest)
-    masking = masking_of(world.config)
-    courier = Courier(
-        grid, digest, world.config.rounds, masking, lambda done, asked: on_progress("messages", done, asked)
-    )
+    config = world.config
+    digest = run_digest(config, world.base, world.phones)
+    courier = courier_of(config, grid, digest, on_progress)
     if clock is not None:  # in one process a replay is the same in every byte, so tries are counted
-        counted = masking and replace(masking, attempt=lambda number: f"{number:032x}")
+        counted = courier.masking and replace(courier.masking, attempt=lambda number: f"{number:032x}")
         courier = replace(courier, masking=counted, sleep=clock.sleep, clock=clock.time)
-
     monitor = Monitor(world.directory, digest, world.weights_bytes, simulated=True)
-    flow = Flow(
-        world.config,
-        grid,
+    with open_run(
+        config,
         world.base,
         world.reference,
-        journal,
-        world.directory / "pictures",
-        courier,
-        on_progress,
-        monitor.running,
-    )
-    monitor.follow(flow)
-    return flow, journal
+        grid,
+        digest=digest,
+        state=f"sqlite:///{world.directory / 'state.db'}",
+        pictures=world.directory / "pictures",
+        courier=courier,
+        on_progress=on_progress,
+        on_phase=monitor.running,
+    ) as flow:
+        return monitor.follow(flow)
 
 
 def simulate(
     config: Config,
     directory: Path,
     on_progress: OnProgress = lambda phase, done, total: None,
-    run: Callable[[World], tuple[Flow, Journal]] | None = None,
+    run: Callable[[World], RunRecord] | None = None,
 ) -> dict[str, Any]:
     """The whole run; writes summary, details, rounds, atlas and report into `directory` and returns the summary.
 
@@ -197,32 +186,31 @@ def simulate(
     if run is None:
         clock = VirtualClock()
         grid = local_grid(world, clock)
-        flow, journal = serve(world, grid, on_progress, clock)
+        record = serve(world, grid, on_progress, clock)
     else:
-        flow, journal = run(world)
-    return conclude(world, flow, journal, start, on_progress)
+        record = run(world)
+    return conclude(world, record, start, on_progress)
 
 
-def conclude(world: World, flow: Flow, journal: Journal, start: float, on_progress: OnProgress) -> dict[str, Any]:
+def conclude(world: World, record: RunRecord, start: float, on_progress: OnProgress) -> dict[str, Any]:
     """Oracle figures, summary and report of a finished run."""
-    last = flow.published[-1]
+    last = record.last
     oracle = Oracle(world.directory, world.config, world.base, last.catalogue.submodels(world.base))
     figures = []
     for number in range(world.phones):
         figures.append(oracle.phone(number, last.round))
         on_progress("oracle", number + 1, world.phones)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    summary = summary_of(world, flow, journal, figures, time.monotonic() - start, peak)
-    details = details_of(world, flow, figures)
+    summary = summary_of(world, record, figures, time.monotonic() - start, peak)
+    details = details_of(world, record, figures)
     _write_json(world.directory / "summary.json", summary)
     _write_json(world.directory / "details.json", details)
     rounds.write_rows(world.directory / rounds.FILE, details["rounds"])
-    if flow.atlas:
-        atlas = {name: np.ascontiguousarray(tensor) for name, tensor in flow.atlas.items()}
+    if record.atlas:
+        atlas = {name: np.ascontiguousarray(tensor) for name, tensor in record.atlas.items()}
         with replacing(world.directory / "atlas.safetensors") as temporary:
             temporary.write_bytes(safetensors.numpy.save(atlas))
     write_report(world.directory)
-    journal.close()
     return summary
 
 

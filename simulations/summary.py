@@ -7,11 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fedcaptor.common.privacy.sums import SumSpec
 from fedcaptor.common.tiers import drawn
-from fedcaptor.server.budget import SumBudget
-from fedcaptor.server.flow import Flow, Published
-from fedcaptor.server.journal import Journal
+from fedcaptor.server.record import RoundRecord, RunRecord
 from fedcaptor.simulations.oracle import PhoneFigures
 from fedcaptor.simulations.rounds import rows_of
 
@@ -35,12 +32,12 @@ LEAK = {
 
 
 def summary_of(
-    world: World, flow: Flow, journal: Journal, figures: list[PhoneFigures], seconds: float, peak_rss_bytes: int
+    world: World, record: RunRecord, figures: list[PhoneFigures], seconds: float, peak_rss_bytes: int
 ) -> dict[str, Any]:
     """Headline figures over all phones; accuracies over the phones that have test images."""
-    last = flow.published[-1]
-    refused = journal.refused()
-    delivered = sum(p.delivered_bytes for p in flow.published)
+    last = record.last
+    refused, dropped = record.refused, sum(phase.dropped for phase in record.phases)
+    delivered = sum(p.delivered_bytes for p in record.rounds)
 
     def mean(name: str) -> float | None:
         return _spread(figures, name)["mean"]
@@ -52,7 +49,7 @@ def summary_of(
         "phones": world.phones,
         "phones_scored": sum(not math.isnan(f.accuracy) for f in figures),
         "clusters": len(last.centroids),
-        "rounds": len(flow.published),
+        "rounds": len(record.rounds),
         "seconds": round(seconds, 2),
         "model": world.config.model.name,
         "data": world.data.name,
@@ -82,14 +79,14 @@ def summary_of(
             "abstained_ratio": mean("abstained_outside"),
         },
         "privacy": {
-            "epsilon": flow.epsilon,
-            "epsilon_server": flow.epsilon_server,
+            "epsilon": record.epsilon,
+            "epsilon_server": record.epsilon_server,
             "delta": world.config.privacy.spent_delta,
             "mode": world.config.privacy.sums,
-            "sums": len(flow.sums),
+            "sums": len(record.sums),
             "delivery_leak": LEAK[world.config.delivery.mode],
         },
-        "faults": {"dropped": sum(int(p["dropped"]) for p in flow.phases), "refused": sum(refused.values()), **refused},
+        "faults": {"dropped": dropped, "refused": sum(refused.values()), **refused},
         "peak_rss_bytes": peak_rss_bytes,
         "marks": world.config.marks(simulated=True),
     } | ({"tiers": _tiers(world, figures)} if world.config.tiers else {})
@@ -113,29 +110,22 @@ def _tiers(world: World, figures: list[PhoneFigures]) -> list[dict[str, Any]]:
     return rows
 
 
-def details_of(world: World, flow: Flow, figures: list[PhoneFigures]) -> dict[str, Any]:
+def details_of(world: World, record: RunRecord, figures: list[PhoneFigures]) -> dict[str, Any]:
     """What the report draws: per-phone figures without identity, clusters, phases, sums."""
-    last, tiers = flow.published[-1], world.config.tiers
+    last, tiers = record.last, world.config.tiers
     phones: dict[str, list[Any]] = {name: [_number(getattr(f, name)) for f in figures] for name in PER_PHONE}
-    phones["download_bytes"] = [sum(p.delivered_bytes for p in flow.published)] * len(figures)
+    phones["download_bytes"] = [sum(p.delivered_bytes for p in record.rounds)] * len(figures)
     if tiers:
         phones["tier"] = [tier.name for number in range(len(figures)) if (tier := drawn(world.config, number))]
     return {
         "class_names": list(world.data.names),
         "phones": phones,
         "clusters": [_cluster(world, last, number) for number in range(len(last.catalogue.plans))],
-        "rounds": rows_of(flow),
-        "phases": flow.phases,
-        "sums": [_sum(flow, spec) for spec in flow.sums],
+        "rounds": rows_of(record),
+        "phases": [phase.as_dict() for phase in record.phases],
+        "sums": list(record.sums),
         "scores": _scores(figures),
     }
-
-
-def _sum(flow: Flow, spec: Any) -> dict[str, Any]:
-    found: dict[str, Any] = {"name": spec.name, "length": spec.length}
-    if isinstance(spec, SumSpec) and isinstance(flow.budget, SumBudget):
-        found |= {"clip": spec.clip, "noise_multiplier": spec.noise_multiplier, "rho": flow.budget.charge(spec)}
-    return found
 
 
 def _scores(figures: list[PhoneFigures], bins: int = 25) -> dict[str, list[Any]] | None:
@@ -150,7 +140,7 @@ def _scores(figures: list[PhoneFigures], bins: int = 25) -> dict[str, list[Any]]
     return {"edges": edges.tolist(), **counts}
 
 
-def _cluster(world: World, last: Published, number: int) -> dict[str, Any]:
+def _cluster(world: World, last: RoundRecord, number: int) -> dict[str, Any]:
     """One cluster's plan, for one tier where there are tiers."""
     tiers, groups, plan = world.config.tiers, world.base.groups, last.catalogue.plans[number]
     k, t = divmod(number, len(tiers) or 1)

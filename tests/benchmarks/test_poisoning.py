@@ -9,11 +9,13 @@ from benchmarks.liars_server import Lie, MedianSpec, serve_liars
 from benchmarks.pages.poisoning import render
 from benchmarks.poisoning import ATTACKS, Design, Trial, aggregate, cohort_of, command, shares_of
 from benchmarks.record import Record, rounded
-from fedcaptor.common import statistics
 from fedcaptor.common.config import load_config
 from fedcaptor.common.errors import ConfigError, PrivacyError
 from fedcaptor.common.privacy import plausible
 from fedcaptor.common.privacy.sums import SumSpec
+from fedcaptor.common.statistics import in_block
+from fedcaptor.common.statistics.scores import scores_mean
+from fedcaptor.common.statistics.usage import cooccurrence
 from fedcaptor.simulations.runner import build_world
 from tests import tiny
 
@@ -22,15 +24,13 @@ SPEC = SumSpec("usage", 6, 1.0, 500.0, 1.5, 100, 90)
 
 def test_liars_within_the_clip_send_what_one_phone_may():
     usage = np.array([0.7, 0.3, 0.0])
-    met = statistics.cooccurrence(usage)[None]
-    np.testing.assert_array_equal(
-        lies("one-class", "usage", met, 3, 2)[0], statistics.cooccurrence(np.array([0.0, 0.0, 1.0]))
-    )
-    block = statistics.in_block(usage, 2, 4)[None]
-    np.testing.assert_array_equal(lies("one-class", "usage", block, 3, 1)[0], statistics.in_block(np.eye(3)[1], 2, 4))
+    met = cooccurrence(usage)[None]
+    np.testing.assert_array_equal(lies("one-class", "usage", met, 3, 2)[0], cooccurrence(np.array([0.0, 0.0, 1.0])))
+    block = in_block(usage, 2, 4)[None]
+    np.testing.assert_array_equal(lies("one-class", "usage", block, 3, 1)[0], in_block(np.eye(3)[1], 2, 4))
     np.testing.assert_array_equal(lies("sign-flip", "usage", block, 3, 1), -block)
     scores = lies("one-class", "scores", np.zeros((1, 15)), 3, 1)[0]
-    mean, presence = statistics.scores_mean(scores, 2, 3)
+    mean, presence = scores_mean(scores, 2, 3)
     assert np.linalg.norm(scores) == pytest.approx(1)
     assert (presence > 0).tolist() == [False, True, False]
     assert len(np.unique(mean[:, 1])) == 1

@@ -22,10 +22,10 @@ from fedcaptor.client.pace import Pace
 from fedcaptor.client.personal import Offer, Personalised, personalise
 from fedcaptor.client.phone import Phone
 from fedcaptor.client.usage import UsageLog
-from fedcaptor.common import statistics
 from fedcaptor.common.config import Config, parse
 from fedcaptor.common.errors import PrivacyError, WireError
 from fedcaptor.common.messages import DeliverRequest
+from fedcaptor.common.plan_bits import pack_plan
 from fedcaptor.common.planner import Budget
 from fedcaptor.common.torch_engine.base import BaseModel, Submodel
 from fedcaptor.common.torch_engine.network import save_state, state_of
@@ -93,7 +93,7 @@ def delivery(base: BaseModel, cluster: Submodel, mode: str, round: int = 1) -> t
     if mode != "choose":
         x, y = tiny.images(60, 8)
         tensors |= {"reference": x, "reference_labels": y.astype(np.int32)}
-        tensors["plan.1"] = statistics.pack_plan(dict(cluster.plan.kept), base.groups)
+        tensors["plan.1"] = pack_plan(dict(cluster.plan.kept), base.groups)
         digests[1] = cluster.plan.digest
     if mode == "submodel":
         state = state_of(cluster.module)

@@ -9,7 +9,7 @@ from fedcaptor.client.offer import read_offer
 from fedcaptor.common.errors import WireError
 from fedcaptor.common.messages import DeliverRequest
 from fedcaptor.common.plan import Plan
-from fedcaptor.common.statistics import pack_plan
+from fedcaptor.common.plan_bits import pack_plan
 from tests.common.small_groups import small_groups
 
 BASE = SimpleNamespace(groups=small_groups())

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from fedcaptor.common.errors import PrivacyError
 from fedcaptor.common.privacy.local import LocalSpec
-from fedcaptor.common.statistics import cooccurrence, cooccurrence_matrix
+from fedcaptor.common.statistics.usage import cooccurrence, cooccurrence_matrix
 
 P_FAIL = 1e-6  # of each statistical test, for a correct draw
 GRID = 2.0**-48

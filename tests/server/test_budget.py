@@ -10,6 +10,7 @@ from fedcaptor.common.config import Config, load_config
 from fedcaptor.common.errors import PrivacyError
 from fedcaptor.common.groups import ChannelGroups, Group
 from fedcaptor.common.privacy.accounting import epsilon
+from fedcaptor.common.statistics import COOCCURRENCE, OUTCOME, SCORES, USAGE
 from fedcaptor.server.budget import Step, SumBudget, steps
 
 GROUPS = ChannelGroups(
@@ -72,11 +73,11 @@ def test_parts_are_divided_as_configured() -> None:
 def test_a_sum_knows_its_cohort_and_survivors() -> None:
     config = config_of("privacy.dropout=0.3", "rounds.cohort=100")
     budget = SumBudget(config, GROUPS, 400)
-    spec = budget.spec(Step(1, "usage", 1), 4)
+    spec = budget.spec(Step(1, USAGE, 1), 4)
     assert (spec.name, spec.length, spec.cohort, spec.min_survivors) == ("1-usage-1", 40, 100, 70)
-    assert budget.spec(Step(1, "usage", 0)).length == 55
-    assert budget.spec(Step(1, "scores", 0), 16).length == 170
-    assert SumBudget(config, GROUPS, 60).spec(Step(1, "outcome", 0)).min_survivors == 50  # never below min_cohort
+    assert budget.spec(Step(1, COOCCURRENCE, 0)).length == 55
+    assert budget.spec(Step(1, SCORES, 0), 16).length == 170
+    assert SumBudget(config, GROUPS, 60).spec(Step(1, OUTCOME, 0)).min_survivors == 50  # never below min_cohort
 
 
 def test_small_cohorts_are_refused() -> None:
@@ -87,7 +88,7 @@ def test_small_cohorts_are_refused() -> None:
     with pytest.raises(PrivacyError, match="min_cohort 10 is below 20"):
         SumBudget(config_of("privacy.min_cohort=10"), GROUPS, 30)
     allowed = SumBudget(config_of("privacy.min_cohort=10", "testing.small_cohorts=true"), GROUPS, 30)
-    assert allowed.spec(Step(1, "usage", 0)).small_cohorts
+    assert allowed.spec(Step(1, COOCCURRENCE, 0)).small_cohorts
 
 
 def test_more_dishonest_phones_than_survivors_are_out_of_reach() -> None:
@@ -97,7 +98,7 @@ def test_more_dishonest_phones_than_survivors_are_out_of_reach() -> None:
 
 def test_without_noise_there_is_no_epsilon() -> None:
     budget = SumBudget(config_of("privacy.noise=false"), GROUPS, 100)
-    spec = budget.spec(Step(1, "usage", 0))
+    spec = budget.spec(Step(1, COOCCURRENCE, 0))
     assert spec.noise_multiplier == 0
     assert budget.epsilon([spec]) is None
     assert budget.charge(spec) is None
@@ -152,7 +153,7 @@ def test_the_figure_towards_a_server_that_cheats() -> None:
     assert 8 < figures["masked"] < 13  # type: ignore[operator]
     assert figures["plain"] > 100  # type: ignore[operator]
     quiet = SumBudget(config_of("privacy.noise=false"), GROUPS, 100)
-    assert quiet.epsilon_server([quiet.spec(Step(1, "usage", 0))]) is None
+    assert quiet.epsilon_server([quiet.spec(Step(1, COOCCURRENCE, 0))]) is None
 
 
 def test_cohorts_that_no_masks_can_protect_are_refused_at_once() -> None:

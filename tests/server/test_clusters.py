@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from fedcaptor.common.distances import js_divergence
-from fedcaptor.common.statistics import cooccurrence, in_block
+from fedcaptor.common.statistics import in_block
+from fedcaptor.common.statistics.usage import cooccurrence, cooccurrence_matrix
 from fedcaptor.server.clusters import expected_shares, first_centroids, next_centroids, publishable, to_simplex
 from fedcaptor.server.planning import cluster_classes
 
@@ -59,7 +60,7 @@ def test_first_centroids_find_classes_that_are_met_together() -> None:
     rng = np.random.default_rng(0)
     usage = np.concatenate([rng.dirichlet(50 * habit + 1e-3, 40) for habit in HABITS])
     total = np.sum([cooccurrence(u) for u in usage], 0)
-    found = first_centroids(total, 6, 2, seed=0)
+    found = first_centroids(cooccurrence_matrix(total, 6), 2, seed=0)
     found = found[np.argsort(found[:, 3])]
     np.testing.assert_allclose(found, HABITS, atol=0.05)
     np.testing.assert_allclose(found.sum(1), 1)
@@ -70,13 +71,13 @@ def test_one_centroid_is_the_mean_usage(seed: int) -> None:
     """Rows of the co-occurrence matrix count as often as their class is met: together they are everybody's usage."""
     usage = np.random.default_rng(seed).dirichlet([0.3, 0.3, 3.0, 1.0], 9)
     total = np.sum([cooccurrence(u) for u in usage], 0)
-    np.testing.assert_allclose(first_centroids(total, 4, 1, 0)[0], usage.mean(0), atol=1e-9)
+    np.testing.assert_allclose(first_centroids(cooccurrence_matrix(total, 4), 1, 0)[0], usage.mean(0), atol=1e-9)
 
 
 def test_first_centroids_of_few_classes_and_of_noise_alone() -> None:
-    one = cooccurrence(np.array([0.0, 1.0, 0.0]))
-    np.testing.assert_allclose(first_centroids(one, 3, 2, 0), [[0, 1, 0]])
-    np.testing.assert_allclose(first_centroids(-one, 3, 2, 0), [[1 / 3] * 3])
+    one = cooccurrence_matrix(cooccurrence(np.array([0.0, 1.0, 0.0])), 3)
+    np.testing.assert_allclose(first_centroids(one, 2, 0), [[0, 1, 0]])
+    np.testing.assert_allclose(first_centroids(-one, 2, 0), [[1 / 3] * 3])
 
 
 def test_next_centroids_are_means_and_count_their_phones() -> None:

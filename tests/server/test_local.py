@@ -25,9 +25,9 @@ from fedcaptor.common.wire import pack, unpack
 from fedcaptor.server import local
 from fedcaptor.server.budget import SumBudget, steps
 from fedcaptor.server.collect import Courier
-from fedcaptor.server.flow import budget_of
 from fedcaptor.server.journal import Journal
 from fedcaptor.server.local_plan import plan
+from fedcaptor.server.start import budget_of
 from fedcaptor.simulations.local_grid import FIRST_NODE, LocalGrid, VirtualClock
 from tests.server.test_budget import GROUPS
 

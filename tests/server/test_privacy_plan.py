@@ -10,10 +10,10 @@ import pytest
 from typer.testing import CliRunner
 
 from fedcaptor.cli.main import app
-from fedcaptor.common import statistics
 from fedcaptor.common.config import load_config
 from fedcaptor.common.errors import PrivacyError
 from fedcaptor.common.privacy.accounting import epsilon
+from fedcaptor.common.statistics.scores import scores_mean, scores_vector
 from fedcaptor.server.budget import SumBudget, steps
 from fedcaptor.server.privacy_plan import PrivacyPlan, plan, year
 from tests.server.test_budget import GROUPS
@@ -69,10 +69,9 @@ def test_the_deviation_of_a_score_is_what_noise_does_to_it() -> None:
     for _ in range(found.cohort):
         present = np.zeros(CLASSES, bool)
         present[rng.choice(CLASSES, 3, replace=False)] = True
-        total += statistics.scores_vector(pooled, present, layers)
+        total += scores_vector(pooled, present, layers)
     errors = [
-        statistics.scores_mean(total + rng.normal(0, one.entry, total.shape), layers, CLASSES)[0] - pooled
-        for _ in range(100)
+        scores_mean(total + rng.normal(0, one.entry, total.shape), layers, CLASSES)[0] - pooled for _ in range(100)
     ]
     assert np.std(errors) == pytest.approx(one.deviation, rel=0.1)
 

@@ -42,9 +42,8 @@ def lived_through(config: Config, directory: Path, meddle: Callable[[Path], None
     world = build_world(config, directory)
     meddle(directory / "oracle")
     clock = VirtualClock()
-    flow, journal = serve(world, local_grid(world, clock), lambda *_: None, clock)
-    assert len(flow.published[-1].catalogue.plans) == 2  # two preference clusters: every kind of sum has its blocks
-    journal.close()
+    record = serve(world, local_grid(world, clock), lambda *_: None, clock)
+    assert len(record.last.catalogue.plans) == 2  # two preference clusters: every kind of sum has its blocks
     return world
 
 
@@ -122,7 +121,7 @@ def test_telling_the_truth_afterwards_changes_no_state(config: Config, blind: Wo
     world = build_world(config, tmp_path / "run")  # the same population, oracle included
     before = journal_of(world.directory), metrics_of(world.directory), phones_of(world.directory)
     clock = VirtualClock()
-    flow, journal = serve(world, local_grid(world, clock), lambda *_: None, clock)
-    summary = conclude(world, flow, journal, 0.0, lambda *_: None)
+    record = serve(world, local_grid(world, clock), lambda *_: None, clock)
+    summary = conclude(world, record, 0.0, lambda *_: None)
     assert (journal_of(world.directory), metrics_of(world.directory), phones_of(world.directory)) == before
     assert summary["accuracy"]["full_limited"]["mean"] > 0.7

@@ -6,16 +6,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from fedcaptor.common.statistics import OUTCOME
+from fedcaptor.common.statistics import OUTCOME_FIGURES
+from fedcaptor.server.record import PhaseRecord
 from fedcaptor.simulations import rounds
 
 
-def phase(round, name, seconds=1.5, refused=None, **tally):
-    counts = {key: tally.get(key, 0) for key in ("asked", "replies", "dropped", "bytes_down", "bytes_up")}
-    return {"round": round, "phase": name, "seconds": seconds, "refused": refused or {}, **counts}
+def phase(round, name, seconds=1.5, **tally):
+    return PhaseRecord(round=round, phase=name, seconds=seconds, **tally)
 
 
-def make_flow():
+def make_run():
     """Two rounds; the second one's fleet is lost in noise."""
     fleet = np.array([[6, 5, 5.4, 2, 1, 0.6, 6], [4, 3, 3.6, 2, 1, 0.4, 4]], dtype=float)
     return SimpleNamespace(
@@ -25,17 +25,15 @@ def make_flow():
             phase(1, "deliver", asked=12, replies=12, bytes_down=900, bytes_up=24, refused={"nan": 1, "stale": 2}),
             phase(2, "usage-1", asked=12, replies=11, dropped=1, bytes_down=50, bytes_up=44),
         ],
-        sums=[SimpleNamespace(name=name) for name in ("1-usage-0", "1-outcome-0", "2-usage-1")],
-        budget=SimpleNamespace(epsilon=lambda specs: 0.5 * len(specs)),
-        published=[
-            SimpleNamespace(round=1, centroids=[0, 1], fleet=fleet),
-            SimpleNamespace(round=2, centroids=[0], fleet=np.full((1, len(OUTCOME)), -3.0)),
+        rounds=[
+            SimpleNamespace(round=1, centroids=[0, 1], fleet=fleet, epsilon=1.0),
+            SimpleNamespace(round=2, centroids=[0], fleet=np.full((1, len(OUTCOME_FIGURES)), -3.0), epsilon=1.5),
         ],
     )
 
 
 def test_a_round_sums_its_phases_and_divides_the_fleets_sums():
-    first, second = rounds.rows_of(make_flow())
+    first, second = rounds.rows_of(make_run())
     assert set(first) == set(rounds.COLUMNS)
     counts = {"round": 1, "phases": 3, "asked": 24, "replies": 22, "dropped": 2, "refused": 4, "bytes_down": 1000}
     assert first.items() >= (counts | {"bytes_up": 64, "seconds": 3.25, "clusters": 2, "epsilon": 1.0}).items()
@@ -47,7 +45,7 @@ def test_a_round_sums_its_phases_and_divides_the_fleets_sums():
 
 def test_the_file_has_a_header_and_empty_fields(tmp_path):
     path = tmp_path / rounds.FILE
-    rows = rounds.rows_of(make_flow())
+    rows = rounds.rows_of(make_run())
     rounds.write_rows(path, rows)
     lines = path.read_text().splitlines()
     assert lines[0] == ",".join(rounds.COLUMNS)

@@ -1,0 +1,171 @@
+"""The phases of a round, in the order in which the server goes through them: cluster, prefer, plan, deliver, evaluate.
+
+Each is a function of the flow that may be exchanged, see `fedcaptor.server.flow.Phases`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from fedcaptor.common.arrays import Array, Floats
+from fedcaptor.common.config import Config
+from fedcaptor.common.filter_clusters import filter_clusters
+from fedcaptor.common.preference import importance, join, layer_slices, normalise, share_out
+from fedcaptor.common.statistics import COOCCURRENCE, OUTCOME, SCORES, USAGE
+from fedcaptor.common.torch_engine.forward import normalise as to_input
+from fedcaptor.common.torch_engine.scores import taylor_scores
+from fedcaptor.server import catalogue as catalogues
+from fedcaptor.server import clusters, local
+from fedcaptor.server.catalogue import Catalogue
+from fedcaptor.server.flow import Flow, Phases
+from fedcaptor.server.journal import Result
+from fedcaptor.server.painting import Visualisation
+from fedcaptor.server.planning import ClusterPlan, plan_cluster
+from fedcaptor.server.submodels import deliver_submodels
+from fedcaptor.server.visualise import visualise
+
+
+def cluster_by_sums(flow: Flow, round: int, centroids: Floats | None, counts: Floats) -> tuple[Floats, Floats]:
+    """Federated k-means: first centroids from the co-occurrence of classes, then a private sum of usage a step."""
+    classes, settings = flow.base.groups.classes, flow.config.clusters
+    for step in flow.steps(round, COOCCURRENCE):
+        k = settings.k or min(settings.most, classes)
+        centroids = clusters.first_centroids(flow.sum(step, {}), k, flow.config.run.seed)
+    assert centroids is not None  # every run begins with co-occurrence
+    for step in flow.steps(round, USAGE):
+        sent = rounded(centroids)
+        blocks = flow.sum(step, {"centroids": sent.astype(np.float32)}, len(sent))
+        deviation = flow.budget.spec(step, len(sent)).deviation
+        centroids, counts = clusters.next_centroids(blocks, sent, deviation)
+        floor = flow.config.privacy.min_cohort + 2 * deviation * float(np.sqrt(classes))
+        centroids, counts = clusters.publishable(centroids, counts, floor, settings.alike, settings.k == 0)
+    return rounded(centroids), counts
+
+
+def cluster_by_answers(flow: Flow, round: int, centroids: Floats | None, counts: Floats) -> tuple[Floats, Floats]:
+    """Clusters from every phone's own answer, which is forgotten when the phase ends; asked once a run, as phones would
+    answer the same again.
+    """
+    if centroids is not None:
+        return centroids, counts
+    spec, name = flow.budget.spec, "usage-0"
+
+    def compute() -> Result:
+        answers = local.Answers(spec, flow.budget.cohort)
+        tally = flow.courier.answers(round, spec, flow.cohort(spec.digest), answers.add)
+        found, phones = local.published(answers, flow.config.clusters, flow.config.run.seed)
+        return flow.tallied(round, name, tally, {"centroids": found, "counts": phones})
+
+    _, stored = flow.phase(round, name, compute)
+    flow.charge(spec)
+    return rounded(stored["centroids"]), stored["counts"]
+
+
+def prefer(flow: Flow) -> Array | None:
+    """Filter preference [F, classes]: pictures and the phones' private scores, both halves joined; None where no phone
+    is asked for scores.
+    """
+    return prefer_by(flow, visual_profiles(flow))
+
+
+def prefer_by(flow: Flow, visual: Array) -> Array | None:
+    """As `prefer`, with given profiles from pictures [F, classes]."""
+    settings, groups = flow.config.scores, flow.base.groups
+    assignment = filter_clusters(visual, groups, settings.clusters_per_layer, flow.config.run.seed)
+    for group, rows in zip(groups.prunable, layer_slices(groups), strict=True):
+        flow.atlas[f"profile.{group.name}"] = visual[rows]
+        flow.atlas[f"cluster.{group.name}"] = assignment[rows]
+    joined = None
+    for step in flow.steps(1, SCORES):
+        sent = {"pool": assignment.astype(np.int32)}
+        mean, presence = flow.sum(step, sent, int(assignment.max()) + 1)
+        measured = share_out(mean, assignment, visual)
+        joined = join(measured, presence, visual, 1 - settings.measured, settings.shrink)
+        for group, rows in zip(groups.prunable, layer_slices(groups), strict=True):
+            flow.atlas[f"profile.{group.name}"] = joined[rows]
+    return joined
+
+
+def visual_profiles(flow: Flow) -> Array:
+    """Class profiles of all filters [F, classes], rows summing to one: by feature visualisation, or by Taylor scores on
+    reference images where it is off.
+    """
+    groups = flow.base.groups
+    if not flow.config.visualise.enabled:
+        x = to_input(flow.reference.x[:512], flow.base.mean, flow.base.std)
+        scores = taylor_scores(flow.base.module, groups, x, flow.reference.y[:512])
+        profile = normalise(list(scores.scores.values()))
+        return np.asarray((profile + 1e-9) / (profile + 1e-9).sum(1, keepdims=True), dtype=np.float32)
+
+    def compute() -> Result:
+        settings = Visualisation(steps=flow.config.visualise.steps, seed=flow.config.run.seed)
+        found = visualise(
+            flow.base, settings, flow.pictures, lambda done, total: flow.on_progress("visualise", done, total)
+        )
+        tensors: dict[str, Array] = {}
+        for name, seen in found.items():
+            tensors |= {f"picture.{name}": seen.pictures, f"profile.{name}": seen.profile}
+        return {}, tensors
+
+    _, stored = flow.phase(1, "visualise", compute)
+    flow.atlas |= stored
+    return np.concatenate([stored[f"profile.{group.name}"] for group in groups.prunable])
+
+
+def plan(flow: Flow, round: int, centroids: Floats, preference: Array | None) -> Catalogue:
+    """Every cluster's plan and submodel, from the server's reference images."""
+    config, groups = flow.config, flow.base.groups
+
+    def compute() -> Result:
+        made: list[ClusterPlan] = []
+        for k, centroid in enumerate(centroids):
+            factors = importance(groups, preference, centroid, config.scores.weight)
+            made += plan_cluster(
+                flow.base, centroid, flow.reference, config.planner, factors, config.run.seed, config.tiers
+            )
+            flow.on_progress("plans", k + 1, len(centroids))
+        return catalogues.pack(made, groups)
+
+    return catalogues.unpack(*flow.phase(round, "plans", compute), groups)
+
+
+def deliver(flow: Flow, round: int, centroids: Floats, made: Catalogue, preference: Array | None) -> float:
+    """Offer the catalogue to all phones; payload bytes that one phone fetched, on average."""
+    config, courier = flow.config, flow.courier
+
+    def compute() -> Result:
+        plans = made.plans if config.delivery.plans else []
+        tensors = catalogues.offered(config, flow.reference, flow.base.groups, centroids, plans, preference)
+        request = catalogues.offer(config, courier, round, tensors, plans)
+        if config.delivery.mode == "submodel":
+            tally = deliver_submodels(courier, request, tensors, made.plans, made.states, flow.nodes)
+        else:
+            _, tally = courier.deliver(request, tensors, flow.nodes)
+        return flow.tallied(round, "deliver", tally, {})
+
+    outcome, _ = flow.phase(round, "deliver", compute)
+    return float(outcome["tally"]["bytes_down"]) / max(len(flow.nodes), 1)
+
+
+def evaluate(flow: Flow, round: int, centroids: Floats) -> Floats | None:
+    """Sums of the phones' outcomes by cluster [K, figures]; None where there are no sums."""
+    fleet: Floats | None = None
+    for step in flow.steps(round, OUTCOME):
+        fleet = flow.sum(step, {"centroids": centroids.astype(np.float32)}, len(centroids))
+    return fleet
+
+
+def rounded(centroids: Floats) -> Floats:
+    """Centroids as phones receive them: six decimals, in single precision."""
+    return np.round(centroids, 6).astype(np.float32).astype(np.float64)
+
+
+BY_SUMS = Phases(cluster_by_sums, prefer, plan, deliver, evaluate)
+BY_ANSWERS = replace(BY_SUMS, cluster=cluster_by_answers)
+
+
+def phases_of(config: Config) -> Phases:
+    """The phases of a configuration: by sums, or by each phone's own answer."""
+    return BY_ANSWERS if config.privacy.sums == "local" else BY_SUMS

@@ -1,0 +1,78 @@
+"""What a run did, as frozen records: for the snapshot, the report, and who else reads a run's progress or its end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from fedcaptor.common.arrays import Array, Floats
+from fedcaptor.common.config import Config
+from fedcaptor.common.groups import ChannelGroups
+from fedcaptor.server.catalogue import Catalogue
+
+
+@dataclass(frozen=True)
+class PhaseRecord:
+    """One phase: its duration, and what became of its messages. `bytes_down` and `bytes_up` are payload bytes to and
+    from the phones; `refused` counts malformed replies by reason.
+    """
+
+    round: int
+    phase: str
+    seconds: float
+    asked: int = 0
+    replies: int = 0
+    dropped: int = 0
+    bytes_down: int = 0
+    bytes_up: int = 0
+    refused: Mapping[str, int] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The record as `details.json` has it."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, eq=False)
+class RoundRecord:
+    """What a round ended with. `centroids` [K, classes]; `counts` [K]: estimated phones of each cluster; `fleet`
+    [K, figures]: noisy sums of outcomes, None where answers are local; `delivered_bytes`: payload that one phone
+    fetched, on average; `epsilon`: ε of all sums so far, None without noise.
+    """
+
+    round: int
+    centroids: Floats
+    counts: Floats
+    catalogue: Catalogue
+    fleet: Floats | None
+    delivered_bytes: float
+    epsilon: float | None
+
+
+@dataclass(frozen=True, eq=False)
+class RunRecord:
+    """A run so far, or to its end.
+
+    `phones`: how many it has. `sums`: what is told of each sum. `epsilon`: ε for a phone that answered all of them,
+    `epsilon_server` the same towards a server that deviates; None without noise. `refused`: malformed replies by
+    reason. `lost`: sums that came to nothing, by phase and reason. `atlas`: pictures and profiles of filters.
+    `statistics`: decoded sums of statistics that are not FedCAPTOR's own, by name.
+    """
+
+    config: Config
+    groups: ChannelGroups
+    phones: int
+    rounds: tuple[RoundRecord, ...]
+    phases: tuple[PhaseRecord, ...]
+    sums: tuple[Mapping[str, Any], ...]
+    epsilon: float | None
+    epsilon_server: float | None
+    refused: Mapping[str, int]
+    lost: Mapping[tuple[str, str], int]
+    atlas: Mapping[str, Array]
+    statistics: Mapping[str, Any]
+
+    @property
+    def last(self) -> RoundRecord:
+        """The newest finished round. Raises IndexError before the first is finished."""
+        return self.rounds[-1]
