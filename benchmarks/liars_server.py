@@ -130,4 +130,5 @@ def plans_only(planned: bool, known: list[npt.NDArray[np.float32]]) -> Phases:
         plan,
         deliver=lambda flow, round, centroids, made, preference: 0.0,
         evaluate=lambda flow, round, centroids: None,
+        collect=lambda flow, round, centroids: {},
     )

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from fedcaptor.common.config import Config
-from fedcaptor.common.errors import PrivacyError
+from fedcaptor.common.errors import ConfigError, PrivacyError
 from fedcaptor.common.groups import ChannelGroups
 from fedcaptor.common.privacy.accounting import epsilon, sum_zcdp
 from fedcaptor.common.privacy.rotation import norm_for
@@ -175,7 +175,10 @@ class SumBudget:
 
 
 def budget_shares(config: Config) -> dict[str, float]:
-    """Share of the privacy budget by kind of sum; they add up to 1."""
+    """Share of the privacy budget by kind of sum; they add up to 1. Raises ConfigError where usage gets nothing."""
     given = {statistic.kind: statistic.share(config) for statistic in registered()}
     known = {kind: share for kind, share in given.items() if share is not None}
+    if sum(known.values()) >= 1:
+        shares = ", ".join(f"{kind} {share:g}" for kind, share in known.items())
+        raise ConfigError(f"statistics take {shares} of the privacy budget, nothing is left for usage: lower a share")
     return {kind: 1 - sum(known.values()) if share is None else share for kind, share in given.items()}

@@ -53,6 +53,7 @@ class Phases:
     `prefer(flow)`: filter preference [F, classes], once a run. `plan(flow, round, centroids, preference)`.
     `deliver(flow, round, centroids, catalogue, preference)`: payload bytes that one phone fetched.
     `evaluate(flow, round, centroids)`: sums of the phones' outcomes [K, figures], or None.
+    `collect(flow, round, centroids)`: other registered statistics, by name.
     """
 
     cluster: Callable[[Flow, int, Floats | None, Floats], tuple[Floats, Floats]]
@@ -60,6 +61,7 @@ class Phases:
     plan: Callable[[Flow, int, Floats, Array | None], Catalogue]
     deliver: Callable[[Flow, int, Floats, Catalogue, Array | None], float]
     evaluate: Callable[[Flow, int, Floats], Floats | None]
+    collect: Callable[[Flow, int, Floats], dict[str, Any]]
 
 
 @dataclass(eq=False)
@@ -98,6 +100,7 @@ class Flow:
             catalogue = self.phases.plan(self, round, centroids, preference)
             delivered = self.phases.deliver(self, round, centroids, catalogue, preference)
             fleet = self.phases.evaluate(self, round, centroids)
+            self.statistics |= self.phases.collect(self, round, centroids)
             epsilon = self.budget.epsilon(self._specs)
             self._rounds.append(RoundRecord(round, centroids, counts, catalogue, fleet, delivered, epsilon))
             self.on_phase(self.record)

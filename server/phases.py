@@ -6,6 +6,7 @@ Each is a function of the flow that may be exchanged, see `fedcaptor.server.flow
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from fedcaptor.common.arrays import Array, Floats
 from fedcaptor.common.config import Config
 from fedcaptor.common.filter_clusters import filter_clusters
 from fedcaptor.common.preference import importance, join, layer_slices, normalise, share_out
-from fedcaptor.common.statistics import COOCCURRENCE, OUTCOME, SCORES, USAGE
+from fedcaptor.common.statistics import BUILT_IN, COOCCURRENCE, OUTCOME, SCORES, USAGE, registered
 from fedcaptor.common.torch_engine.forward import normalise as to_input
 from fedcaptor.common.torch_engine.scores import taylor_scores
 from fedcaptor.server import catalogue as catalogues
@@ -157,12 +158,22 @@ def evaluate(flow: Flow, round: int, centroids: Floats) -> Floats | None:
     return fleet
 
 
+def collect(flow: Flow, round: int, centroids: Floats) -> dict[str, Any]:
+    """The decoded sums of statistics that others have registered, by name; of several in a round the last."""
+    found = {}
+    for step in flow.steps(round, *(statistic for statistic in registered() if statistic not in BUILT_IN)):
+        by_cluster = "centroids" in step.statistic.tensors
+        tensors = {"centroids": centroids.astype(np.float32)} if by_cluster else {}
+        found[step.statistic.name] = flow.sum(step, tensors, len(centroids) if by_cluster else 1)
+    return found
+
+
 def rounded(centroids: Floats) -> Floats:
     """Centroids as phones receive them: six decimals, in single precision."""
     return np.round(centroids, 6).astype(np.float32).astype(np.float64)
 
 
-BY_SUMS = Phases(cluster_by_sums, prefer, plan, deliver, evaluate)
+BY_SUMS = Phases(cluster_by_sums, prefer, plan, deliver, evaluate, collect)
 BY_ANSWERS = replace(BY_SUMS, cluster=cluster_by_answers)
 
 

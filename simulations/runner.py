@@ -115,7 +115,8 @@ def build_world(config: Config, directory: Path) -> World:
         config.run.seed,
         config.usage.corrections,
     )
-    stored.write_text(config.model_dump_json(indent=1))
+    with replacing(stored) as temporary:
+        temporary.write_text(config.model_dump_json(indent=1))
     reference = Reference(data.x[parts["reference"]], data.y[parts["reference"]])
     return World(config, directory, data, base, reference, phones, weights.stat().st_size)
 
@@ -210,8 +211,17 @@ def conclude(world: World, record: RunRecord, start: float, on_progress: OnProgr
         atlas = {name: np.ascontiguousarray(tensor) for name, tensor in record.atlas.items()}
         with replacing(world.directory / "atlas.safetensors") as temporary:
             temporary.write_bytes(safetensors.numpy.save(atlas))
+    if record.statistics:
+        _write_json(world.directory / "statistics.json", {name: _plain(v) for name, v in record.statistics.items()})
     write_report(world.directory)
     return summary
+
+
+def _plain(figure: Any) -> Any:
+    """A statistic's decoded figure as JSON has it: arrays become lists."""
+    if isinstance(figure, np.ndarray):
+        return figure.tolist()
+    return [_plain(part) for part in figure] if isinstance(figure, list | tuple) else figure
 
 
 def _write_json(path: Path, value: Any) -> None:

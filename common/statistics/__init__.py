@@ -21,6 +21,7 @@ from fedcaptor.common.statistics.scores import SCORES
 from fedcaptor.common.statistics.usage import COOCCURRENCE, USAGE
 
 __all__ = [
+    "BUILT_IN",
     "COOCCURRENCE",
     "OUTCOME",
     "OUTCOME_FIGURES",
@@ -37,6 +38,7 @@ __all__ = [
     "outcome_means",
     "register",
     "registered",
+    "unregister",
 ]
 
 _registry: dict[str, Statistic] = {}
@@ -77,5 +79,15 @@ def asked(kind: str, tensors: Iterable[str]) -> Statistic:
     return max(fitting, key=lambda statistic: len(statistic.tensors))
 
 
-for _statistic in (COOCCURRENCE, USAGE, SCORES, OUTCOME):
+def unregister(name: str) -> None:
+    """Take back what `register` added. Raises ConfigError for a built-in statistic, or one that is not there."""
+    if name not in _registry or _registry[name] in BUILT_IN:
+        raise ConfigError(f"statistic {name!r} is not one that was added: it cannot be removed")
+    del _registry[name]
+
+
+BUILT_IN = (COOCCURRENCE, USAGE, SCORES, OUTCOME)
+"""The statistics that every run by sums asks for, in the order of a round."""
+
+for _statistic in BUILT_IN:
     register(_statistic)
