@@ -1,0 +1,190 @@
+"""The flow of a run with phases and a courier made by hand: what is asked in which round, replayed and recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fedcaptor.common.arrays import Tensors
+from fedcaptor.common.config import load_config
+from fedcaptor.common.errors import ConfigError, PrivacyError, StateError
+from fedcaptor.common.privacy.sums import SumSpec
+from fedcaptor.common.statistics import COOCCURRENCE, OUTCOME, OUTCOME_FIGURES, USAGE
+from fedcaptor.server import phases as ours
+from fedcaptor.server.catalogue import Catalogue
+from fedcaptor.server.collect import Tally
+from fedcaptor.server.flow import Flow, Phases
+from fedcaptor.server.masked import Lost
+from fedcaptor.server.record import RunRecord
+from fedcaptor.server.start import open_run, run_digest
+from tests.server.test_budget import GROUPS
+
+SETTINGS = ["privacy.min_cohort=20", "privacy.noise=false", "scores.enabled=false", "clusters.k=2"]
+NODES = list(range(60))
+BASE: Any = SimpleNamespace(groups=GROUPS)
+NOTHING = Catalogue((), (), (), ())
+
+
+class Grid:
+    """A grid that only knows its nodes."""
+
+    def get_node_ids(self) -> Iterable[int]:
+        return reversed(NODES)
+
+
+class Courier:
+    """Answers as sixty phones would, each half of which meets one class alone; keeps what was asked."""
+
+    def __init__(self, lost: str = "") -> None:
+        self.asked: list[tuple[int, str, list[int]]] = []
+        self._lost = lost
+
+    def sum(self, round: int, kind: str, spec: SumSpec, tensors: Tensors, nodes: Iterable[int]) -> Any:
+        self.asked.append((round, spec.name, list(nodes)))
+        if spec.name.endswith(self._lost or "never"):
+            raise Lost("late", "too few phones")
+        total = np.zeros(spec.length)
+        if kind == "usage" and "centroids" not in tensors:
+            total[[0, -1]] = 30.0  # the diagonal's entries of the first and the last class
+        elif kind == "usage":
+            first = int(tensors["centroids"][:, 0].argmax())
+            blocks = np.zeros(tensors["centroids"].shape)
+            blocks[first, 0], blocks[1 - first, -1] = 30.0, 30.0
+            total = blocks.ravel()
+        else:
+            total = np.tile([30.0, *([15.0] * (len(OUTCOME_FIGURES) - 1))], 2)
+        return total, Tally(asked=60, replies=58, dropped=2, bytes_down=300, bytes_up=28)
+
+
+def phases(delivered: list[int]) -> Phases:
+    """Sums as ours; nothing is preferred or planned, and a delivery is noted."""
+
+    def deliver(flow: Flow, round: int, centroids: Any, made: Catalogue, preference: Any) -> float:
+        delivered.append(round)
+        return 10.0
+
+    return Phases(
+        cluster=ours.cluster_by_sums,
+        prefer=lambda flow: None,
+        plan=lambda flow, round, centroids, preference: NOTHING,
+        deliver=deliver,
+        evaluate=ours.evaluate,
+        collect=lambda flow, round, centroids: {"rounds": round},
+    )
+
+
+def run(state: Path, courier: Courier, *overrides: str, on_phase: Any = lambda record: None) -> tuple[RunRecord, list]:
+    """A whole run whose journal is in the folder `state`."""
+    config, delivered = load_config(None, [*SETTINGS, *overrides]), []
+    with open_run(
+        config,
+        BASE,
+        reference=None,  # type: ignore[arg-type]
+        grid=Grid(),  # type: ignore[arg-type]
+        digest=run_digest(config, BASE, len(NODES)),
+        state=f"sqlite:///{state / 'state.db'}",
+        pictures=state,
+        courier=courier,  # type: ignore[arg-type]
+        phases=phases(delivered),
+        on_phase=on_phase,
+    ) as flow:
+        return flow.run(), delivered
+
+
+def test_two_rounds_ask_for_their_sums_in_order_and_end_with_a_record(tmp_path: Path) -> None:
+    courier, seen = Courier(), []
+    record, delivered = run(tmp_path, courier, "run.rounds=2", on_phase=lambda r: seen.append(len(r.phases)))
+    names = ["1-usage-0", "1-usage-1", "1-usage-2", "1-outcome-0", "2-usage-1", "2-outcome-0"]
+    assert [name for _, name, _ in courier.asked] == names
+    assert all(nodes == NODES for *_, nodes in courier.asked)  # sorted
+    assert delivered == [1, 2]
+    assert [done.round for done in record.rounds] == [1, 2]
+    assert [f"{phase.round}-{phase.phase}" for phase in record.phases] == names
+    assert seen == [1, 2, 3, 4, 4, 5, 6, 6]  # after each phase, and after each round
+    np.testing.assert_allclose(sorted(record.last.centroids[:, 0]), [0, 1], atol=1e-6)
+    np.testing.assert_allclose(record.last.counts, [30, 30])
+    np.testing.assert_allclose(record.last.fleet, np.full((2, 7), 15) + np.eye(1, 7) * 15)
+    assert (record.phones, record.epsilon, record.statistics) == (60, None, {"rounds": 2})
+    assert [one["name"] for one in record.sums] == names
+    assert record.phases[0].dropped == 2
+
+
+def test_a_restarted_server_asks_only_for_what_is_missing_and_ends_alike(tmp_path: Path) -> None:
+    first = Courier(lost="2-usage-1")
+    with pytest.raises(Lost):
+        run(tmp_path, first, "run.rounds=2")
+    again = Courier()
+    record, delivered = run(tmp_path, again, "run.rounds=2")
+    assert [name for _, name, _ in again.asked] == ["2-usage-1", "2-outcome-0"]
+    assert delivered == [1, 2]
+    assert record.lost == {("usage-1", "late"): 1}
+    (tmp_path / "other").mkdir()
+    whole, _ = run(tmp_path / "other", Courier(), "run.rounds=2")
+    np.testing.assert_array_equal(record.last.centroids, whole.last.centroids)
+
+
+def test_another_configuration_may_not_go_on_with_a_journal(tmp_path: Path) -> None:
+    run(tmp_path, Courier())
+    with pytest.raises(StateError, match="the database belongs to run"):
+        run(tmp_path, Courier(), "run.seed=1")
+
+
+def test_a_cohort_is_a_sample_that_a_restart_draws_again(tmp_path: Path) -> None:
+    courier = Courier()
+    run(tmp_path, courier, "rounds.cohort=25", "privacy.min_cohort=20")
+    cohorts = [nodes for *_, nodes in courier.asked]
+    assert all(len(nodes) == 25 and nodes == sorted(set(nodes)) for nodes in cohorts)
+    assert len({tuple(nodes) for nodes in cohorts}) > 1
+    (tmp_path / "other").mkdir()
+    again = Courier()
+    run(tmp_path / "other", again, "rounds.cohort=25", "privacy.min_cohort=20")
+    assert again.asked == courier.asked
+
+
+def test_too_few_phones_are_refused_before_anything_is_asked(tmp_path: Path) -> None:
+    courier = Courier()
+    with pytest.raises(PrivacyError, match=r"the cohort has 60 phones, privacy\.min_cohort is 70"):
+        run(tmp_path, courier, "privacy.min_cohort=70")
+    assert courier.asked == []
+
+
+def test_a_tier_that_nothing_fits_is_refused(tmp_path: Path) -> None:
+    config = load_config(None, SETTINGS).model_copy(
+        update={"tiers": (SimpleNamespace(name="tiny", share=1.0, macs=1.0, bytes=1),)}
+    )
+    with (
+        pytest.raises(ConfigError, match="tier tiny"),
+        open_run(config, BASE, None, Grid(), digest="0" * 64, state="sqlite://", pictures=tmp_path),  # type: ignore[arg-type]
+    ):
+        pass
+
+
+def test_phones_that_came_first_stay_the_runs_phones(tmp_path: Path) -> None:
+    """Also when other nodes are connected after a restart."""
+    config = load_config(None, SETTINGS)
+    found = []
+    for nodes in (NODES, NODES[5:]):
+        with open_run(
+            config,
+            BASE,
+            None,  # type: ignore[arg-type]
+            Grid(),  # type: ignore[arg-type]
+            digest="0" * 64,
+            state=f"sqlite:///{tmp_path / 'state.db'}",
+            pictures=tmp_path,
+            wait_for_nodes=lambda nodes=nodes: nodes,
+        ) as flow:
+            found.append(flow.nodes)
+    assert found == [NODES, NODES]
+
+
+def test_steps_of_a_round_are_those_of_the_statistics_asked_for(tmp_path: Path) -> None:
+    config = load_config(None, [*SETTINGS, "run.rounds=2", "clusters.iterations=2"])
+    with open_run(config, BASE, None, Grid(), digest="0" * 64, state="sqlite://", pictures=tmp_path) as flow:  # type: ignore[arg-type]
+        assert [step.name for step in flow.steps(1, COOCCURRENCE, USAGE)] == ["usage-0", "usage-1", "usage-2"]
+        assert [step.name for step in flow.steps(2, COOCCURRENCE, OUTCOME)] == ["outcome-0"]
