@@ -34,6 +34,7 @@ from fedcaptor.common.preference import layer_slices, normalise
 from fedcaptor.common.privacy import plausible
 from fedcaptor.common.privacy.noise import discrete_gaussian
 from fedcaptor.common.privacy.sums import SumSpec, decode, quantised, wrapped
+from fedcaptor.common.random_streams import stream_of_digest
 from fedcaptor.common.statistics import SCORES, FilterScores, asked
 from fedcaptor.common.torch_engine.base import BaseModel
 from fedcaptor.common.torch_engine.forward import normalise as to_input
@@ -196,7 +197,7 @@ class FleetCourier(Courier):
     ) -> tuple[NDArray[Any], Tally]:
         """As the grid's phones would answer it. Raises PrivacyError for a sum that honest ones cannot have made."""
         numbers = np.fromiter(nodes, np.int64) - FIRST_NODE
-        rng = np.random.default_rng([*self.seed, int(spec.digest[:15], 16)])
+        rng = stream_of_digest(self.seed, spec.digest, 15)
         decoded = fleet_sum(
             self.fleet,
             kind,

@@ -16,6 +16,7 @@ from fedcaptor.common.arrays import Floats, Indices, Tensors
 from fedcaptor.common.errors import PrivacyError
 from fedcaptor.common.privacy import plausible
 from fedcaptor.common.privacy.sums import SumSpec
+from fedcaptor.common.random_streams import Stream, stream, stream_of_digest
 from fedcaptor.server.collect import Tally
 from fedcaptor.simulations.local_grid import FIRST_NODE
 
@@ -42,7 +43,7 @@ class LiarsCourier(FleetCourier):
         everybody = len(self.liars)
         parts = np.arange(everybody)[None]
         if self.cohort:
-            order = np.random.default_rng([*self.seed, int(spec.digest[:15], 16)]).permutation(everybody)
+            order = stream_of_digest(self.seed, spec.digest, 15).permutation(everybody)
             parts = np.sort(order[: everybody // self.cohort * self.cohort].reshape(-1, self.cohort))
         sums = [self._of_cohort(kind, spec, tensors, part, number) for number, part in enumerate(parts)]
         kept = [total for total in sums if total is not None]
@@ -131,7 +132,7 @@ def room(honest: Floats, spec: SumSpec, replies: int) -> float:
 
 def chosen(phones: int, honest: int, share: float, seed: int) -> npt.NDArray[np.bool_]:
     """Who lies [phones], never the first `honest`; of a larger share the same and more."""
-    order = np.random.default_rng([seed, 21]).permutation(np.arange(honest, phones))
+    order = stream(seed, Stream.MALICIOUS).permutation(np.arange(honest, phones))
     return np.isin(np.arange(phones), order[: round(share * phones)])
 
 

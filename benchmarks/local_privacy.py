@@ -17,6 +17,7 @@ from fedcaptor.common.arrays import Floats
 from fedcaptor.common.config import Config, parse
 from fedcaptor.common.errors import ConfigError
 from fedcaptor.common.groups import ChannelGroups
+from fedcaptor.common.random_streams import Stream, stream
 from fedcaptor.common.statistics import USAGE
 from fedcaptor.common.statistics import nearest as nearest_to
 from fedcaptor.common.statistics.usage import cooccurrence, cooccurrence_matrix
@@ -64,7 +65,7 @@ def by_sums(usage: Floats, config: Config, groups: ChannelGroups | None) -> Floa
     """Centroids as the server makes them from sums, the noise of each drawn at once; without noise if no `groups`."""
     phones, classes = usage.shape
     budget = SumBudget(config, groups, phones) if groups else None
-    rng, centroids = np.random.default_rng([config.run.seed, 11]), None
+    rng, centroids = stream(config.run.seed, Stream.SUMMED_NOISE), None
     for step in (step for step in steps(config) if step.kind == USAGE.kind):
         blocks = 1 if centroids is None else len(centroids)
         deviation = budget.spec(step, blocks).deviation if budget else 0.0
@@ -87,7 +88,7 @@ def by_answers(usage: Floats, config: Config) -> Floats:
     """Centroids from answers that phones draw."""
     phones, classes = usage.shape
     budget = local.LocalBudget.of(config.privacy, classes, phones, 0)
-    answers, rng = local.Answers(budget.spec, phones), np.random.default_rng([config.run.seed, 12])
+    answers, rng = local.Answers(budget.spec, phones), stream(config.run.seed, Stream.LOCAL_ANSWERS)
     for of_phone in usage:
         answers.add(budget.spec.draw(of_phone, rng))
     return local.published(answers, config.clusters, config.run.seed)[0]

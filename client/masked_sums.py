@@ -18,6 +18,7 @@ from fedcaptor.client.identity import identity
 from fedcaptor.client.ledger import DECLINED, Ledger
 from fedcaptor.common.errors import PrivacyError
 from fedcaptor.common.privacy.sums import SumSpec
+from fedcaptor.common.random_streams import stream_of_digest
 from fedcaptor.common.secure.messages import MASKING
 from fedcaptor.common.secure.phone import PhoneSum
 from fedcaptor.common.secure.terms import Terms
@@ -48,7 +49,7 @@ class Side:
         if self.seed is None:
             return PhoneSum(self.terms, identity(self.folder), stored=stored)
         lasting = np.random.default_rng([*self.seed[:-1], *b"identity"]).bytes
-        drawn = np.random.default_rng([*self.seed, int(self.terms.digest[:16], 16)]).bytes
+        drawn = stream_of_digest(self.seed, self.terms.digest).bytes
         return PhoneSum(self.terms, identity(self.folder, lasting), drawn, stored=stored)
 
 

@@ -23,6 +23,7 @@ from fedcaptor.common.messages import DeliverRequest, LocalRequest, MaskedReques
 from fedcaptor.common.privacy.local import Bits
 from fedcaptor.common.privacy.noise import system_generator
 from fedcaptor.common.privacy.sums import SumSpec, encode
+from fedcaptor.common.random_streams import stream_of_digest
 from fedcaptor.common.secure.messages import MASKING
 
 if TYPE_CHECKING:
@@ -160,4 +161,4 @@ class Phone:
     def _noise(self, digest: str) -> np.random.Generator:
         if self.seed is None:
             return system_generator()
-        return np.random.default_rng([*self.seed, int(digest[:16], 16)])
+        return stream_of_digest(self.seed, digest)

@@ -13,8 +13,7 @@ from fedcaptor.common.config import Config, Tier
 from fedcaptor.common.errors import ConfigError
 from fedcaptor.common.groups import ChannelGroups
 from fedcaptor.common.planner import Budget
-
-DRAW = 4  # stream of the run's seed
+from fedcaptor.common.random_streams import Stream, stream
 
 
 def within(tier: Tier | None, macs: float, multiple: int) -> Budget:
@@ -49,7 +48,7 @@ def drawn(config: Config, phone: int) -> Tier | None:
     if not config.tiers:
         return None
     shares = np.cumsum([tier.share for tier in config.tiers])
-    place = np.random.default_rng([config.run.seed, DRAW, phone]).random() * shares[-1]
+    place = stream(config.run.seed, Stream.TIER, phone).random() * shares[-1]
     return config.tiers[int(np.searchsorted(shares, place, side="right"))]
 
 

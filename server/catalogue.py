@@ -14,6 +14,7 @@ from fedcaptor.common.groups import ChannelGroups, State
 from fedcaptor.common.messages import DeliverRequest, digest_of
 from fedcaptor.common.plan import Plan
 from fedcaptor.common.plan_bits import pack_plan, unpack_plan
+from fedcaptor.common.random_streams import Stream, stream
 from fedcaptor.common.torch_engine.base import BaseModel, Submodel
 from fedcaptor.server.collect import Courier
 from fedcaptor.server.journal import Result
@@ -71,7 +72,7 @@ def offered(
     """What all phones are offered alike."""
     tensors: Tensors = {"centroids": centroids.astype(np.float32)}
     if config.personal.reference:
-        chosen = reference.pack(config.personal.reference, np.random.default_rng([config.run.seed, 7]))
+        chosen = reference.pack(config.personal.reference, stream(config.run.seed, Stream.REFERENCE))
         tensors["reference"] = reference.x[chosen]
         tensors["reference_labels"] = reference.y[chosen].astype(np.int32)
     if preference is not None and config.scores.weight > 0:

@@ -14,6 +14,7 @@ import numpy as np
 
 from fedcaptor.common.arrays import Array, Floats, Tensors
 from fedcaptor.common.config import Config
+from fedcaptor.common.random_streams import stream_of_digest
 from fedcaptor.common.statistics import Statistic
 from fedcaptor.common.torch_engine.base import BaseModel
 from fedcaptor.server.budget import Step, steps
@@ -167,5 +168,5 @@ class Flow:
         """The phones asked: all, or a sample drawn by the sum's digest, the same after a restart."""
         if self.budget.cohort >= len(self.nodes):
             return self.nodes
-        rng = np.random.default_rng([self.config.run.seed, int(digest[:15], 16)])
+        rng = stream_of_digest([self.config.run.seed], digest, 15)
         return sorted(rng.choice(self.nodes, self.budget.cohort, replace=False).tolist())

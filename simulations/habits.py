@@ -8,6 +8,7 @@ import numpy.typing as npt
 from fedcaptor.common.arrays import Indices
 from fedcaptor.common.config import Population as Settings
 from fedcaptor.common.errors import ConfigError
+from fedcaptor.common.random_streams import Stream, stream
 
 Shares = npt.NDArray[np.float64]
 LEAST = 0.1  # of an even share: a class that is never met is no class of the owner's
@@ -19,7 +20,7 @@ def draw_habits(settings: Settings, classes: int, rounds: int, seed: int) -> Sha
     """
     if settings.classes_max > classes:
         raise ConfigError(f"population.classes_max is {settings.classes_max}, the data has {classes} classes: lower it")
-    rng = np.random.default_rng([seed, 1])
+    rng = stream(seed, Stream.HABITS)
     weights = _weights(settings, classes, rng)
     group = rng.integers(len(weights), size=settings.phones)
     shares = np.empty((rounds, settings.phones, classes))

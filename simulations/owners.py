@@ -11,6 +11,7 @@ import numpy.typing as npt
 from fedcaptor.common.arrays import Indices
 from fedcaptor.common.config import Population as Settings
 from fedcaptor.common.errors import ConfigError, DataError
+from fedcaptor.common.random_streams import Stream, stream
 
 SMALLEST_OWNER = 12
 PARTITIONERS = (
@@ -64,7 +65,7 @@ def partitioned(labels: Indices, owner: Indices | None, settings: Settings, seed
         raise ConfigError(f"population.partitioner is {name!r}, known are {', '.join(PARTITIONERS)}")
     kind = getattr(offered, name)
     arguments = _arguments(kind, settings, seed)
-    image = np.random.default_rng([seed, 4]).permutation(len(labels))
+    image = stream(seed, Stream.PARTITION).permutation(len(labels))
     columns = {"image": image, "label": labels[image]} | ({} if owner is None else {"owner": owner[image]})
     phone_of = np.full(len(labels), -1, dtype=np.int64)
     try:

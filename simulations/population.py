@@ -18,6 +18,7 @@ from fedcaptor.common.config import Population as Settings
 from fedcaptor.common.data.source import Dataset
 from fedcaptor.common.data.splits import pool
 from fedcaptor.common.errors import ConfigError, DataError
+from fedcaptor.common.random_streams import Stream, stream
 from fedcaptor.simulations.habits import Shares, draw_habits
 from fedcaptor.simulations.owners import dealt, natural_owners, partitioned, shares_of
 
@@ -70,7 +71,7 @@ def _corrections(use: Indices, labels: Indices, share: float, seed: int) -> Indi
     """What owners would correct predictions to: the true label of a drawn share of images, -1 elsewhere."""
     if share == 0:
         return np.full((use.shape[0], 1, 1), -1, dtype=np.int16)
-    chosen = (np.random.default_rng([seed, 3]).random(use.shape) < share) & (use >= 0)
+    chosen = (stream(seed, Stream.CORRECTIONS).random(use.shape) < share) & (use >= 0)
     return np.where(chosen, labels[np.maximum(use, 0)], -1).astype(np.int16)
 
 
@@ -88,7 +89,7 @@ def _images_by_habits(data: Dataset, parts: dict[str, Indices], settings: Settin
         sizes = np.bincount(labels, minlength=len(data.names))
         index = np.empty((rounds, settings.phones, count), dtype=np.int32)
         for round in range(rounds):
-            rng = np.random.default_rng([seed, 2, number, round])
+            rng = stream(seed, Stream.IMAGES, number, round)
             index[round] = images[_draw(shares[round], sizes, count, settings.out_of_set, rng)]
         drawn[part] = index
     return drawn
@@ -131,6 +132,6 @@ def _images_of_owners(data: Dataset, parts: dict[str, Indices], settings: Settin
     phone_of = np.full(len(data.y), -1, dtype=np.int64)
     phone_of[images] = found
     for number, (part, limit) in enumerate(_limits(settings).items()):
-        rng = np.random.default_rng([seed, 5, number])
+        rng = stream(seed, Stream.OWN_IMAGES, number)
         drawn[part] = dealt(parts[part], phone_of[parts[part]], len(shares), limit, rounds, rng)
     return drawn
