@@ -25,11 +25,11 @@ def step(model: str, images: int, macs: float, seed: int) -> dict[str, float]:
 
     Random weights and images take the same time and memory as others: every matrix has the same size.
     """
-    from benchmarks.peak import peak_rss
     from benchmarks.submodels import random_base
     from fedcaptor.common.planner import Budget
     from fedcaptor.common.torch_engine.latency import one_thread
     from fedcaptor.common.torch_engine.prune import Evidence
+    from fedcaptor.simulations.memory import peak_rss
 
     with one_thread():
         base = random_base(model, SHAPE, seed)

@@ -14,6 +14,7 @@ from typing import Any
 from fedcaptor.common.config import Config
 from fedcaptor.common.errors import ConfigError, StateError
 from fedcaptor.common.files import replacing
+from fedcaptor.simulations.seeds import parse_seeds
 
 Row = dict[str, Any]
 
@@ -130,14 +131,12 @@ def command_line(benchmark: str, path: Path, **options: str | int | float | None
 
 def numbers(text: str) -> list[int]:
     """`0..2` or `100,30,12` as numbers."""
-    first, dots, last = text.partition("..")
     try:
-        found = list(range(int(first), int(last) + 1)) if dots else [int(part) for part in text.split(",")]
-    except ValueError:
-        found = []
-    if not found or min(found) < 0 or len(set(found)) < len(found):
-        raise ConfigError(f"{text!r} must be different whole numbers such as 100,30,12, or a range such as 0..2")
-    return found
+        return list(parse_seeds(text))
+    except ConfigError:
+        raise ConfigError(
+            f"{text!r} must be different whole numbers such as 100,30,12, or a range such as 0..2"
+        ) from None
 
 
 def floats(text: str) -> list[float]:

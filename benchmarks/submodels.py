@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from benchmarks.peak import peak_rss
 from fedcaptor.common.errors import FedcaptorError, PlanError
 from fedcaptor.common.groups import ChannelGroups
 from fedcaptor.common.plan import Plan
@@ -24,6 +23,7 @@ from fedcaptor.common.torch_engine.network import state_of
 from fedcaptor.common.torch_engine.prune import Evidence
 from fedcaptor.common.torch_engine.registry import build
 from fedcaptor.common.torch_engine.trace import trace
+from fedcaptor.simulations.memory import peak_rss
 
 CLASSES, MULTIPLE = 10, 8
 Shape = tuple[int, int, int]

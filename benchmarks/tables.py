@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
-from scipy.stats import t as student_t
+from fedcaptor.simulations.sweep import half_width
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Spread:
         """Of that interval; infinite for one seed."""
         if self.count < 2:
             return math.inf
-        return float(student_t.ppf(0.975, self.count - 1)) * self.deviation / math.sqrt(self.count)
+        return half_width(self.deviation, self.count)
 
     def text(self, scale: float = 1.0, digits: int = 1, sign: bool = False) -> str:
         """`94.7 ± 0.3`, or the mean alone of one seed."""

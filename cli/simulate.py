@@ -14,7 +14,7 @@ from rich.table import Table
 from fedcaptor.common.config import Config, load_config
 from fedcaptor.common.errors import StateError
 from fedcaptor.simulations.runner import remove_run, simulate
-from fedcaptor.simulations.sweep import parse_seeds
+from fedcaptor.simulations.seeds import parse_seeds
 from fedcaptor.simulations.sweep_folder import folder_of, is_sweep, run_sweep
 
 STEPS = {

@@ -10,7 +10,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, Metadata, RecordDict
@@ -21,6 +21,7 @@ from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
+from fedcaptor.common.config import Faults
 from fedcaptor.common.errors import ConfigError
 
 FIRST_NODE = 1001
@@ -31,39 +32,19 @@ App = Callable[[Message, Context], Message]
 Value = str | int | float | bool
 
 
-@dataclass(frozen=True)
-class Faults:
-    """Shares of messages that go wrong, drawn from `seed`, the node and the message alone: a replay fails alike.
+def fault_of(faults: Faults, seed: int, node: int, message: bytes) -> tuple[str, np.random.Generator]:
+    """The fault of a message to `node`, a key of `[faults]` or `ok`, and a generator for a malformed reply.
 
-    `dropout`: answered by an error. `silence`: never answered. `stall`: answered after `stall_seconds`.
-    `rubbish`: answered by a damaged reply. At most one happens to a message, so the shares add up to 1 at most.
+    It depends on `seed`, the node and the `message` alone, so a run that is replayed fails alike.
     """
-
-    dropout: float = 0.0
-    silence: float = 0.0
-    stall: float = 0.0
-    rubbish: float = 0.0
-    stall_seconds: float = 60.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if not math.isfinite(value) or value < 0:
-                raise ConfigError(f"faults: {field.name} {value} must be finite and at least 0")
-        if self.dropout + self.silence + self.stall + self.rubbish > 1 + 1e-9:
-            raise ConfigError("faults: dropout, silence, stall and rubbish add up to more than 1; lower them")
-
-    def draw(self, node: int, key: bytes) -> tuple[str, np.random.Generator]:
-        """The fate of one message (`ok` or a field's name) and the generator that a damaged reply is made with."""
-        seed = hashlib.sha256(f"{self.seed}/{node}/".encode() + key).digest()
-        rng = np.random.default_rng(int.from_bytes(seed, "big"))
-        point, reached = rng.random(), 0.0
-        for name in ("dropout", "silence", "stall", "rubbish"):
-            reached += getattr(self, name)
-            if point < reached:
-                return name, rng
-        return "ok", rng
+    digest = hashlib.sha256(f"{seed}/{node}/".encode() + message).digest()
+    rng = np.random.default_rng(int.from_bytes(digest, "big"))
+    point, reached = rng.random(), 0.0
+    for name in ("dropout", "silence", "stall", "rubbish"):
+        reached += getattr(faults, name)
+        if point < reached:
+            return name, rng
+    return "ok", rng
 
 
 @dataclass(frozen=True)
@@ -74,8 +55,8 @@ class _Sent:
     due: float
 
 
-def damage(content: RecordDict, rng: np.random.Generator) -> RecordDict:
-    """A reply as a broken or hostile phone would send it: one of five kinds of damage, drawn from `rng`."""
+def malformed(content: RecordDict, rng: np.random.Generator) -> RecordDict:
+    """The reply `content` as a broken or malicious phone would send it, with one of five defects drawn from `rng`."""
     kind = int(rng.integers(5))
     noise = rng.bytes(64)
     if kind == 0:
@@ -86,14 +67,14 @@ def damage(content: RecordDict, rng: np.random.Generator) -> RecordDict:
             out[name] = ConfigRecord({key: noise.hex() for key in record})
         elif kind == 2 and isinstance(record, ArrayRecord):
             cut = {k: Array(a.dtype, tuple(a.shape), a.stype, a.data[: len(a.data) // 2]) for k, a in record.items()}
-            out[name] = ArrayRecord({**cut, "rubbish": Array("float32", (16,), "numpy.ndarray", noise)})
+            out[name] = ArrayRecord({**cut, "extra": Array("float32", (16,), "numpy.ndarray", noise)})
         elif kind == 3 and isinstance(record, ArrayRecord):
             huge = {k: Array(a.dtype, (1 << 30, 1 << 30), a.stype, a.data) for k, a in record.items()}
-            out[name] = ArrayRecord({**huge, "rubbish": Array("float32", (1 << 30,), "numpy.ndarray", noise)})
+            out[name] = ArrayRecord({**huge, "extra": Array("float32", (1 << 30,), "numpy.ndarray", noise)})
         else:
             out[name] = record
     if kind == 4:
-        out["rubbish"] = ArrayRecord({"x": Array("object", (1,), "numpy.ndarray", noise)})
+        out["extra"] = ArrayRecord({"x": Array("object", (1,), "numpy.ndarray", noise)})
     return out
 
 
@@ -104,7 +85,8 @@ def _to_bytes(message: Message) -> bytes:
 class LocalGrid(Grid):
     """A grid of `nodes` phones with ids from 1001; `app` answers with a Context whose node_config has `partition-id`.
 
-    Pulling yields replies one by one as phones answer: a caller that stops early leaves the rest unanswered.
+    Pulling yields replies one by one as phones answer: a caller that stops early leaves the rest unanswered. `faults`
+    are the shares of messages that go wrong, at most one way each; `seed` draws which.
     """
 
     def __init__(
@@ -113,6 +95,7 @@ class LocalGrid(Grid):
         nodes: int,
         *,
         faults: Faults | None = None,
+        seed: int = 0,
         run_config: Mapping[str, Value] | None = None,
         node_config: Mapping[str, Value] | None = None,
         run_id: int = 1,
@@ -123,7 +106,7 @@ class LocalGrid(Grid):
         if nodes < 1:
             raise ConfigError(f"grid: nodes {nodes} must be at least 1")
         self._app, self._ids = app, range(FIRST_NODE, FIRST_NODE + nodes)
-        self._faults = faults or Faults()
+        self._faults, self._seed = faults or Faults(), seed
         self._run_config, self._node_config = dict(run_config or {}), dict(node_config or {})
         self._run = Run.create_empty(run_id)
         self._clock, self._sleep = clock, sleep
@@ -143,11 +126,6 @@ class LocalGrid(Grid):
     def run(self) -> Run:
         """The run that messages belong to."""
         return self._run
-
-    @property
-    def pending(self) -> int:
-        """Messages that were pushed and not answered."""
-        return len(self._sent)
 
     def create_message(
         self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
@@ -221,16 +199,17 @@ class LocalGrid(Grid):
         self._uses[digest] += 1
         self.bytes_down += proto.ByteSize()
         node = message.metadata.dst_node_id
-        fate = self._fate(node, message.metadata, digest)[0]
-        delay = {"silence": math.inf, "stall": self._faults.stall_seconds}.get(fate, 0.0)
+        fault = self._fault(node, message.metadata, digest)[0]
+        delay = {"silence": math.inf, "stall": self._faults.stall_seconds}.get(fault, 0.0)
         self._sent[message_id] = _Sent(proto.metadata.SerializeToString(), digest, node, self._clock() + delay)
         return message_id
 
-    def _fate(self, node: int, metadata: Metadata, digest: bytes) -> tuple[str, np.random.Generator]:
-        return self._faults.draw(node, f"{metadata.group_id}/{metadata.message_type}/".encode() + digest)
+    def _fault(self, node: int, metadata: Metadata, digest: bytes) -> tuple[str, np.random.Generator]:
+        message = f"{metadata.group_id}/{metadata.message_type}/".encode() + digest
+        return fault_of(self._faults, self._seed, node, message)
 
     def _take(self, message_id: str) -> tuple[str, _Sent, Message]:
-        """The message is answered from now on: it is no longer kept here."""
+        """A message that is about to be answered, with its content; the grid forgets it."""
         sent = self._sent.pop(message_id)
         proto = ProtoMessage()
         proto.metadata.ParseFromString(sent.metadata)
@@ -246,14 +225,14 @@ class LocalGrid(Grid):
         return message_from_proto(ProtoMessage.FromString(raw))
 
     def _answer(self, message_id: str, sent: _Sent, request: Message) -> bytes:
-        """The phone's reply; with several workers, phones answer side by side."""
-        fate, rng = self._fate(sent.node, request.metadata, sent.content)
-        if fate == "dropout" or sent.node not in self._ids:
+        """The phone's reply as bytes; with several workers, phones answer at the same time."""
+        fault, rng = self._fault(sent.node, request.metadata, sent.content)
+        if fault == "dropout" or sent.node not in self._ids:
             reply = Message(Error(ErrorCode.NODE_UNAVAILABLE, "the phone is gone"), reply_to=request)
         else:
             reply = self._call(request, sent.node)
-            if fate == "rubbish" and reply.has_content():
-                reply.content = damage(reply.content, rng)
+            if fault == "rubbish" and reply.has_content():
+                reply.content = malformed(reply.content, rng)
         reply.metadata.__dict__["_message_id"] = f"{message_id}-r"
         return _to_bytes(reply)
 

@@ -1,4 +1,4 @@
-"""`rounds.csv`: one row for each round, of what the server knows when the round ends. No true accuracy is in it."""
+"""`rounds.csv`: a row for each round with what the server knows when the round ends. No true accuracy is in it."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from typing import Any
 from fedcaptor.common.files import replacing
 from fedcaptor.common.statistics import outcome_means
 from fedcaptor.server.record import RoundRecord, RunRecord
-
-FILE = "rounds.csv"
+from fedcaptor.simulations.records import Round
 
 FLEET = ("agreement_cluster", "agreement", "macs", "parameters", "escalated")
 COLUMNS = {
@@ -32,29 +31,33 @@ COLUMNS = {
     "parameters": "parameters of the phones' models, as a ratio of the full model's",
     "escalated": "share of check images that go on to the full model",
 }
-"""Meaning by column. From `agreement_cluster` on they are means over the fleet from a private sum, noise included;
-empty where the noise leaves no phone to divide by, and with local answers, which have no such sum."""
+"""The columns of the file, which are the fields of `Round`, with their meanings. From `agreement_cluster` on they are
+means over the fleet from a private sum, noise included; empty where the noise leaves no phone to divide by, and with
+local answers, which have no such sum."""
 
 
-def rows_of(record: RunRecord) -> list[dict[str, Any]]:
-    """One row for each finished round, keys as in `COLUMNS`; None where a figure is unknown."""
-    return [_row(record, done) for done in record.rounds]
+def rounds_of(run: RunRecord) -> tuple[Round, ...]:
+    """A record of each finished round; None where a figure is unknown."""
+    return tuple(_round(run, done) for done in run.rounds)
 
 
-def _row(record: RunRecord, done: RoundRecord) -> dict[str, Any]:
-    phases = [phase for phase in record.phases if phase.round == done.round]
+def _round(run: RunRecord, done: RoundRecord) -> Round:
+    phases = [phase for phase in run.phases if phase.round == done.round]
     means = outcome_means(done.fleet) or {}
-    counted = ("asked", "replies", "dropped", "bytes_down", "bytes_up")
-    return {
-        "round": done.round,
-        "phases": len(phases),
-        **{name: sum(int(getattr(phase, name)) for phase in phases) for name in counted},
-        "refused": sum(sum(phase.refused.values()) for phase in phases),
-        "seconds": round(sum(phase.seconds for phase in phases), 3),
-        "clusters": len(done.centroids),
-        "epsilon": done.epsilon,
+    return Round(
+        round=done.round,
+        phases=len(phases),
+        asked=sum(phase.asked for phase in phases),
+        replies=sum(phase.replies for phase in phases),
+        dropped=sum(phase.dropped for phase in phases),
+        bytes_down=sum(phase.bytes_down for phase in phases),
+        bytes_up=sum(phase.bytes_up for phase in phases),
+        refused=sum(sum(phase.refused.values()) for phase in phases),
+        seconds=round(sum(phase.seconds for phase in phases), 3),
+        clusters=len(done.centroids),
+        epsilon=done.epsilon,
         **{name: means.get(name) for name in FLEET},
-    }
+    )
 
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]], columns: Iterable[str] = COLUMNS) -> None:

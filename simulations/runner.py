@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import json
 import os
-import resource
 import shutil
 import time
 from collections.abc import Callable
@@ -34,8 +33,9 @@ from fedcaptor.server.monitor import Monitor
 from fedcaptor.server.planning import Reference
 from fedcaptor.server.record import RunRecord
 from fedcaptor.server.start import courier_of, open_run, run_digest
-from fedcaptor.simulations import rounds
-from fedcaptor.simulations.local_grid import App, Faults, LocalGrid, VirtualClock
+from fedcaptor.simulations import records, rounds
+from fedcaptor.simulations.local_grid import App, LocalGrid, VirtualClock
+from fedcaptor.simulations.memory import peak_rss
 from fedcaptor.simulations.oracle import Oracle
 from fedcaptor.simulations.population import prepare
 from fedcaptor.simulations.report import write_report
@@ -128,11 +128,11 @@ def local_grid(world: World, clock: VirtualClock, around: Callable[[App], App] =
         number = int(context.node_config["partition-id"])
         return simulated_phone(world.directory, world.config, world.base, number)
 
-    faults = world.config.faults
     return LocalGrid(
         around(make_app(phone_of)),
         world.phones,
-        faults=Faults(**faults.model_dump(), seed=world.config.run.seed),
+        faults=world.config.faults,
+        seed=world.config.run.seed,
         clock=clock.time,
         sleep=clock.sleep,
         workers=WORKERS,
@@ -201,20 +201,20 @@ def conclude(world: World, record: RunRecord, start: float, on_progress: OnProgr
     for number in range(world.phones):
         figures.append(oracle.phone(number, last.round))
         on_progress("oracle", number + 1, world.phones)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    summary = summary_of(world, record, figures, time.monotonic() - start, peak)
+    summary = summary_of(world, record, figures, time.monotonic() - start, peak_rss())
     details = details_of(world, record, figures)
-    _write_json(world.directory / "summary.json", summary)
-    _write_json(world.directory / "details.json", details)
-    rounds.write_rows(world.directory / rounds.FILE, details["rounds"])
+    records.write(world.directory / records.SUMMARY, summary)
+    records.write(world.directory / records.DETAILS, details)
+    rounds.write_rows(world.directory / records.ROUNDS, [row.plain() for row in details.rounds])
     if record.atlas:
         atlas = {name: np.ascontiguousarray(tensor) for name, tensor in record.atlas.items()}
-        with replacing(world.directory / "atlas.safetensors") as temporary:
+        with replacing(world.directory / records.ATLAS) as temporary:
             temporary.write_bytes(safetensors.numpy.save(atlas))
     if record.statistics:
-        _write_json(world.directory / "statistics.json", {name: _plain(v) for name, v in record.statistics.items()})
+        decoded = {name: _plain(figure) for name, figure in record.statistics.items()}
+        records.write_json(world.directory / records.STATISTICS, decoded)
     write_report(world.directory)
-    return summary
+    return summary.plain()
 
 
 def _plain(figure: Any) -> Any:
@@ -222,8 +222,3 @@ def _plain(figure: Any) -> Any:
     if isinstance(figure, np.ndarray):
         return figure.tolist()
     return [_plain(part) for part in figure] if isinstance(figure, list | tuple) else figure
-
-
-def _write_json(path: Path, value: Any) -> None:
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=1, allow_nan=False))

@@ -1,4 +1,4 @@
-"""`summary.json` and `details.json` of a simulation."""
+"""The records of a finished simulation: `summary.json` and `details.json`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,23 @@ import numpy as np
 from fedcaptor.common.tiers import drawn
 from fedcaptor.server.record import RoundRecord, RunRecord
 from fedcaptor.simulations.oracle import PhoneFigures
-from fedcaptor.simulations.rounds import rows_of
+from fedcaptor.simulations.records import (
+    Accuracies,
+    Cluster,
+    ClusterOnly,
+    Details,
+    Layer,
+    OutOfSet,
+    Phase,
+    Phones,
+    Privacy,
+    PrivateSum,
+    Scores,
+    Spread,
+    Summary,
+    TierFigures,
+)
+from fedcaptor.simulations.rounds import rounds_of
 
 if TYPE_CHECKING:
     from fedcaptor.simulations.runner import World
@@ -25,145 +41,152 @@ PER_PHONE = (
     "stored_bytes",
     "classes",
 )
+"""Figures of single phones that `details.json` has under the names of `PhoneFigures`."""
+
 LEAK = {
     "plan": "none: every phone fetches all plans and slices for itself",
     "submodel": "the server sees which cluster's submodel is fetched: log2 K bits per fetch, outside any epsilon",
 }
+SCORE_BINS = 25
 
 
 def summary_of(
-    world: World, record: RunRecord, figures: list[PhoneFigures], seconds: float, peak_rss_bytes: int
-) -> dict[str, Any]:
+    world: World, run: RunRecord, figures: list[PhoneFigures], seconds: float, peak_rss_bytes: int
+) -> Summary:
     """Headline figures over all phones; accuracies over the phones that have test images."""
-    last = record.last
-    refused, dropped = record.refused, sum(phase.dropped for phase in record.phases)
-    delivered = sum(p.delivered_bytes for p in record.rounds)
-
-    def mean(name: str) -> float | None:
-        return _spread(figures, name)["mean"]
-
-    def known(name: str) -> float:
-        return float(np.mean([getattr(f, name) for f in figures]))
-
-    return {
-        "phones": world.phones,
-        "phones_scored": sum(not math.isnan(f.accuracy) for f in figures),
-        "clusters": len(last.centroids),
-        "rounds": len(record.rounds),
-        "seconds": round(seconds, 2),
-        "model": world.config.model.name,
-        "data": world.data.name,
-        "seed": world.config.run.seed,
-        "accuracy": {
-            "full": _spread(figures, "accuracy_full"),
-            "full_limited": _spread(figures, "accuracy_full_limited"),
-            "personalised": _spread(figures, "accuracy"),
-        },
-        "macs_ratio": mean("macs_ratio"),
-        "effective_macs_ratio": mean("effective_macs_ratio"),
-        "parameters_ratio": mean("parameters_ratio"),
-        "download_bytes_ratio": delivered / world.weights_bytes + known("base_fetches"),
-        "storage_ratio": known("holds_full") + known("stored_bytes") / world.weights_bytes,
-        "cluster_only": {
-            "accuracy": _spread(figures, "accuracy_cluster"),
-            "accuracy_limited": _spread(figures, "accuracy_cluster_limited"),
-            "macs_ratio": mean("cluster_macs_ratio"),
-            "effective_macs_ratio": mean("cluster_macs_ratio"),
-            "parameters_ratio": mean("cluster_parameters_ratio"),
-            "download_bytes_ratio": delivered / world.weights_bytes,
-        },
-        "out_of_set": {
-            "auroc": mean("auroc"),
-            "escalated_ratio": mean("escalated"),
-            "accuracy": mean("accuracy_outside"),
-            "abstained_ratio": mean("abstained_outside"),
-        },
-        "privacy": {
-            "epsilon": record.epsilon,
-            "epsilon_server": record.epsilon_server,
-            "delta": world.config.privacy.spent_delta,
-            "mode": world.config.privacy.sums,
-            "sums": len(record.sums),
-            "delivery_leak": LEAK[world.config.delivery.mode],
-        },
-        "faults": {"dropped": dropped, "refused": sum(refused.values()), **refused},
-        "peak_rss_bytes": peak_rss_bytes,
-        "marks": world.config.marks(simulated=True),
-    } | ({"tiers": _tiers(world, figures)} if world.config.tiers else {})
+    refused = run.refused
+    download = sum(done.delivered_bytes for done in run.rounds) / world.weights_bytes
+    known = {name: float(np.mean([getattr(f, name) for f in figures])) for name in ("base_fetches", "holds_full")}
+    stored = float(np.mean([f.stored_bytes for f in figures]))
+    return Summary(
+        phones=world.phones,
+        phones_scored=sum(not math.isnan(f.accuracy) for f in figures),
+        clusters=len(run.last.centroids),
+        rounds=len(run.rounds),
+        seconds=round(seconds, 2),
+        model=world.config.model.name,
+        data=world.data.name,
+        seed=world.config.run.seed,
+        accuracy=Accuracies(
+            full=_spread(figures, "accuracy_full"),
+            full_limited=_spread(figures, "accuracy_full_limited"),
+            personalised=_spread(figures, "accuracy"),
+        ),
+        macs_ratio=_mean(figures, "macs_ratio"),
+        effective_macs_ratio=_mean(figures, "effective_macs_ratio"),
+        parameters_ratio=_mean(figures, "parameters_ratio"),
+        download_bytes_ratio=download + known["base_fetches"],
+        storage_ratio=known["holds_full"] + stored / world.weights_bytes,
+        cluster_only=_cluster_only(figures, download),
+        out_of_set=OutOfSet(
+            auroc=_mean(figures, "auroc"),
+            escalated_ratio=_mean(figures, "escalated"),
+            accuracy=_mean(figures, "accuracy_outside"),
+            abstained_ratio=_mean(figures, "abstained_outside"),
+        ),
+        privacy=_privacy(world, run),
+        faults={"dropped": sum(phase.dropped for phase in run.phases), "refused": sum(refused.values()), **refused},
+        peak_rss_bytes=peak_rss_bytes,
+        marks=tuple(world.config.marks(simulated=True)),
+        **({"tiers": _tiers(world, figures)} if world.config.tiers else {}),
+    )
 
 
-def _tiers(world: World, figures: list[PhoneFigures]) -> list[dict[str, Any]]:
-    """What the phones of each tier ended with."""
+def _cluster_only(figures: list[PhoneFigures], download: float) -> ClusterOnly:
+    macs = _mean(figures, "cluster_macs_ratio")
+    return ClusterOnly(
+        accuracy=_spread(figures, "accuracy_cluster"),
+        accuracy_limited=_spread(figures, "accuracy_cluster_limited"),
+        macs_ratio=macs,
+        effective_macs_ratio=macs,  # nothing is escalated
+        parameters_ratio=_mean(figures, "cluster_parameters_ratio"),
+        download_bytes_ratio=download,
+    )
+
+
+def _privacy(world: World, run: RunRecord) -> Privacy:
+    return Privacy(
+        epsilon=run.epsilon,
+        epsilon_server=run.epsilon_server,
+        delta=world.config.privacy.spent_delta,
+        mode=world.config.privacy.sums,
+        sums=len(run.sums),
+        delivery_leak=LEAK[world.config.delivery.mode],
+    )
+
+
+def _tiers(world: World, figures: list[PhoneFigures]) -> tuple[TierFigures, ...]:
     tiers = [drawn(world.config, number) for number in range(len(figures))]
     rows = []
     for tier in world.config.tiers:
         own = [f for f, drawn_tier in zip(figures, tiers, strict=True) if drawn_tier == tier]
         rows.append(
-            {
+            TierFigures(
                 **tier.model_dump(),
-                "phones": len(own),
-                "macs_ratio": float(np.mean([f.macs_ratio for f in own])) if own else None,
-                "parameters_ratio": float(np.mean([f.parameters_ratio for f in own])) if own else None,
-                "accuracy": _spread(own, "accuracy"),
-            }
+                phones=len(own),
+                macs_ratio=float(np.mean([f.macs_ratio for f in own])) if own else None,
+                parameters_ratio=float(np.mean([f.parameters_ratio for f in own])) if own else None,
+                accuracy=_spread(own, "accuracy"),
+            )
         )
-    return rows
+    return tuple(rows)
 
 
-def details_of(world: World, record: RunRecord, figures: list[PhoneFigures]) -> dict[str, Any]:
-    """What the report draws: per-phone figures without identity, clusters, phases, sums."""
-    last, tiers = record.last, world.config.tiers
-    phones: dict[str, list[Any]] = {name: [_number(getattr(f, name)) for f in figures] for name in PER_PHONE}
-    phones["download_bytes"] = [sum(p.delivered_bytes for p in record.rounds)] * len(figures)
-    if tiers:
-        phones["tier"] = [tier.name for number in range(len(figures)) if (tier := drawn(world.config, number))]
-    return {
-        "class_names": list(world.data.names),
-        "phones": phones,
-        "clusters": [_cluster(world, last, number) for number in range(len(last.catalogue.plans))],
-        "rounds": rows_of(record),
-        "phases": [phase.as_dict() for phase in record.phases],
-        "sums": list(record.sums),
-        "scores": _scores(figures),
-    }
+def details_of(world: World, run: RunRecord, figures: list[PhoneFigures]) -> Details:
+    """What the report draws: figures of each phone without its identity, clusters, phases, sums."""
+    last = run.last
+    phones: dict[str, tuple[Any, ...]] = {name: tuple(getattr(f, name) for f in figures) for name in PER_PHONE}
+    phones["download_bytes"] = (sum(done.delivered_bytes for done in run.rounds),) * len(figures)
+    if world.config.tiers:
+        tiers = (drawn(world.config, number) for number in range(len(figures)))
+        phones["tier"] = tuple(tier.name for tier in tiers if tier)
+    return Details(
+        class_names=tuple(world.data.names),
+        phones=Phones(**phones),
+        clusters=tuple(_cluster(world, last, number) for number in range(len(last.catalogue.plans))),
+        rounds=rounds_of(run),
+        phases=tuple(Phase(**phase.as_dict()) for phase in run.phases),
+        sums=tuple(PrivateSum(**each) for each in run.sums),
+        scores=_scores(figures),
+    )
 
 
-def _scores(figures: list[PhoneFigures], bins: int = 25) -> dict[str, list[Any]] | None:
-    """Out-of-set scores of all phones that have a submodel, counted; None where no image was outside or inside."""
+def _scores(figures: list[PhoneFigures]) -> Scores | None:
+    """Counted scores of all phones that have a submodel; None unless there were images both inside and outside."""
     scored = [f for f in figures if f.macs_ratio < 1]
     inside = np.concatenate([f.inside for f in scored]) if scored else np.zeros(0)
     outside = np.concatenate([f.outside for f in scored]) if scored else np.zeros(0)
     if not len(inside) or not len(outside):
         return None
-    edges = np.histogram_bin_edges(np.concatenate([inside, outside]), bins)
+    edges = np.histogram_bin_edges(np.concatenate([inside, outside]), SCORE_BINS)
     counts = {name: np.histogram(s, edges)[0].tolist() for name, s in (("inside", inside), ("outside", outside))}
-    return {"edges": edges.tolist(), **counts}
+    return Scores(edges=edges.tolist(), **counts)
 
 
-def _cluster(world: World, last: RoundRecord, number: int) -> dict[str, Any]:
-    """One cluster's plan, for one tier where there are tiers."""
+def _cluster(world: World, last: RoundRecord, number: int) -> Cluster:
+    """The plan `number` of the last round: of one cluster, for one tier where there are tiers."""
     tiers, groups, plan = world.config.tiers, world.base.groups, last.catalogue.plans[number]
     k, t = divmod(number, len(tiers) or 1)
-    return {
-        "cluster": k,
-        "tier": tiers[t].name if tiers else "",
-        "phones": float(last.counts[k]) * (tiers[t].share if tiers else 1.0),
-        "centroid": last.centroids[k].tolist(),
-        "classes": plan.classes(groups).tolist(),
-        "macs_ratio": groups.macs_ratio(plan.counts()),
-        "parameters_ratio": groups.parameters_ratio(plan.counts()),
-        "disagreement": last.catalogue.disagreement[number],
-        "layers": last.catalogue.why[number],
-    }
+    return Cluster(
+        cluster=k,
+        tier=tiers[t].name if tiers else "",
+        phones=float(last.counts[k]) * (tiers[t].share if tiers else 1.0),
+        centroid=last.centroids[k].tolist(),
+        classes=plan.classes(groups).tolist(),
+        macs_ratio=groups.macs_ratio(plan.counts()),
+        parameters_ratio=groups.parameters_ratio(plan.counts()),
+        disagreement=last.catalogue.disagreement[number],
+        layers=tuple(Layer(**row) for row in last.catalogue.why[number]),
+    )
 
 
-def _spread(figures: list[PhoneFigures], name: str) -> dict[str, float | None]:
+def _spread(figures: list[PhoneFigures], name: str) -> Spread:
     values = np.array([getattr(f, name) for f in figures])
     values = values[~np.isnan(values)]
     if len(values) == 0:
-        return {"mean": None, "p5": None}
-    return {"mean": float(values.mean()), "p5": float(np.percentile(values, 5))}
+        return Spread(mean=None, p5=None)
+    return Spread(mean=float(values.mean()), p5=float(np.percentile(values, 5)))
 
 
-def _number(value: Any) -> Any:
-    return None if isinstance(value, float) and math.isnan(value) else value
+def _mean(figures: list[PhoneFigures], name: str) -> float | None:
+    return _spread(figures, name).mean

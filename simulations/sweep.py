@@ -3,68 +3,32 @@
 from __future__ import annotations
 
 import math
-import re
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from typing import Any
 
 from scipy.stats import t as student
 
-from fedcaptor.common.errors import ConfigError
+from fedcaptor.simulations.records import Metric, Sweep
 
-MAX_SEEDS = 1000
 CONFIDENCE = 0.95
 _NO_FIGURES = frozenset({"seed"})
 
-_PART = re.compile(r"(\d{1,9})(?:\.\.(\d{1,9}))?")
 
-
-@dataclass(frozen=True)
-class Metric:
-    """A figure over the seeds, in the order of these; None in `values` where a run lacks it.
-
-    `mean`, `std` (of the sample, n − 1) and the Student-t interval [`low`, `high`] of the mean at `CONFIDENCE` are
-    over the values that exist; the spread of fewer than two is unknown.
-    """
-
-    mean: float | None
-    std: float | None
-    low: float | None
-    high: float | None
-    values: tuple[float | None, ...]
-
-
-def parse_seeds(text: str) -> tuple[int, ...]:
-    """`0..4`, `0,3,7` or both, such as `0..2,7`. Raises ConfigError."""
-    seeds: list[int] = []
-    for part in text.split(","):
-        found = _PART.fullmatch(part.strip())
-        if found is None:
-            raise ConfigError(f"seeds are {text!r}, {part.strip()!r} is no seed: give for example 0..4 or 0,3,7")
-        first, last = int(found[1]), int(found[2] or found[1])
-        if last < first:
-            raise ConfigError(f"seeds are {text!r}, {part.strip()} runs backwards: write {last}..{first}")
-        if last - first >= MAX_SEEDS - len(seeds):
-            raise ConfigError(f"seeds are {text!r}, more than {MAX_SEEDS}: give fewer")
-        seeds += range(first, last + 1)
-    twice = sorted({seed for seed in seeds if seeds.count(seed) > 1})
-    if twice:
-        raise ConfigError(f"seeds are {text!r}, {twice[0]} is there twice: name each once")
-    return tuple(seeds)
+def half_width(deviation: float, count: int, confidence: float = CONFIDENCE) -> float:
+    """Half of the Student-t interval of a mean, from the sample's standard deviation over `count` ≥ 2 values."""
+    return float(student.ppf((1 + confidence) / 2, count - 1)) * deviation / math.sqrt(count)
 
 
 def metric(values: Sequence[float | None]) -> Metric:
     """Mean, spread and interval of one figure."""
     known = [value for value in values if value is not None]
-    if not known:
-        return Metric(None, None, None, None, tuple(values))
-    mean = statistics.mean(known)  # exact, as the next: equal values have no spread
-    if len(known) == 1:
-        return Metric(mean, None, None, None, tuple(values))
+    mean = statistics.mean(known) if known else None  # exact, as the next: equal values have no spread
+    if mean is None or len(known) == 1:
+        return Metric(mean=mean, std=None, low=None, high=None, values=tuple(values))
     std = statistics.stdev(known)
-    half = float(student.ppf((1 + CONFIDENCE) / 2, len(known) - 1)) * std / math.sqrt(len(known))
-    return Metric(mean, std, mean - half, mean + half, tuple(values))
+    half = half_width(std, len(known))
+    return Metric(mean=mean, std=std, low=mean - half, high=mean + half, values=tuple(values))
 
 
 def figures(summary: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float | None]]:
@@ -89,15 +53,14 @@ def aggregate(summaries: Mapping[int, Mapping[str, Any]]) -> dict[str, Metric]:
     return {name: found for name, found in metrics.items() if found.mean is not None}
 
 
-def sweep_of(summaries: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
-    """`sweep.json` from the runs' summaries by seed."""
+def sweep_of(summaries: Mapping[int, Mapping[str, Any]]) -> Sweep:
+    """The record of a sweep from the summaries of its runs by seed."""
     first = next(iter(summaries.values()))
-    metrics = aggregate(summaries)
-    return {
-        "model": first["model"],
-        "data": first["data"],
-        "seeds": list(summaries),
-        "confidence": CONFIDENCE,
-        "metrics": {name: asdict(found) | {"values": list(found.values)} for name, found in metrics.items()},
-        "marks": list(dict.fromkeys(mark for summary in summaries.values() for mark in summary["marks"])),
-    }
+    return Sweep(
+        model=first["model"],
+        data=first["data"],
+        seeds=tuple(summaries),
+        confidence=CONFIDENCE,
+        metrics=aggregate(summaries),
+        marks=tuple(dict.fromkeys(mark for summary in summaries.values() for mark in summary["marks"])),
+    )

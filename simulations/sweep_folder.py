@@ -9,19 +9,18 @@ from typing import Any
 
 from fedcaptor.common.config import Config
 from fedcaptor.common.errors import StateError
-from fedcaptor.common.files import replacing
 from fedcaptor.simulations import rounds
-from fedcaptor.simulations.report.data import REPORT, SUMMARY
-from fedcaptor.simulations.report.sweep_page import SWEEP, write_sweep_report
+from fedcaptor.simulations.records import REPORT, ROUNDS, SUMMARY, SWEEP, Summary, Sweep, read, write
+from fedcaptor.simulations.report.sweep_page import write_sweep_report
 from fedcaptor.simulations.sweep import sweep_of
 
-_FINISHED = (SUMMARY, rounds.FILE, REPORT)
+_FINISHED = (SUMMARY, ROUNDS, REPORT)
 
 Run = Callable[[int, Path], dict[str, Any]]
 
 
 def folder_of(directory: Path, seed: int) -> Path:
-    """Of one seed's run."""
+    """The folder of one seed's run."""
     return directory / f"seed-{seed}"
 
 
@@ -42,20 +41,19 @@ def run_sweep(directory: Path, configs: Mapping[int, Config], run: Run) -> dict[
     for seed, config in configs.items():
         folder = folder_of(directory, seed)
         summaries[seed] = _finished(folder, config) or run(seed, folder)
-    return conclude(directory, summaries)
+    return conclude(directory, summaries).plain()
 
 
 def rewrite(directory: Path) -> dict[str, Any]:
     """Write the files of a finished sweep again from its runs. Raises StateError that names what is missing."""
-    return conclude(directory, {seed: _summary(folder_of(directory, seed)) for seed in _seeds(directory)})
+    return conclude(directory, {seed: _summary(folder_of(directory, seed)) for seed in _seeds(directory)}).plain()
 
 
-def conclude(directory: Path, summaries: Mapping[int, dict[str, Any]]) -> dict[str, Any]:
+def conclude(directory: Path, summaries: Mapping[int, dict[str, Any]]) -> Sweep:
     """Write `sweep.json`, `rounds.csv` and `report.html`; returns the first."""
     sweep = sweep_of(summaries)
-    rounds.write_rows(directory / rounds.FILE, _rounds(directory, list(summaries)), ("seed", *rounds.COLUMNS))
-    with replacing(directory / SWEEP) as temporary:
-        temporary.write_text(json.dumps(sweep, indent=1, allow_nan=False))
+    rounds.write_rows(directory / ROUNDS, _rounds(directory, list(summaries)), ("seed", *rounds.COLUMNS))
+    write(directory / SWEEP, sweep)
     write_sweep_report(directory)
     return sweep
 
@@ -63,7 +61,7 @@ def conclude(directory: Path, summaries: Mapping[int, dict[str, Any]]) -> dict[s
 def _rounds(directory: Path, seeds: Sequence[int]) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for seed in seeds:
-        path = folder_of(directory, seed) / rounds.FILE
+        path = folder_of(directory, seed) / ROUNDS
         try:
             rows += [{"seed": seed, **row} for row in rounds.read_rows(path)]
         except OSError as error:
@@ -81,18 +79,9 @@ def _finished(folder: Path, config: Config) -> dict[str, Any] | None:
     return _summary(folder)
 
 
-def _seeds(directory: Path) -> list[int]:
-    path = directory / SWEEP
-    try:
-        return [int(seed) for seed in json.loads(path.read_text())["seeds"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StateError(f"{path} is damaged or missing ({error}); run the sweep again") from error
+def _seeds(directory: Path) -> tuple[int, ...]:
+    return read(directory / SWEEP, Sweep).seeds
 
 
 def _summary(folder: Path) -> dict[str, Any]:
-    path = folder / SUMMARY
-    try:
-        summary: dict[str, Any] = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise StateError(f"{path} cannot be read ({error}); run the sweep again") from error
-    return summary
+    return read(folder / SUMMARY, Summary).plain()

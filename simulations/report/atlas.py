@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 
 from fedcaptor.common.errors import StateError
-from fedcaptor.simulations.report.data import Details
+from fedcaptor.simulations.records import Details
 from fedcaptor.simulations.report.filters import (
     GroupView,
     Shown,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedcaptor.simulations.report.data import Details, Layer
+from fedcaptor.simulations.records import Details, Layer
 from fedcaptor.simulations.report.plot import Plot
 from fedcaptor.simulations.report.words import percent, plain, short
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from fedcaptor.common.arrays import Array
-from fedcaptor.simulations.report.data import Numbers, Phones, Scores, known
+from fedcaptor.simulations.records import Numbers, Phones, Scores, known
 from fedcaptor.simulations.report.plot import Plot, axis_title
 from fedcaptor.simulations.report.words import percent, size
 

@@ -19,9 +19,9 @@ from plotly.offline import get_plotlyjs
 from fedcaptor.common.assets import asset
 from fedcaptor.common.errors import StateError
 from fedcaptor.common.files import replacing
+from fedcaptor.simulations.records import ATLAS, DETAILS, REPORT, SUMMARY, Details, Summary, read
 from fedcaptor.simulations.report import words
 from fedcaptor.simulations.report.atlas import MAX_FILTERS, read_atlas
-from fedcaptor.simulations.report.data import ATLAS, DETAILS, REPORT, SUMMARY, Details, Summary, read
 from fedcaptor.simulations.report.plot import Plot
 from fedcaptor.simulations.report.plots import plots_of
 from fedcaptor.simulations.report.tables import by_phase, gains, marks_of, quantiles

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from fedcaptor.simulations.report.data import Details, Number, Spread, Summary
+from fedcaptor.simulations.records import Details, Number, Spread, Summary
 from fedcaptor.simulations.report.heatmaps import centroids, kept
 from fedcaptor.simulations.report.histograms import out_of_set, phone_plots
 from fedcaptor.simulations.report.plot import Plot, axis_title

@@ -5,17 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Any
 
 import numpy as np
-from pydantic import Field, model_validator
 
-from fedcaptor.simulations.report.data import REPORT, Number, Numbers, Part, read
+from fedcaptor.simulations.records import REPORT, SWEEP, Metric, Sweep, read
 from fedcaptor.simulations.report.page import write_page
 from fedcaptor.simulations.report.plot import Plot, axis_title
 from fedcaptor.simulations.report.words import duration, number, percent
-
-SWEEP = "sweep.json"
 
 _TILES = (
     ("accuracy.personalised.mean", "Accuracy of the own model", "p"),
@@ -62,50 +59,28 @@ _BY_SEED = (
 )
 
 
-class MetricView(Part):
-    """One figure over the seeds."""
-
-    mean: Number = None
-    std: Number = None
-    low: Number = None
-    high: Number = None
-    values: Numbers = ()
-
-    def words(self, unit: str) -> str:
-        """`mean ± half of the interval`; `unit`: p for a ratio as percent."""
-        if self.mean is None:
-            return "–"
-        half = None if self.low is None or self.high is None else (self.high - self.low) / 2
-        if unit == "p":
-            return percent(self.mean) if half is None else f"{100 * self.mean:.1f} ± {percent(half)}"
-        return number(self.mean) if half is None else f"{number(self.mean)} ± {half:.2g}"
-
-
-class Sweep(Part):
-    """`sweep.json`."""
-
-    model: str
-    data: str
-    seeds: Annotated[tuple[int, ...], Field(min_length=1)]
-    confidence: float
-    metrics: dict[str, MetricView]
-    marks: tuple[str, ...] = ()
-
-    @model_validator(mode="after")
-    def _one_value_a_seed(self) -> Self:
-        for name, found in self.metrics.items():
-            if len(found.values) != len(self.seeds):
-                raise ValueError(f"{name} has {len(found.values)} values for {len(self.seeds)} seeds")
-        return self
+def interval(metric: Metric, unit: str) -> str:
+    """`mean ± half of the interval` as text; `unit`: p for a ratio as percent, n for a number."""
+    if metric.mean is None:
+        return "–"
+    half = None if metric.low is None or metric.high is None else (metric.high - metric.low) / 2
+    if unit == "p":
+        return percent(metric.mean) if half is None else f"{100 * metric.mean:.1f} ± {percent(half)}"
+    return number(metric.mean) if half is None else f"{number(metric.mean)} ± {half:.2g}"
 
 
 @dataclass(frozen=True)
 class Row:
-    """A headline figure. `unit` as in `MetricView.words`."""
+    """A headline figure. `unit` as in `interval`."""
 
     title: str
-    metric: MetricView
+    metric: Metric
     unit: str
+
+    @property
+    def words(self) -> str:
+        """Mean and interval."""
+        return interval(self.metric, self.unit)
 
 
 def write_sweep_report(directory: Path) -> Path:
@@ -180,7 +155,7 @@ def _means(rows: Sequence[Row], confidence: float) -> dict[str, Any]:
         "name": f"mean, {100 * confidence:.0f}% interval",
         "x": [row.metric.mean for _, row in known],
         "y": [place + 0.2 for place, _ in known],
-        "hovertext": [f"mean {row.metric.words(row.unit)}" for _, row in known],
+        "hovertext": [f"mean {row.words}" for _, row in known],
         "marker": {"symbol": "diamond", "size": 11, "color": "second"},
         "error_x": {"type": "data", "array": [reach(row) for _, row in known], "color": "second", "thickness": 2},
     }

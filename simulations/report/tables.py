@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fedcaptor.simulations.report.data import Phase, Phones, Summary, known
+from fedcaptor.simulations.records import Phase, Phones, Summary, known
 from fedcaptor.simulations.report.words import number, percent, size
 
 

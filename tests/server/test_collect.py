@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from flwr.app import Context, Message, RecordDict
 
-from fedcaptor.common.config import Rounds
+from fedcaptor.common.config import Faults, Rounds
 from fedcaptor.common.errors import PrivacyError
 from fedcaptor.common.messages import DeliverReply, DeliverRequest, SumReply, SumRequest, digest_of
 from fedcaptor.common.privacy.sums import SumSpec, encode
 from fedcaptor.common.wire import pack, unpack
 from fedcaptor.server.collect import Courier, Tally
-from fedcaptor.simulations.local_grid import FIRST_NODE, Faults, LocalGrid, VirtualClock
+from fedcaptor.simulations.local_grid import FIRST_NODE, LocalGrid, VirtualClock
 
 RUN, OTHER = "a" * 64, "b" * 64
 PHONES = 24
@@ -117,7 +117,7 @@ def test_enough_replies_end_the_phase_and_too_few_are_no_sum() -> None:
 
 def test_late_phones_are_given_up_at_the_deadline() -> None:
     clock = VirtualClock()
-    grid = LocalGrid(phone({}), PHONES, faults=Faults(stall=0.1, stall_seconds=99.0, seed=5), clock=clock.time)
+    grid = LocalGrid(phone({}), PHONES, faults=Faults(stall=0.1, stall_seconds=99.0), seed=5, clock=clock.time)
     total, tally = asked(courier_of(grid, clock))
     assert clock.now == 10
     assert 0 < tally.dropped == PHONES - tally.replies
@@ -126,7 +126,7 @@ def test_late_phones_are_given_up_at_the_deadline() -> None:
 
 def test_phones_within_the_deadline_are_waited_for() -> None:
     clock = VirtualClock()
-    grid = LocalGrid(phone({}), PHONES, faults=Faults(stall=0.5, stall_seconds=3.0, seed=1), clock=clock.time)
+    grid = LocalGrid(phone({}), PHONES, faults=Faults(stall=0.5, stall_seconds=3.0), seed=1, clock=clock.time)
     _, tally = asked(courier_of(grid, clock))
     assert tally.replies == PHONES
     assert 3 <= clock.now < 10
@@ -178,7 +178,7 @@ def test_a_message_that_flower_does_not_take_is_a_dropped_phone() -> None:
 
 def test_rubbish_never_ends_a_round() -> None:
     """Every kind of damage: nothing but whole replies is added up, and the tally has them all."""
-    grid = LocalGrid(phone({}), 200, faults=Faults(dropout=0.1, rubbish=0.4, seed=2))
+    grid = LocalGrid(phone({}), 200, faults=Faults(dropout=0.1, rubbish=0.4), seed=2)
     total, tally = courier_of(grid).sum(1, "usage", replace(SPEC, cohort=200), {}, grid.get_node_ids())
     np.testing.assert_allclose(total, tally.replies * OWN)
     refused = sum(tally.refused.values())

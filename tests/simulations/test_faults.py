@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 from flwr.app import Message
 
-from fedcaptor.common.config import Rounds, load_config
+from fedcaptor.common.config import Faults, Rounds, load_config
 from fedcaptor.common.errors import ConfigError
 from fedcaptor.common.messages import SumReply, SumRequest
 from fedcaptor.common.privacy.sums import SumSpec, encode
 from fedcaptor.common.wire import pack, unpack
 from fedcaptor.server.collect import Courier
-from fedcaptor.simulations.local_grid import Faults, LocalGrid, VirtualClock
+from fedcaptor.simulations.local_grid import LocalGrid, VirtualClock
 
 PHONES = 60
 SPEC = SumSpec("usage", 4, clip=2.0, scale=1024.0, noise_multiplier=0.0, cohort=PHONES, min_survivors=20, min_cohort=20)
@@ -25,7 +25,7 @@ def app(message, context):
 def summed(attempts=1, **faults):
     """The sum, its tally and the seconds that the server waited."""
     clock = VirtualClock()
-    grid = LocalGrid(app, PHONES, faults=Faults(seed=1, **faults), clock=clock.time, sleep=clock.sleep)
+    grid = LocalGrid(app, PHONES, faults=Faults(**faults), seed=1, clock=clock.time, sleep=clock.sleep)
     rounds = Rounds(deadline=100.0, poll=10.0, attempts=attempts)
     courier = Courier(grid, "a" * 64, rounds, None, sleep=clock.sleep, clock=clock.time)
     total, tally = courier.sum(1, "usage", SPEC, {}, grid.get_node_ids())
@@ -57,7 +57,7 @@ def test_an_answer_that_comes_during_the_next_attempt_is_not_counted_twice():
 
 def test_the_configuration_has_a_key_for_every_fault():
     asked = load_config(None, ["faults.stall=0.1", "faults.stall_seconds=5"]).faults
-    assert Faults(**asked.model_dump()) == Faults(stall=0.1, stall_seconds=5.0)
+    assert asked == Faults(stall=0.1, stall_seconds=5.0)
     with pytest.raises(ConfigError, match="stall_seconds is 0"):
         load_config(None, ["faults.stall_seconds=0"])
     with pytest.raises(ConfigError, match=r"add up to 1[.]2: lower one"):

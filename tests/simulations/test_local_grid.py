@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 
+from fedcaptor.common.config import Faults, load_config
 from fedcaptor.common.errors import ConfigError, WireError
 from fedcaptor.common.messages import SumFields, SumReply, SumRequest
 from fedcaptor.common.privacy.sums import SumSpec
 from fedcaptor.common.wire import pack, unpack
-from fedcaptor.simulations.local_grid import FIRST_NODE, Faults, LocalGrid
+from fedcaptor.simulations.local_grid import FIRST_NODE, LocalGrid
 
 SPEC = SumSpec("usage", 8, clip=2.0, scale=1024.0, noise_multiplier=1.0, cohort=50, min_survivors=20, min_cohort=20)
 REQUEST = SumRequest(run="a" * 64, round=0, request="b" * 32, kind="usage", sum=SumFields.of(SPEC))
@@ -30,13 +31,11 @@ def requests(grid, nodes=None, group="0"):
 def test_each_phone_answers_for_its_partition():
     grid = LocalGrid(app, 5)
     ids = grid.push_messages(requests(grid))
-    assert grid.pending == 5
     replies = list(grid.pull_messages(ids))
     assert [m.metadata.reply_to_message_id for m in replies] == ids
     for partition, message in enumerate(replies):
         assert message.metadata.src_node_id == FIRST_NODE + partition
         assert unpack(message.content, SumReply)[1]["values"][0] == partition
-    assert grid.pending == 0
     assert list(grid.pull_messages(ids)) == []
     assert grid.bytes_down > 5 * 4000
     assert 0 < grid.bytes_up < grid.bytes_down
@@ -72,7 +71,7 @@ def test_failures_of_a_phone_are_error_replies():
 
 
 def outcome(seed, nodes=400):
-    grid = LocalGrid(app, nodes, faults=Faults(dropout=0.2, silence=0.2, rubbish=0.2, seed=seed))
+    grid = LocalGrid(app, nodes, faults=Faults(dropout=0.2, silence=0.2, rubbish=0.2), seed=seed)
     fates = {"good": set(), "error": set(), "refused": set()}
     for message in grid.send_and_receive(requests(grid)):
         node = message.metadata.src_node_id
@@ -88,7 +87,7 @@ def outcome(seed, nodes=400):
     return fates
 
 
-def test_faults_are_seeded_come_at_their_rates_and_all_rubbish_is_refused():
+def test_faults_are_seeded_come_at_their_rates_and_all_malformed_replies_are_refused():
     first = outcome(1)
     assert first == outcome(1)
     assert first != outcome(2)
@@ -140,7 +139,7 @@ def test_memory_does_not_grow_with_the_contents_of_all_phones():
     assert peak(220) - peak(20) < 200 * 2_000  # bytes a phone; its request alone is 200,000
 
 
-@pytest.mark.parametrize("wrong", [{"dropout": -0.1}, {"stall": float("nan")}, {"dropout": 0.6, "rubbish": 0.6}])
+@pytest.mark.parametrize("wrong", [["dropout=-0.1"], ["stall=nan"], ["dropout=0.6", "rubbish=0.6"]])
 def test_impossible_faults_are_refused(wrong):
     with pytest.raises(ConfigError):
-        Faults(**wrong)
+        load_config(None, [f"faults.{fault}" for fault in wrong])

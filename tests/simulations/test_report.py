@@ -12,10 +12,10 @@ import safetensors.numpy
 from PIL import Image
 
 from fedcaptor.common.errors import StateError
+from fedcaptor.simulations.records import ATLAS, DETAILS, SUMMARY
 from fedcaptor.simulations.report import atlas as atlas_of
 from fedcaptor.simulations.report import words as shown
 from fedcaptor.simulations.report import write_report
-from fedcaptor.simulations.report.data import ATLAS, DETAILS, SUMMARY
 from fedcaptor.simulations.report.filters import choose, families_of, local, sprite_of
 
 CLASSES = ("airplane", "car", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")

@@ -9,6 +9,7 @@ import pytest
 from fedcaptor.common.statistics import OUTCOME_FIGURES
 from fedcaptor.server.record import PhaseRecord
 from fedcaptor.simulations import rounds
+from fedcaptor.simulations.records import ROUNDS, Round
 
 
 def phase(round, name, seconds=1.5, **tally):
@@ -33,8 +34,8 @@ def make_run():
 
 
 def test_a_round_sums_its_phases_and_divides_the_fleets_sums():
-    first, second = rounds.rows_of(make_run())
-    assert set(first) == set(rounds.COLUMNS)
+    first, second = (row.plain() for row in rounds.rounds_of(make_run()))
+    assert set(first) == set(rounds.COLUMNS) == set(Round.model_fields)
     counts = {"round": 1, "phases": 3, "asked": 24, "replies": 22, "dropped": 2, "refused": 4, "bytes_down": 1000}
     assert first.items() >= (counts | {"bytes_up": 64, "seconds": 3.25, "clusters": 2, "epsilon": 1.0}).items()
     means = {"agreement_cluster": 0.8, "agreement": 0.9, "macs": 0.4, "parameters": 0.2, "escalated": 0.1}
@@ -44,8 +45,8 @@ def test_a_round_sums_its_phases_and_divides_the_fleets_sums():
 
 
 def test_the_file_has_a_header_and_empty_fields(tmp_path):
-    path = tmp_path / rounds.FILE
-    rows = rounds.rows_of(make_run())
+    path = tmp_path / ROUNDS
+    rows = [row.plain() for row in rounds.rounds_of(make_run())]
     rounds.write_rows(path, rows)
     lines = path.read_text().splitlines()
     assert lines[0] == ",".join(rounds.COLUMNS)
@@ -62,7 +63,7 @@ def test_every_column_is_documented():
 
 
 def test_rows_that_do_not_fit_leave_the_old_file(tmp_path):
-    path = tmp_path / rounds.FILE
+    path = tmp_path / ROUNDS
     path.write_text("old")
     with pytest.raises(ValueError, match="accuracy"):
         rounds.write_rows(path, [{"accuracy": 1}])

@@ -8,6 +8,7 @@ import pytest
 from fedcaptor.common.assets import asset
 from fedcaptor.common.config import load_config
 from fedcaptor.common.errors import PrivacyError, StateError
+from fedcaptor.simulations import records
 from fedcaptor.simulations.rounds import read_rows
 from fedcaptor.simulations.runner import simulate
 
@@ -54,6 +55,14 @@ def test_every_figure_and_file_of_a_run_is_documented(finished):
     assert {path.name for path in directory.iterdir()} <= set(re.findall(r"^\| `([^`]+)` \|", files, re.M))
 
 
+def test_files_of_a_run_are_read_as_they_were_written(finished, tmp_path):
+    directory, summary = finished
+    for name, kind in ((records.SUMMARY, records.Summary), (records.DETAILS, records.Details)):
+        records.write(tmp_path / name, records.read(directory / name, kind))
+        assert (tmp_path / name).read_bytes() == (directory / name).read_bytes()
+    assert summary == json.loads((directory / records.SUMMARY).read_text())
+
+
 def test_rounds_are_the_same_in_every_output(finished):
     directory, summary = finished
     (row,) = read_rows(directory / "rounds.csv")
@@ -78,7 +87,7 @@ def test_another_configuration_is_refused(finished):
         simulate(load_config(None, [*SMALL, "run.seed=1"]), directory)
 
 
-def test_a_run_survives_dropped_and_rubbish_replies(tmp_path):
+def test_a_run_survives_dropped_and_malformed_replies(tmp_path):
     faults = ["faults.dropout=0.2", "faults.rubbish=0.05", "population.phones=40", "privacy.dropout=0.3"]
     summary = simulate(load_config(None, [*SMALL[1:], *faults]), tmp_path)
     assert summary["phones"] == 40

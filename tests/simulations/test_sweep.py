@@ -13,8 +13,10 @@ from fedcaptor.cli.main import app
 from fedcaptor.common.config import load_config
 from fedcaptor.common.errors import ConfigError, StateError
 from fedcaptor.simulations import rounds
-from fedcaptor.simulations.report.sweep_page import MetricView, write_sweep_report
-from fedcaptor.simulations.sweep import MAX_SEEDS, aggregate, figures, metric, parse_seeds, sweep_of
+from fedcaptor.simulations.records import Metric
+from fedcaptor.simulations.report.sweep_page import interval, write_sweep_report
+from fedcaptor.simulations.seeds import MAX_SEEDS, parse_seeds
+from fedcaptor.simulations.sweep import aggregate, figures, metric, sweep_of
 from fedcaptor.simulations.sweep_folder import is_sweep, rewrite, run_sweep
 from tests.simulations.test_report import body, make_summary
 
@@ -32,7 +34,7 @@ def make_summaries(seeds=(0, 3, 7)):
 
 def make_sweep(directory):
     """A folder with `sweep.json` alone."""
-    (directory / "sweep.json").write_text(json.dumps(sweep_of(make_summaries())))
+    (directory / "sweep.json").write_text(json.dumps(sweep_of(make_summaries()).plain()))
     return directory
 
 
@@ -198,7 +200,7 @@ def test_a_sweep_is_written_again_from_its_runs(tmp_path):
     (tmp_path / "seed-3" / "summary.json").write_text(json.dumps(summary))
     assert rewrite(tmp_path)["metrics"]["macs_ratio"]["mean"] == pytest.approx(0.4)
     (tmp_path / "seed-3" / "summary.json").unlink()
-    with pytest.raises(StateError, match=r"seed-3.summary\.json cannot be read"):
+    with pytest.raises(StateError, match=r"seed-3.summary\.json is missing"):
         rewrite(tmp_path)
 
 
@@ -225,7 +227,7 @@ def drawings(page):
 
 
 def test_one_seed_has_no_interval(tmp_path):
-    sweep = sweep_of(make_summaries((4,)))
+    sweep = sweep_of(make_summaries((4,))).plain()
     (tmp_path / "sweep.json").write_text(json.dumps(sweep))
     page = body(write_sweep_report(tmp_path))
     assert "small-cnn on embedded, 1 seed<" in page
@@ -235,7 +237,7 @@ def test_one_seed_has_no_interval(tmp_path):
 
 @pytest.mark.parametrize("change", [lambda s: s["metrics"]["clusters"]["values"].pop(), lambda s: s.update(seeds=[])])
 def test_a_sweep_that_contradicts_itself_is_damage(tmp_path, change):
-    sweep = sweep_of(make_summaries())
+    sweep = sweep_of(make_summaries()).plain()
     change(sweep)
     (tmp_path / "sweep.json").write_text(json.dumps(sweep))
     with pytest.raises(StateError, match=r"sweep\.json is damaged"):
@@ -268,6 +270,6 @@ def test_the_command_runs_each_seed_in_its_own_folder(tmp_path, monkeypatch):
 
 
 def test_words_of_a_metric():
-    assert MetricView(mean=0.918, low=0.89, high=0.946).words("n") == "0.918 ± 0.028"
-    assert MetricView(mean=0.5).words("p").replace("\u00a0", " ") == "50.0 %"
-    assert MetricView().words("n") == "–"
+    assert interval(Metric(mean=0.918, low=0.89, high=0.946), "n") == "0.918 ± 0.028"
+    assert interval(Metric(mean=0.5), "p").replace("\u00a0", " ") == "50.0 %"
+    assert interval(Metric(), "n") == "–"

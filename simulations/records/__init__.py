@@ -1,0 +1,63 @@
+"""The files of a finished run as frozen models: what the simulation writes is what the report reads.
+
+Each key of a file is a field, in the file's order. `docs/outputs.md` says what the keys mean.
+"""
+
+from fedcaptor.simulations.records.details import (
+    Cluster,
+    Details,
+    Layer,
+    Phase,
+    Phones,
+    PrivateSum,
+    Round,
+    Scores,
+)
+from fedcaptor.simulations.records.record import Number, Numbers, Record, known, read, write, write_json
+from fedcaptor.simulations.records.summary import (
+    Accuracies,
+    ClusterOnly,
+    OutOfSet,
+    Privacy,
+    Spread,
+    Summary,
+    TierFigures,
+)
+from fedcaptor.simulations.records.sweep import Metric, Sweep
+
+ATLAS, DETAILS, REPORT = "atlas.safetensors", "details.json", "report.html"
+ROUNDS, STATISTICS, SUMMARY, SWEEP = "rounds.csv", "statistics.json", "summary.json", "sweep.json"
+
+__all__ = [
+    "ATLAS",
+    "DETAILS",
+    "REPORT",
+    "ROUNDS",
+    "STATISTICS",
+    "SUMMARY",
+    "SWEEP",
+    "Accuracies",
+    "Cluster",
+    "ClusterOnly",
+    "Details",
+    "Layer",
+    "Metric",
+    "Number",
+    "Numbers",
+    "OutOfSet",
+    "Phase",
+    "Phones",
+    "Privacy",
+    "PrivateSum",
+    "Record",
+    "Round",
+    "Scores",
+    "Spread",
+    "Summary",
+    "Sweep",
+    "TierFigures",
+    "known",
+    "read",
+    "write",
+    "write_json",
+]

@@ -1,0 +1,94 @@
+"""`summary.json`: the headline figures of a run."""
+
+from __future__ import annotations
+
+from pydantic import Field, JsonValue
+
+from fedcaptor.simulations.records.record import Number, Record
+
+
+class Spread(Record):
+    """An accuracy over the phones: its mean and its 5th percentile."""
+
+    mean: Number = None
+    p5: Number = None
+
+
+class Accuracies(Record):
+    """Accuracy on each owner's classes, of three models."""
+
+    full: Spread
+    full_limited: Spread
+    personalised: Spread
+
+
+class ClusterOnly(Record):
+    """Figures of the cluster's submodel alone, without the personal step."""
+
+    accuracy: Spread = Field(default_factory=Spread)
+    accuracy_limited: Spread = Field(default_factory=Spread)
+    macs_ratio: Number = None
+    effective_macs_ratio: Number = None
+    parameters_ratio: Number = None
+    download_bytes_ratio: Number = None
+
+
+class OutOfSet(Record):
+    """Figures on images of classes that the owner does not usually meet."""
+
+    auroc: Number = None
+    escalated_ratio: Number = None
+    accuracy: Number = None
+    abstained_ratio: Number = None
+
+
+class Privacy(Record):
+    """The privacy that the run's sums cost. `epsilon` is None where noise is off; `epsilon_server` holds towards a
+    server that deviates from the protocol. `sums` is their number; older files describe them in words.
+    """
+
+    epsilon: Number = None
+    epsilon_server: Number = None
+    delta: Number = None
+    mode: str = ""
+    sums: JsonValue = None
+    delivery_leak: str = ""
+
+
+class TierFigures(Record):
+    """A device tier as configured, and what its phones ended with."""
+
+    name: str
+    share: Number = None
+    macs: Number = None
+    bytes: int = 0
+    phones: int = 0
+    macs_ratio: Number = None
+    parameters_ratio: Number = None
+    accuracy: Spread = Field(default_factory=Spread)
+
+
+class Summary(Record):
+    """Figures over all phones; accuracies are over those that have test images. `tiers` is absent without tiers."""
+
+    phones: int
+    phones_scored: int | None = None
+    clusters: int
+    rounds: int
+    seconds: Number = None
+    model: str
+    data: str
+    seed: int
+    accuracy: Accuracies
+    macs_ratio: Number
+    effective_macs_ratio: Number = None
+    parameters_ratio: Number = None
+    download_bytes_ratio: Number = None
+    storage_ratio: Number = None
+    cluster_only: ClusterOnly | None = None
+    out_of_set: OutOfSet | None = None
+    privacy: Privacy | None = None
+    faults: dict[str, JsonValue] | None = None
+    peak_rss_bytes: Number = None
+    marks: tuple[str, ...] = ()
+    tiers: tuple[TierFigures, ...] | None = None
