@@ -1,1 +1,1 @@
-"""Populations of phones, scenarios, the runner and its report."""
+"""Simulation of whole populations: what owners meet, phones in one process, evaluation by true labels, reports."""

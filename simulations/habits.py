@@ -1,4 +1,4 @@
-"""Laws by which simulated owners meet classes: pure draws, no files."""
+"""Laws by which simulated owners meet classes. Pure functions of a seed: they read and write no files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from fedcaptor.common.errors import ConfigError
 from fedcaptor.common.random_streams import Stream, stream
 
 Shares = npt.NDArray[np.float64]
-LEAST = 0.1  # of an even share: a class that is never met is no class of the owner's
+LEAST = 0.1
+"""Least share of an own class, over an even share: a class that is never met would not be an own class."""
 
 
 def draw_habits(settings: Settings, classes: int, rounds: int, seed: int) -> Shares:
@@ -24,12 +25,12 @@ def draw_habits(settings: Settings, classes: int, rounds: int, seed: int) -> Sha
     weights = _weights(settings, classes, rng)
     group = rng.integers(len(weights), size=settings.phones)
     shares = np.empty((rounds, settings.phones, classes))
-    now = _owners(settings, weights[group], rng)
+    now = _class_shares(settings, weights[group], rng)
     for round in range(rounds):
         if settings.drift_round and round + 1 == settings.drift_round:
             moved = rng.random(settings.phones) < settings.drift_share
             group = np.where(moved, (group + 1) % len(weights), group)
-            now = np.where(moved[:, None], _owners(settings, weights[group], rng), now)
+            now = np.where(moved[:, None], _class_shares(settings, weights[group], rng), now)
         shares[round] = now
     return shares
 
@@ -44,25 +45,25 @@ def _weights(settings: Settings, classes: int, rng: np.random.Generator) -> Shar
 
 
 def _favourites(settings: Settings, classes: int, rng: np.random.Generator) -> list[Indices]:
-    """Favourite classes of each group: all classes dealt out in turn, enough for the largest owner."""
+    """Favourite classes of each group, enough for the largest owner; a class comes again after all others have come."""
     if settings.law == "dirichlet":
         return [np.arange(classes)]
     size = min(classes, max(settings.classes_max, -(-classes // settings.groups)))
-    deck = np.concatenate([rng.permutation(classes) for _ in range(-(-settings.groups * size // classes) + 1)])
+    left = np.concatenate([rng.permutation(classes) for _ in range(-(-settings.groups * size // classes) + 1)])
     favourites = []
     for _ in range(settings.groups):
-        hand: list[int] = []
+        own: list[int] = []
         rest: list[int] = []
-        for c in deck:
-            (hand if len(hand) < size and c not in hand else rest).append(c)
-        favourites.append(np.array(hand))
-        deck = np.array(rest)
+        for c in left:
+            (own if len(own) < size and c not in own else rest).append(c)
+        favourites.append(np.array(own))
+        left = np.array(rest)
     return favourites
 
 
-def _owners(settings: Settings, weights: Shares, rng: np.random.Generator) -> Shares:
-    """Class shares [phones, classes] of new owners: their own classes one by one in proportion to `weights`, without
-    return, as the largest of log weight + Gumbel noise.
+def _class_shares(settings: Settings, weights: Shares, rng: np.random.Generator) -> Shares:
+    """Draw class shares [phones, classes] of new owners. Their own classes are drawn without replacement in proportion
+    to `weights`, as the largest of log weight + Gumbel noise.
     """
     count = rng.integers(settings.classes_min, settings.classes_max + 1, size=(len(weights), 1))
     order = np.argsort(-(np.log(weights) + rng.gumbel(size=weights.shape)), axis=1)

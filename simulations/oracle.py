@@ -1,4 +1,4 @@
-"""What no phone and no server can know: true accuracy, from the labels that the simulator keeps to itself."""
+"""The oracle evaluates phones by true labels, which the simulator keeps to itself: no phone and no server has them."""
 
 from __future__ import annotations
 
@@ -24,14 +24,15 @@ BATCH = 512  # test images as floats at a time
 
 @dataclass(frozen=True, eq=False)
 class PhoneFigures:
-    """Of one phone. Accuracies on test images of the owner's true classes, NaN without such images.
+    """The figures of one phone. Accuracies are on test images of the owner's true classes, NaN without such images.
 
-    `escalated`: share of all test images that the submodel is unsure of, NaN without any; the larger model that the
-    phone keeps answers these, for its MACs in `effective_macs_ratio`. `accuracy_cluster_limited`: of the cluster's
-    submodel, its answers limited to the classes that the phone takes for its owner's. `abstained_outside`: share of the
-    images outside that nobody answers. `stored_bytes`: all in the phone's folder; `holds_full`: the full model beside
-    it; `base_fetches`: times that it was downloaded again. `auroc`: area under the ROC of telling images inside from
-    those outside the owner's classes by out-of-set score (`inside`, `outside`), NaN without both.
+    `escalated` is the share of all test images that the submodel is unsure of, NaN without any. The larger model that
+    the phone keeps answers these, and its MACs count in `effective_macs_ratio`. `accuracy_cluster_limited` limits the
+    answers of the cluster's submodel to the classes that the phone estimates as its owner's. `abstained_outside` is the
+    share of images of other classes that get no answer. `stored_bytes` counts all files in the phone's folder;
+    `holds_full` says whether the phone has the full model too, `base_fetches` how often it had to download it again.
+    `auroc` is the area under the ROC of the out-of-set score, images of the owner's classes (their scores: `inside`)
+    against others (`outside`), NaN without both.
     """
 
     accuracy_full: float
@@ -57,8 +58,9 @@ class PhoneFigures:
 
 
 class Oracle:
-    """Reads `DIR/oracle` and phones' folders; `cluster_models`: each cluster's submodel (for each
-    tier) before the personal step."""
+    """Reads `DIR/oracle` and the phones' folders. `cluster_models` are the clusters' submodels before the personal
+    step, for each tier where there are tiers.
+    """
 
     def __init__(self, directory: Path, config: Config, base: BaseModel, cluster_models: list[Submodel]) -> None:
         self._directory, self._config, self._base, self._clusters = directory, config, base, cluster_models
@@ -121,7 +123,7 @@ class Oracle:
 
 
 def _cluster_answers(submodel: Submodel, images: npt.NDArray[np.uint8], own: list[int]) -> tuple[Indices, Indices]:
-    """Labels [N] of all its classes, and of those alone that are the phone's own too (of all where it knows none)."""
+    """Answers [N] of a cluster's submodel: any of its classes, and limited to `own` classes (if it has one of them)."""
     scores = submodel.scores(images)
     known = np.isin(submodel.classes, own)
     limited = np.where(known | ~known.any(), scores, -np.inf)
@@ -129,7 +131,7 @@ def _cluster_answers(submodel: Submodel, images: npt.NDArray[np.uint8], own: lis
 
 
 def _auroc(inside: npt.NDArray[np.bool_], scores: Floats) -> float:
-    """NaN where all images are inside, none is, or all score alike (no submodel)."""
+    """Area under the ROC; NaN where all images are inside, none is, or all score alike (no submodel)."""
     if inside.all() or not inside.any() or np.ptp(scores) == 0:
         return float("nan")
     return float(roc_auc_score(inside, scores))

@@ -1,4 +1,7 @@
-"""Whose image is whose: natural owners of the data, or a partitioner of flwr-datasets. Pure, no files."""
+"""Which phone an image belongs to: by the natural owners of the data, or by a partitioner of flwr-datasets.
+
+These functions are pure: they read and write no files.
+"""
 
 from __future__ import annotations
 
@@ -50,8 +53,8 @@ def natural_owners(owner: Indices, phones: int) -> Indices:
 def partitioned(labels: Indices, owner: Indices | None, settings: Settings, seed: int) -> Indices:
     """Phone [N] of each image by its label [N] and, where known, owner [N]; -1 for one that no partition takes.
 
-    Partitions are those of images in an order drawn by `seed`. Raises ConfigError for a partitioner or arguments that
-    do not fit.
+    The partitioner sees the images in an order that `seed` draws. Raises ConfigError for a partitioner or arguments
+    that do not fit.
     """
     try:
         import datasets
@@ -83,7 +86,7 @@ def partitioned(labels: Indices, owner: Indices | None, settings: Settings, seed
 
 
 def _arguments(kind: Any, settings: Settings, seed: int) -> dict[str, Any]:
-    """The configured arguments and those that the population gives."""
+    """The partitioner's arguments: the configured ones, and those that follow from the population."""
     known = set(inspect.signature(kind).parameters)
     given = {"num_partitions": settings.phones, "seed": seed}
     open_to_user = sorted(known - set(given))
@@ -98,10 +101,10 @@ def _arguments(kind: Any, settings: Settings, seed: int) -> dict[str, Any]:
 
 
 def _all_used(phone_of: Indices, phones: int, name: str) -> Indices:
-    bare = phones - len(np.unique(phone_of[phone_of >= 0]))
-    if bare:
+    without = phones - len(np.unique(phone_of[phone_of >= 0]))
+    if without:
         raise ConfigError(
-            f"{name} leaves {bare} of {phones} phones without an image: lower population.phones or change "
+            f"{name} leaves {without} of {phones} phones without an image: lower population.phones or change "
             "population.partitioner_arguments"
         )
     return phone_of
@@ -112,8 +115,8 @@ def _first(phone_of: Indices, phones: int) -> Indices:
 
 
 def shares_of(phone_of: Indices, labels: Indices, classes: int, out_of_set: float) -> npt.NDArray[np.float64]:
-    """Class shares [phones, classes] of owners by their images: the rarest classes of each, `out_of_set` of the images
-    at most, are none of the owner's; rows sum to one.
+    """Class shares [phones, classes] of owners by their images; rows sum to one. The rarest classes of an owner, with
+    `out_of_set` of the owner's images at most, do not count as the owner's.
     """
     counts = np.zeros((int(phone_of.max()) + 1, classes))
     mine = phone_of >= 0
@@ -126,12 +129,13 @@ def shares_of(phone_of: Indices, labels: Indices, classes: int, out_of_set: floa
     return np.asarray(counts / counts.sum(1, keepdims=True))
 
 
-def dealt(
+def by_round(
     images: Indices, phone_of: Indices, phones: int, limit: int, rounds: int, rng: np.random.Generator
 ) -> npt.NDArray[np.int32]:
     """Image numbers [rounds, phones, width] of a part's `images` [n] by their phone [n], -1 where a phone has fewer.
 
-    At most `limit` a round: successive rounds take successive images, in an order drawn once, and begin again.
+    A phone meets `limit` images a round at most. Their order is drawn once; each round goes on where the last one
+    ended, and begins again after the last image.
     """
     order = np.lexsort((rng.permutation(len(images)), phone_of))
     order = order[phone_of[order] >= 0]

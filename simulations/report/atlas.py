@@ -63,14 +63,14 @@ def read_atlas(path: Path, details: Details) -> tuple[list[GroupView], list[str]
 
 @dataclass(frozen=True, eq=False)
 class _Filters:
-    """Of one group: `pictures` uint8 [F, H, W, channels], `profile` [F, C], `family` [F] its filter cluster."""
+    """The filters of one group: `pictures` uint8 [F, H, W, channels], `profile` [F, C], `family` [F] their cluster."""
 
     pictures: NDArray[Any]
     profile: NDArray[Any] | None
     family: NDArray[Any] | None
 
     def fit(self) -> bool:
-        """Whether the arrays speak of the same filters."""
+        """Whether the arrays are of the same number of filters and of the right kind."""
         pictures, profile, family = self.pictures, self.profile, self.family
         return (
             pictures.ndim == 4

@@ -91,7 +91,7 @@ class GroupView:
 
 @dataclass(frozen=True, eq=False)
 class Shown:
-    """Filters that a page shows, of one group, in this order.
+    """The filters of one group that a page shows, in this order.
 
     `numbers` [n] in the group; `pictures` uint8 [n, H, W, channels]; `shares` [n, classes] of their profiles, and
     `measured` ones. `family` [n], from 0. `excited` [n]: patches that excite each.
@@ -153,7 +153,7 @@ def choose(shares: Array | None, family: NDArray[np.int64], most: int) -> NDArra
 
 
 def local(family: NDArray[Any]) -> NDArray[np.int64]:
-    """The same families, numbered from 0 within the group."""
+    """Number the families [F] anew, from 0 within the group."""
     return np.unique(family, return_inverse=True)[1].reshape(-1).astype(np.int64)
 
 

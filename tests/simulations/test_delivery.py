@@ -147,7 +147,7 @@ def test_the_server_keeps_clusters_and_learns_no_more(run: Run) -> None:
 
 
 def test_what_each_fallback_costs_on_one_phone(run: Run) -> None:
-    """The same folder under each mode: it holds the cluster's submodel in all of them."""
+    """One folder is read under each mode: it holds the cluster's submodel in all of them."""
     note = read_outcome(folder_of(run, 0))
     assert note is not None
     own, larger = note["macs"], read_models(folder_of(run, 0), run.base, "cluster").larger

@@ -121,7 +121,7 @@ def world(tmp_path: Path) -> World:
 
 
 def plain(tmp_path: Path, spec: SumSpec, numbers: Any = range(PHONES)) -> np.ndarray:
-    """The same question to the same phones in the open; cohort and survivors as they are in `spec`."""
+    """The plain sum of the same phones' answers to the same question; cohort and survivors as they are in `spec`."""
     return World(tmp_path / "plain", "privacy.sums=plain").sum(spec, numbers, plain=True)[0]
 
 

@@ -30,8 +30,9 @@ def test_answers_are_limited_to_the_phone_s_own_classes(own, limited):
 
 @pytest.fixture
 def four(bars: tuple[Path, Path], tmp_path: Path) -> tuple[Oracle, np.ndarray, np.ndarray]:
-    """Of owner 0, who meets classes 0 and 1, four test images, the last of them strange; owner 1 has none. With the
-    images' true labels [4] and the full model's logits [4, C].
+    """An oracle of two owners, with the true labels [4] and the full model's logits [4, C] of all test images.
+
+    Owner 0 meets classes 0 and 1 and has four test images, the last of another class; owner 1 has none.
     """
     x, y = tiny.images(40, 77)
     inside, outside = np.flatnonzero(np.isin(y, [0, 1])), np.flatnonzero(y > 1)

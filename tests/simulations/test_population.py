@@ -15,8 +15,8 @@ from fedcaptor.common.data.source import Dataset
 from fedcaptor.common.data.splits import pool
 from fedcaptor.common.errors import ConfigError, DataError
 from fedcaptor.simulations.habits import draw_habits
-from fedcaptor.simulations.owners import dealt, natural_owners, partitioned, shares_of
-from fedcaptor.simulations.population import _draw, prepare
+from fedcaptor.simulations.owners import by_round, natural_owners, partitioned, shares_of
+from fedcaptor.simulations.population import _positions, prepare
 
 CLASSES = 6
 needs_partitioners = pytest.mark.skipif(
@@ -117,7 +117,7 @@ def test_more_classes_than_the_data_has_are_refused():
 def test_drawn_images_are_of_classes_that_the_mixture_holds(sizes, seed, strange):
     sizes = np.array([1, *sizes])
     shares = np.tile([0.5, 0.5, 0, 0, 0], (50, 1))
-    drawn = _draw(shares, sizes, 20, strange, np.random.default_rng(seed))
+    drawn = _positions(shares, sizes, 20, strange, np.random.default_rng(seed))
     label = np.searchsorted(np.cumsum(sizes), drawn, side="right")
     assert drawn.min() >= 0
     assert drawn.max() < sizes.sum()
@@ -129,7 +129,7 @@ def test_drawn_images_are_of_classes_that_the_mixture_holds(sizes, seed, strange
 
 def test_drawn_classes_come_at_their_shares():
     shares = np.array([[0.7, 0.3, 0.0], [0.0, 0.0, 1.0]])
-    drawn = _draw(shares, np.array([2, 3, 5]), 20_000, 0.2, np.random.default_rng(0))
+    drawn = _positions(shares, np.array([2, 3, 5]), 20_000, 0.2, np.random.default_rng(0))
     found = [np.bincount(np.searchsorted([2, 5, 10], row, side="right"), minlength=3) / 20_000 for row in drawn]
     np.testing.assert_allclose(found, [[0.56, 0.24, 0.2], [0.1, 0.1, 0.8]], atol=0.02)  # 0.02 is over 5 deviations
     assert set(drawn[1]) == set(range(10))
@@ -137,7 +137,7 @@ def test_drawn_classes_come_at_their_shares():
 
 def test_a_part_without_own_images_is_refused_without_naming_classes():
     with pytest.raises(DataError, match="own class of 1 phones") as caught:
-        _draw(np.array([[0.0, 1.0], [1.0, 0.0]]), np.array([3, 0]), 5, 0.0, np.random.default_rng(0))
+        _positions(np.array([[0.0, 1.0], [1.0, 0.0]]), np.array([3, 0]), 5, 0.0, np.random.default_rng(0))
     assert "[" not in str(caught.value)
 
 
@@ -189,7 +189,7 @@ def test_rarest_classes_are_out_of_set_by_hand():
 
 def test_rounds_take_successive_images_of_an_owner_and_begin_again():
     images, phone_of = np.arange(100, 112), np.array([0] * 5 + [2] * 2 + [-1] * 5)
-    index = dealt(images, phone_of, 3, 3, 5, np.random.default_rng(0))
+    index = by_round(images, phone_of, 3, 3, 5, np.random.default_rng(0))
     assert index.shape == (5, 3, 3)
     assert sorted(set(index[:, 0].ravel().tolist())) == [100, 101, 102, 103, 104]
     assert (np.bincount(index[:, 0].ravel())[100:] == 3).all()  # 5 rounds of 3 go through 5 images three times
