@@ -9,7 +9,7 @@ from fedcaptor.simulations.records import Details, Number, Spread, Summary
 from fedcaptor.simulations.report.heatmaps import centroids, kept
 from fedcaptor.simulations.report.histograms import out_of_set, phone_plots
 from fedcaptor.simulations.report.plot import Plot, axis_title
-from fedcaptor.simulations.report.tables import by_phase
+from fedcaptor.simulations.report.tables import Totals, by_phase
 from fedcaptor.simulations.report.words import duration, plain, short, size
 
 
@@ -70,9 +70,9 @@ def phase_bars(details: Details) -> list[Plot]:
     totals = by_phase(details.phases)
     plots: list[Plot] = []
     layout: dict[str, Any]
-    if talking := [total for total in totals if total["bytes_down"] or total["bytes_up"]]:
-        down = _bars("down", [total["bytes_down"] for total in talking], "first", "", size)
-        up = _bars("up", [total["bytes_up"] for total in talking], "second", "/", size)
+    if talking := [total for total in totals if total.bytes_down or total.bytes_up]:
+        down = _bars("down", [total.bytes_down for total in talking], "first", "", size)
+        up = _bars("up", [total.bytes_up for total in talking], "second", "/", size)
         x = {"tickformat": ".3~s", "ticksuffix": "B", "range": _room(down["x"] + up["x"])}
         title = "Bytes by phase, all phones and rounds"
         note = "Down: from the server to the phones. Up: from the phones to the server."
@@ -80,7 +80,7 @@ def phase_bars(details: Details) -> list[Plot]:
         label = "Bars of bytes down and up by phase; the numbers are in the table of phases."
         plots.append(Plot("bytes", title, label, note, [down, up], layout, 100 + 52 * len(talking)))
     if totals:
-        seconds = _bars("seconds", [total["seconds"] for total in totals], "first", "", duration)
+        seconds = _bars("seconds", [total.seconds for total in totals], "first", "", duration)
         axis = {"title": axis_title("seconds"), "range": _room(seconds["x"])}
         layout = {"xaxis": axis, "yaxis": _phase_axis(totals), "showlegend": False}
         label = "Bars of seconds by phase; the numbers are in the table of phases."
@@ -88,8 +88,8 @@ def phase_bars(details: Details) -> list[Plot]:
     return plots
 
 
-def _phase_axis(totals: list[dict[str, Any]]) -> dict[str, Any]:
-    names = [f"{plain(short(total['phase'], 24))} " for total in totals]
+def _phase_axis(totals: list[Totals]) -> dict[str, Any]:
+    names = [f"{plain(short(total.phase, 24))} " for total in totals]
     places = list(range(len(names)))
     return {"tickvals": places, "ticktext": names, "autorange": "reversed", "automargin": True, "showgrid": False}
 

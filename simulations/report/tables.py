@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -59,21 +59,35 @@ def gains(phones: Phones) -> list[tuple[str, int, int, int]]:
     return rows
 
 
-def by_phase(phases: Sequence[Phase]) -> list[dict[str, Any]]:
-    """Totals over all rounds, by phase."""
+@dataclass(frozen=True)
+class Totals:
+    """What one phase took over all rounds."""
+
+    phase: str
+    seconds: float
+    asked: int
+    replies: int
+    dropped: int
+    refused: dict[str, int]
+    bytes_down: int
+    bytes_up: int
+
+
+def by_phase(phases: Sequence[Phase]) -> list[Totals]:
+    """Totals over all rounds, one for each phase."""
     found: dict[str, list[Phase]] = {}
     for phase in phases:
         found.setdefault(phase.phase, []).append(phase)
     return [
-        {
-            "phase": name,
-            "seconds": sum(p.seconds or 0 for p in of),
-            "asked": sum(p.asked for p in of),
-            "replies": sum(p.replies for p in of),
-            "dropped": sum(p.dropped for p in of),
-            "refused": dict(sum((Counter(p.refused) for p in of), Counter())),
-            "bytes_down": sum(p.bytes_down for p in of),
-            "bytes_up": sum(p.bytes_up for p in of),
-        }
+        Totals(
+            phase=name,
+            seconds=sum(p.seconds or 0 for p in of),
+            asked=sum(p.asked for p in of),
+            replies=sum(p.replies for p in of),
+            dropped=sum(p.dropped for p in of),
+            refused=dict(sum((Counter(p.refused) for p in of), Counter())),
+            bytes_down=sum(p.bytes_down for p in of),
+            bytes_up=sum(p.bytes_up for p in of),
+        )
         for name, of in found.items()
     ]

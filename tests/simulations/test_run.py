@@ -11,14 +11,20 @@ from fedcaptor.common.errors import PrivacyError, StateError
 from fedcaptor.simulations import records
 from fedcaptor.simulations.rounds import read_rows
 from fedcaptor.simulations.runner import simulate
+from tests import tiny
 
 SMALL = [
-    "population.phones=24",
+    "population.phones=20",
+    "population.use_images=30",
+    "population.check_images=20",
+    "population.test_images=30",
     "privacy.min_cohort=20",
     "privacy.noise=false",
     "visualise.enabled=false",
     "personal.ladder=[0.3]",
-    "planner.images=100",
+    "personal.reference=10",
+    "personal.rows=256",
+    "planner.images=60",
 ]
 
 
@@ -30,7 +36,7 @@ def finished(tmp_path_factory):
 
 def test_phones_end_with_smaller_models_that_know_their_classes(finished):
     directory, summary = finished
-    assert summary["phones"] == 24
+    assert summary["phones"] == 20
     assert summary["macs_ratio"] < 0.6
     assert summary["accuracy"]["personalised"]["mean"] > summary["accuracy"]["full"]["mean"]
     assert summary["privacy"]["epsilon"] is None
@@ -71,7 +77,7 @@ def test_rounds_are_the_same_in_every_output(finished):
     assert (int(row["clusters"]), row["epsilon"]) == (summary["clusters"], "")
     assert int(row["bytes_down"]) == sum(phase["bytes_down"] for phase in details["phases"])
     figures = details["phones"]
-    assert float(row["macs"]) == pytest.approx(sum(figures["macs_ratio"]) / 24, abs=0.02)  # noise is off
+    assert float(row["macs"]) == pytest.approx(sum(figures["macs_ratio"]) / 20, abs=0.02)  # noise is off
     assert sum(details["scores"]["outside"]) > 0
 
 
@@ -87,11 +93,12 @@ def test_another_configuration_is_refused(finished):
         simulate(load_config(None, [*SMALL, "run.seed=1"]), directory)
 
 
-def test_a_run_survives_dropped_and_malformed_replies(tmp_path):
+def test_a_run_survives_dropped_and_malformed_replies(bars, tmp_path):
     faults = ["faults.dropout=0.2", "faults.rubbish=0.05", "population.phones=40", "privacy.dropout=0.3"]
-    summary = simulate(load_config(None, [*SMALL[1:], *faults]), tmp_path)
+    summary = simulate(load_config(None, tiny.overrides(*bars, *faults)), tmp_path)
     assert summary["phones"] == 40
     assert summary["faults"]["dropped"] > 0
+    assert summary["faults"]["refused"] > 0
 
 
 def test_too_small_a_cohort_is_refused(tmp_path):

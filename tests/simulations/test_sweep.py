@@ -1,4 +1,4 @@
-"""Several seeds of one scenario: statistics by hand, seeds as text, what is run again and what is kept."""
+"""Several seeds of one scenario: statistics by hand, what is run again and what is kept."""
 
 import csv
 import json
@@ -11,11 +11,10 @@ from typer.testing import CliRunner
 
 from fedcaptor.cli.main import app
 from fedcaptor.common.config import load_config
-from fedcaptor.common.errors import ConfigError, StateError
+from fedcaptor.common.errors import StateError
 from fedcaptor.simulations import rounds
 from fedcaptor.simulations.records import Metric
 from fedcaptor.simulations.report.sweep_page import interval, write_sweep_report
-from fedcaptor.simulations.seeds import MAX_SEEDS, parse_seeds
 from fedcaptor.simulations.sweep import aggregate, figures, metric, sweep_of
 from fedcaptor.simulations.sweep_folder import is_sweep, rewrite, run_sweep
 from tests.simulations.test_report import body, make_summary
@@ -71,37 +70,6 @@ def test_a_figure_that_a_run_lacks_is_unknown_there():
     assert found["a"].mean == 2
     assert found["faults.nan"].values == (2.0, None, None)
     assert "b" not in found
-
-
-@pytest.mark.parametrize(
-    ("text", "seeds"),
-    [("0..4", (0, 1, 2, 3, 4)), ("0,3,7", (0, 3, 7)), ("5", (5,)), ("2..2", (2,)), ("0..2, 7", (0, 1, 2, 7))],
-)
-def test_seeds_as_text(text, seeds):
-    assert parse_seeds(text) == seeds
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("", "'' is no seed: give for example 0..4"),
-        ("0,,2", "'' is no seed"),
-        ("-1", "'-1' is no seed"),
-        ("0-4", "'0-4' is no seed"),
-        ("0..", "'0..' is no seed"),
-        ("one", "'one' is no seed"),
-        ("4..0", "4..0 runs backwards: write 0..4"),
-        ("0..3,2", "2 is there twice: name each once"),
-        (f"0..{MAX_SEEDS}", f"more than {MAX_SEEDS}: give fewer"),
-        ("0..999999999", "more than"),
-        (f"0..{MAX_SEEDS - 1},{MAX_SEEDS}", "more than"),
-    ],
-)
-def test_seeds_that_make_no_sense(text, words):
-    with pytest.raises(ConfigError) as caught:
-        parse_seeds(text)
-    assert words in str(caught.value)
-    assert repr(text) in str(caught.value)
 
 
 def configs(seeds, *overrides):
