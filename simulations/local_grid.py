@@ -36,13 +36,13 @@ class Faults:
     """Shares of messages that go wrong, drawn from `seed`, the node and the message alone: a replay fails alike.
 
     `dropout`: answered by an error. `silence`: never answered. `stall`: answered after `stall_seconds`.
-    `rubbish`: answered by a damaged reply. At most one happens to a message, so the shares add up to 1 at most.
+    `malformed`: answered by a malformed reply. At most one happens to a message, so the shares add up to 1 at most.
     """
 
     dropout: float = 0.0
     silence: float = 0.0
     stall: float = 0.0
-    rubbish: float = 0.0
+    malformed: float = 0.0
     stall_seconds: float = 60.0
     seed: int = 0
 
@@ -51,15 +51,15 @@ class Faults:
             value = getattr(self, field.name)
             if not math.isfinite(value) or value < 0:
                 raise ConfigError(f"faults: {field.name} {value} must be finite and at least 0")
-        if self.dropout + self.silence + self.stall + self.rubbish > 1 + 1e-9:
-            raise ConfigError("faults: dropout, silence, stall and rubbish add up to more than 1; lower them")
+        if self.dropout + self.silence + self.stall + self.malformed > 1 + 1e-9:
+            raise ConfigError("faults: dropout, silence, stall and malformed add up to more than 1; lower them")
 
     def draw(self, node: int, key: bytes) -> tuple[str, np.random.Generator]:
         """The fate of one message (`ok` or a field's name) and the generator that a damaged reply is made with."""
         seed = hashlib.sha256(f"{self.seed}/{node}/".encode() + key).digest()
         rng = np.random.default_rng(int.from_bytes(seed, "big"))
         point, reached = rng.random(), 0.0
-        for name in ("dropout", "silence", "stall", "rubbish"):
+        for name in ("dropout", "silence", "stall", "malformed"):
             reached += getattr(self, name)
             if point < reached:
                 return name, rng
@@ -252,7 +252,7 @@ class LocalGrid(Grid):
             reply = Message(Error(ErrorCode.NODE_UNAVAILABLE, "the phone is gone"), reply_to=request)
         else:
             reply = self._call(request, sent.node)
-            if fate == "rubbish" and reply.has_content():
+            if fate == "malformed" and reply.has_content():
                 reply.content = damage(reply.content, rng)
         reply.metadata.__dict__["_message_id"] = f"{message_id}-r"
         return _to_bytes(reply)

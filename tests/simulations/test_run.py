@@ -78,8 +78,8 @@ def test_another_configuration_is_refused(finished):
         simulate(load_config(None, [*SMALL, "run.seed=1"]), directory)
 
 
-def test_a_run_survives_dropped_and_rubbish_replies(tmp_path):
-    faults = ["faults.dropout=0.2", "faults.rubbish=0.05", "population.phones=40", "privacy.dropout=0.3"]
+def test_a_run_survives_dropped_and_malformed_replies(tmp_path):
+    faults = ["faults.dropout=0.2", "faults.malformed=0.05", "population.phones=40", "privacy.dropout=0.3"]
     summary = simulate(load_config(None, [*SMALL[1:], *faults]), tmp_path)
     assert summary["phones"] == 40
     assert summary["faults"]["dropped"] > 0
