@@ -36,6 +36,8 @@ def load_config(path: Path | None = None, overrides: Iterable[str] = ()) -> Conf
 
 def parse(values: Mapping[str, Any]) -> Config:
     """Validated configuration from nested sections. Raises ConfigError naming key and remedy."""
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"the configuration is {shown(values)}, must be sections of keys")
     for section, held in values.items():
         _require_plain(str(section)[:80], held)
     try:

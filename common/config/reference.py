@@ -18,8 +18,8 @@ command takes it.
 
 *Read by* says who uses a key: the **server**, a **phone**, or what is special to a **simulation** (its owners, its
 faults, the figures of its summary). A simulation runs a server and phones too, so it takes all keys. A phone's file
-needs the phone's keys alone: `fedcaptor config FILE --for phone` writes it. All participants must agree on nothing but
-what the messages say: a phone insists on its own values and declines what is below them.
+needs the phone's keys alone: `fedcaptor config FILE --for phone` writes it. Server and phones need not have the same
+file: a phone keeps to its own values, and declines a request that does not fit them.
 """
 
 
