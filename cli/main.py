@@ -39,6 +39,12 @@ class Engine(StrEnum):
     ray = "ray"
 
 
+class Participant(StrEnum):
+    """Whose file is written."""
+
+    phone = "phone"
+
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object to standard output.")]
 
 
@@ -289,10 +295,14 @@ def exporter(
 def config(
     scenario: Annotated[Path | None, typer.Argument(help="Check this TOML file and print all its values.")] = None,
     reference: Annotated[bool, typer.Option("--reference", help="Print the reference page of all keys.")] = False,
+    reader: Annotated[Participant | None, typer.Option("--for", help="Print this one's file, in TOML.")] = None,
 ) -> None:
-    """Check a scenario, or print what can be configured."""
-    from fedcaptor.common.config import load_config, reference_page
+    """Check a scenario, print what can be configured, or the part of a scenario that a phone reads."""
+    from fedcaptor.common.config import load_config, phone_config, reference_page
 
+    if reader is not None:
+        print(phone_config(load_config(scenario)), end="")
+        return
     print(reference_page() if reference else load_config(scenario).model_dump_json(indent=1) + "\n", end="")
 
 

@@ -15,9 +15,9 @@ from fedcaptor.common.groups import ChannelGroups
 from fedcaptor.common.privacy.accounting import epsilon, sum_zcdp
 from fedcaptor.common.privacy.rotation import norm_for
 from fedcaptor.common.privacy.sums import SumSpec
-from fedcaptor.common.secure.terms import Terms
-from fedcaptor.common.secure.topology import fewest_honest, plan_topology
+from fedcaptor.common.secure.topology import fewest_honest
 from fedcaptor.common.statistics import Statistic, registered
+from fedcaptor.server.mask_sizes import Masks
 
 _RESOLUTION = 24
 """Quanta: a phone's share of the noise has a standard deviation of at least about this many, or, without noise, a
@@ -109,12 +109,9 @@ class SumBudget:
 
     def _check_masks(self) -> int:
         """Fewest honest phones in any sum that phones let a server unmask. Raises PrivacyError where no sum is safe."""
-        privacy = self._config.privacy
-        minima = privacy.min_cohort, self.survivors
-        terms = Terms("0" * 64, 1, 32, self.cohort, *minima, privacy.dropout, privacy.corrupted)
-        for phones in sorted({self.survivors, self.cohort}):
-            plan_topology(terms, phones)
-        return fewest_honest(terms)
+        masks = Masks.of(self._config.privacy)
+        masks.require(self.cohort)
+        return fewest_honest(masks.terms(self.cohort))
 
     def describe(self, spec: SumSpec) -> dict[str, Any]:
         """What `details.json` says of a sum."""

@@ -60,7 +60,7 @@ def config_of(run_config: RunConfig, nodes: int) -> Config:
     overrides = shlex.split(str(run_config.get("set", "")))
     config = load_config(path, [*overrides, f"population.phones={nodes}"])
     faults = config.faults
-    if faults.dropout or faults.silence or faults.stall or faults.rubbish:
+    if faults.dropout or faults.silence or faults.stall or faults.malformed:
         raise ConfigError("[faults] are simulated in one process alone: set them to 0, or use the engine local")
     return config
 

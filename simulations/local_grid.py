@@ -40,7 +40,7 @@ def fault_of(faults: Faults, seed: int, node: int, message: bytes) -> tuple[str,
     digest = hashlib.sha256(f"{seed}/{node}/".encode() + message).digest()
     rng = np.random.default_rng(int.from_bytes(digest, "big"))
     point, reached = rng.random(), 0.0
-    for name in ("dropout", "silence", "stall", "rubbish"):
+    for name in ("dropout", "silence", "stall", "malformed"):
         reached += getattr(faults, name)
         if point < reached:
             return name, rng
@@ -231,7 +231,7 @@ class LocalGrid(Grid):
             reply = Message(Error(ErrorCode.NODE_UNAVAILABLE, "the phone is gone"), reply_to=request)
         else:
             reply = self._call(request, sent.node)
-            if fault == "rubbish" and reply.has_content():
+            if fault == "malformed" and reply.has_content():
                 reply.content = malformed(reply.content, rng)
         reply.metadata.__dict__["_message_id"] = f"{message_id}-r"
         return _to_bytes(reply)

@@ -22,7 +22,7 @@ from threadpoolctl import threadpool_limits
 from fedcaptor.client.app import make_app, simulated_phone
 from fedcaptor.client.phone import Phone
 from fedcaptor.common.assets import asset
-from fedcaptor.common.config import Config
+from fedcaptor.common.config import Config, parse
 from fedcaptor.common.data.source import Dataset, load
 from fedcaptor.common.data.splits import split
 from fedcaptor.common.errors import ConfigError, StateError
@@ -95,7 +95,7 @@ def build_world(config: Config, directory: Path) -> World:
     keep_memory_flat()
     directory.mkdir(parents=True, exist_ok=True)
     stored = directory / "config.json"
-    if stored.exists() and json.loads(stored.read_text()) != config.model_dump(mode="json"):
+    if stored.exists() and parse(json.loads(stored.read_text())) != config:
         raise StateError(f"{directory} holds a run of another configuration: choose another --out or remove it")
     data = load(config.data.source)
     weights = weights_of(config)

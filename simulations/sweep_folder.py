@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedcaptor.common.config import Config
+from fedcaptor.common.config import Config, parse
 from fedcaptor.common.errors import StateError
 from fedcaptor.simulations import rounds
 from fedcaptor.simulations.records import REPORT, ROUNDS, SUMMARY, SWEEP, Summary, Sweep, read, write
@@ -74,7 +74,7 @@ def _finished(folder: Path, config: Config) -> dict[str, Any] | None:
     stored = folder / "config.json"
     if not stored.exists() or not all((folder / name).exists() for name in _FINISHED):
         return None
-    if json.loads(stored.read_text()) != config.model_dump(mode="json"):
+    if parse(json.loads(stored.read_text())) != config:
         raise StateError(f"{folder} holds a run of another configuration: choose another --out or give --fresh")
     return _summary(folder)
 

@@ -123,6 +123,9 @@ def test_config_checks_a_scenario_and_prints_all_values(tmp_path: Path) -> None:
     assert json.loads(ran("config", str(file))) == load_config(file).model_dump(mode="json")
     page = ran("config", "--reference")
     assert "| `min_cohort` | `50` |" in page
+    (tmp_path / "phone.toml").write_text(ran("config", str(file), "--for", "phone"))
+    assert "seed" not in (tmp_path / "phone.toml").read_text()
+    assert load_config(tmp_path / "phone.toml") == load_config()
 
 
 def failed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *words: str) -> tuple[int, str]:

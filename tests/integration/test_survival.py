@@ -28,7 +28,7 @@ RUN = [
     f"population.phones={PHONES}",
     "privacy.dropout=0.3",
     "faults.dropout=0.2",
-    "faults.rubbish=0.05",
+    "faults.malformed=0.05",
 ]
 
 

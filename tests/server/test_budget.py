@@ -156,9 +156,15 @@ def test_the_figure_towards_a_server_that_cheats() -> None:
     assert quiet.epsilon_server([quiet.spec(Step(1, COOCCURRENCE, 0))]) is None
 
 
-def test_cohorts_that_no_masks_can_protect_are_refused_at_once() -> None:
-    with pytest.raises(PrivacyError, match=r"no threshold .* is safe for 60 phones with 50% dropouts and 30% corr"):
-        SumBudget(config_of("privacy.dropout=0.5", "privacy.corrupted=0.3"), GROUPS, 120)
-    with pytest.raises(PrivacyError, match=r"dropout 0\.6 is outside 0 to 0.5"):
-        SumBudget(config_of("privacy.dropout=0.6"), GROUPS, 200)
+def test_cohorts_that_no_masks_can_protect_are_refused_with_what_would_work() -> None:
+    large = r"no threshold .* for 700 phones .*allows a cohort of 650, 1,000 phones allow privacy\.dropout 0\.27$"
+    with pytest.raises(PrivacyError, match=large):
+        SumBudget(config_of("privacy.dropout=0.3"), GROUPS, 1000)
+    SumBudget(config_of("privacy.dropout=0.3", "rounds.cohort=650"), GROUPS, 1000)
+    SumBudget(config_of("privacy.dropout=0.27"), GROUPS, 1000)
+    with pytest.raises(PrivacyError, match=r"dropout 0\.45 .* a cohort of 91, 70 phones allow privacy\.dropout 0\.44$"):
+        SumBudget(config_of("privacy.dropout=0.45"), GROUPS, 70)
+    SumBudget(config_of("privacy.dropout=0.45"), GROUPS, 91)
+    with pytest.raises(PrivacyError, match=r"allows no cohort, 60 phones allow privacy\.dropout 0\.44"):
+        SumBudget(config_of("privacy.dropout=0.47"), GROUPS, 60)
     SumBudget(config_of("privacy.dropout=0.6", "privacy.sums=plain"), GROUPS, 200)

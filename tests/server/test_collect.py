@@ -176,9 +176,9 @@ def test_a_message_that_flower_does_not_take_is_a_dropped_phone() -> None:
     np.testing.assert_allclose(total, (PHONES - 1) * OWN)
 
 
-def test_rubbish_never_ends_a_round() -> None:
+def test_malformed_replies_never_ends_a_round() -> None:
     """Every kind of damage: nothing but whole replies is added up, and the tally has them all."""
-    grid = LocalGrid(phone({}), 200, faults=Faults(dropout=0.1, rubbish=0.4), seed=2)
+    grid = LocalGrid(phone({}), 200, faults=Faults(dropout=0.1, malformed=0.4), seed=2)
     total, tally = courier_of(grid).sum(1, "usage", replace(SPEC, cohort=200), {}, grid.get_node_ids())
     np.testing.assert_allclose(total, tally.replies * OWN)
     refused = sum(tally.refused.values())

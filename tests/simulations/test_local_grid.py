@@ -71,7 +71,7 @@ def test_failures_of_a_phone_are_error_replies():
 
 
 def outcome(seed, nodes=400):
-    grid = LocalGrid(app, nodes, faults=Faults(dropout=0.2, silence=0.2, rubbish=0.2), seed=seed)
+    grid = LocalGrid(app, nodes, faults=Faults(dropout=0.2, silence=0.2, malformed=0.2), seed=seed)
     fates = {"good": set(), "error": set(), "refused": set()}
     for message in grid.send_and_receive(requests(grid)):
         node = message.metadata.src_node_id
@@ -139,7 +139,7 @@ def test_memory_does_not_grow_with_the_contents_of_all_phones():
     assert peak(220) - peak(20) < 200 * 2_000  # bytes a phone; its request alone is 200,000
 
 
-@pytest.mark.parametrize("wrong", [["dropout=-0.1"], ["stall=nan"], ["dropout=0.6", "rubbish=0.6"]])
+@pytest.mark.parametrize("wrong", [["dropout=-0.1"], ["stall=nan"], ["dropout=0.6", "malformed=0.6"]])
 def test_impossible_faults_are_refused(wrong):
     with pytest.raises(ConfigError):
         load_config(None, [f"faults.{fault}" for fault in wrong])

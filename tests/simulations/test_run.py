@@ -10,7 +10,7 @@ from fedcaptor.common.config import load_config
 from fedcaptor.common.errors import PrivacyError, StateError
 from fedcaptor.simulations import records
 from fedcaptor.simulations.rounds import read_rows
-from fedcaptor.simulations.runner import simulate
+from fedcaptor.simulations.runner import build_world, simulate
 from tests import tiny
 
 SMALL = [
@@ -94,7 +94,7 @@ def test_another_configuration_is_refused(finished):
 
 
 def test_a_run_survives_dropped_and_malformed_replies(bars, tmp_path):
-    faults = ["faults.dropout=0.2", "faults.rubbish=0.05", "population.phones=40", "privacy.dropout=0.3"]
+    faults = ["faults.dropout=0.2", "faults.malformed=0.05", "population.phones=40", "privacy.dropout=0.3"]
     summary = simulate(load_config(None, tiny.overrides(*bars, *faults)), tmp_path)
     assert summary["phones"] == 40
     assert summary["faults"]["dropped"] > 0
@@ -104,3 +104,16 @@ def test_a_run_survives_dropped_and_malformed_replies(bars, tmp_path):
 def test_too_small_a_cohort_is_refused(tmp_path):
     with pytest.raises(PrivacyError, match="min_cohort"):
         simulate(load_config(None, [*SMALL, "population.phones=10"]), tmp_path)
+
+
+def test_a_run_stored_by_an_earlier_schema_is_the_same_run(tmp_path):
+    """Its file has a key's former name, and lacks the keys that came later."""
+    config = load_config(None, [*SMALL, "faults.malformed=0.05"])
+    build_world(config, tmp_path)
+    stored = json.loads((tmp_path / "config.json").read_text())
+    stored["faults"]["rubbish"] = stored["faults"].pop("malformed")
+    del stored["scores"]["shrink"]
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    build_world(config, tmp_path)
+    with pytest.raises(StateError, match="another configuration"):
+        build_world(load_config(None, [*SMALL, "faults.malformed=0.1"]), tmp_path)

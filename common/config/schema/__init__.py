@@ -1,0 +1,1 @@
+"""Every key: its section, type, bounds, default, meaning and readers, defined once."""

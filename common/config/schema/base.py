@@ -1,0 +1,40 @@
+"""What sections and keys are made of: bounds that many keys share, and who reads a key."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.fields import FieldInfo
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Ratio = Annotated[float, Field(gt=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+
+
+class Reader(StrEnum):
+    """A part of the system that reads a key: the server, a phone, or what only a simulation does (the population of
+    owners, faults, the figures of a summary). A simulation runs a server and phones as well.
+    """
+
+    server = "server"
+    phone = "phone"
+    simulation = "simulation"
+
+
+SERVER, PHONE, SIMULATION = Reader.server, Reader.phone, Reader.simulation
+
+
+class Section(BaseModel):
+    """One section of the file. Frozen; unknown keys, infinite and undefined numbers are refused.
+
+    Each key is annotated with its readers: `Annotated[int, SERVER, PHONE]`.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def readers(key: FieldInfo) -> frozenset[Reader]:
+    """The readers that a key is annotated with."""
+    return frozenset(mark for mark in key.metadata if isinstance(mark, Reader))

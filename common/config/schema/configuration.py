@@ -1,0 +1,79 @@
+"""The whole configuration and what holds between its sections."""
+
+from __future__ import annotations
+
+from typing import Annotated, Self
+
+from pydantic import Field, model_validator
+
+from fedcaptor.common.config.digest import digest
+from fedcaptor.common.config.schema.base import Section
+from fedcaptor.common.config.schema.phone import MAX_TIERS, Delivery, Fallback, Personal, Tier, Usage
+from fedcaptor.common.config.schema.privacy import Privacy
+from fedcaptor.common.config.schema.run import Data, Model, Rounds, Run, Testing
+from fedcaptor.common.config.schema.server import Clusters, Planner, Scores, Visualise
+from fedcaptor.common.config.schema.simulated import Faults, Population
+
+SMALL_COHORTS = "small cohorts"
+"""The mark of a run whose sums may be of few phones."""
+
+
+class Config(Section):
+    """Everything that a run depends on, its output folder excepted."""
+
+    run: Run = Run()
+    data: Data = Data()
+    model: Model = Model()
+    population: Population = Population()
+    usage: Usage = Usage()
+    scores: Scores = Scores()
+    visualise: Visualise = Visualise()
+    clusters: Clusters = Clusters()
+    planner: Planner = Planner()
+    personal: Personal = Personal()
+    delivery: Delivery = Delivery()
+    fallback: Fallback = Fallback()
+    privacy: Privacy = Privacy()
+    rounds: Rounds = Rounds()
+    faults: Faults = Faults()
+    testing: Testing = Testing()
+    tiers: Annotated[tuple[Tier, ...], Field(max_length=MAX_TIERS)] = ()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        names = [tier.name for tier in self.tiers]
+        total = sum(tier.share for tier in self.tiers)
+        if len(set(names)) != len(names):
+            raise ValueError(f"tiers are named {', '.join(names)}: give each a name of its own")
+        if names and abs(total - 1) > 1e-6:
+            raise ValueError(f"the shares of tiers sum to {total:.4g}, must sum to 1: correct them")
+        if self.personal.tier and self.personal.tier not in names:
+            raise ValueError(f"personal.tier is {self.personal.tier!r}, tiers are {', '.join(names) or 'not given'}")
+        if self.delivery.mode == "submodel" and self.run.rounds > self.delivery.fetches:
+            raise ValueError(
+                f"delivery.fetches is {self.delivery.fetches}, below run.rounds {self.run.rounds}: raise it"
+            )
+        if names and self.delivery.mode != "plan":
+            raise ValueError(f"tiers need delivery.mode plan, not {self.delivery.mode}: a fetched file names the tier")
+        return self
+
+    @property
+    def own_tier(self) -> Tier | None:
+        """The tier of this phone; None: no limits."""
+        return next((tier for tier in self.tiers if tier.name == self.personal.tier), None)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (hex) of what a result depends on; it seeds noise. See `fedcaptor.common.config.digest`."""
+        return digest(self)
+
+    def marks(self, simulated: bool) -> list[str]:
+        """What every output of the run must say of it."""
+        marks = {"plain": ["sums not encrypted"], "local": ["local answers"]}.get(self.privacy.sums, [])
+        if simulated:
+            marks.append("seeded noise")
+        if not self.privacy.noise:
+            marks.append("noise off")
+        if self.testing.small_cohorts:
+            marks.append(SMALL_COHORTS)
+        return marks

@@ -1,0 +1,72 @@
+"""Sections of what the server works out: filter scores, pictures of filters, clusters, plans."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from fedcaptor.common.config.schema.base import PHONE, SERVER, Ratio, Section, Share
+
+
+class Scores(Section):
+    enabled: Annotated[bool, SERVER] = Field(
+        True, description="Collect Taylor scores of filters by class in one private sum."
+    )
+    clusters_per_layer: Annotated[int, SERVER] = Field(
+        8,
+        ge=1,
+        le=65536,
+        description="Filter clusters a layer, by which scores are pooled; as many as filters or more: each alone.",
+    )
+    weight: Annotated[Share, SERVER, PHONE] = Field(
+        0.1, description="Exponent of the preference in the cost of removing a filter; 0 = ignore it."
+    )
+    measured: Annotated[Share, SERVER] = Field(
+        0.5, description="Weight of the phones' scores against feature visualisation."
+    )
+    images: Annotated[int, PHONE] = Field(48, ge=1, description="Most images that a phone scores its filters with.")
+    shrink: Annotated[float, SERVER] = Field(
+        20.0, ge=0, description="Phones of a class at which their scores count half of `measured`."
+    )
+
+
+class Visualise(Section):
+    enabled: Annotated[bool, SERVER] = Field(
+        True, description="Feature visualisation of every filter, on the server, without user data."
+    )
+    steps: Annotated[int, SERVER] = Field(10, ge=1, le=10_000, description="Ascent steps a picture.")
+
+
+class Clusters(Section):
+    k: Annotated[int, SERVER] = Field(0, ge=0, le=32, description="Preference clusters; 0 = chosen, see `most`.")
+    alike: Annotated[float, SERVER] = Field(
+        0.05, ge=0, le=1, description="Centroids closer than this (bits) merge where `k` is 0."
+    )
+    most: Annotated[int, SERVER] = Field(
+        8, ge=1, le=32, description="Clusters to begin with where `k` is 0; small and alike ones merge."
+    )
+    iterations: Annotated[int, SERVER] = Field(
+        2, ge=1, le=5, description="Private k-means iterations in the first round; later rounds take one."
+    )
+
+
+class Planner(Section):
+    macs: Annotated[Ratio, SERVER] = Field(
+        0.3, description="MACs of a cluster's submodel over those of the full model."
+    )
+    multiple: Annotated[int, SERVER, PHONE] = Field(8, ge=1, description="Kept channels are multiples of this.")
+    tolerance: Annotated[Share, SERVER] = Field(
+        0.0,
+        description="Disagreement with the full model that is accepted, on a validation set of a third of `images`: "
+        "the smallest MACs ratio within it takes the place of `macs`; 0 = off.",
+    )
+    images: Annotated[int, SERVER] = Field(
+        600, ge=1, description="Reference images that the server plans each cluster with."
+    )
+    coverage: Annotated[Ratio, SERVER] = Field(
+        0.9, description="A cluster's submodel serves its most used classes up to this share."
+    )
+    by_usage: Annotated[bool, SERVER] = Field(
+        True, description="Plan for the classes that a cluster uses, as it uses them; false: for all classes alike."
+    )
