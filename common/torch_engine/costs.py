@@ -1,4 +1,4 @@
-"""Cost model of a network: every convolution and linear layer with the groups that it reads and makes."""
+"""The cost model of a network: every convolution and linear layer with the groups that it reads and makes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fedcaptor.common.torch_engine.network import is_depthwise, mixes
 
 
 def layers_of(network: nn.Module, positions: Mapping[str, int], groups: Sequence[Group]) -> tuple[Layer, ...]:
-    """Layers in the order of `positions` (output map positions by layer, as executed).
+    """List the layers with their costs in the order of `positions` (output map positions by layer, as executed).
 
     A layer behind a concatenation has one entry for each group that it reads.
     """
@@ -23,9 +23,9 @@ def layers_of(network: nn.Module, positions: Mapping[str, int], groups: Sequence
     for group in groups:
         for consumer in group.consumers:
             read[consumer.layer].append((group.name, group.channels, consumer.taps))
-        for cut in group.cuts:
-            layer, _, attribute = cut.tensor.rpartition(".")
-            if cut.dim == 0 and attribute == "weight":
+        for place in group.slices:
+            layer, _, attribute = place.tensor.rpartition(".")
+            if place.dim == 0 and attribute == "weight":
                 made[layer].append((group.name, group.channels))
     modules = dict(network.named_modules())
     layers = []

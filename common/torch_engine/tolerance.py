@@ -1,4 +1,4 @@
-"""The smallest submodel whose answers are verified: within a tolerance of the full model's, on images held out."""
+"""Find the smallest submodel whose answers stay within a tolerance of the full model's on a validation set."""
 
 from __future__ import annotations
 
@@ -10,27 +10,30 @@ from fedcaptor.common.arrays import Images, Indices
 from fedcaptor.common.errors import DataError
 from fedcaptor.common.plan import Plan
 from fedcaptor.common.planner import Budget, ladder
-from fedcaptor.common.selection import RemovalCurve
+from fedcaptor.common.selection import PruningCurve
 from fedcaptor.common.torch_engine.base import BaseModel, Submodel
 
 RATIOS = tuple(round(0.05 * k, 2) for k in range(1, 21))
+"""MACs ratios that are tried: 0.05 to 1."""
 
 
 class Candidates(Protocol):
-    """What plans are made and carried out from: the engine's `Evidence`, or any strategy's `Selection`."""
+    """Anything with pruning curves that builds a plan's submodel: `Evidence`, or any strategy's `Selection`."""
 
     @property
     def base(self) -> BaseModel: ...
     @property
     def classes(self) -> Indices: ...
     @property
-    def curves(self) -> Mapping[str, RemovalCurve]: ...
+    def curves(self) -> Mapping[str, PruningCurve]: ...
     def merged(self, chosen: Plan) -> Submodel: ...
 
 
 @dataclass(frozen=True, eq=False)
 class Verified:
-    """`disagreement`: share of the held-out images on which the submodel and the full model, limited to the same
+    """Hold a submodel with its measured disagreement.
+
+    `disagreement`: share of the validation images on which the submodel and the full model, restricted to the same
     classes, differ.
     """
 
@@ -41,11 +44,21 @@ class Verified:
 def smallest_within(
     evidence: Candidates, budget: Budget, images: Images, tolerance: float, ratios: Sequence[float] = RATIOS
 ) -> Verified:
-    """The smallest MACs ratio within `budget` that disagrees on at most `tolerance` of `images` uint8 [N, H, W, C].
+    """Find by bisection the smallest MACs ratio within `budget` that disagrees on at most `tolerance` of `images`.
 
-    By bisection: larger ratios are taken to agree no less, and what is returned has been measured. Where no ratio is
-    good enough it is the largest within the budget: compare its disagreement. `images` must not be those of the
-    evidence. Raises PlanError for an impossible budget, DataError without images.
+    Larger ratios are taken to agree no less, and what is returned has been measured. Where no ratio is good enough it
+    is the largest within the budget: compare its disagreement.
+
+    Args:
+        evidence: Calibration statistics of the target classes.
+        budget: Limits that hold for every ratio.
+        images: Validation images, uint8 [N, H, W, C]; they must not be those of the evidence.
+        tolerance: Share of images that may be answered differently.
+        ratios: MACs ratios to try.
+
+    Raises:
+        PlanError: The budget is impossible.
+        DataError: There are no images.
     """
     if len(images) == 0:
         raise DataError("0 images are held out to verify the tolerance, at least 1 is needed: give more images")

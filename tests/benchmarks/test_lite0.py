@@ -99,7 +99,7 @@ def test_groups_behind_depthwise_convolutions_and_residual_sums(base):
         "_fc",
     ]
     assert groups["_blocks.1._project_conv"].producers == ("_blocks.1._project_conv", "_blocks.2._project_conv")
-    assert "_blocks.1._depthwise_conv.weight" in {cut.tensor for cut in groups["_blocks.1._expand_conv"].cuts}
+    assert "_blocks.1._depthwise_conv.weight" in {cut.tensor for cut in groups["_blocks.1._expand_conv"].slices}
     # Maps of the enlarged image: 12×12 behind the stem, 6×6 behind the strided depthwise convolution
     first = 144 * (9 * 3 * 16 + 9 * 16 + 16 * 8)
     second = 144 * 8 * 32 + 36 * (25 * 32 + 32 * 16) + 36 * (16 * 64 + 25 * 64 + 64 * 16)

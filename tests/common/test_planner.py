@@ -13,7 +13,7 @@ from fedcaptor.common.costs import Costs
 from fedcaptor.common.errors import PlanError
 from fedcaptor.common.groups import ChannelGroups
 from fedcaptor.common.planner import Budget, explain, ladder, plan, require_possible
-from fedcaptor.common.selection import RemovalCurve
+from fedcaptor.common.selection import PruningCurve
 from fedcaptor.common.slicer import slice_state
 from fedcaptor.common.torch_engine.network import save_state
 from fedcaptor.common.torch_engine.registry import build
@@ -115,14 +115,14 @@ def test_senseless_budgets_are_refused(values: dict[str, float], message: str) -
 
 
 @st.composite
-def problems(draw: st.DrawFn) -> tuple[ChannelGroups, dict[str, RemovalCurve], int]:
+def problems(draw: st.DrawFn) -> tuple[ChannelGroups, dict[str, PruningCurve], int]:
     """A network, losses that grow or do not, and a multiple."""
     groups = small_groups(draw(st.integers(1, 24)), draw(st.integers(1, 40)))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     curves = {}
     for group in groups.prunable:
         cost = rng.exponential(size=group.channels) * (rng.random(group.channels) < 0.8)
-        curves[group.name] = RemovalCurve(
+        curves[group.name] = PruningCurve(
             rng.permutation(group.channels), np.sort(cost) if draw(st.booleans()) else cost
         )
     return groups, curves, draw(st.sampled_from([1, 2, 8]))
