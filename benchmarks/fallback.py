@@ -91,7 +91,7 @@ class Trial:
         self.on_phase(f"{len(draw[0])} classes, {macs:g}", 0, 1)
         base, needed, everything = self.inputs.base, np.array(draw[0]), np.arange(self.inputs.base.groups.classes)
         evidence, merged_on, held = self._evidence(draw)
-        submodel = evidence.merged(plan(base.groups, evidence.curves, everything, Budget(macs=macs)))
+        submodel = evidence.build(plan(base.groups, evidence.curves, everything, Budget(macs=macs)))
         others = self.inputs.available[~np.isin(self.inputs.available, needed)]
         reference = self.inputs.pool.sample(others.tolist(), self.images, 10, draw[1:]).images
         own, other, test = (Seen.by(submodel, images) for images in (held, reference, self.inputs.pool.test.x))

@@ -23,7 +23,7 @@ from fedcaptor.common.torch_engine.export import check_files, export
 from fedcaptor.common.torch_engine.latency import latency_ratio, measure_table
 from fedcaptor.common.torch_engine.recalibrate import recalibrate
 from fedcaptor.common.torch_engine.standalone import Standalone
-from fedcaptor.common.torch_engine.strategies import SEE_ALL_CLASSES, Selection, Task, prepare
+from fedcaptor.common.torch_engine.strategies import SEE_ALL_CLASSES, PreparedStrategy, Task, prepare
 from fedcaptor.common.torch_engine.tolerance import smallest_within
 from fedcaptor.common.torch_engine.tuning import tune
 
@@ -92,7 +92,7 @@ def prune_model(
 
 
 def _pruned(
-    selection: Selection, budget: Budget, part: _Parts, request: Request, on_step: Callable[[int], None] | None
+    selection: PreparedStrategy, budget: Budget, part: _Parts, request: Request, on_step: Callable[[int], None] | None
 ) -> dict[str, Any]:
     """One submodel: chosen, recalibrated and tuned where asked for, written and measured."""
     x, y = part.data.x, part.data.y
@@ -127,7 +127,7 @@ def _predicted(submodel: Submodel, table: LatencyTable) -> dict[str, float | str
 
 
 def _selected(
-    selection: Selection, budget: Budget, tolerance: float | None, held: Callable[[], Images]
+    selection: PreparedStrategy, budget: Budget, tolerance: float | None, held: Callable[[], Images]
 ) -> tuple[Submodel, dict[str, float | int]]:
     """The submodel, with what was verified of it on the images `held` out when there is a tolerance."""
     if tolerance is None:

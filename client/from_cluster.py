@@ -62,7 +62,7 @@ def cluster_submodel(base: BaseModel, offer: Offer, cluster: int, use: Images, c
         images = np.concatenate([use, offer.reference[np.isin(offer.labels, classes)]])
     if len(images) == 0:
         return None
-    return Evidence.gather(base, classes, images, rows=config.personal.rows).merged(plan)
+    return Evidence.gather(base, classes, images, rows=config.personal.rows).build(plan)
 
 
 def _as_base(cluster: Submodel) -> BaseModel:

@@ -93,7 +93,7 @@ def personalise(
     kind, at_cluster = "personal", 0.0
     best, agreement = _smallest_good(evidence, calibration, judge, config, seed)
     if start is not None:
-        of_cluster = evidence.merged(_with_classes(start, _outputs(evidence, config), base))
+        of_cluster = evidence.build(_with_classes(start, _outputs(evidence, config), base))
         at_cluster = judge.agreement(of_cluster)
         good = limited(base, config) or 1 - at_cluster <= 2 * config.personal.tolerance
         if best is None and good and fits(config.own_tier, base.groups, of_cluster.plan.counts()):
@@ -117,7 +117,7 @@ def _smallest_good(
     budgets = rungs(config.own_tier, groups, settings.ladder, config.planner.multiple) if settings.enabled else []
     for budget in budgets:
         try:
-            candidate = evidence.merged(plan(groups, evidence.curves, _outputs(evidence, config), budget))
+            candidate = evidence.build(plan(groups, evidence.curves, _outputs(evidence, config), budget))
         except PlanError:  # the smallest model of these classes is larger: try the next rung
             continue
         last = 1.0 if limited(evidence.base, config) else 2 * settings.tolerance

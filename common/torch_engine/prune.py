@@ -104,12 +104,12 @@ class Evidence:
 
     def submodel(self, budget: Budget) -> Submodel:
         """Plan, slice and reconstruct weights within a budget. Raises PlanError for an impossible one."""
-        return self.merged(plan(self.base.groups, self.curves, self.classes, budget))
+        return self.build(plan(self.base.groups, self.curves, self.classes, budget))
 
-    def merged(self, chosen: Plan) -> Submodel:
+    def build(self, plan: Plan, /) -> Submodel:
         """Build the submodel of any plan, with weights reconstructed on these images."""
-        submodel = sliced(self.base, chosen)
-        reconstruct_weights(submodel.module, self.base.groups, chosen, self.x, self.full)
+        submodel = sliced(self.base, plan)
+        reconstruct_weights(submodel.module, self.base.groups, plan, self.x, self.full)
         return submodel
 
 

@@ -60,7 +60,7 @@ class Task:
     seed: int = 0
 
 
-class Prepared(Protocol):
+class SubmodelSource(Protocol):
     """Anything that builds submodels of one task for any budget."""
 
     def submodel(self, budget: Budget) -> Submodel:
@@ -68,7 +68,7 @@ class Prepared(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class Selection:
+class PreparedStrategy:
     """Hold what a strategy has prepared for one task; it serves any number of budgets.
 
     Attributes:
@@ -85,14 +85,10 @@ class Selection:
 
     def submodel(self, budget: Budget) -> Submodel:
         """Plan and build within a budget. Raises PlanError for an impossible one."""
-        return self.merged(plan(self.base.groups, self.curves, self.classes, budget))
-
-    def merged(self, chosen: Plan) -> Submodel:
-        """Build the submodel of any plan."""
-        return self.build(chosen)
+        return self.build(plan(self.base.groups, self.curves, self.classes, budget))
 
 
-def prepare(name: str, task: Task) -> Selection:
+def prepare(name: str, task: Task) -> PreparedStrategy:
     """Prepare the strategy `name` for a task.
 
     Raises ConfigError for an unknown strategy, DataError without the images that it needs.
@@ -102,18 +98,18 @@ def prepare(name: str, task: Task) -> Selection:
     return STRATEGIES[name](task)
 
 
-def reconstruct(task: Task) -> Selection:
+def reconstruct(task: Task) -> PreparedStrategy:
     """Select to second order on the target classes; kept channels absorb the removed ones."""
     return _reconstructing(task, Evidence.gather(task.base, task.classes, task.images, seed=task.seed))
 
 
-def reconstruct_agnostic(task: Task) -> Selection:
+def reconstruct_agnostic(task: Task) -> PreparedStrategy:
     """Do as `reconstruct` on all classes' images and logits; only the output layer knows the target classes."""
     everything = np.arange(task.base.groups.classes)
     return _reconstructing(task, Evidence.gather(task.base, everything, task.all_images, seed=task.seed))
 
 
-def reconstruct_fisher(task: Task) -> Selection:
+def reconstruct_fisher(task: Task) -> PreparedStrategy:
     """Do as `reconstruct`, with the Fisher form of the outputs' sensitivity."""
     sensitivity = fisher_sensitivity
     return _reconstructing(
@@ -121,12 +117,12 @@ def reconstruct_fisher(task: Task) -> Selection:
     )
 
 
-def _reconstructing(task: Task, evidence: Evidence) -> Selection:
+def _reconstructing(task: Task, evidence: Evidence) -> PreparedStrategy:
     """Reconstruct weights on the images of `evidence`, for the task's classes."""
-    return Selection(task.base, np.unique(task.classes), evidence.curves, evidence.merged)
+    return PreparedStrategy(task.base, np.unique(task.classes), evidence.curves, evidence.build)
 
 
-def captor(task: Task) -> Selection:
+def captor(task: Task) -> PreparedStrategy:
     """Remove clusters of filters by class preference, first those that prefer other than the target classes.
 
     The paper's abstract leaves open how preference is measured, how layers share the budget and how filters of a
@@ -135,31 +131,31 @@ def captor(task: Task) -> Selection:
     target_classes = np.unique(task.classes)
     found = _class_scores(task.base, task.all_images, np.arange(task.base.groups.classes))
     curves = by_class_preference(task.base.groups, found.scores, found.presence, target_classes, seed=task.seed)
-    return Selection(task.base, target_classes, curves, partial(sliced, task.base))
+    return PreparedStrategy(task.base, target_classes, curves, partial(sliced, task.base))
 
 
-def taylor(task: Task) -> Selection:
+def taylor(task: Task) -> PreparedStrategy:
     """Rank by the first-order effect of closing a filter, summed over the target classes, which weigh alike."""
     target_classes = np.unique(task.classes)
     found = _class_scores(task.base, task.images, target_classes)
     curves = ranked(task.base.groups, for_classes(found.scores, found.presence, target_classes))
-    return Selection(task.base, target_classes, curves, partial(sliced, task.base))
+    return PreparedStrategy(task.base, target_classes, curves, partial(sliced, task.base))
 
 
-def l1(task: Task) -> Selection:
+def l1(task: Task) -> PreparedStrategy:
     """Rank by the L1 norm of the filters' weights, whatever the target classes."""
     curves = ranked(task.base.groups, weight_norms(task.base.groups, task.base.state))
-    return Selection(task.base, np.unique(task.classes), curves, partial(sliced, task.base))
+    return PreparedStrategy(task.base, np.unique(task.classes), curves, partial(sliced, task.base))
 
 
-def random(task: Task) -> Selection:
+def random(task: Task) -> PreparedStrategy:
     """Rank by scores drawn from the seed, uniform in each layer."""
     rng = np.random.default_rng(task.seed)
     curves = ranked(task.base.groups, {group.name: rng.uniform(size=group.channels) for group in cut(task.base.groups)})
-    return Selection(task.base, np.unique(task.classes), curves, partial(sliced, task.base))
+    return PreparedStrategy(task.base, np.unique(task.classes), curves, partial(sliced, task.base))
 
 
-STRATEGIES: dict[str, Callable[[Task], Selection]] = {
+STRATEGIES: dict[str, Callable[[Task], PreparedStrategy]] = {
     "reconstruct": reconstruct,
     "reconstruct-agnostic": reconstruct_agnostic,
     "reconstruct-fisher": reconstruct_fisher,

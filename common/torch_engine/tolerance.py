@@ -17,8 +17,8 @@ RATIOS = tuple(round(0.05 * k, 2) for k in range(1, 21))
 """MACs ratios that are tried: 0.05 to 1."""
 
 
-class Candidates(Protocol):
-    """Anything with pruning curves that builds a plan's submodel: `Evidence`, or any strategy's `Selection`."""
+class PlanBuilder(Protocol):
+    """Anything with pruning curves that builds a plan's submodel: `Evidence`, or any strategy's `PreparedStrategy`."""
 
     @property
     def base(self) -> BaseModel: ...
@@ -26,7 +26,7 @@ class Candidates(Protocol):
     def classes(self) -> Indices: ...
     @property
     def curves(self) -> Mapping[str, PruningCurve]: ...
-    def merged(self, chosen: Plan) -> Submodel: ...
+    def build(self, plan: Plan, /) -> Submodel: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +42,7 @@ class Verified:
 
 
 def smallest_within(
-    evidence: Candidates, budget: Budget, images: Images, tolerance: float, ratios: Sequence[float] = RATIOS
+    evidence: PlanBuilder, budget: Budget, images: Images, tolerance: float, ratios: Sequence[float] = RATIOS
 ) -> Verified:
     """Find by bisection the smallest MACs ratio within `budget` that disagrees on at most `tolerance` of `images`.
 
@@ -73,7 +73,7 @@ def smallest_within(
     best, low, high = None, 0, len(plans) - 1
     while low <= high:
         middle = (low + high) // 2
-        tried = verified(evidence.merged(plans[middle]))
+        tried = verified(evidence.build(plans[middle]))
         if tried.disagreement <= tolerance:
             best, high = tried, middle - 1
         else:

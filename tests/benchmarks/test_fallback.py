@@ -65,8 +65,8 @@ def test_kept_outputs_leave_what_the_submodel_says_of_the_needed_classes(bars):
     x, y = tiny.images(200, 5)
     evidence = Evidence.gather(base, needed, x[np.isin(y, needed)])
     kept = plan(base.groups, evidence.curves, np.arange(tiny.CLASSES), Budget(0.6, 2))
-    small = evidence.merged(type(kept).of(base.groups, {**kept.kept, base.groups.output.name: needed}))
-    seen, alone = (Seen.by(model, x) for model in (evidence.merged(kept), small))
+    small = evidence.build(type(kept).of(base.groups, {**kept.kept, base.groups.output.name: needed}))
+    seen, alone = (Seen.by(model, x) for model in (evidence.build(kept), small))
     np.testing.assert_allclose(seen.z[:, needed], alone.z, rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(seen.features, alone.features, rtol=1e-3, atol=1e-4)
 

@@ -95,7 +95,7 @@ def test_channels_go_in_nearly_the_same_order(base, moments, evidence):
 def test_plans_answer_as_well(base, images, moments, evidence):
     curves = curves_for(base, moments, USAGE, NEEDED)
     right = [
-        np.mean(evidence.merged(plan(base.groups, c, NEEDED, Budget(macs=0.1))).predict(images[2]) == images[3])
+        np.mean(evidence.build(plan(base.groups, c, NEEDED, Budget(macs=0.1))).predict(images[2]) == images[3])
         for c in (curves, evidence.curves)
     ]
     assert right[0] > 0.9

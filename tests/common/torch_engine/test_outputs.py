@@ -25,7 +25,7 @@ def submodel(bars: tuple[Path, Path]) -> Submodel:
     base = tiny.base_model(bars[1])
     x, y = tiny.images(300, 5)
     evidence = Evidence.gather(base, NEEDED, x[np.isin(y, NEEDED)])
-    return evidence.merged(plan(base.groups, evidence.curves, np.arange(tiny.CLASSES), Budget(0.6, 2)))
+    return evidence.build(plan(base.groups, evidence.curves, np.arange(tiny.CLASSES), Budget(0.6, 2)))
 
 
 def full(base: BaseModel, images: np.ndarray) -> np.ndarray:
