@@ -15,7 +15,7 @@ from fedcaptor.common.arrays import Floats, Images, Indices
 from fedcaptor.common.config import Config, Fallback
 from fedcaptor.common.errors import PlanError
 from fedcaptor.common.plan import Plan
-from fedcaptor.common.planner import plan
+from fedcaptor.common.planner import allocate
 from fedcaptor.common.preference import importance
 from fedcaptor.common.tiers import fits, rungs
 from fedcaptor.common.torch_engine.base import BaseModel, Submodel
@@ -117,7 +117,7 @@ def _smallest_good(
     budgets = rungs(config.own_tier, groups, settings.ladder, config.planner.multiple) if settings.enabled else []
     for budget in budgets:
         try:
-            candidate = evidence.build(plan(groups, evidence.curves, _outputs(evidence, config), budget))
+            candidate = evidence.build(allocate(groups, evidence.curves, _outputs(evidence, config), budget))
         except PlanError:  # the smallest model of these classes is larger: try the next rung
             continue
         last = 1.0 if limited(evidence.base, config) else 2 * settings.tolerance

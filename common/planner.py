@@ -85,7 +85,7 @@ class Budget:
         return words
 
 
-def plan(groups: ChannelGroups, curves: Mapping[str, PruningCurve], classes: Indices, budget: Budget) -> Plan:
+def allocate(groups: ChannelGroups, curves: Mapping[str, PruningCurve], classes: Indices, budget: Budget) -> Plan:
     """Allocate the budget over all groups: remove the block of channels with the least loss per unit saved, repeatedly.
 
     The unit is the full model's MACs, its stored values, its predicted seconds, or the sum of the ratios that are over
@@ -109,7 +109,7 @@ def plan(groups: ChannelGroups, curves: Mapping[str, PruningCurve], classes: Ind
 def require_possible(groups: ChannelGroups, classes: int, budget: Budget) -> None:
     """Check a budget before long work: raises PlanError when even the smallest model of so many classes breaks it.
 
-    A latency is checked by `plan` alone: more channels may take less time.
+    A latency is checked by `allocate` alone: more channels may take less time.
     """
     smallest = {group.name: min(group.channels, budget.multiple) for group in groups.prunable}
     counts = smallest | {groups.output.name: classes}
@@ -124,7 +124,7 @@ def ladder(
     budget: Budget,
     ratios: Collection[float],
 ) -> dict[float, Plan]:
-    """Plan a ladder of MACs ratios within `budget`, smallest first, from one path: each is what `plan` gives for it.
+    """Plan a ladder of MACs ratios within `budget`, smallest first, from one path: each is what `allocate` gives.
 
     Impossible ratios are absent. Raises PlanError when none is possible.
     """

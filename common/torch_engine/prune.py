@@ -13,7 +13,7 @@ from fedcaptor.common.arrays import Floats, Images, Indices
 from fedcaptor.common.errors import DataError
 from fedcaptor.common.groups import ChannelGroups
 from fedcaptor.common.plan import Plan
-from fedcaptor.common.planner import Budget, plan
+from fedcaptor.common.planner import Budget, allocate
 from fedcaptor.common.selection import PruningCurve, pruning_curve
 from fedcaptor.common.torch_engine.base import BaseModel, Submodel
 from fedcaptor.common.torch_engine.curve_calibration import calibrate_curves
@@ -104,7 +104,7 @@ class Evidence:
 
     def submodel(self, budget: Budget) -> Submodel:
         """Plan, slice and reconstruct weights within a budget. Raises PlanError for an impossible one."""
-        return self.build(plan(self.base.groups, self.curves, self.classes, budget))
+        return self.build(allocate(self.base.groups, self.curves, self.classes, budget))
 
     def build(self, plan: Plan, /) -> Submodel:
         """Build the submodel of any plan, with weights reconstructed on these images."""

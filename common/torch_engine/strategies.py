@@ -27,7 +27,7 @@ import numpy as np
 from fedcaptor.common.arrays import Images, Indices
 from fedcaptor.common.errors import ConfigError, DataError
 from fedcaptor.common.plan import Plan
-from fedcaptor.common.planner import Budget, plan
+from fedcaptor.common.planner import Budget, allocate
 from fedcaptor.common.ranking import by_class_preference, cut, for_classes, ranked, weight_norms
 from fedcaptor.common.selection import PruningCurve
 from fedcaptor.common.torch_engine.base import BaseModel, Submodel
@@ -85,7 +85,7 @@ class PreparedStrategy:
 
     def submodel(self, budget: Budget) -> Submodel:
         """Plan and build within a budget. Raises PlanError for an impossible one."""
-        return self.build(plan(self.base.groups, self.curves, self.classes, budget))
+        return self.build(allocate(self.base.groups, self.curves, self.classes, budget))
 
 
 def prepare(name: str, task: Task) -> PreparedStrategy:

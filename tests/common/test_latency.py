@@ -16,7 +16,7 @@ from hypothesis.extra.numpy import arrays
 from fedcaptor.common.costs import Costs, latency_ratio
 from fedcaptor.common.errors import ModelError, PlanError
 from fedcaptor.common.latency import LatencyTable, LayerTimes, monotone
-from fedcaptor.common.planner import Budget, plan
+from fedcaptor.common.planner import Budget, allocate
 from fedcaptor.common.torch_engine import latency
 from fedcaptor.common.torch_engine.registry import build
 from fedcaptor.common.torch_engine.trace import trace
@@ -45,7 +45,7 @@ TABLE = LatencyTable(
 
 
 def counts(latency: float | None, table: LatencyTable | None = TABLE, **more: float) -> tuple[int, int]:
-    kept = plan(GROUPS, CURVES, TWO, Budget(multiple=2, latency=latency, table=table, **more)).counts()
+    kept = allocate(GROUPS, CURVES, TWO, Budget(multiple=2, latency=latency, table=table, **more)).counts()
     return kept["a"], kept["b"]
 
 
@@ -115,7 +115,7 @@ def test_a_latency_needs_a_table_of_this_network() -> None:
     with pytest.raises(PlanError, match=r"latency budget is 1.5"):
         counts(1.5)
     with pytest.raises(ModelError, match=r"latency table is of small .* remove the table"):
-        plan(small_groups(6), even_curves(small_groups(6), a=1.0, b=1.0), TWO, Budget(latency=0.5, table=TABLE))
+        allocate(small_groups(6), even_curves(small_groups(6), a=1.0, b=1.0), TWO, Budget(latency=0.5, table=TABLE))
 
 
 def test_a_step_that_saves_no_time_does_not_stop_the_path() -> None:
@@ -142,7 +142,7 @@ def test_a_larger_latency_loses_no_more_than_a_smaller_one(seconds: np.ndarray, 
     curves, plans = even_curves(groups, a=1.0, b=0.4), []
     for ratio in sorted([one, two]):
         try:
-            plans.append(plan(groups, curves, TWO, Budget(latency=ratio, table=table, multiple=4)))
+            plans.append(allocate(groups, curves, TWO, Budget(latency=ratio, table=table, multiple=4)))
         except PlanError:
             smallest = {"a": 4, "b": 4, "c": 2}
             assert latency_ratio(groups, table, smallest) > ratio
