@@ -16,7 +16,7 @@ from benchmarks.subsets import Pool, Sample
 from fedcaptor.common.arrays import Images
 from fedcaptor.common.planner import Budget
 from fedcaptor.common.torch_engine.base import BaseModel, Submodel
-from fedcaptor.common.torch_engine.factory import limited
+from fedcaptor.common.torch_engine.factory import restricted
 from fedcaptor.common.torch_engine.recalibrate import recalibrate
 from fedcaptor.common.torch_engine.strategies import STRATEGIES, SubmodelSource, Task
 from fedcaptor.common.torch_engine.tuning import Tuned, tune
@@ -154,7 +154,7 @@ class Trial:
         by_class = [self._logits(label) for label in setting.classes]
         scores, truth = np.concatenate(by_class), np.repeat(needed, [len(part) for part in by_class])
         among = Score.of(needed[scores[:, needed].argmax(1)], truth)
-        again = self._judge(recalibrate(limited(self.base, needed), self._sample(setting).images), setting.classes)
+        again = self._judge(recalibrate(restricted(self.base, needed), self._sample(setting).images), setting.classes)
         return {
             "accuracy_full": Score.of(scores.argmax(1), truth).mean,
             "accuracy_full_limited": among.mean,

@@ -26,7 +26,7 @@ def sliced(base: BaseModel, plan: Plan) -> Submodel:
     return Submodel(base, plan, network(blank, tensors, share=True))
 
 
-def limited(base: BaseModel, classes: Indices) -> Submodel:
+def restricted(base: BaseModel, classes: Indices) -> Submodel:
     """Make the whole network with outputs for `classes` alone."""
     return sliced(base, Plan.of(base.groups, {base.groups.output.name: classes}))
 

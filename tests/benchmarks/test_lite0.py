@@ -19,7 +19,7 @@ from fedcaptor.common.errors import DataError, ModelError
 from fedcaptor.common.plan import Plan
 from fedcaptor.common.planner import Budget
 from fedcaptor.common.torch_engine.base import BaseModel
-from fedcaptor.common.torch_engine.factory import limited, sliced
+from fedcaptor.common.torch_engine.factory import restricted, sliced
 from fedcaptor.common.torch_engine.forward import logits, normalise
 from fedcaptor.common.torch_engine.network import save_state, state_of
 from fedcaptor.common.torch_engine.prune import Evidence
@@ -117,7 +117,7 @@ def test_merging_a_plan_that_keeps_all_channels_changes_no_answer(base):
 
 def test_merging_stands_in_for_what_was_cut(base):
     images = np.random.default_rng(2).integers(0, 256, (48, *SHAPE[1:], 3)).astype(np.uint8)
-    wanted = limited(base, OUTPUTS[:3]).scores(images)
+    wanted = restricted(base, OUTPUTS[:3]).scores(images)
     merged = Evidence.gather(base, OUTPUTS[:3], images).submodel(Budget(macs=0.6))
     assert merged.macs_ratio() <= 0.6
     errors = [np.square(each.scores(images) - wanted).mean() for each in (merged, sliced(base, merged.plan))]
