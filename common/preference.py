@@ -40,17 +40,12 @@ def _unit_columns(block: Matrix) -> Matrix:
     return np.divide(block, length, out=np.zeros_like(block), where=length > 0)
 
 
-def pool(matrix: Matrix, assignment: Indices, clusters: int) -> Matrix:
+def cluster_means(matrix: Matrix, assignment: Indices, clusters: int) -> Matrix:
     """Average a matrix [F, classes] over the filters of each cluster: [clusters, classes], zero for an empty one."""
     total = np.zeros((clusters, matrix.shape[1]))
     np.add.at(total, assignment, matrix)
     members = np.bincount(assignment, minlength=clusters)
     return (total / np.maximum(members, 1)[:, None]).astype(matrix.dtype)
-
-
-def unpool(pooled: Matrix, assignment: Indices) -> Matrix:
-    """Give every filter its cluster's row: [clusters, classes] to [F, classes]."""
-    return pooled[assignment]
 
 
 def share_out(pooled: Matrix, assignment: Indices, pictures: Matrix) -> Matrix:
@@ -60,7 +55,7 @@ def share_out(pooled: Matrix, assignment: Indices, pictures: Matrix) -> Matrix:
     filter that is alone in its cluster gets the cluster's row.
     """
     positive = np.maximum(pictures, 1e-6)
-    return np.asarray(pooled[assignment] * (positive / pool(positive, assignment, len(pooled))[assignment]))
+    return np.asarray(pooled[assignment] * (positive / cluster_means(positive, assignment, len(pooled))[assignment]))
 
 
 def join(

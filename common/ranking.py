@@ -17,7 +17,7 @@ import numpy.typing as npt
 from fedcaptor.common.arrays import Floats, Indices
 from fedcaptor.common.filter_clusters import filter_clusters
 from fedcaptor.common.groups import ChannelGroups, Group, State
-from fedcaptor.common.preference import Matrix, layer_slices, normalise, pool
+from fedcaptor.common.preference import Matrix, cluster_means, layer_slices, normalise
 from fedcaptor.common.selection import PruningCurve
 
 Scores = dict[str, Floats]
@@ -64,7 +64,7 @@ def by_class_preference(
     """
     profile = normalise([scores[group.name] for group in groups.prunable])
     clusters = filter_clusters(profile, groups, clusters_per_layer, seed)
-    pooled = pool(profile.astype(np.float64), clusters, int(clusters.max()) + 1)
+    pooled = cluster_means(profile.astype(np.float64), clusters, int(clusters.max()) + 1)
     total = pooled.sum(1)
     share = np.divide(pooled[:, target_classes].sum(1), total, out=np.zeros_like(total), where=total > 0)
     own = for_classes(scores, presence, target_classes)
