@@ -26,12 +26,12 @@ Scores = dict[str, Floats]
 
 def ranked(groups: ChannelGroups, scores: Mapping[str, Floats]) -> dict[str, PruningCurve]:
     """Make pruning curves that remove the filters with the lowest scores first."""
-    return {g.name: shares(scores[g.name], np.argsort(scores[g.name], kind="stable")) for g in cut(groups)}
+    return {g.name: shares(scores[g.name], np.argsort(scores[g.name], kind="stable")) for g in rankable_groups(groups)}
 
 
 def weight_norms(groups: ChannelGroups, state: State) -> Scores:
     """Sum up the L1 norm of each filter's weights (Li et al., ICLR 2017), over all producers of a residual sum."""
-    return {group.name: _weight_norm(group, state) for group in cut(groups)}
+    return {group.name: _weight_norm(group, state) for group in rankable_groups(groups)}
 
 
 def for_classes(scores: Mapping[str, Matrix], presence: npt.NDArray[Any], target_classes: Indices) -> Scores:
@@ -75,7 +75,7 @@ def by_class_preference(
     }
 
 
-def cut(groups: ChannelGroups) -> list[Group]:
+def rankable_groups(groups: ChannelGroups) -> list[Group]:
     """List the groups that a strategy may shrink: prunable, and read by some layer."""
     return [group for group in groups.prunable if group.consumers]
 

@@ -26,7 +26,7 @@ from torch.nn import functional
 
 from fedcaptor.common.arrays import Indices
 from fedcaptor.common.groups import ChannelGroups
-from fedcaptor.common.ranking import cut, weight_norms
+from fedcaptor.common.ranking import rankable_groups, weight_norms
 from fedcaptor.common.torch_engine.evidence import consumers, consuming_layers, hooks
 from fedcaptor.common.torch_engine.scores import ClassScores, taylor_scores
 
@@ -52,7 +52,7 @@ def weight_gradient_scores(model: nn.Module, groups: ChannelGroups, x: torch.Ten
 
     Images are taken one at a time: a batch's gradients are a sum.
     """
-    names = [f"{layer}.weight" for group in cut(groups) for layer in group.producers]
+    names = [f"{layer}.weight" for group in rankable_groups(groups) for layer in group.producers]
     weights = {name: model.get_parameter(name).detach().requires_grad_() for name in dict.fromkeys(names)}
     totals = _zeros(groups)
     for image, label in zip(x.split(1), _targets(labels), strict=True):
@@ -121,7 +121,7 @@ def _targets(labels: Indices) -> torch.Tensor:
 
 
 def _zeros(groups: ChannelGroups) -> dict[str, npt.NDArray[np.float64]]:
-    return {group.name: np.zeros((group.channels, groups.classes)) for group in cut(groups)}
+    return {group.name: np.zeros((group.channels, groups.classes)) for group in rankable_groups(groups)}
 
 
 def _class_scores(totals: dict[str, npt.NDArray[np.float64]], labels: Indices, classes: int) -> ClassScores:

@@ -28,7 +28,7 @@ from fedcaptor.common.arrays import Images, Indices
 from fedcaptor.common.errors import ConfigError, DataError
 from fedcaptor.common.plan import Plan
 from fedcaptor.common.planner import Budget, allocate
-from fedcaptor.common.ranking import by_class_preference, cut, for_classes, ranked, weight_norms
+from fedcaptor.common.ranking import by_class_preference, for_classes, rankable_groups, ranked, weight_norms
 from fedcaptor.common.selection import PruningCurve
 from fedcaptor.common.torch_engine.base import BaseModel, Submodel
 from fedcaptor.common.torch_engine.factory import sliced
@@ -151,7 +151,9 @@ def l1(task: Task) -> PreparedStrategy:
 def random(task: Task) -> PreparedStrategy:
     """Rank by scores drawn from the seed, uniform in each layer."""
     rng = np.random.default_rng(task.seed)
-    curves = ranked(task.base.groups, {group.name: rng.uniform(size=group.channels) for group in cut(task.base.groups)})
+    curves = ranked(
+        task.base.groups, {group.name: rng.uniform(size=group.channels) for group in rankable_groups(task.base.groups)}
+    )
     return PreparedStrategy(task.base, np.unique(task.classes), curves, partial(sliced, task.base))
 
 
