@@ -17,7 +17,7 @@ from fedcaptor.common.errors import PlanError
 from fedcaptor.common.plan import Plan
 from fedcaptor.common.planner import allocate
 from fedcaptor.common.preference import importance
-from fedcaptor.common.tiers import fits, rungs
+from fedcaptor.common.tiers import budget_ladder, fits
 from fedcaptor.common.torch_engine.base import BaseModel, Submodel
 from fedcaptor.common.torch_engine.forward import softmax
 from fedcaptor.common.torch_engine.outputs import refitted
@@ -114,7 +114,9 @@ def _smallest_good(
     much, on a limited phone as much as it will. Where wanted, one that disagrees too often is tuned on `images`.
     """
     settings, groups = config.personal, evidence.base.groups
-    budgets = rungs(config.own_tier, groups, settings.ladder, config.planner.multiple) if settings.enabled else []
+    budgets = (
+        budget_ladder(config.own_tier, groups, settings.ladder, config.planner.multiple) if settings.enabled else []
+    )
     for budget in budgets:
         try:
             candidate = evidence.build(allocate(groups, evidence.curves, _outputs(evidence, config), budget))

@@ -17,25 +17,25 @@ from fedcaptor.common.planner import Budget
 DRAW = 4  # stream of the run's seed
 
 
-def within(tier: Tier | None, macs: float, multiple: int) -> Budget:
+def tier_budget(tier: Tier | None, macs: float, multiple: int) -> Budget:
     """Make a budget of a MACs ratio, or of the tier's limit where that is lower, with counts in steps of `multiple`."""
     if tier is None:
         return Budget(macs, multiple)
     return Budget(min(macs, tier.macs), multiple, bytes=tier.bytes or None)
 
 
-def rungs(tier: Tier | None, groups: ChannelGroups, ratios: Sequence[float], multiple: int) -> list[Budget]:
+def budget_ladder(tier: Tier | None, groups: ChannelGroups, ratios: Sequence[float], multiple: int) -> list[Budget]:
     """Make budgets for a ladder of MACs ratios within the tier, smallest first.
 
     The full model ends it, unless the tier's limits exclude that.
     """
     last = [] if fits(tier, groups, {}) else [1.0]
-    return list(dict.fromkeys(within(tier, ratio, multiple) for ratio in [*sorted(ratios), *last]))
+    return list(dict.fromkeys(tier_budget(tier, ratio, multiple) for ratio in [*sorted(ratios), *last]))
 
 
 def fits(tier: Tier | None, groups: ChannelGroups, counts: Mapping[str, int]) -> bool:
     """Tell whether a model with `counts` channels of each group (absent: all) is within the tier."""
-    return not within(tier, 1.0, 1).broken(groups, counts)
+    return not tier_budget(tier, 1.0, 1).broken(groups, counts)
 
 
 def check(config: Config, groups: ChannelGroups) -> None:
@@ -45,7 +45,7 @@ def check(config: Config, groups: ChannelGroups) -> None:
     """
     smallest = {group.name: min(group.channels, config.planner.multiple) for group in groups.prunable}
     for tier in config.tiers:
-        broken = within(tier, 1.0, 1).broken(groups, smallest)
+        broken = tier_budget(tier, 1.0, 1).broken(groups, smallest)
         if broken:
             raise ConfigError(f"tier {tier.name}: {'; '.join(broken)} is the nearest possible: raise the tier's limits")
 

@@ -14,7 +14,7 @@ from fedcaptor.common.config import Planner, Tier
 from fedcaptor.common.errors import PlanError
 from fedcaptor.common.plan import Plan
 from fedcaptor.common.planner import explain
-from fedcaptor.common.tiers import within
+from fedcaptor.common.tiers import tier_budget
 from fedcaptor.common.torch_engine.base import BaseModel, Submodel
 from fedcaptor.common.torch_engine.prune import Evidence
 from fedcaptor.common.torch_engine.tolerance import smallest_within
@@ -111,11 +111,11 @@ def _plan_tier(evidence: Evidence, tier: Tier | None, settings: Planner, held: I
     base, disagreement = evidence.base, None
     try:
         if settings.tolerance:
-            budget = within(tier, 1.0, settings.multiple)
+            budget = tier_budget(tier, 1.0, settings.multiple)
             verified = smallest_within(evidence, budget, held, settings.tolerance)
             submodel, disagreement = verified.submodel, verified.disagreement
         else:
-            submodel = evidence.submodel(within(tier, settings.macs, settings.multiple))
+            submodel = evidence.submodel(tier_budget(tier, settings.macs, settings.multiple))
     except PlanError as error:
         raise PlanError(f"tier {tier.name}: {error}") if tier else error from None
     return ClusterPlan(submodel, explain(base.groups, evidence.curves, submodel.plan, settings.multiple), disagreement)
