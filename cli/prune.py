@@ -20,7 +20,7 @@ from fedcaptor.common.latency import LatencyTable
 from fedcaptor.common.planner import Budget, require_possible
 from fedcaptor.common.torch_engine.base import BaseModel, Submodel
 from fedcaptor.common.torch_engine.export import check_files, export
-from fedcaptor.common.torch_engine.latency import latency_ratio, measure_table
+from fedcaptor.common.torch_engine.latency import measure_table, measured_latency_ratio
 from fedcaptor.common.torch_engine.recalibrate import recalibrate
 from fedcaptor.common.torch_engine.standalone import Standalone
 from fedcaptor.common.torch_engine.strategies import SEE_ALL_CLASSES, PreparedStrategy, Task, prepare
@@ -122,7 +122,7 @@ def _table(base: BaseModel, weights: Path, multiple: int, on_layer: Callable[[in
 
 
 def _predicted(submodel: Submodel, table: LatencyTable) -> dict[str, float | str]:
-    ratio = costs.latency_ratio(submodel.base.groups, table, submodel.plan.counts())
+    ratio = costs.predicted_latency_ratio(submodel.base.groups, table, submodel.plan.counts())
     return {"latency_ratio_predicted": round(ratio, 4), "latency_machine": table.machine}
 
 
@@ -173,7 +173,7 @@ def _figures(submodel: Submodel, images: Images, truth: np.ndarray) -> dict[str,
         "macs_ratio": round(submodel.macs_ratio(), 4),
         "parameters_ratio": round(submodel.parameters_ratio(), 4),
         "file_bytes_at_most": base.groups.file_bytes(submodel.plan.counts()),
-        "latency_ratio": round(latency_ratio(submodel.module, base.module, base.groups.input_shape), 4),
+        "latency_ratio": round(measured_latency_ratio(submodel.module, base.module, base.groups.input_shape), 4),
     }
 
 

@@ -111,7 +111,7 @@ class Costs:
         return {group}.union(*(_names(term) for term in self.of_group[group]))
 
 
-def latency_ratio(groups: ChannelGroups, table: LatencyTable, kept: Mapping[str, int]) -> float:
+def predicted_latency_ratio(groups: ChannelGroups, table: LatencyTable, kept: Mapping[str, int]) -> float:
     """Divide the predicted seconds of `kept` channels (absent = all) by those of the full model."""
     costs, full = Costs.of(groups, table), {group.name: group.channels for group in groups.groups}
     return costs.total({**full, **kept})[2] / costs.total(full)[2]

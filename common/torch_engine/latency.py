@@ -38,7 +38,7 @@ def measure(module: nn.Module, shape: tuple[int, int, int], clock: Clock = time.
         return float(np.median(_images([module], shape, clock)))
 
 
-def latency_ratio(
+def measured_latency_ratio(
     small: nn.Module, full: nn.Module, shape: tuple[int, int, int], clock: Clock = time.perf_counter
 ) -> float:
     """Measure small / full seconds of one image by the median of paired runs: what slows the machine slows both."""
