@@ -183,7 +183,7 @@ class _Path:
         name = self.names[row]
         large = (self.saved[row] > LARGE * np.array(self.full)).any()
         self.large = (name, float(self.loss[row])) if large else None
-        self.counts[name] = _next_count(self.counts[name], self.multiple)
+        self.counts[name] = next_count(self.counts[name], self.multiple)
         self.now = self.costs.total(self.counts)
         for neighbour in self.costs.neighbours(name) & self.curves.keys():
             self._price(neighbour)
@@ -211,7 +211,7 @@ class _Path:
             count = min(len(curve.order), (smaller // self.multiple + 1) * self.multiple)
             if count == smaller or name == last:
                 continue
-            saved, loss = self.costs.saved({**counts, name: count}, name, smaller), _loss(curve, count, smaller)
+            saved, loss = self.costs.saved({**counts, name: count}, name, smaller), curve.loss(count, smaller)
             ratio = loss / max(float(saved @ unit), 1e-12)
             if ratio > best:
                 best, found = ratio, (name, count, loss)
@@ -220,8 +220,8 @@ class _Path:
     def _price(self, name: str) -> None:
         """Record what removing the group's next block would lose and save."""
         row, count = self.names.index(name), self.counts[name]
-        smaller = _next_count(count, self.multiple)
-        self.loss[row] = _loss(self.curves[name], count, smaller)
+        smaller = next_count(count, self.multiple)
+        self.loss[row] = self.curves[name].loss(count, smaller)
         self.saved[row] = self.costs.saved(self.counts, name, smaller)
 
 
@@ -236,60 +236,7 @@ def _over(price: Price, limits: Price) -> list[bool]:
     return [now > limit for now, limit in zip(price, limits, strict=True)]
 
 
-def _next_count(count: int, multiple: int) -> int:
+def next_count(count: int, multiple: int) -> int:
     """Return the next smaller multiple, `count` itself when there is none above zero."""
     smaller = (count - 1) // multiple * multiple
     return smaller if smaller > 0 else count
-
-
-def _loss(curve: PruningCurve, count: int, smaller: int) -> float:
-    """Sum the loss that going on from `count` to `smaller` kept channels adds."""
-    removed = len(curve.order) - count
-    return float(curve.cost[removed : removed + count - smaller].sum())
-
-
-def explain(
-    groups: ChannelGroups, curves: Mapping[str, PruningCurve], chosen: Plan, multiple: int
-) -> list[dict[str, float | int | str]]:
-    """Explain each group's count: its share of the full model, and what removing its next block would lose and save."""
-    costs, full = Costs.of(groups), {group.name: group.channels for group in groups.groups}
-    counts, price = full | chosen.counts(), costs.total(full)
-    rows: list[dict[str, float | int | str]] = []
-    for name, curve in curves.items():
-        channels, kept = full[name], counts[name]
-        smaller = _next_count(kept, multiple)
-        saved, share = costs.saved(counts, name, smaller), costs.saved(full, name, 0)
-        loss = _loss(curve, kept, smaller)
-        rows.append(
-            {
-                "group": name,
-                "channels": channels,
-                "kept": kept,
-                "share_of_macs": share[0] / price[0],
-                "share_of_parameters": share[1] / price[1],
-                "next_loss_per_mac": loss / saved[0] if saved[0] else 0.0,
-                "next_loss_per_parameter": loss / saved[1] if saved[1] else 0.0,
-                "why": _reason(
-                    kept,
-                    channels,
-                    smaller,
-                    _loss(curve, channels, kept),
-                    loss,
-                    saved[0] / price[0],
-                    saved[1] / price[1],
-                ),
-            }
-        )
-    return rows
-
-
-def _reason(kept: int, channels: int, smaller: int, spent: float, loss: float, macs: float, values: float) -> str:
-    """Word one row of `explain`."""
-    past = "kept whole" if kept == channels else f"the removed channels cost a loss of {spent:.3g}"
-    if kept == smaller:
-        return f"at its smallest multiple; {past}"
-    dearer = ", dearer than what other layers gave" if kept == channels else ""
-    return (
-        f"{past}; going on to {smaller} would add {loss:.3g} for {macs:.2%} of the MACs and {values:.2%} of the "
-        f"parameters{dearer}"
-    )

@@ -47,6 +47,11 @@ class PruningCurve:
         """Return the `count` channels that stay longest, sorted."""
         return np.sort(self.order[len(self.order) - count :])
 
+    def loss(self, count: int, smaller: int) -> float:
+        """Sum the loss that going on from `count` to `smaller` kept channels adds."""
+        removed = len(self.order) - count
+        return float(self.cost[removed : removed + count - smaller].sum())
+
 
 def ridge_of(covariance: Floats, ridge: float) -> float:
     """Scale a ridge to the mean variance; a floor keeps dead layers invertible."""

@@ -12,8 +12,8 @@ import numpy.typing as npt
 from fedcaptor.common.arrays import Images, Indices
 from fedcaptor.common.config import Planner, Tier
 from fedcaptor.common.errors import PlanError
+from fedcaptor.common.explanation import explain
 from fedcaptor.common.plan import Plan
-from fedcaptor.common.planner import explain
 from fedcaptor.common.tiers import tier_budget
 from fedcaptor.common.torch_engine.base import BaseModel, Submodel
 from fedcaptor.common.torch_engine.prune import Evidence
@@ -48,7 +48,7 @@ class ClusterPlan:
 
     Attributes:
         submodel: The submodel.
-        why: By layer what was kept, and what removing the next block would have cost (`planner.explain`).
+        why: By layer what was kept, and what removing the next block would have cost (`explanation.explain`).
         disagreement: Share of the validation images on which it differs from the full model; None where no tolerance
             was asked for.
     """

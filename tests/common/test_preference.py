@@ -35,7 +35,7 @@ def test_normalising_forgets_how_many_images_there_were(block: np.ndarray, times
     np.testing.assert_allclose(np.linalg.norm(found, axis=0), block.any(0), atol=1e-6)
 
 
-def test_pooling_is_the_mean_and_unpooling_hands_it_to_all_members() -> None:
+def test_cluster_means_are_means_and_indexing_hands_them_to_all_members() -> None:
     matrix = np.array([[1, 2], [3, 4], [10, 20]], dtype=np.float32)
     pooled = cluster_means(matrix, np.array([2, 2, 0]), 4)
     np.testing.assert_array_equal(pooled, [[10, 20], [0, 0], [2, 3], [0, 0]])
@@ -44,7 +44,7 @@ def test_pooling_is_the_mean_and_unpooling_hands_it_to_all_members() -> None:
 
 
 @given(SHARES, arrays(np.int64, 5, elements=st.integers(0, 2)))
-def test_pooling_keeps_what_unpooling_gave(matrix: np.ndarray, assignment: np.ndarray) -> None:
+def test_cluster_means_keep_what_indexing_gave(matrix: np.ndarray, assignment: np.ndarray) -> None:
     once = cluster_means(matrix, assignment, 3)[assignment]
     np.testing.assert_allclose(cluster_means(once, assignment, 3)[assignment], once, rtol=1e-9, atol=1e-9)
     np.testing.assert_allclose(once.sum(0), matrix.sum(0), rtol=1e-9, atol=1e-9)
