@@ -132,10 +132,12 @@ def layer_lengths(groups: ChannelGroups) -> dict[str, tuple[Dimension, Dimension
 
 
 def _joined(one: Dimension, other: Dimension) -> Dimension:
+    """Add two lengths, as behind a concatenation."""
     return one[0] + other[0], one[1] + other[1]
 
 
 def _length(dimension: Dimension, counts: Mapping[str, int]) -> int:
+    """Evaluate a length when `counts` channels of each group are kept."""
     length, parts = dimension
     for group, taps in parts:
         length += taps * counts[group]
@@ -143,6 +145,7 @@ def _length(dimension: Dimension, counts: Mapping[str, int]) -> int:
 
 
 def _names(term: Term) -> set[str]:
+    """Name the groups that a term depends on."""
     return {group for _, parts in term.dimensions for group, _ in parts}
 
 
@@ -163,6 +166,7 @@ def _add(
 
 
 def _layer_dimensions(layer: Layer) -> list[Dimension]:
+    """List the lengths whose product, times positions and kernel, gives a layer's MACs."""
     outputs: Dimension = (0, ((layer.outputs, 1),)) if layer.outputs else (layer.full_outputs, ())
     if layer.depthwise:
         return [outputs]

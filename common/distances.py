@@ -9,6 +9,7 @@ _SUM_TOLERANCE = 1e-6
 
 
 def _vector(name: str, values: ArrayLike) -> NDArray[np.float64]:
+    """Check that values are one axis of finite numbers, none negative; raises DataError otherwise."""
     x = np.asarray(values, dtype=np.float64)
     if x.ndim != 1 or x.size == 0:
         raise DataError(f"{name} has shape {x.shape}, expected one axis with at least 1 entry; reshape it")

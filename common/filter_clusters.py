@@ -31,6 +31,7 @@ def filter_clusters(
 
 
 def _layer_clusters(rows: NDArray[np.float64], clusters: int, seed: int) -> NDArray[np.int64]:
+    """Cluster the rows of one layer by k-means; numbers are arbitrary."""
     length = np.linalg.norm(rows, axis=1, keepdims=True)
     unit = np.divide(rows, length, out=np.zeros_like(rows), where=length > 0)
     different, inverse = np.unique(unit.round(6), axis=0, return_inverse=True)

@@ -231,6 +231,7 @@ class ChannelGroups:
 
 
 def _group(raw: Mapping[str, Any]) -> Group:
+    """Read one group as `to_json` writes it."""
     derived = ("kind", "bias")  # `to_json` takes them from the tensors' names and shapes
     return Group(
         name=raw["name"],

@@ -34,6 +34,7 @@ def normalise(blocks: Sequence[Matrix]) -> npt.NDArray[np.float32]:
 
 
 def _unit_columns(block: Matrix) -> Matrix:
+    """Scale each column to unit L2 norm; a column of zeros stays zero."""
     largest = np.abs(block).max(0, keepdims=True, initial=0.0)
     block = np.divide(block, largest, out=np.zeros_like(block), where=largest > 0)  # squares of tiny numbers vanish
     length = np.linalg.norm(block, axis=0, keepdims=True)

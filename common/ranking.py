@@ -88,6 +88,7 @@ def shares(score: Floats, order: Indices) -> PruningCurve:
 
 
 def _weight_norm(group: Group, state: State) -> Floats:
+    """Sum up the L1 norm [channels] of a group's filters over its producers."""
     norm = np.zeros(group.channels)
     producers = {f"{name}.weight" for name in group.producers}
     for place in group.slices:

@@ -110,6 +110,7 @@ class Submodel:
 
 
 def _output_size(state: State, weights: Path) -> int:
+    """Read the number of classes off the last linear layer; raises ModelError without one."""
     matrices = [tensor for name, tensor in state.items() if name.endswith("weight") and tensor.ndim == 2]
     if not matrices:
         raise ModelError(f"{weights} holds no linear layer, the last one must give the classes: use other weights")

@@ -136,6 +136,7 @@ def curves_for(
 def _consumer_statistics(
     base: BaseModel, moments: ClassMoments, group: Group, weights: Floats, sensitivity: Mapping[str, Floats]
 ) -> list[ConsumerStatistics]:
+    """Compute the statistics of each consumer of a group for images in proportion to `weights` [K]."""
     result = []
     for consumer in group.consumers:
         weight = torch.from_numpy(np.asarray(base.state[f"{consumer.layer}.weight"]))

@@ -39,6 +39,7 @@ def layers_of(network: nn.Module, positions: Mapping[str, int], groups: Sequence
 
 
 def _depthwise(name: str, positions: int, module: Any, made: list[tuple[str, int]]) -> list[Layer]:
+    """Describe a depthwise convolution: one entry for each group that it carries."""
     kernel, fixed = math.prod(module.kernel_size), module.out_channels - sum(channels for _, channels in made)
     parts: list[tuple[str | None, int]] = [*made, *([(None, fixed)] if fixed else [])]
     return [Layer(name, positions, kernel, channels, channels, group, group, True) for group, channels in parts]
@@ -47,6 +48,7 @@ def _depthwise(name: str, positions: int, module: Any, made: list[tuple[str, int
 def _mixing(
     name: str, positions: int, module: Any, read: list[tuple[str, int, int]], made: list[tuple[str, int]]
 ) -> list[Layer]:
+    """Describe a convolution or linear layer: one entry for each group that it reads."""
     linear = isinstance(module, nn.Linear)
     kernel = 1 if linear else math.prod(module.kernel_size)
     outputs, inputs = module.weight.shape[:2]

@@ -120,10 +120,12 @@ _NEEDS = {".onnx": ("onnx", "onnxscript", "onnxruntime")}
 
 
 def _any_number() -> dict[str, dict[int, torch.export.Dim]]:
+    """Let the number of images vary."""
     return {INPUT: {0: torch.export.Dim("n")}}
 
 
 def _images(submodel: Standalone, count: int) -> torch.Tensor:
+    """Draw images to try a program on."""
     return torch.rand((count, *submodel.input_shape), generator=torch.Generator().manual_seed(0))
 
 

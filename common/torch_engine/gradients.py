@@ -121,9 +121,11 @@ def _targets(labels: Indices) -> torch.Tensor:
 
 
 def _zeros(groups: ChannelGroups) -> dict[str, npt.NDArray[np.float64]]:
+    """Begin sums of scores by group."""
     return {group.name: np.zeros((group.channels, groups.classes)) for group in rankable_groups(groups)}
 
 
 def _class_scores(totals: dict[str, npt.NDArray[np.float64]], labels: Indices, classes: int) -> ClassScores:
+    """Wrap sums of scores with the number of images of each class."""
     presence = np.bincount(np.asarray(labels), minlength=classes).astype(np.int64)
     return ClassScores({name: total.astype(np.float32) for name, total in totals.items()}, presence)

@@ -74,6 +74,7 @@ class ConvNet(nn.Module):
         initialise(self)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map images [N, C, H, W] to logits [N, classes]."""
         return self.classifier(self.features(x).mean((2, 3)))
 
 
@@ -123,6 +124,7 @@ class AlexNet(nn.Module):
         initialise(self)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map images [N, C, H, W] to logits [N, classes]."""
         return self.classifier(self.features(x).flatten(1))
 
 
@@ -145,6 +147,7 @@ class Block(nn.Module):
         self.shortcut = nn.Sequential(*(conv_norm(inputs, outputs, 1, stride) if changes else []))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Add the body's output to the shortcut's, then rectify."""
         return torch.relu(self.body(x) + self.shortcut(x))
 
 
@@ -168,6 +171,7 @@ class ResNet(nn.Module):
         initialise(self)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map images [N, C, H, W] to logits [N, classes]."""
         return self.fc(self.blocks(self.stem(x)).mean((2, 3)))
 
 

@@ -103,7 +103,7 @@ class Evidence:
         return cls(base, target_classes, x, full, curves)
 
     def submodel(self, budget: Budget) -> Submodel:
-        """Plan, slice and reconstruct weights within a budget. Raises PlanError for an impossible one."""
+        """Plan within a budget, slice, and reconstruct weights. Raises PlanError for an impossible one."""
         return self.build(allocate(self.base.groups, self.curves, self.classes, budget))
 
     def build(self, plan: Plan, /) -> Submodel:

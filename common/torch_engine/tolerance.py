@@ -21,12 +21,19 @@ class PlanBuilder(Protocol):
     """Anything with pruning curves that builds a plan's submodel: `Evidence`, or any strategy's `PreparedStrategy`."""
 
     @property
-    def base(self) -> BaseModel: ...
+    def base(self) -> BaseModel:
+        """Return the full model."""
+
     @property
-    def classes(self) -> Indices: ...
+    def classes(self) -> Indices:
+        """Return the target classes, sorted labels [k]."""
+
     @property
-    def curves(self) -> Mapping[str, PruningCurve]: ...
-    def build(self, plan: Plan, /) -> Submodel: ...
+    def curves(self) -> Mapping[str, PruningCurve]:
+        """Return the pruning curve of each group, by name."""
+
+    def build(self, plan: Plan, /) -> Submodel:
+        """Build the submodel of any plan."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -161,6 +161,7 @@ class _Reader:
         return taps, offset
 
     def _require_whole(self, root: str, layer: str, channels: int, taps: int, offset: int) -> None:
+        """Check that a layer makes exactly the channels of `root`; raises ModelError otherwise."""
         if (taps, offset, self.tensors[f"{layer}.weight"][0]) != (1, 0, channels):
             raise ModelError(
                 f"{self.name}: layer {layer} is tied to a part of {root} by a sum or concatenation: separate them"
