@@ -19,7 +19,7 @@ from benchmarks.record import command_line, open_record, ratios, sweep
 from benchmarks.trial import Latest, in_batches
 from fedcaptor.client.fallback import out_of_set_score
 from fedcaptor.common.arrays import Images, Indices
-from fedcaptor.common.planner import Budget, plan
+from fedcaptor.common.planner import Budget, allocate
 from fedcaptor.common.torch_engine.base import Submodel
 from fedcaptor.common.torch_engine.outputs import features, last_layer, refitted
 from fedcaptor.common.torch_engine.prune import Evidence
@@ -91,7 +91,7 @@ class Trial:
         self.on_phase(f"{len(draw[0])} classes, {macs:g}", 0, 1)
         base, needed, everything = self.inputs.base, np.array(draw[0]), np.arange(self.inputs.base.groups.classes)
         evidence, merged_on, held = self._evidence(draw)
-        submodel = evidence.merged(plan(base.groups, evidence.curves, everything, Budget(macs=macs)))
+        submodel = evidence.build(allocate(base.groups, evidence.curves, everything, Budget(macs=macs)))
         others = self.inputs.available[~np.isin(self.inputs.available, needed)]
         reference = self.inputs.pool.sample(others.tolist(), self.images, 10, draw[1:]).images
         own, other, test = (Seen.by(submodel, images) for images in (held, reference, self.inputs.pool.test.x))

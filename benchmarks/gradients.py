@@ -20,7 +20,7 @@ from benchmarks.subsets import Labelled
 from benchmarks.trial import Latest
 from fedcaptor.common.arrays import Indices
 from fedcaptor.common.groups import Group
-from fedcaptor.common.ranking import Scores, cut, for_classes, weight_norms
+from fedcaptor.common.ranking import Scores, for_classes, rankable_groups, weight_norms
 from fedcaptor.common.torch_engine.forward import logits, normalise
 from fedcaptor.common.torch_engine.gradients import SCORES
 
@@ -53,7 +53,7 @@ class Trial:
             {"model": groups.model, "classes": list(classes), "score": s, "layer": group.name, "seed": seed, "draw": d}
             for d, of_draw in enumerate(sets)
             for classes in of_draw
-            for group in cut(groups)
+            for group in rankable_groups(groups)
             for s in (*SCORES, CONTROL)
         ]
 

@@ -24,7 +24,7 @@ from fedcaptor.common.config import Config
 from fedcaptor.common.errors import ConfigError
 from fedcaptor.common.filter_clusters import filter_clusters
 from fedcaptor.common.groups import ChannelGroups
-from fedcaptor.common.preference import join, layer_slices, share_out, unpool
+from fedcaptor.common.preference import join, layer_slices, share_out
 from fedcaptor.common.statistics import SCORES
 
 RANK = 2  # of a layer's matrix, classes by filters
@@ -76,8 +76,8 @@ class Trial:
             "each filter, negative scores kept": raw,
             "each filter, low rank": by_layer(raw, groups, low_rank),
             "each filter": np.maximum(raw, 0),
-            "clusters, not rotated": unpool(mean(ask(pool, rng, rotated=False))[0], pool),
-            "clusters": unpool(measured, pool),
+            "clusters, not rotated": mean(ask(pool, rng, rotated=False))[0][pool],
+            "clusters": measured[pool],
             "clusters, shared out by pictures": shared,
             "clusters, joined with pictures": join(shared, presence, visual, *halves),
             "each filter, joined with pictures": join(*mean(total), visual, *halves),

@@ -132,7 +132,7 @@ def merging_seconds(base: BaseModel, plan: Plan, images: int, seed: int) -> floa
     frozen = replace(base, module=base.rebuild(base.state))
     evidence = Evidence.gather(frozen, np.arange(CLASSES), noise, seed=seed)
     start = time.thread_time()
-    evidence.merged(plan)
+    evidence.build(plan)
     return time.thread_time() - start
 
 

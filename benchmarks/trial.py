@@ -16,9 +16,9 @@ from benchmarks.subsets import Pool, Sample
 from fedcaptor.common.arrays import Images
 from fedcaptor.common.planner import Budget
 from fedcaptor.common.torch_engine.base import BaseModel, Submodel
-from fedcaptor.common.torch_engine.factory import limited
+from fedcaptor.common.torch_engine.factory import restricted
 from fedcaptor.common.torch_engine.recalibrate import recalibrate
-from fedcaptor.common.torch_engine.strategies import STRATEGIES, Prepared, Task
+from fedcaptor.common.torch_engine.strategies import STRATEGIES, SubmodelSource, Task
 from fedcaptor.common.torch_engine.tuning import Tuned, tune
 
 OURS = ("reconstruct", "reconstruct-agnostic", "reconstruct-fisher")
@@ -131,12 +131,12 @@ class Trial:
             setting.classes, setting.calibration, self.tune_per_class, setting.seed, setting.mixture
         )
 
-    def _prepare(self, setting: Setting, strategy: str) -> tuple[Prepared, float]:
+    def _prepare(self, setting: Setting, strategy: str) -> tuple[SubmodelSource, float]:
         """Evidence, and the seconds that it took."""
         sample = self._sample(setting)
         task = Task(self.base, np.array(setting.classes), sample.images, sample.everything, sum(setting.seed))
         began = time.perf_counter()
-        prepared: Prepared = STRATEGIES[strategy](task) if strategy in STRATEGIES else PEERS[strategy](task)
+        prepared: SubmodelSource = STRATEGIES[strategy](task) if strategy in STRATEGIES else PEERS[strategy](task)
         return prepared, time.perf_counter() - began
 
     def _make_cut(self, setting: Setting, strategy: str, macs: float) -> Cut:
@@ -154,7 +154,7 @@ class Trial:
         by_class = [self._logits(label) for label in setting.classes]
         scores, truth = np.concatenate(by_class), np.repeat(needed, [len(part) for part in by_class])
         among = Score.of(needed[scores[:, needed].argmax(1)], truth)
-        again = self._judge(recalibrate(limited(self.base, needed), self._sample(setting).images), setting.classes)
+        again = self._judge(recalibrate(restricted(self.base, needed), self._sample(setting).images), setting.classes)
         return {
             "accuracy_full": Score.of(scores.argmax(1), truth).mean,
             "accuracy_full_limited": among.mean,

@@ -20,10 +20,10 @@ from fedcaptor.common.latency import LatencyTable
 from fedcaptor.common.planner import Budget, require_possible
 from fedcaptor.common.torch_engine.base import BaseModel, Submodel
 from fedcaptor.common.torch_engine.export import check_files, export
-from fedcaptor.common.torch_engine.latency import latency_ratio, measure_table
+from fedcaptor.common.torch_engine.latency import measure_table, measured_latency_ratio
 from fedcaptor.common.torch_engine.recalibrate import recalibrate
 from fedcaptor.common.torch_engine.standalone import Standalone
-from fedcaptor.common.torch_engine.strategies import SEE_ALL_CLASSES, Selection, Task, prepare
+from fedcaptor.common.torch_engine.strategies import SEE_ALL_CLASSES, PreparedStrategy, Task, prepare
 from fedcaptor.common.torch_engine.tolerance import smallest_within
 from fedcaptor.common.torch_engine.tuning import tune
 
@@ -92,7 +92,7 @@ def prune_model(
 
 
 def _pruned(
-    selection: Selection, budget: Budget, part: _Parts, request: Request, on_step: Callable[[int], None] | None
+    selection: PreparedStrategy, budget: Budget, part: _Parts, request: Request, on_step: Callable[[int], None] | None
 ) -> dict[str, Any]:
     """One submodel: chosen, recalibrated and tuned where asked for, written and measured."""
     x, y = part.data.x, part.data.y
@@ -122,12 +122,12 @@ def _table(base: BaseModel, weights: Path, multiple: int, on_layer: Callable[[in
 
 
 def _predicted(submodel: Submodel, table: LatencyTable) -> dict[str, float | str]:
-    ratio = costs.latency_ratio(submodel.base.groups, table, submodel.plan.counts())
+    ratio = costs.predicted_latency_ratio(submodel.base.groups, table, submodel.plan.counts())
     return {"latency_ratio_predicted": round(ratio, 4), "latency_machine": table.machine}
 
 
 def _selected(
-    selection: Selection, budget: Budget, tolerance: float | None, held: Callable[[], Images]
+    selection: PreparedStrategy, budget: Budget, tolerance: float | None, held: Callable[[], Images]
 ) -> tuple[Submodel, dict[str, float | int]]:
     """The submodel, with what was verified of it on the images `held` out when there is a tolerance."""
     if tolerance is None:
@@ -173,7 +173,7 @@ def _figures(submodel: Submodel, images: Images, truth: np.ndarray) -> dict[str,
         "macs_ratio": round(submodel.macs_ratio(), 4),
         "parameters_ratio": round(submodel.parameters_ratio(), 4),
         "file_bytes_at_most": base.groups.file_bytes(submodel.plan.counts()),
-        "latency_ratio": round(latency_ratio(submodel.module, base.module, base.groups.input_shape), 4),
+        "latency_ratio": round(measured_latency_ratio(submodel.module, base.module, base.groups.input_shape), 4),
     }
 
 

@@ -14,7 +14,7 @@ from fedcaptor.common.plan import Plan
 from fedcaptor.common.preference import layer_slices
 from fedcaptor.common.subgroups import composed, subgroups
 from fedcaptor.common.torch_engine.base import BaseModel, Submodel
-from fedcaptor.common.torch_engine.factory import limited
+from fedcaptor.common.torch_engine.factory import restricted
 from fedcaptor.common.torch_engine.network import state_of
 from fedcaptor.common.torch_engine.prune import Evidence
 
@@ -37,7 +37,7 @@ def personalise_from_cluster(
     config = config.model_copy(update={"personal": config.personal.model_copy(update={"ladder": ladder})})
     found = personalise(inner, _narrowed(offer, cluster, inner), counts[labels], use, check, config, seed)
     # Without an image to refine it on: the network as it is with fewer classes.
-    own = found.submodel or limited(inner, found.classes)
+    own = found.submodel or restricted(inner, found.classes)
     plan = composed(cluster.base.groups, cluster.plan, own.plan)
     prior = np.full(len(counts), found.prior.min())
     prior[labels] = found.prior
@@ -62,7 +62,7 @@ def cluster_submodel(base: BaseModel, offer: Offer, cluster: int, use: Images, c
         images = np.concatenate([use, offer.reference[np.isin(offer.labels, classes)]])
     if len(images) == 0:
         return None
-    return Evidence.gather(base, classes, images, rows=config.personal.rows).merged(plan)
+    return Evidence.gather(base, classes, images, rows=config.personal.rows).build(plan)
 
 
 def _as_base(cluster: Submodel) -> BaseModel:

@@ -15,9 +15,9 @@ from fedcaptor.common.arrays import Floats, Images, Indices
 from fedcaptor.common.config import Config, Fallback
 from fedcaptor.common.errors import PlanError
 from fedcaptor.common.plan import Plan
-from fedcaptor.common.planner import plan
+from fedcaptor.common.planner import allocate
 from fedcaptor.common.preference import importance
-from fedcaptor.common.tiers import fits, rungs
+from fedcaptor.common.tiers import budget_ladder, fits
 from fedcaptor.common.torch_engine.base import BaseModel, Submodel
 from fedcaptor.common.torch_engine.forward import softmax
 from fedcaptor.common.torch_engine.outputs import refitted
@@ -93,7 +93,7 @@ def personalise(
     kind, at_cluster = "personal", 0.0
     best, agreement = _smallest_good(evidence, calibration, judge, config, seed)
     if start is not None:
-        of_cluster = evidence.merged(_with_classes(start, _outputs(evidence, config), base))
+        of_cluster = evidence.build(_with_classes(start, _outputs(evidence, config), base))
         at_cluster = judge.agreement(of_cluster)
         good = limited(base, config) or 1 - at_cluster <= 2 * config.personal.tolerance
         if best is None and good and fits(config.own_tier, base.groups, of_cluster.plan.counts()):
@@ -114,10 +114,12 @@ def _smallest_good(
     much, on a limited phone as much as it will. Where wanted, one that disagrees too often is tuned on `images`.
     """
     settings, groups = config.personal, evidence.base.groups
-    budgets = rungs(config.own_tier, groups, settings.ladder, config.planner.multiple) if settings.enabled else []
+    budgets = (
+        budget_ladder(config.own_tier, groups, settings.ladder, config.planner.multiple) if settings.enabled else []
+    )
     for budget in budgets:
         try:
-            candidate = evidence.merged(plan(groups, evidence.curves, _outputs(evidence, config), budget))
+            candidate = evidence.build(allocate(groups, evidence.curves, _outputs(evidence, config), budget))
         except PlanError:  # the smallest model of these classes is larger: try the next rung
             continue
         last = 1.0 if limited(evidence.base, config) else 2 * settings.tolerance

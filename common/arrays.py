@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 Floats = NDArray[np.float64]
 Indices = NDArray[np.int64]
-"""Positions or labels."""
+"""Positions or class labels."""
 Images = NDArray[np.uint8]
 """Pixels [N, height, width, channels]."""
 Bits = NDArray[np.uint8]

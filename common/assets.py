@@ -1,4 +1,4 @@
-"""Files that belong to the code but are no code."""
+"""Find files that belong to the code but are no code: scenarios, weights, templates."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _ROOT = Path(__file__).resolve().parents[1]
 
 
 def checkout() -> Path | None:
-    """The folder of an editable installation, None for any other."""
+    """Find the folder of an editable installation; None for any other."""
     for found in metadata.distributions(name="fedcaptor"):  # the build's own metadata in a working folder comes first
         origin = json.loads(found.read_text("direct_url.json") or "{}")
         if origin.get("dir_info", {}).get("editable"):
@@ -21,5 +21,5 @@ def checkout() -> Path | None:
 
 
 def asset(relative: str) -> Path:
-    """A file or folder of the code by its path from the project's root."""
+    """Locate a file or folder of the code by its path from the project's root."""
     return _ROOT / relative

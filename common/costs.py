@@ -1,6 +1,7 @@
-"""MACs and stored values of a network as a sum of products over its groups, so that a cut is priced without a recount.
+"""MACs and stored values of a network as a sum of products over its channel groups.
 
-Most layers are one term, `coefficient × inputs × outputs`; only the terms that a group is in change when it is cut.
+Most layers are one term, `coefficient × inputs × outputs`; only the terms that a group is in change when it shrinks, so
+that removing channels is priced without counting everything again.
 Seconds are a third kind where there is a latency table: a sum over layers, each looked up at its two lengths.
 """
 
@@ -15,7 +16,7 @@ from fedcaptor.common.groups import ChannelGroups, Layer
 from fedcaptor.common.latency import LatencyTable, LayerTimes
 
 Dimension = tuple[int, tuple[tuple[str, int], ...]]
-"""A length: a constant, and kept channels of groups times their taps."""
+"""A tensor dimension's length: a constant, plus kept channels of groups times their taps."""
 
 Price = tuple[float, ...]
 """MACs of one image, stored values, and seconds of one image where there is a latency table."""
@@ -23,13 +24,13 @@ Price = tuple[float, ...]
 
 @dataclass(frozen=True)
 class Term:
-    """`price` of one element times the lengths of all `dimensions`."""
+    """Price a product of lengths: `price` (MACs, stored values) of one element times all `dimensions`."""
 
     price: tuple[int, int]
     dimensions: tuple[Dimension, ...]
 
     def size(self, counts: Mapping[str, int]) -> int:
-        """Number of elements when `counts` channels of each group are kept."""
+        """Count the elements when `counts` channels of each group are kept."""
         size = 1
         for dimension in self.dimensions:
             size *= _length(dimension, counts)
@@ -38,20 +39,23 @@ class Term:
 
 @dataclass(frozen=True)
 class Timed:
-    """A layer whose seconds were measured over its lengths."""
+    """Hold a layer's measured seconds with the lengths to look them up by."""
 
     times: LayerTimes
     lengths: tuple[Dimension, Dimension]
 
     def seconds(self, counts: Mapping[str, int]) -> float:
+        """Interpolate the layer's seconds for one image when `counts` channels of each group are kept."""
         inputs, outputs = self.lengths
         return self.times.at(_length(inputs, counts), _length(outputs, counts))
 
 
 @dataclass(frozen=True)
 class Costs:
-    """`of_group`: the terms that each group is in. `fixed`: the price of what no plan changes. `timed`: None without a
-    latency table, `rest` is the table's.
+    """Price networks by the channels that they keep.
+
+    `of_group`: the terms that each group is in. `fixed`: the price of what no plan changes. `timed`: None without a
+    latency table; `rest`: the table's seconds that no plan saves.
     """
 
     terms: tuple[Term, ...]
@@ -62,7 +66,7 @@ class Costs:
 
     @classmethod
     def of(cls, groups: ChannelGroups, table: LatencyTable | None = None) -> Costs:
-        """Raises ModelError for another network's table."""
+        """Build the cost model of a network. Raises ModelError for another network's latency table."""
         prices: dict[tuple[Dimension, ...], list[int]] = defaultdict(lambda: [0, 0])
         for layer in groups.layers:
             _add(prices, 0, layer.positions * layer.kernel, _layer_dimensions(layer))
@@ -78,7 +82,7 @@ class Costs:
         return cls(terms, of_group, (macs, values), timed, table.rest)
 
     def total(self, counts: Mapping[str, int]) -> Price:
-        """Price of the network that keeps `counts` channels of every group."""
+        """Return the price of the network that keeps `counts` channels of every group."""
         sizes = [(term.price, term.size(counts)) for term in self.terms]
         macs = self.fixed[0] + sum(price[0] * size for price, size in sizes)
         values = self.fixed[1] + sum(price[1] * size for price, size in sizes)
@@ -87,7 +91,7 @@ class Costs:
         return macs, values, self.rest + sum(layer.seconds(counts) for layer in self.timed)
 
     def saved(self, counts: Mapping[str, int], group: str, smaller: int) -> Price:
-        """What cutting `group` down to `smaller` channels saves."""
+        """Return what is saved when `group` shrinks from its count to `smaller` channels."""
         after = {**counts, group: smaller}
         macs = values = 0
         for term in self.of_group[group]:
@@ -100,21 +104,21 @@ class Costs:
         return macs, values, sum(layer.seconds(counts) - layer.seconds(after) for layer in reading)
 
     def neighbours(self, group: str) -> set[str]:
-        """Groups whose savings change with this one's count, itself among them.
+        """Find the groups whose savings change with this one's count, itself among them.
 
         Groups that meet in a layer meet in its weights, so the terms know the neighbours in time as well.
         """
         return {group}.union(*(_names(term) for term in self.of_group[group]))
 
 
-def latency_ratio(groups: ChannelGroups, table: LatencyTable, kept: Mapping[str, int]) -> float:
-    """Predicted seconds of `kept` (absent = all channels) over those of the full model."""
+def predicted_latency_ratio(groups: ChannelGroups, table: LatencyTable, kept: Mapping[str, int]) -> float:
+    """Divide the predicted seconds of `kept` channels (absent = all) by those of the full model."""
     costs, full = Costs.of(groups, table), {group.name: group.channels for group in groups.groups}
     return costs.total({**full, **kept})[2] / costs.total(full)[2]
 
 
 def layer_lengths(groups: ChannelGroups) -> dict[str, tuple[Dimension, Dimension]]:
-    """Input and output length of each layer, by name: those that a latency table is measured over."""
+    """Return input and output length of each layer, by name: those that a latency table is measured over."""
     found: dict[str, tuple[Dimension, Dimension]] = {}
     for layer in groups.layers:
         *inputs, outputs = _layer_dimensions(layer)
@@ -128,10 +132,12 @@ def layer_lengths(groups: ChannelGroups) -> dict[str, tuple[Dimension, Dimension
 
 
 def _joined(one: Dimension, other: Dimension) -> Dimension:
+    """Add two lengths, as behind a concatenation."""
     return one[0] + other[0], one[1] + other[1]
 
 
 def _length(dimension: Dimension, counts: Mapping[str, int]) -> int:
+    """Evaluate a length when `counts` channels of each group are kept."""
     length, parts = dimension
     for group, taps in parts:
         length += taps * counts[group]
@@ -139,13 +145,14 @@ def _length(dimension: Dimension, counts: Mapping[str, int]) -> int:
 
 
 def _names(term: Term) -> set[str]:
+    """Name the groups that a term depends on."""
     return {group for _, parts in term.dimensions for group, _ in parts}
 
 
 def _add(
     prices: dict[tuple[Dimension, ...], list[int]], kind: int, coefficient: int, dimensions: list[Dimension]
 ) -> None:
-    """Constants and taps go into the coefficient, so that equal products are one term."""
+    """Add a product to `prices`; constants and taps go into the coefficient, so that equal products are one term."""
     lengths: list[Dimension] = []
     for constant, parts in dimensions:
         if not parts:
@@ -159,6 +166,7 @@ def _add(
 
 
 def _layer_dimensions(layer: Layer) -> list[Dimension]:
+    """List the lengths whose product, times positions and kernel, gives a layer's MACs."""
     outputs: Dimension = (0, ((layer.outputs, 1),)) if layer.outputs else (layer.full_outputs, ())
     if layer.depthwise:
         return [outputs]
@@ -167,11 +175,11 @@ def _layer_dimensions(layer: Layer) -> list[Dimension]:
 
 
 def _tensor_dimensions(groups: ChannelGroups) -> list[list[Dimension]]:
-    """Of every tensor that counts as stored values (`ChannelGroups.parameters`)."""
+    """List the dimensions of every tensor that counts as stored values (`ChannelGroups.parameters`)."""
     parts: dict[tuple[str, int], list[tuple[str, int, int]]] = defaultdict(list)
     for group in groups.groups:
-        for cut in group.cuts:
-            parts[cut.tensor, cut.dim].append((group.name, cut.taps, group.channels * cut.taps))
+        for piece in group.slices:
+            parts[piece.tensor, piece.dim].append((group.name, piece.taps, group.channels * piece.taps))
     return [
         [
             (size - sum(full for *_, full in parts[name, dim]), tuple((g, taps) for g, taps, _ in parts[name, dim]))

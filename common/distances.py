@@ -9,6 +9,7 @@ _SUM_TOLERANCE = 1e-6
 
 
 def _vector(name: str, values: ArrayLike) -> NDArray[np.float64]:
+    """Check that values are one axis of finite numbers, none negative; raises DataError otherwise."""
     x = np.asarray(values, dtype=np.float64)
     if x.ndim != 1 or x.size == 0:
         raise DataError(f"{name} has shape {x.shape}, expected one axis with at least 1 entry; reshape it")
@@ -18,7 +19,7 @@ def _vector(name: str, values: ArrayLike) -> NDArray[np.float64]:
 
 
 def normalise(counts: ArrayLike, smoothing: float) -> NDArray[np.float64]:
-    """The distribution of `counts` [k], float64 [k]: (count + smoothing) / (sum + smoothing × k).
+    """Turn `counts` [k] into a distribution, float64 [k]: (count + smoothing) / (sum + smoothing × k).
 
     `smoothing` is a pseudo-count per entry. Nothing counted at all gives the uniform distribution. Raises DataError
     when an entry or `smoothing` is negative or not finite, or `counts` is not one axis with at least one entry.
@@ -36,7 +37,7 @@ def normalise(counts: ArrayLike, smoothing: float) -> NDArray[np.float64]:
 def class_shares(
     probabilities: NDArray[np.float64], memory: NDArray[np.float64], steps: int = 60
 ) -> NDArray[np.float64]:
-    """Whose images these probably are, [n, C] with rows that sum to one, from softmax outputs [n, C].
+    """Correct softmax outputs [n, C] by the owner's class shares; the result [n, C] has rows that sum to one.
 
     A classifier's mistakes look like classes that the owner does not have. Expectation maximisation estimates the
     owner's class shares together with the images' classes (Saerens, Latinne & Decaestecker 2002); `memory` [C] are
@@ -53,7 +54,10 @@ def class_shares(
 
 
 def js_divergence(p: ArrayLike, q: ArrayLike) -> float:
-    """Jensen–Shannon divergence of two distributions [k] in bits: 0 when equal, 1 when they share no entry.
+    """Compute the Jensen–Shannon divergence of two distributions [k] in bits: 0 when equal, 1 when they share no entry.
+
+    Written out because phones call it in their message path, which does without scipy; `scipy.spatial.distance` has the
+    square root only, and squaring it again would not give the bits back to the last digit.
 
     Raises DataError on different lengths, or an argument that is not a distribution (sums to 1 within 1e-6).
     """

@@ -1,4 +1,4 @@
-"""Files that are whole or absent, whatever happens while they are written."""
+"""Write files such that they are whole or absent, whatever happens meanwhile."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fedcaptor.common.errors import ConfigError
 
 @contextmanager
 def replacing(path: Path, *, private: bool = False, durable: bool = False) -> Iterator[Path]:
-    """A temporary name beside `path` to write to: renamed to it when the block ends well, removed otherwise.
+    """Give a temporary name beside `path` to write to: renamed to it when the block ends well, removed otherwise.
 
     `private`: of mode 0600 from the start, for its owner's eyes alone; clear leftovers first.
     `durable`: the content survives a power cut once the name is there.
@@ -35,7 +35,10 @@ def replacing(path: Path, *, private: bool = False, durable: bool = False) -> It
 
 
 def check_writable(path: Path) -> None:
-    """Make the folder of `path`; raises ConfigError where no file can be written: before long work, not after it."""
+    """Make the folder of `path`, and check that a file can be written there: before long work, not after it.
+
+    Raises ConfigError where it cannot.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=path.parent):

@@ -1,4 +1,4 @@
-"""Filters of a layer that want the same classes, joined: sums over clusters need far less noise than over filters."""
+"""Cluster the filters of a layer that prefer the same classes: sums over clusters need far less noise than filters'."""
 
 import warnings
 
@@ -14,7 +14,7 @@ from fedcaptor.common.preference import Matrix, layer_slices
 def filter_clusters(
     profile: Matrix, groups: ChannelGroups, clusters_per_layer: int = 8, seed: int = 0
 ) -> NDArray[np.int64]:
-    """Cluster number [F] of every prunable filter by its preference profile [F, C].
+    """Number the cluster [F] of every prunable filter by its preference profile [F, C].
 
     k-means on rows in unit L2 norm (so that distance is an angle), layer by layer; numbers run on over the layers, in
     order of first appearance within one. A layer with fewer filters, or fewer different rows, has fewer clusters.
@@ -31,6 +31,7 @@ def filter_clusters(
 
 
 def _layer_clusters(rows: NDArray[np.float64], clusters: int, seed: int) -> NDArray[np.int64]:
+    """Cluster the rows of one layer by k-means; numbers are arbitrary."""
     length = np.linalg.norm(rows, axis=1, keepdims=True)
     unit = np.divide(rows, length, out=np.zeros_like(rows), where=length > 0)
     different, inverse = np.unique(unit.round(6), axis=0, return_inverse=True)
@@ -43,6 +44,6 @@ def _layer_clusters(rows: NDArray[np.float64], clusters: int, seed: int) -> NDAr
 
 
 def _in_order(labels: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The same clusters, numbered without gaps by first appearance."""
+    """Renumber clusters without gaps by first appearance."""
     _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
     return np.argsort(np.argsort(first))[inverse.reshape(-1)].astype(np.int64)

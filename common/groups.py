@@ -1,6 +1,7 @@
-"""Channel groups: the serialisable description of what must be cut together in a network.
+"""Channel groups: the serialisable description of which channels of a network must be removed together.
 
-A network is traced once (`torch_engine.trace`); from then on planner, slicer and merging need numpy alone.
+A network is traced once (`torch_engine.trace`); from then on the planner, the slicer and weight reconstruction work
+from this description, and need numpy alone to read it.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ State = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Cut:
-    """One dimension of one tensor that carries the group's channels.
+class TensorSlice:
+    """Say which elements along one dimension of one tensor belong to a group's channels.
 
     Element `offset + channel * taps + t` along `dim`, for t in [0, taps), belongs to `channel`.
     `taps > 1` where a flattened map feeds a linear layer; `offset > 0` behind a concatenation.
@@ -35,34 +36,42 @@ class Cut:
 
 @dataclass(frozen=True)
 class Consumer:
-    """A convolution (groups=1) or linear layer that reads the group's channels and mixes them.
+    """Describe a convolution (groups=1) or linear layer that reads a group's channels and mixes them.
 
-    `taps`: elements per channel along the layer's input dimension (see `Cut`). `norm`: the batch norm that directly
-    follows, into whose running mean a constant can be folded when the layer has no bias; None if there is none.
-    `rectified`: largest value that a rectifier, directly behind both, lets pass (infinity: any); None if there is none.
+    Attributes:
+        layer: The module's name.
+        taps: Elements per channel along the layer's input dimension (see `TensorSlice`).
+        offset: First of these elements.
+        norm: The batch norm that directly follows, into whose running mean a constant can be folded when the layer has
+            no bias; None if there is none.
+        rectified: Largest value that a rectifier, directly behind both, lets pass (infinity: any); None if there is
+            none.
     """
 
     layer: str
-    kind: str  # "conv" | "linear"
     taps: int = 1
     offset: int = 0
-    bias: bool = False
     norm: str | None = None
     rectified: float | None = None
 
 
 @dataclass(frozen=True)
 class Group:
-    """Channels that live and die together.
+    """Describe channels that can only be kept or removed together.
 
-    `producers`: layers whose outputs are these channels (several behind a residual sum). `consumers`: in execution
-    order. `output` marks the classes: their consumers are empty. Depthwise convolutions and batch norms of the
-    channels appear in `cuts` only.
+    Attributes:
+        name: The name of the first layer that makes them.
+        channels: How many there are.
+        slices: All that is removed with a channel. Depthwise convolutions and batch norms of the channels appear here
+            only.
+        producers: Layers whose outputs are these channels (several behind a residual sum).
+        consumers: Layers that read them, in execution order.
+        output: Whether the channels are the classes, which no layer reads.
     """
 
     name: str
     channels: int
-    cuts: tuple[Cut, ...]
+    slices: tuple[TensorSlice, ...]
     producers: tuple[str, ...]
     consumers: tuple[Consumer, ...] = ()
     output: bool = False
@@ -70,10 +79,20 @@ class Group:
 
 @dataclass(frozen=True)
 class Layer:
-    """Cost of one convolution or linear layer: MACs = positions × kernel × inputs × outputs (depthwise: × outputs).
+    """Give the cost of one convolution or linear layer.
 
-    `inputs`/`outputs` are names of groups, or None where the number is fixed (image channels); `fixed_inputs` is the
-    full number of input channels; `in_taps` as in `Consumer`.
+    MACs = positions × kernel × inputs × in_taps × outputs (a depthwise convolution: positions × kernel × outputs).
+
+    Attributes:
+        name: The module's name.
+        positions: Map positions of its output, 1 for a linear layer.
+        kernel: Positions of its kernel, 1 for a linear layer.
+        full_inputs: Input channels of the unpruned layer.
+        full_outputs: Output channels of the unpruned layer.
+        inputs: The group that it reads; None where the number is fixed (image channels).
+        outputs: The group that it makes; None where the number is fixed.
+        depthwise: Whether each channel has a filter of its own.
+        in_taps: Input elements per channel, as `Consumer.taps`.
     """
 
     name: str
@@ -89,9 +108,14 @@ class Layer:
 
 @dataclass(frozen=True)
 class ChannelGroups:
-    """All groups of one network, with its cost model.
+    """Hold all channel groups of one network, with its cost model.
 
-    `tensors`: shape of every state-dict tensor. `layers`: in execution order. `input_shape`: (C, H, W).
+    Attributes:
+        model: The network's name.
+        input_shape: (C, H, W) of its images.
+        groups: In execution order.
+        layers: Costs, in execution order.
+        tensors: Shape of every state-dict tensor.
     """
 
     model: str
@@ -102,27 +126,30 @@ class ChannelGroups:
 
     @cached_property
     def by_name(self) -> dict[str, Group]:
+        """Look groups up by name."""
         return {g.name: g for g in self.groups}
 
     @property
     def output(self) -> Group:
-        """The group of the classes."""
+        """Return the group of the classes."""
         return next(g for g in self.groups if g.output)
 
     @property
     def prunable(self) -> tuple[Group, ...]:
-        """All groups but the classes, in execution order."""
+        """Return all groups but the classes, in execution order."""
         return tuple(g for g in self.groups if not g.output)
 
     @property
     def classes(self) -> int:
+        """Return the number of classes of the full network."""
         return self.output.channels
 
     def macs(self, kept: Mapping[str, int] | None = None) -> int:
-        """Multiply-accumulates of one image; `kept`: channels kept by group name, absent = all."""
+        """Count the multiply-accumulate operations (MACs) of one image; `kept`: channels by group, absent = all."""
         return sum(self.layer_macs(layer, kept or {}) for layer in self.layers)
 
     def layer_macs(self, layer: Layer, kept: Mapping[str, int]) -> int:
+        """Count the MACs of one image in one layer; `kept`: channels by group, absent = all."""
         outputs = kept.get(layer.outputs, layer.full_outputs) if layer.outputs else layer.full_outputs
         if layer.depthwise:
             return layer.positions * layer.kernel * outputs
@@ -130,20 +157,20 @@ class ChannelGroups:
         return layer.positions * layer.kernel * inputs * layer.in_taps * outputs
 
     def shapes(self, kept: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
-        """Tensor shapes after slicing to `kept` channels a group."""
+        """Return the shapes of all tensors after slicing to `kept` channels a group (absent = all)."""
         shapes = {name: list(shape) for name, shape in self.tensors.items()}
         for group in self.groups:
             removed = group.channels - kept.get(group.name, group.channels)
-            for cut in group.cuts:
-                shapes[cut.tensor][cut.dim] -= removed * cut.taps
+            for part in group.slices:
+                shapes[part.tensor][part.dim] -= removed * part.taps
         return {name: tuple(shape) for name, shape in shapes.items()}
 
     def parameters(self, kept: Mapping[str, int] | None = None) -> int:
-        """Number of stored values (weights, biases, batch-norm statistics; counters excluded)."""
+        """Count the stored values (weights, biases, batch-norm statistics; batch counters excluded)."""
         return sum(math.prod(s) for s in self.shapes(kept or {}).values() if s)
 
     def file_bytes(self, kept: Mapping[str, int] | None = None) -> int:
-        """Most bytes of a submodel's file: two a stored value, and `file_overhead`.
+        """Return the most bytes that a submodel's file has: two a stored value, and `file_overhead`.
 
         A tensor with values beyond half precision takes twice its share (`save_state`).
         """
@@ -151,7 +178,7 @@ class ChannelGroups:
 
     @cached_property
     def file_overhead(self) -> int:
-        """Most bytes of a file beside its values: names, shapes and places of the tensors, counters, any plan."""
+        """Return the most bytes of a file beside its values: tensors' names, shapes and places, counters, any plan."""
         end = 4 * self.parameters()
         places = {name: {"dtype": "F16", "shape": s, "data_offsets": [end, end]} for name, s in self.tensors.items()}
         plan = json.dumps({group.name: list(range(group.channels)) for group in self.groups})
@@ -160,35 +187,37 @@ class ChannelGroups:
         return len(header) + statistics + 256 + 8 * sum(not shape for shape in self.tensors.values())
 
     def macs_ratio(self, kept: Mapping[str, int]) -> float:
-        """MACs of `kept` over those of the full model."""
+        """Divide the MACs of `kept` channels by those of the full model."""
         return self.macs(kept) / self.macs()
 
     def parameters_ratio(self, kept: Mapping[str, int]) -> float:
-        """Stored values of `kept` over those of the full model."""
+        """Divide the stored values of `kept` channels by those of the full model."""
         return self.parameters(kept) / self.parameters()
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), separators=(",", ":"), sort_keys=True)
+        """Serialise the description.
+
+        `digest` is the hash of this text and names latency tables and runs, so keys and values must not change: slices
+        are called `cuts`, and each consumer says of which kind it is and whether it has a bias.
+        """
+        raw = asdict(self)
+        for group in raw["groups"]:
+            group["cuts"] = group.pop("slices")
+            for consumer in group["consumers"]:
+                weight = self.tensors[f"{consumer['layer']}.weight"]
+                consumer["kind"] = "linear" if len(weight) == 2 else "conv"
+                consumer["bias"] = f"{consumer['layer']}.bias" in self.tensors
+        return json.dumps(raw, separators=(",", ":"), sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> ChannelGroups:
-        """Inverse of `to_json`. Raises ModelError on a file of another shape."""
+        """Read what `to_json` wrote. Raises ModelError when the text is something else."""
         try:
             raw = json.loads(text)
             return cls(
                 model=raw["model"],
                 input_shape=tuple(raw["input_shape"]),
-                groups=tuple(
-                    Group(
-                        name=g["name"],
-                        channels=g["channels"],
-                        cuts=tuple(Cut(**c) for c in g["cuts"]),
-                        producers=tuple(g["producers"]),
-                        consumers=tuple(Consumer(**c) for c in g["consumers"]),
-                        output=g["output"],
-                    )
-                    for g in raw["groups"]
-                ),
+                groups=tuple(_group(group) for group in raw["groups"]),
                 layers=tuple(Layer(**layer) for layer in raw["layers"]),
                 tensors={name: tuple(shape) for name, shape in raw["tensors"].items()},
             )
@@ -197,5 +226,21 @@ class ChannelGroups:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the description, hex."""
+        """Return the SHA-256 of the description, hex."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+
+def _group(raw: Mapping[str, Any]) -> Group:
+    """Read one group as `to_json` writes it."""
+    derived = ("kind", "bias")  # `to_json` takes them from the tensors' names and shapes
+    return Group(
+        name=raw["name"],
+        channels=raw["channels"],
+        slices=tuple(TensorSlice(**part) for part in raw["cuts"]),
+        producers=tuple(raw["producers"]),
+        consumers=tuple(
+            Consumer(**{key: value for key, value in consumer.items() if key not in derived})
+            for consumer in raw["consumers"]
+        ),
+        output=raw["output"],
+    )

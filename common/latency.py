@@ -1,4 +1,4 @@
-"""Latency table: measured seconds of each layer over a small grid of channel counts, interpolated in between.
+"""A latency table holds measured seconds of each layer over a small grid of channel counts, interpolated in between.
 
 MACs are not time: early layers with large maps and few channels, depthwise convolutions and large linear layers take
 longer than their MACs say. `fedcaptor.common.torch_engine.latency` measures a table on the machine that it runs on.
@@ -22,7 +22,7 @@ from fedcaptor.common.groups import ChannelGroups
 
 @dataclass(frozen=True)
 class LayerTimes:
-    """`seconds[i][j]` of a layer that reads `inputs[i]` elements (a linear layer) or channels and makes `outputs[j]`.
+    """Hold `seconds[i][j]` of a layer that reads `inputs[i]` elements (linear) or channels and makes `outputs[j]`.
 
     A depthwise layer has the one input count 1. Seconds never fall as counts grow (`monotone`), so that the smallest
     network is the fastest. Raises ModelError otherwise.
@@ -42,7 +42,7 @@ class LayerTimes:
             raise ModelError("latency seconds must be at least 0 and never fall as counts grow: measure them again")
 
     def at(self, inputs: int, outputs: int) -> float:
-        """Bilinear between the grid's counts, constant beyond them."""
+        """Interpolate seconds: bilinear between the grid's counts, constant beyond them."""
         row, down = _place(self.inputs, inputs)
         column, right = _place(self.outputs, outputs)
 
@@ -55,9 +55,16 @@ class LayerTimes:
 
 @dataclass(frozen=True)
 class LatencyTable:
-    """One image through one network on one machine. `layers`: by name; `rest`: seconds that no cut saves.
+    """Hold the seconds that one image takes through one network on one machine, layer by layer.
 
-    `digest`: of the channel groups that it was measured for. `machine`: in words, for people.
+    Attributes:
+        model: The network's name.
+        input_shape: (C, H, W) of its images.
+        digest: `ChannelGroups.digest` of the network that was measured.
+        machine: Processor and versions in words, for people.
+        threads: Threads that computed.
+        layers: Seconds of each layer by name.
+        rest: Seconds that no pruning saves.
     """
 
     model: str
@@ -69,7 +76,7 @@ class LatencyTable:
     rest: float = 0.0
 
     def check(self, groups: ChannelGroups) -> None:
-        """Raises ModelError when it is not the table of this network."""
+        """Check that the table is of this network; raises ModelError otherwise."""
         if self.digest != groups.digest or self.layers.keys() != {layer.name for layer in groups.layers}:
             raise ModelError(
                 f"latency table is of {self.model} on images {self.input_shape} (channel groups {self.digest[:8]}), "
@@ -78,11 +85,12 @@ class LatencyTable:
             )
 
     def to_json(self) -> str:
+        """Serialise the table."""
         return json.dumps(asdict(self), separators=(",", ":"), sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> LatencyTable:
-        """Inverse of `to_json`. Raises ModelError on a file of another shape."""
+        """Read what `to_json` wrote. Raises ModelError when the text is something else."""
         try:
             raw = json.loads(text)
             layers = {
@@ -96,13 +104,13 @@ class LatencyTable:
             raise ModelError(f"latency table is not readable ({error}): remove it to have it measured again") from error
 
     def write(self, path: Path) -> None:
-        """Write atomically."""
+        """Write the table to a file, atomically."""
         with replacing(path) as temporary:
             temporary.write_text(self.to_json())
 
     @classmethod
     def read(cls, path: Path, groups: ChannelGroups) -> LatencyTable:
-        """Raises ModelError, naming the file, when it is damaged or another network's."""
+        """Read a file of `write`. Raises ModelError, naming it, when it is damaged or another network's."""
         try:
             table = cls.from_json(path.read_text())
             table.check(groups)
@@ -112,9 +120,9 @@ class LatencyTable:
 
 
 def monotone(seconds: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    """Measured times [inputs, outputs] without the falls that noise makes; as they are where they never fall.
+    """Remove from measured times [inputs, outputs] the falls that noise makes; times that never fall stay as they are.
 
-    Half way between the least grid above the times and the greatest below that never fall.
+    The result lies half way between the least grid above the times and the greatest below that never fall.
     """
     above = below = np.array(seconds, np.float64)
     for axis in range(above.ndim):
@@ -124,7 +132,7 @@ def monotone(seconds: npt.ArrayLike) -> npt.NDArray[np.float64]:
 
 
 def _place(counts: tuple[int, ...], count: int) -> tuple[int, float]:
-    """The last grid place at or below `count`, and how far it is on to the next one, in [0, 1)."""
+    """Find the last grid place at or below `count`, and how far it is on to the next one, in [0, 1)."""
     if count <= counts[0]:
         return 0, 0.0
     place = bisect_right(counts, count) - 1

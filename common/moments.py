@@ -1,4 +1,4 @@
-"""First and second moments of each class, from which those of any usage follow: no image is looked at again.
+"""First and second moments of each class, from which those of any class mixture follow without further images.
 
 Moments are additive: the covariance of a mixture is that within its classes plus that between their means (the law of
 total variance). They are taken once per network and class, and kept as half-precision factors.
@@ -25,12 +25,14 @@ Key = tuple[str, str]
 """(group, consumer layer)."""
 
 SHARE = 0.995
+"""Share of a covariance's trace that its packed factor keeps."""
+
 _TRIANGLE = -1  # in place of a rank: all entries are stored
 
 
 @dataclass(frozen=True, eq=False)
 class Scatter:
-    """Sums over observations of C channels, additive over batches: `mean` [C], `squares` [C, C] = Σ (x - mean)²."""
+    """Sum up observations of C channels, additively over batches: `mean` [C], `squares` [C, C] = Σ (x - mean)²."""
 
     count: int
     mean: Floats
@@ -38,13 +40,13 @@ class Scatter:
 
     @classmethod
     def of(cls, rows: Array) -> Scatter:
-        """Of observations [R, C], R from 1."""
+        """Sum up observations [R, C], R at least 1."""
         mean = rows.mean(0, dtype=np.float64)
         centred = rows - mean
         return cls(len(rows), mean, centred.T @ centred)
 
     def __add__(self, other: Scatter) -> Scatter:
-        """Of both samples together (Chan et al. 1983, eq. 2.1)."""
+        """Combine two samples (Chan et al. 1983, eq. 2.1)."""
         count, step = self.count + other.count, other.mean - self.mean
         between = np.outer(step, step) * (self.count * other.count / count)
         return Scatter(count, self.mean + step * (other.count / count), self.squares + other.squares + between)
@@ -52,7 +54,9 @@ class Scatter:
 
 @dataclass(frozen=True, eq=False)
 class Moments:
-    """One class at one place, packed. Covariance [C, C] = scale · (F·Fᵀ + diagonal), or scale · a triangle.
+    """Pack mean and covariance of one class at one place of the network.
+
+    The covariance [C, C] is scale · (F·Fᵀ + diagonal), or scale · a triangle.
 
     `values`: F [C, rank] and the diagonal [C], or with rank -1 the upper triangle; all in [-1, 1], so that half
     precision neither overflows nor, for channels that matter, vanishes. `mean` [C]. A class unseen has `count` 0.
@@ -66,7 +70,7 @@ class Moments:
 
     @classmethod
     def of(cls, scatter: Scatter, share: float = SHARE, dtype: npt.DTypeLike = np.float16) -> Moments:
-        """The least rank whose factor keeps `share` of the trace; the triangle where that is no larger.
+        """Pack sums by the least rank whose factor keeps `share` of the trace, or a triangle where that is no larger.
 
         The diagonal is exact up to rounding. What is lost is the off-diagonal part of a positive matrix of trace at
         most (1 - share) · trace: the error's Frobenius norm is below that, rounding aside.
@@ -84,14 +88,16 @@ class Moments:
 
     @classmethod
     def unseen(cls, channels: int) -> Moments:
+        """Stand for a class without images."""
         return cls(0, np.zeros(channels, np.float32), 1.0, 0, np.zeros(channels, np.float16))
 
     @property
     def nbytes(self) -> int:
+        """Count the bytes of the packed arrays."""
         return self.mean.nbytes + self.values.nbytes + 20  # count, scale, rank
 
     def covariance(self) -> Floats:
-        """[C, C], of the population: divided by the count."""
+        """Unpack the population's covariance [C, C], divided by the count."""
         channels, values = len(self.mean), self.values.astype(np.float64)
         if self.rank == _TRIANGLE:
             upper = np.zeros((channels, channels))
@@ -102,7 +108,7 @@ class Moments:
 
 
 def _factor(covariance: Floats, share: float) -> Floats:
-    """F [C, r] of least rank with trace(F·Fᵀ) ≥ share · trace and covariance - F·Fᵀ positive.
+    """Find F [C, r] of least rank with trace(F·Fᵀ) ≥ share · trace and covariance - F·Fᵀ positive.
 
     Pivoted Cholesky first, which ends where a class has fewer observations than channels: then the eigenvectors of
     the small r × r matrix give the large one's.
@@ -113,12 +119,14 @@ def _factor(covariance: Floats, share: float) -> Floats:
     factor = np.empty((channels, rank))
     factor[pivots - 1] = np.tril(lower)[:, :rank]
     kept, vectors = np.linalg.eigh(factor.T @ factor)
-    needed = int(np.searchsorted(np.cumsum(kept[::-1]), share * trace)) + 1 if rank else 0
-    return factor @ vectors[:, ::-1][:, :needed]
+    least = int(np.searchsorted(np.cumsum(kept[::-1]), share * trace)) + 1 if rank else 0
+    return factor @ vectors[:, ::-1][:, :least]
 
 
 def mixture(classes: Sequence[Moments], weights: Floats) -> Floats:
-    """Covariance [C, C] of a mixture of K classes with `weights` [K], which need not sum to 1: Σ wₖ(Σₖ + (mₖ - m)²).
+    """Compute the covariance [C, C] of a mixture of K classes: Σ wₖ(Σₖ + (mₖ - m)²).
+
+    `weights` [K] need not sum to 1.
 
     Raises DataError when no class has a weight, or one that has was never seen.
     """
@@ -139,10 +147,13 @@ def mixture(classes: Sequence[Moments], weights: Floats) -> Floats:
 
 @dataclass(frozen=True, eq=False)
 class ClassMoments:
-    """What a network shows of each of its K classes.
+    """Hold a network's first and second moments for each of its K classes.
 
-    `digest`: of the network, checked at loading. `images` [K]: seen of each class. `inputs`: each group's channels at
-    a consumer's input. `gradients`: of each class's own logit, at each consumer's outputs (`sensitivity`).
+    Attributes:
+        digest: That of the network, checked at loading.
+        images: [K], images seen of each class.
+        inputs: Moments of each group's channels at a consumer's input, by class.
+        gradients: Moments of the gradient of each class's own logit at a consumer's outputs, by class (`sensitivity`).
     """
 
     digest: str
@@ -152,23 +163,25 @@ class ClassMoments:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all moments, in memory and, names aside, on disk."""
+        """Count the bytes of all moments, in memory and, names aside, on disk."""
         places = [*self.inputs.values(), *self.gradients.values()]
         return sum(moments.nbytes for classes in places for moments in classes)
 
     def covariance(self, group: str, layer: str, weights: Floats) -> Floats:
-        """[C, C] of the group's channels at the layer's input, on images of the classes in proportion to `weights`."""
+        """Compute the covariance [C, C] of a group's channels at a layer's input; `weights` [K] mix the classes."""
         return mixture(self.inputs[group, layer], weights)
 
     def sensitivity(self, layer: str, classes: Indices) -> Floats:
-        """Gauss-Newton matrix [O, O] of "keep the logits of `classes`" at the layer's outputs, summed over positions.
+        """Estimate the Gauss-Newton matrix [O, O] of the logits of `classes` at the layer's outputs.
 
-        With gₛ the gradient of logit s it is P·E Σₛ (gₛ - ḡ)(gₛ - ḡ)ᵀ, P positions, ḡ the mean over the needed
+        It is summed over positions, and weighs errors of the outputs by what they change in these logits.
+
+        With gₛ the gradient of logit s it is P·E Σₛ (gₛ - ḡ)(gₛ - ḡ)ᵀ, P positions, ḡ the mean over the target classes'
         logits. It is not additive: the pairs of logits in E ḡḡᵀ are K² matrices. But E ḡḡᵀ ⪰ E[ḡ]E[ḡ]ᵀ, and with that
-        in its place only moments of each logit are left: P·Σₛ [Covₛ + (mₛ - m)(mₛ - m)ᵀ], P·|S| times an even
-        mixture's covariance. On one sample of images that never underrates the loss, is above zero for a single class
-        and exact where gradients do not depend on the image, as in the last layer. But each logit's gradients are taken
-        on images of its own class alone, one backward pass each, not on those of the other needed classes: this is an
+        in its place only moments of each logit are left: P·Σₛ [Covₛ + (mₛ - m)(mₛ - m)ᵀ], P·|S| times an even mixture's
+        covariance. On one sample of images that never underrates the loss, is above zero for a single class and exact
+        where gradients do not depend on the image, as in the last layer. But each logit's gradients are taken on images
+        of its own class alone, one backward pass each, not on those of the other target classes: this is an
         approximation, and may underrate.
         """
         chosen = np.unique(classes)
@@ -177,7 +190,7 @@ class ClassMoments:
         return even * len(chosen) * (parts[chosen[0]].count / self.images[chosen[0]])
 
     def save(self, path: Path) -> None:
-        """Write atomically, as safetensors: five tensors a place."""
+        """Write the moments atomically, as safetensors: five tensors a place."""
         tensors: dict[str, Array] = {"images": self.images}
         for kind, places in (("inputs", self.inputs), ("gradients", self.gradients)):
             for number, classes in enumerate(places.values()):
@@ -189,7 +202,7 @@ class ClassMoments:
 
     @classmethod
     def load(cls, path: Path, digest: str) -> ClassMoments:
-        """Raises ModelError when the file cannot be read or is of another network than `digest`."""
+        """Read a file of `save`. Raises ModelError when it is damaged or of another network than `digest`."""
         try:
             with safe_open(path, framework="np") as file:
                 metadata = dict(file.metadata() or {})
@@ -211,6 +224,7 @@ class ClassMoments:
 
 
 def _stacked(classes: Sequence[Moments]) -> dict[str, Array]:
+    """Stack the moments of all classes at one place into the tensors of a file."""
     return {
         "count": np.array([m.count for m in classes], np.int64),
         "mean": np.stack([m.mean for m in classes]),
@@ -221,6 +235,7 @@ def _stacked(classes: Sequence[Moments]) -> dict[str, Array]:
 
 
 def _unstacked(tensors: Mapping[str, Array], prefix: str) -> list[Moments]:
+    """Take the moments of all classes at one place out of a file's tensors; raises ValueError when sizes disagree."""
     count, mean, scale, rank, values = (tensors[prefix + name] for name in ("count", "mean", "scale", "rank", "values"))
     channels = mean.shape[1]
     sizes = np.where(rank == _TRIANGLE, channels * (channels + 1) // 2, channels * (rank.astype(np.int64) + 1))

@@ -1,4 +1,4 @@
-"""A pruning plan: which channels of each group stay."""
+"""A pruning plan says which channels of each group stay."""
 
 from __future__ import annotations
 
@@ -18,8 +18,12 @@ from fedcaptor.common.groups import ChannelGroups
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """`kept`: sorted channel numbers to keep, by group name; an absent group keeps all. The output group's channels
-    are the class labels of the base model. `base`: `ChannelGroups.digest` of the network that it cuts.
+    """Say which channels of a network stay.
+
+    Attributes:
+        base: `ChannelGroups.digest` of the network that is pruned.
+        kept: Sorted channel numbers to keep, by group name; an absent group keeps all. The output group's channels are
+            the class labels of the base model.
     """
 
     base: str
@@ -27,7 +31,7 @@ class Plan:
 
     @classmethod
     def of(cls, groups: ChannelGroups, kept: Mapping[str, npt.ArrayLike]) -> Plan:
-        """Validated plan. Raises PlanError naming the group, the value and the bound."""
+        """Validate and sort `kept` channels. Raises PlanError naming the group, the value and the bound."""
         checked: dict[str, Indices] = {}
         for name, channels in kept.items():
             group = groups.by_name.get(name)
@@ -44,20 +48,21 @@ class Plan:
         return cls(groups.digest, checked)
 
     def counts(self) -> dict[str, int]:
-        """Kept channels by group, as the cost model wants them."""
+        """Count the kept channels of each group that the plan names."""
         return {name: len(index) for name, index in self.kept.items()}
 
     def classes(self, groups: ChannelGroups) -> Indices:
-        """Original labels of the submodel's outputs, in their order."""
+        """Return the original labels [k] of the submodel's outputs, in their order."""
         return self.kept.get(groups.output.name, np.arange(groups.classes))
 
     def to_json(self) -> str:
+        """Serialise the plan; `digest` is the hash of this text."""
         kept = {name: index.tolist() for name, index in self.kept.items()}
         return json.dumps({"base": self.base, "kept": kept}, sort_keys=True, separators=(",", ":"))
 
     @classmethod
     def from_json(cls, text: str, groups: ChannelGroups) -> Plan:
-        """Inverse of `to_json`. Raises PlanError when it was made for another network."""
+        """Read what `to_json` wrote. Raises PlanError when it is damaged or was made for another network."""
         try:
             raw = json.loads(text)
             base, kept = raw["base"], dict(raw["kept"])
@@ -69,5 +74,5 @@ class Plan:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256, hex."""
+        """Return the SHA-256 of the plan, hex."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Planner: one global allocation of channels over all layers, by loss per unit of what is over the budget."""
+"""The planner allocates channels globally over all layers, by loss per unit of what is over the budget."""
 
 from __future__ import annotations
 
@@ -14,19 +14,26 @@ from fedcaptor.common.errors import PlanError
 from fedcaptor.common.groups import ChannelGroups
 from fedcaptor.common.latency import LatencyTable
 from fedcaptor.common.plan import Plan
-from fedcaptor.common.selection import RemovalCurve
+from fedcaptor.common.selection import PruningCurve
 
 LARGE = 0.01  # of the full model: after a block that saves more, what is left of the budget goes to other layers
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What a submodel may cost; all that is given holds together.
+    """Limit what a submodel may cost; all limits that are given hold together.
 
-    `macs`, `parameters`: ratios of the full model's MACs and stored values, in (0, 1]. `bytes`: of the submodel's file
-    (`ChannelGroups.file_bytes`). Kept counts are multiples of `multiple` (Torch-Pruning users report that odd counts
-    run slower than the uncut layer), or all channels of the group. `latency`: ratio of the full model's seconds as
-    `table` predicts them.
+    Attributes:
+        macs: Ratio of the full model's MACs, in (0, 1].
+        multiple: Kept counts are multiples of it (Torch-Pruning users report that odd counts run slower than the
+            unpruned layer), or all channels of the group.
+        parameters: Ratio of the full model's stored values, in (0, 1].
+        bytes: Size of the submodel's file (`ChannelGroups.file_bytes`).
+        latency: Ratio of the full model's seconds, in (0, 1], as `table` predicts them.
+        table: The latency table of the network; only `latency` needs it.
+
+    Raises:
+        PlanError: No limit is given, or one is outside its bounds.
     """
 
     macs: float | None = None
@@ -48,15 +55,16 @@ class Budget:
             raise PlanError(f"multiple is {self.multiple}, must be at least 1")
 
     def costs(self, groups: ChannelGroups) -> Costs:
-        """Prices of all that the budget limits. Raises PlanError for a latency without a table, ModelError for another
-        network's table.
+        """Build the cost model that prices all that the budget limits.
+
+        Raises PlanError for a latency without a table, ModelError for another network's table.
         """
         if self.latency is not None and self.table is None:
             raise PlanError(f"latency budget is {self.latency} without a latency table: measure and give one")
         return Costs.of(groups, None if self.latency is None else self.table)
 
     def limits(self, groups: ChannelGroups, full: Price) -> Price:
-        """Most MACs, stored values and, with a latency, seconds; `full`: those of the full model."""
+        """Return the most MACs, stored values and, with a latency, seconds; `full`: those of the full model."""
         macs = math.inf if self.macs is None else self.macs * full[0]
         values = math.inf if self.parameters is None else self.parameters * full[1]
         if self.bytes is not None:
@@ -64,7 +72,7 @@ class Budget:
         return (macs, values) if self.latency is None else (macs, values, self.latency * full[2])
 
     def broken(self, groups: ChannelGroups, counts: Mapping[str, int]) -> list[str]:
-        """The budgets that `counts` kept channels do not hold, in words, each with its value at `counts`."""
+        """Say in words which limits `counts` kept channels break, each with its value at `counts`."""
         costs, whole = self.costs(groups), {group.name: group.channels for group in groups.groups}
         prices = zip(costs.total({**whole, **counts}), costs.total(whole), strict=True)
         words, kinds = [], [("MACs", self.macs), ("parameters", self.parameters), ("latency", self.latency)]
@@ -77,22 +85,31 @@ class Budget:
         return words
 
 
-def plan(groups: ChannelGroups, curves: Mapping[str, RemovalCurve], classes: Indices, budget: Budget) -> Plan:
-    """Greedy over all groups: remove the block of channels with the least loss per unit saved until the budget holds.
+def allocate(groups: ChannelGroups, curves: Mapping[str, PruningCurve], classes: Indices, budget: Budget) -> Plan:
+    """Allocate the budget over all groups: remove the block of channels with the least loss per unit saved, repeatedly.
 
     The unit is the full model's MACs, its stored values, its predicted seconds, or the sum of the ratios that are over
     the budget. The curves estimate one loss, so they are comparable across layers. No group is emptied. What a large
     last block leaves of the budget goes back to others. A larger budget of one kind loses no more than a smaller one;
     with several kinds the layers may trade.
-    Raises PlanError naming every budget that even the smallest model breaks, and the nearest possible value.
+
+    Args:
+        groups: The network's channel groups.
+        curves: Pruning curve of each group that may shrink, by name.
+        classes: Target classes, the labels that the submodel answers with.
+        budget: What the submodel may cost.
+
+    Raises:
+        PlanError: Even the smallest model breaks the budget; every limit that it breaks is named with the nearest
+            possible value.
     """
     return _Path(groups, curves, classes, budget).down_to(budget)
 
 
 def require_possible(groups: ChannelGroups, classes: int, budget: Budget) -> None:
-    """Raises PlanError, as `plan` would in the end, when even the smallest model of so many classes breaks the budget.
+    """Check a budget before long work: raises PlanError when even the smallest model of so many classes breaks it.
 
-    A latency is left to `plan`: more channels may take less time.
+    A latency is checked by `allocate` alone: more channels may take less time.
     """
     smallest = {group.name: min(group.channels, budget.multiple) for group in groups.prunable}
     counts = smallest | {groups.output.name: classes}
@@ -102,12 +119,12 @@ def require_possible(groups: ChannelGroups, classes: int, budget: Budget) -> Non
 
 def ladder(
     groups: ChannelGroups,
-    curves: Mapping[str, RemovalCurve],
+    curves: Mapping[str, PruningCurve],
     classes: Indices,
     budget: Budget,
     ratios: Collection[float],
 ) -> dict[float, Plan]:
-    """Plans within `budget` at each MACs ratio, smallest first, from one path: each is what `plan` gives for it.
+    """Plan a ladder of MACs ratios within `budget`, smallest first, from one path: each is what `allocate` gives.
 
     Impossible ratios are absent. Raises PlanError when none is possible.
     """
@@ -125,13 +142,13 @@ def ladder(
 
 
 class _Path:
-    """Removes block after block. What goes next depends on which kinds are over the budget, not on how far.
+    """Remove block after block. What goes next depends on which kinds are over the budget, not on how far.
 
     `large`: the group of the last block and the loss, if that saved much: then others may get theirs back.
     """
 
     def __init__(
-        self, groups: ChannelGroups, curves: Mapping[str, RemovalCurve], classes: Indices, budget: Budget
+        self, groups: ChannelGroups, curves: Mapping[str, PruningCurve], classes: Indices, budget: Budget
     ) -> None:
         self.groups, self.curves, self.classes, self.multiple = groups, curves, classes, budget.multiple
         self.costs = budget.costs(groups)
@@ -146,7 +163,7 @@ class _Path:
             self._price(name)
 
     def down_to(self, budget: Budget) -> Plan:
-        """Go on until the budget holds."""
+        """Remove blocks until the budget holds, and return the plan. Raises PlanError when it cannot."""
         limits = budget.limits(self.groups, self.full)
         while any(over := _over(self.now, limits)):
             gain = self.saved @ (np.array(over) / self.full)
@@ -156,24 +173,26 @@ class _Path:
             if len(able) == 0:
                 raise _refusal(self.groups, self.counts, budget)
             with np.errstate(over="ignore"):  # of a block that saves next to nothing
-                self._cut(int(able[np.argmin(self.loss[able] / gain[able])]))
+                self._remove(int(able[np.argmin(self.loss[able] / gain[able])]))
         counts = self._filled(limits, *self.large) if self.large else self.counts
         kept = {name: curve.kept(counts[name]) for name, curve in self.curves.items()}
         return Plan.of(self.groups, kept | {self.groups.output.name: self.classes})
 
-    def _cut(self, row: int) -> None:
+    def _remove(self, row: int) -> None:
+        """Remove the next block of the group in this row."""
         name = self.names[row]
         large = (self.saved[row] > LARGE * np.array(self.full)).any()
         self.large = (name, float(self.loss[row])) if large else None
-        self.counts[name] = _next_count(self.counts[name], self.multiple)
+        self.counts[name] = next_count(self.counts[name], self.multiple)
         self.now = self.costs.total(self.counts)
         for neighbour in self.costs.neighbours(name) & self.curves.keys():
             self._price(neighbour)
 
     def _filled(self, limits: Price, last: str, lost: float) -> dict[str, int]:
-        """Counts with blocks put back, the one with the most loss per unit first, until one does not fit.
+        """Put blocks back, the one with the most loss per unit first, until one does not fit; returns the counts.
 
-        None to the group cut last, nor more than that `lost`: a larger budget, which it fits, is to lose no more.
+        None goes to the group that shrank last, nor more than that `lost`: a larger budget, which it fits, is to lose
+        no more.
         """
         counts = dict(self.counts)
         while (block := self._dearest(counts, limits, last)) is not None:
@@ -185,90 +204,39 @@ class _Path:
         return counts
 
     def _dearest(self, counts: Mapping[str, int], limits: Price, last: str) -> tuple[str, int, float] | None:
-        """The removed block with the most loss per unit: its group, the count with it, the loss; None for no loss."""
+        """Find the removed block with the most loss per unit: group, count with it, loss; None if none has a loss."""
         best, found, unit = 0.0, None, np.isfinite(limits) / np.array(self.full)
         for name, curve in self.curves.items():
             smaller = counts[name]
             count = min(len(curve.order), (smaller // self.multiple + 1) * self.multiple)
             if count == smaller or name == last:
                 continue
-            saved, loss = self.costs.saved({**counts, name: count}, name, smaller), _loss(curve, count, smaller)
+            saved, loss = self.costs.saved({**counts, name: count}, name, smaller), curve.loss(count, smaller)
             ratio = loss / max(float(saved @ unit), 1e-12)
             if ratio > best:
                 best, found = ratio, (name, count, loss)
         return found
 
     def _price(self, name: str) -> None:
-        """What the group's next block would lose and save."""
+        """Record what removing the group's next block would lose and save."""
         row, count = self.names.index(name), self.counts[name]
-        smaller = _next_count(count, self.multiple)
-        self.loss[row] = _loss(self.curves[name], count, smaller)
+        smaller = next_count(count, self.multiple)
+        self.loss[row] = self.curves[name].loss(count, smaller)
         self.saved[row] = self.costs.saved(self.counts, name, smaller)
 
 
 def _refusal(groups: ChannelGroups, counts: Mapping[str, int], budget: Budget) -> PlanError:
-    """What to say of a budget that `counts`, the smallest, do not hold."""
+    """Word the error for a budget that `counts`, the smallest possible, break."""
     broken = "; ".join(f"{words} is the nearest possible" for words in budget.broken(groups, counts))
     return PlanError(f"{broken} with multiples of {budget.multiple}: raise the budget or lower the multiple")
 
 
 def _over(price: Price, limits: Price) -> list[bool]:
+    """Tell for each kind of price whether it is over its limit."""
     return [now > limit for now, limit in zip(price, limits, strict=True)]
 
 
-def _next_count(count: int, multiple: int) -> int:
-    """The next smaller multiple, `count` itself when there is none above zero."""
+def next_count(count: int, multiple: int) -> int:
+    """Return the next smaller multiple, `count` itself when there is none above zero."""
     smaller = (count - 1) // multiple * multiple
     return smaller if smaller > 0 else count
-
-
-def _loss(curve: RemovalCurve, count: int, smaller: int) -> float:
-    """Loss that going on from `count` to `smaller` kept channels adds."""
-    removed = len(curve.order) - count
-    return float(curve.cost[removed : removed + count - smaller].sum())
-
-
-def explain(
-    groups: ChannelGroups, curves: Mapping[str, RemovalCurve], chosen: Plan, multiple: int
-) -> list[dict[str, float | int | str]]:
-    """Why each group kept what it kept: its share of the full model, and what the next cut would lose and save."""
-    costs, full = Costs.of(groups), {group.name: group.channels for group in groups.groups}
-    counts, price = full | chosen.counts(), costs.total(full)
-    rows: list[dict[str, float | int | str]] = []
-    for name, curve in curves.items():
-        channels, kept = full[name], counts[name]
-        smaller = _next_count(kept, multiple)
-        saved, share = costs.saved(counts, name, smaller), costs.saved(full, name, 0)
-        loss = _loss(curve, kept, smaller)
-        rows.append(
-            {
-                "group": name,
-                "channels": channels,
-                "kept": kept,
-                "share_of_macs": share[0] / price[0],
-                "share_of_parameters": share[1] / price[1],
-                "next_loss_per_mac": loss / saved[0] if saved[0] else 0.0,
-                "next_loss_per_parameter": loss / saved[1] if saved[1] else 0.0,
-                "why": _reason(
-                    kept,
-                    channels,
-                    smaller,
-                    _loss(curve, channels, kept),
-                    loss,
-                    saved[0] / price[0],
-                    saved[1] / price[1],
-                ),
-            }
-        )
-    return rows
-
-
-def _reason(kept: int, channels: int, smaller: int, spent: float, loss: float, macs: float, values: float) -> str:
-    past = "kept whole" if kept == channels else f"the removed channels cost a loss of {spent:.3g}"
-    if kept == smaller:
-        return f"at its smallest multiple; {past}"
-    dearer = ", dearer than what other layers gave" if kept == channels else ""
-    return (
-        f"{past}; going on to {smaller} would add {loss:.3g} for {macs:.2%} of the MACs and {values:.2%} of the "
-        f"parameters{dearer}"
-    )

@@ -1,4 +1,4 @@
-"""Which filters serve which classes: matrices [F, classes] over all prunable filters, groups in their order.
+"""Preference matrices say which filters serve which classes: [F, classes] over all prunable filters, group by group.
 
 Numpy alone: phones and server compute the same numbers.
 """
@@ -19,13 +19,13 @@ Matrix = npt.NDArray[np.floating[Any]]
 
 
 def layer_slices(groups: ChannelGroups) -> list[slice]:
-    """Rows of each prunable group in a matrix [F, …]."""
+    """Find the rows of each prunable group in a matrix [F, …]."""
     ends = np.cumsum([0, *(group.channels for group in groups.prunable)])
     return [slice(int(start), int(stop)) for start, stop in pairwise(ends)]
 
 
 def normalise(blocks: Sequence[Matrix]) -> npt.NDArray[np.float32]:
-    """Blocks [channels, classes], one a group, below each other; each column of each block in unit L2 norm.
+    """Stack blocks [channels, classes], one a group, with each column of each block scaled to unit L2 norm.
 
     A class gets the same say in every layer, and every class the same, however many images stood behind it. A column
     of zeros (an absent class) stays zero.
@@ -34,37 +34,35 @@ def normalise(blocks: Sequence[Matrix]) -> npt.NDArray[np.float32]:
 
 
 def _unit_columns(block: Matrix) -> Matrix:
+    """Scale each column to unit L2 norm; a column of zeros stays zero."""
     largest = np.abs(block).max(0, keepdims=True, initial=0.0)
     block = np.divide(block, largest, out=np.zeros_like(block), where=largest > 0)  # squares of tiny numbers vanish
     length = np.linalg.norm(block, axis=0, keepdims=True)
     return np.divide(block, length, out=np.zeros_like(block), where=length > 0)
 
 
-def pool(matrix: Matrix, assignment: Indices, clusters: int) -> Matrix:
-    """[F, classes] to [clusters, classes]: mean over the filters of each cluster, zero for an empty one."""
+def cluster_means(matrix: Matrix, assignment: Indices, clusters: int) -> Matrix:
+    """Average a matrix [F, classes] over the filters of each cluster: [clusters, classes], zero for an empty one."""
     total = np.zeros((clusters, matrix.shape[1]))
     np.add.at(total, assignment, matrix)
     members = np.bincount(assignment, minlength=clusters)
     return (total / np.maximum(members, 1)[:, None]).astype(matrix.dtype)
 
 
-def unpool(pooled: Matrix, assignment: Indices) -> Matrix:
-    """[clusters, classes] to [F, classes]: every filter gets its cluster's row."""
-    return pooled[assignment]
-
-
 def share_out(pooled: Matrix, assignment: Indices, pictures: Matrix) -> Matrix:
-    """[clusters, classes] to [F, classes]: a cluster's score for a class, shared out among its filters in proportion to
-    what `pictures` [F, classes] say of them; their mean stays the cluster's. A filter by itself gets its row.
+    """Share a cluster's score for a class out among its filters: [clusters, classes] to [F, classes].
+
+    Shares are in proportion to what `pictures` [F, classes] say of the filters; their mean stays the cluster's. A
+    filter that is alone in its cluster gets the cluster's row.
     """
     positive = np.maximum(pictures, 1e-6)
-    return np.asarray(pooled[assignment] * (positive / pool(positive, assignment, len(pooled))[assignment]))
+    return np.asarray(pooled[assignment] * (positive / cluster_means(positive, assignment, len(pooled))[assignment]))
 
 
 def join(
     measured: Matrix, presence: npt.NDArray[Any], visual: Matrix, weight: float, shrink: float
 ) -> npt.NDArray[np.float32]:
-    """One preference profile [F, C], rows summing to one, of a measured half and a data-free half.
+    """Combine a measured and a data-free half into one preference profile [F, C], rows summing to one.
 
     `measured` [F, C]: normalised class-wise scores, possibly noisy; negative values count as zero. `presence` [C]:
     images behind each class, possibly noisy. `visual` [F, C]: profiles from pictures, not negative. `weight`: the
@@ -92,8 +90,10 @@ def join(
 def importance(
     groups: ChannelGroups, preference: Matrix | None, usage: npt.NDArray[Any], weight: float
 ) -> dict[str, npt.NDArray[np.float64]] | None:
-    """Factor [channels] a group on the cost of removing a filter: its preference for the used classes over that of an
-    indifferent filter, to the power `weight`. None where nothing is known or asked.
+    """Compute factors [channels] on the cost of removing each filter, by group.
+
+    A factor is the filter's preference for the used classes, in proportion to `usage` [classes], over that of an
+    indifferent filter, to the power `weight`. None where nothing is known or `weight` is 0.
     """
     if preference is None or weight == 0:
         return None
@@ -102,7 +102,7 @@ def importance(
 
 
 def _distribution(matrix: Matrix) -> npt.NDArray[np.float64]:
-    """Rows over their sum; a row of zeros becomes uniform."""
+    """Divide rows by their sum; a row of zeros becomes uniform."""
     positive = np.maximum(np.asarray(matrix, dtype=np.float64), 0)
     total = positive.sum(1, keepdims=True)
     return np.divide(positive, total, out=np.full_like(positive, 1 / positive.shape[1]), where=total > 0)

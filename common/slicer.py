@@ -1,4 +1,4 @@
-"""Physical slicing: one gather per tensor, no tracing, no torch."""
+"""Physical slicing: copy the kept channels out of the full network's tensors, one gather each; no tracing, no torch."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ import numpy as np
 
 from fedcaptor.common.arrays import Array, Indices
 from fedcaptor.common.errors import ModelError, PlanError
-from fedcaptor.common.groups import ChannelGroups, Cut, State
+from fedcaptor.common.groups import ChannelGroups, State, TensorSlice
 from fedcaptor.common.plan import Plan
 
 _ALIGNMENT = 64  # bytes, of a cache line
 
 
-def elements(cut: Cut, channels: int, kept: Indices, size: int) -> Indices:
-    """Element numbers along `cut.dim` (of length `size`) that stay when `kept` of the group's `channels` stay."""
-    inside = kept if cut.taps == 1 else (kept[:, None] * cut.taps + np.arange(cut.taps)).ravel()
-    inside = inside + cut.offset if cut.offset else inside
-    if cut.offset == 0 and channels * cut.taps == size:
+def elements(place: TensorSlice, channels: int, kept: Indices, size: int) -> Indices:
+    """Number the elements along `place.dim` (of length `size`) that stay when `kept` of the group's `channels` stay."""
+    inside = kept if place.taps == 1 else (kept[:, None] * place.taps + np.arange(place.taps)).ravel()
+    inside = inside + place.offset if place.offset else inside
+    if place.offset == 0 and channels * place.taps == size:
         return inside
-    before, after = np.arange(cut.offset), np.arange(cut.offset + channels * cut.taps, size)
+    before, after = np.arange(place.offset), np.arange(place.offset + channels * place.taps, size)
     return np.concatenate([before, inside, after])
 
 
 def kept_elements(groups: ChannelGroups, plan: Plan) -> dict[tuple[str, int], Indices]:
-    """Elements that stay, by (tensor, dimension); dimensions that lose nothing are absent.
+    """Number the elements that stay, by (tensor, dimension); dimensions that lose nothing are absent.
 
-    Several groups may cut one dimension (behind a concatenation): their element sets are intersected.
+    Several groups may lie in one dimension (behind a concatenation): their element sets are intersected.
     Raises PlanError when the plan keeps channels that the groups do not have.
     """
     keep: dict[tuple[str, int], Indices] = {}
@@ -43,38 +43,48 @@ def kept_elements(groups: ChannelGroups, plan: Plan) -> dict[tuple[str, int], In
                 f"plan keeps channels {kept[0]}..{kept[-1]} of {group.name!r}, must lie in 0..{group.channels - 1}: "
                 "plan it again for this network"
             )
-        for cut in group.cuts:
-            index = elements(cut, group.channels, kept, groups.tensors[cut.tensor][cut.dim])
-            key = (cut.tensor, cut.dim)
+        for place in group.slices:
+            index = elements(place, group.channels, kept, groups.tensors[place.tensor][place.dim])
+            key = (place.tensor, place.dim)
             keep[key] = np.intersect1d(keep[key], index) if key in keep else index
     return keep
 
 
 def slice_state(state: State, groups: ChannelGroups, plan: Plan, *, own: bool = False) -> State:
-    """The submodel's tensors: smaller copies where cut, the same arrays elsewhere, or with `own` copies as well.
+    """Slice the full network's tensors to what a plan keeps.
 
-    Raises ModelError when a tensor is missing or has another shape than the traced one.
+    Args:
+        state: Arrays of the full network by state-dict key.
+        groups: Its channel groups.
+        plan: Which channels stay.
+        own: Copy untouched tensors as well; otherwise these are the arrays of `state` themselves.
+
+    Raises:
+        ModelError: A tensor is missing or has another shape than the traced one.
+        PlanError: The plan keeps channels that the groups do not have.
     """
     for name, shape in groups.tensors.items():
         if name not in state or tuple(state[name].shape) != shape:
             found = tuple(state[name].shape) if name in state else "nothing"
             raise ModelError(f"tensor {name} is {found}, the traced network has {shape}: use the weights of this model")
-    cuts: dict[str, dict[int, Indices]] = {name: {} for name in groups.tensors} if own else defaultdict(dict)
+    kept: dict[str, dict[int, Indices]] = {name: {} for name in groups.tensors} if own else defaultdict(dict)
     for (name, dim), index in kept_elements(groups, plan).items():
-        cuts[name][dim] = index
-    sliced = _block({name: _like(state[name], cut) for name, cut in cuts.items()})
+        kept[name][dim] = index
+    sliced = _block({name: _like(state[name], of_tensor) for name, of_tensor in kept.items()})
     for name, array in sliced.items():
-        _gather(state[name], cuts[name], array)
+        _gather(state[name], kept[name], array)
     return {name: sliced.get(name, state[name]) for name in groups.tensors}
 
 
 def _like(array: Array, kept: Mapping[int, Indices]) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Shape and type of an array cut to its `kept` elements by dimension."""
+    """Return shape and type of an array that is sliced to its `kept` elements by dimension."""
     return tuple(len(kept[dim]) if dim in kept else size for dim, size in enumerate(array.shape)), array.dtype
 
 
 def _block(wanted: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]) -> dict[str, Array]:
-    """Empty arrays side by side in one piece of memory. Allocators give a large piece back to the next model as it is;
+    """Allocate empty arrays side by side in one piece of memory.
+
+    Allocators give a large piece back to the next model as it is;
     of many smaller ones they return pages to the system, and fetching these anew takes longer than slicing.
     """
     places, end = {}, 0

@@ -1,4 +1,4 @@
-"""Channel groups of a sliced network, derived from those of the full one and the plan: nothing is traced again."""
+"""Derive the channel groups of a sliced network from those of the full one and the plan, without tracing again."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fedcaptor.common.slicer import kept_elements
 
 
 def subgroups(groups: ChannelGroups, plan: Plan) -> ChannelGroups:
-    """What `trace` would find in the network that `plan` leaves: the same groups, smaller.
+    """Return what `trace` would find in the network that `plan` leaves: the same groups, smaller.
 
     Offsets behind a concatenation move by what the plan removed before them.
     """
@@ -26,7 +26,7 @@ def subgroups(groups: ChannelGroups, plan: Plan) -> ChannelGroups:
         return replace(
             group,
             channels=counts.get(group.name, group.channels),
-            cuts=tuple(replace(cut, offset=moved(cut.tensor, cut.dim, cut.offset)) for cut in group.cuts),
+            slices=tuple(replace(s, offset=moved(s.tensor, s.dim, s.offset)) for s in group.slices),
             consumers=tuple(replace(c, offset=moved(f"{c.layer}.weight", 1, c.offset)) for c in group.consumers),
         )
 
@@ -47,7 +47,7 @@ def subgroups(groups: ChannelGroups, plan: Plan) -> ChannelGroups:
 
 
 def composed(groups: ChannelGroups, first: Plan, second: Plan) -> Plan:
-    """One plan of the full network for `first` and then `second`, which cuts what `first` leaves."""
+    """Join two plans into one of the full network: `first`, then `second`, which prunes what `first` leaves."""
     kept = dict(first.kept)
     for name, index in second.kept.items():
         kept[name] = kept[name][index] if name in kept else index

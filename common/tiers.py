@@ -1,4 +1,4 @@
-"""Device tiers: what a phone's kind allows, known to the phone alone. Servers plan for every tier and hear of none.
+"""Device tiers limit a submodel by a phone's kind, which the phone alone knows: servers plan for all tiers.
 
 Plans are numbered `cluster · tiers + tier`; without tiers that is the cluster.
 """
@@ -16,35 +16,41 @@ from fedcaptor.common.planner import Budget
 from fedcaptor.common.random_streams import Stream, stream
 
 
-def within(tier: Tier | None, macs: float, multiple: int) -> Budget:
-    """The budget of a MACs ratio, or of the tier's limit where that is lower."""
+def tier_budget(tier: Tier | None, macs: float, multiple: int) -> Budget:
+    """Make a budget of a MACs ratio, or of the tier's limit where that is lower, with counts in steps of `multiple`."""
     if tier is None:
         return Budget(macs, multiple)
     return Budget(min(macs, tier.macs), multiple, bytes=tier.bytes or None)
 
 
-def rungs(tier: Tier | None, groups: ChannelGroups, ratios: Sequence[float], multiple: int) -> list[Budget]:
-    """A ladder of MACs ratios within the tier, smallest first; its limits end it where they exclude the full model."""
+def budget_ladder(tier: Tier | None, groups: ChannelGroups, ratios: Sequence[float], multiple: int) -> list[Budget]:
+    """Make budgets for a ladder of MACs ratios within the tier, smallest first.
+
+    The full model ends it, unless the tier's limits exclude that.
+    """
     last = [] if fits(tier, groups, {}) else [1.0]
-    return list(dict.fromkeys(within(tier, ratio, multiple) for ratio in [*sorted(ratios), *last]))
+    return list(dict.fromkeys(tier_budget(tier, ratio, multiple) for ratio in [*sorted(ratios), *last]))
 
 
 def fits(tier: Tier | None, groups: ChannelGroups, counts: Mapping[str, int]) -> bool:
-    """Whether a model with `counts` channels of each group (absent: all) is within the tier."""
-    return not within(tier, 1.0, 1).broken(groups, counts)
+    """Tell whether a model with `counts` channels of each group (absent: all) is within the tier."""
+    return not tier_budget(tier, 1.0, 1).broken(groups, counts)
 
 
 def check(config: Config, groups: ChannelGroups) -> None:
-    """Raise ConfigError when even the smallest model of all classes is above a tier, before anything is spent on it."""
+    """Check all tiers before anything is spent on them.
+
+    Raises ConfigError when even the smallest model of all classes is above one.
+    """
     smallest = {group.name: min(group.channels, config.planner.multiple) for group in groups.prunable}
     for tier in config.tiers:
-        broken = within(tier, 1.0, 1).broken(groups, smallest)
+        broken = tier_budget(tier, 1.0, 1).broken(groups, smallest)
         if broken:
             raise ConfigError(f"tier {tier.name}: {'; '.join(broken)} is the nearest possible: raise the tier's limits")
 
 
 def drawn(config: Config, phone: int) -> Tier | None:
-    """The tier of a simulated phone, by the run's seed and its number; None without tiers."""
+    """Draw the tier of a simulated phone by the run's seed and the phone's number; None without tiers."""
     if not config.tiers:
         return None
     shares = np.cumsum([tier.share for tier in config.tiers])
@@ -53,7 +59,7 @@ def drawn(config: Config, phone: int) -> Tier | None:
 
 
 def as_tier(config: Config, name: str) -> Config:
-    """The configuration as a phone of the tier `name` sees it. Raises ConfigError when there is no such tier."""
+    """Copy the configuration as a phone of the tier `name` sees it. Raises ConfigError when there is no such tier."""
     names = [tier.name for tier in config.tiers]
     if name not in names:
         raise ConfigError(f"tier is {name!r}, the configuration has {', '.join(names) or 'none'}: give one of these")

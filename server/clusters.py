@@ -1,4 +1,4 @@
-"""Preference clusters of phones by federated k-means: private sums in, published centroids out (pure functions)."""
+"""Cluster phones by preference with federated k-means: private sums in, published centroids out (pure functions)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fedcaptor.common.distances import js_divergence
 
 
 def to_simplex(values: Floats) -> Floats:
-    """Nearest distribution (Euclidean) of each row [K, C] (Duchi et al. 2008)."""
+    """Project each row [K, C] onto the nearest distribution (Euclidean; Duchi et al. 2008)."""
     ordered = -np.sort(-values, axis=1)
     excess = (np.cumsum(ordered, axis=1) - 1) / np.arange(1, values.shape[1] + 1)
     count = (ordered > excess).sum(1)
@@ -20,11 +20,12 @@ def to_simplex(values: Floats) -> Floats:
 
 
 def expected_shares(noisy: Floats, deviation: Floats) -> Floats:
-    """Distributions [K, C] to be expected behind noisy ones; `deviation` [K, 1]: of a row's entries.
+    """Estimate the distributions [K, C] behind noisy ones by their posterior mean.
 
-    A share is not negative, any other value was as likely: the mean of the normal distribution around the noisy value,
-    cut off at zero; each row over its sum (uniform where nothing is left). The nearest distribution has the noise in
-    it: few classes with large shares seem to be most of the usage, and the others would not be served.
+    The prior is that a share is not negative and any other value as likely: the estimate is the mean of the normal
+    distribution around the noisy value, truncated at zero; each row is divided by its sum (uniform where nothing is
+    left). The nearest distribution would have the noise in it: few classes with large shares seem to be most of the
+    usage, and the others would not be served. `deviation` [K, 1] is the noise's standard deviation of a row's entries.
     """
     z = noisy / np.where(deviation > 0, deviation, 1.0)
     expected = np.maximum(noisy + deviation * np.exp(norm.logpdf(z) - norm.logcdf(z)), 0.0)
@@ -33,8 +34,9 @@ def expected_shares(noisy: Floats, deviation: Floats) -> Floats:
 
 
 def first_centroids(cooccurrence: Floats, k: int, seed: int) -> Floats:
-    """At most `k` centroids [≤ k, C] from a noisy sum of co-occurrences [C, C]: row c over its sum is the mean usage of
-    those who meet class c.
+    """Derive first centroids [≤ k, C] from a noisy sum of co-occurrences of classes [C, C].
+
+    Row c, divided by its own sum, is the mean usage of those who meet class c.
 
     Weighted k-means of these rows joins classes that are met together; no further private data is needed.
     """
@@ -50,7 +52,7 @@ def first_centroids(cooccurrence: Floats, k: int, seed: int) -> Floats:
 
 
 def next_centroids(total: Floats, before: Floats, deviation: float) -> tuple[Floats, Floats]:
-    """One k-means step: new centroids [K, C] and phones in each [K], from a noisy sum of usage blocks.
+    """Take one k-means step: new centroids [K, C] and phones in each [K], from a noisy sum of usage blocks.
 
     Usage sums to one, so a block's total counts its phones. A block that noise alone could explain (total below two
     standard deviations; `deviation`: of one entry) keeps its centroid.
@@ -66,8 +68,10 @@ def next_centroids(total: Floats, before: Floats, deviation: float) -> tuple[Flo
 def publishable(
     centroids: Floats, counts: Floats, floor: float, alike: float, merge_alike: bool
 ) -> tuple[Floats, Floats]:
-    """Clusters that may be published: fewer than `floor` phones join the nearest one, as do centroids closer than
-    `alike` bits where `merge_alike`. At least one is left.
+    """Join clusters until all may be published; returns centroids [K', C] and phones [K'].
+
+    A cluster of fewer than `floor` phones joins the nearest one, as do centroids closer than `alike` bits where
+    `merge_alike`. At least one is left.
     """
     centroids, counts = centroids.copy(), np.maximum(counts, 0.0)
     while len(centroids) > 1:
@@ -89,5 +93,6 @@ def publishable(
 
 
 def _closest(centroids: Floats, i: int) -> tuple[int, float]:
+    """Find the centroid closest to number `i`, with the divergence in bits."""
     distances = [np.inf if j == i else js_divergence(centroids[i], centroids[j]) for j in range(len(centroids))]
     return int(np.argmin(distances)), float(np.min(distances))

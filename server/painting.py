@@ -1,9 +1,10 @@
-"""Pictures by activation maximisation: what a filter looks for, painted by the network alone.
+"""Paint pictures by activation maximisation: what a filter responds to, found by the network alone.
 
-After Olah et al., "Feature Visualization" (Distill 2017). A picture is a sum of waves, large ones moving fastest, in
-colours as natural images have them; it climbs the filter's activation, most of all in its middle. Each step sees it
-turned, scaled and shifted a little, so that nothing pays which holds at one place only. Total variation and a pull to
-the mean colour keep quiet what the filter does not ask for.
+After Olah et al., "Feature Visualization" (Distill 2017). A picture is parametrised by its Fourier spectrum, low
+frequencies moving fastest, in decorrelated colours; gradient ascent raises the filter's activation, most of all in the
+middle of its map. Each step sees the picture turned, scaled and shifted a little, so that what works at one place only
+brings nothing. Total variation and a penalty on the distance to the mean colour suppress what the filter does not ask
+for.
 """
 
 import contextlib
@@ -17,7 +18,7 @@ from torch import nn
 from torch.nn import functional
 
 from fedcaptor.common.arrays import Images
-from fedcaptor.common.groups import Consumer, Cut, Group
+from fedcaptor.common.groups import Consumer, Group, TensorSlice
 from fedcaptor.common.torch_engine.base import BaseModel
 from fedcaptor.common.torch_engine.evidence import hooks
 
@@ -28,12 +29,20 @@ _COLOURS = ((0.26, 0.09, 0.02), (0.27, 0.00, -0.05), (0.27, -0.09, 0.03))
 
 @dataclass(frozen=True)
 class Visualisation:
-    """`steps` of Adam, which may move an amplitude by `reach` in all. `batch`: pictures painted at once.
+    """Configure how pictures are painted.
 
-    What a step sees: turned by up to `turn` degrees, scaled by up to e^±`zoom`, shifted by up to `shift` pixels.
-    `smooth`, `calm`: strength of total variation and of the pull to the mean colour; the filter's gradient is 1 (root
-    mean square by pixel). `leak`: share of the activation before the nonlinearity, which wakes filters that are silent
-    at the start. `focus`: width (standard deviation) of the middle that counts, over that of the map.
+    Attributes:
+        steps: Steps of Adam.
+        batch: Pictures painted at once.
+        reach: What an amplitude may move in all steps together.
+        turn: Each step sees the picture turned by up to so many degrees,
+        zoom: scaled by up to e^±zoom,
+        shift: and shifted by up to so many pixels.
+        smooth: Weight of total variation; that of the filter's gradient is 1 (root mean square by pixel).
+        mean_colour: Weight of the penalty on the distance to the mean colour.
+        leak: Share of the activation before the nonlinearity, which wakes filters that are silent at the start.
+        focus: Width (standard deviation) of the middle that counts, over that of the map.
+        seed: Makes pictures repeatable.
     """
 
     steps: int = 20
@@ -43,7 +52,7 @@ class Visualisation:
     zoom: float = 0.1
     shift: float = 2.0
     smooth: float = 0.1
-    calm: float = 0.1
+    mean_colour: float = 0.1
     leak: float = 0.1
     focus: float = 0.3
     seed: int = 0
@@ -57,7 +66,10 @@ def paint(
     generator: torch.Generator,
     on_step: Callable[[], None] = lambda: None,
 ) -> Images:
-    """Pictures uint8 [n, H, W, C] that drive filters `targets` [n] of a group, all painted side by side."""
+    """Paint pictures uint8 [n, H, W, C] that excite filters `targets` [n] of a group, all side by side.
+
+    `on_step` is called after each step.
+    """
     mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (base.mean, base.std))
     canvas = Canvas(base.groups.input_shape, mean)
     spectrum = 0.1 * torch.randn(len(targets), *canvas.shape, generator=generator)
@@ -67,11 +79,11 @@ def paint(
         for _ in range(settings.steps):
             picture = canvas(spectrum)
             leaf = picture.detach().requires_grad_()
-            seen = (moved(leaf, settings, generator) - mean) / std
+            seen = (jittered(leaf, settings, generator) - mean) / std
             reached = activation(base.module, group, seen, targets, settings.leak, settings.focus)
             up = torch.autograd.grad(reached.sum(), leaf)[0]
             up = up / up.square().mean((1, 2, 3), keepdim=True).sqrt().clamp_min(1e-12)
-            down = settings.smooth * _roughness(leaf.detach()) + settings.calm * (leaf.detach() - mean)
+            down = settings.smooth * _roughness(leaf.detach()) + settings.mean_colour * (leaf.detach() - mean)
             spectrum.grad = torch.autograd.grad(picture, spectrum, down - up)[0]
             optimiser.step()
             on_step()
@@ -79,7 +91,7 @@ def paint(
 
 
 class Canvas:
-    """Spectra [n, *shape] to pixels [n, C, H, W] in (0, 1): amplitudes fall with frequency, as in natural images."""
+    """Turn spectra [n, *shape] into pixels [n, C, H, W] in (0, 1); amplitudes fall with frequency as in nature."""
 
     def __init__(self, input_shape: tuple[int, int, int], mean: torch.Tensor) -> None:
         channels, height, width = input_shape
@@ -98,7 +110,7 @@ class Canvas:
 
 
 def _colours(channels: int) -> torch.Tensor:
-    """Matrix [C, C] from what is painted to image channels; where these are no RGB, hues move less than brightness."""
+    """Return the matrix [C, C] from painted to image channels; but for RGB, hues move less than brightness."""
     if channels == 3:
         colours = torch.tensor(_COLOURS)
         return colours / colours.square().sum(0).max().sqrt()
@@ -106,8 +118,8 @@ def _colours(channels: int) -> torch.Tensor:
     return grey + 0.4 * (torch.eye(channels) - grey)
 
 
-def moved(pictures: torch.Tensor, settings: Visualisation, generator: torch.Generator) -> torch.Tensor:
-    """Each of the pictures [n, C, H, W] turned, scaled and shifted at random, mirrored at its border."""
+def jittered(pictures: torch.Tensor, settings: Visualisation, generator: torch.Generator) -> torch.Tensor:
+    """Turn, scale and shift each of the pictures [n, C, H, W] at random, mirrored at its border."""
     height, width = pictures.shape[2:]
     turn, zoom, right, down = (2 * torch.rand(4, len(pictures), generator=generator) - 1).unbind()
     angle, scale = turn * math.radians(settings.turn), (zoom * settings.zoom).exp()
@@ -120,7 +132,7 @@ def moved(pictures: torch.Tensor, settings: Visualisation, generator: torch.Gene
 
 
 def _roughness(picture: torch.Tensor) -> torch.Tensor:
-    """Gradient of the total variation Σ |differences| (softened at 0.1) by pixel."""
+    """Compute the gradient of the total variation Σ |differences| (softened at 0.1) by pixel."""
     gradient = torch.zeros_like(picture)
     for dim in (2, 3):
         difference = picture.diff(dim=dim)
@@ -130,14 +142,14 @@ def _roughness(picture: torch.Tensor) -> torch.Tensor:
     return gradient
 
 
-class Enough(Exception):
-    """All that was to be seen has been seen: the rest of the forward pass is not needed."""
+class StopForward(Exception):
+    """Ends a forward pass from within a hook, when all that is needed has been recorded."""
 
 
 def activation(
     module: nn.Module, group: Group, x: torch.Tensor, targets: torch.Tensor, leak: float = 0.0, focus: float = math.inf
 ) -> torch.Tensor:
-    """Mean activation [n] over positions and consumers of filter `targets[i]` on image i.
+    """Average the activation [n] of filter `targets[i]` on image i over positions and consumers.
 
     `leak`: weight of its mean before the nonlinearity, at the output of the last layer that makes or scales it.
     `focus`: positions of a map weigh as a bell around its middle, of this width over the map's; infinity: all alike.
@@ -146,41 +158,41 @@ def activation(
     rows = torch.arange(len(targets))
     seen: list[torch.Tensor] = []
 
-    def mean(x: torch.Tensor, place: Consumer | Cut) -> torch.Tensor:
+    def mean(x: torch.Tensor, place: Consumer | TensorSlice) -> torch.Tensor:
         return (channels_of(x, group, place)[rows, targets] * _middle(x, place, focus)).sum(1)
 
     def read(consumer: Consumer) -> Callable[..., None]:
         def hook(_module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
             seen.append(mean(inputs[0], consumer) / len(group.consumers))
             if len(seen) == wanted:
-                raise Enough
+                raise StopForward
 
         return hook
 
-    def before(cut: Cut) -> Callable[..., None]:
+    def before(made: TensorSlice) -> Callable[..., None]:
         def hook(_module: nn.Module, _inputs: Any, output: torch.Tensor) -> None:
-            seen.append(leak * mean(output, cut))
+            seen.append(leak * mean(output, made))
 
         return hook
 
     wanted = len(group.consumers)
     handles = [layers[c.layer].register_forward_pre_hook(read(c)) for c in group.consumers]
-    own = [cut for cut in group.cuts if cut.dim == 0]
+    own = [place for place in group.slices if place.dim == 0]
     if leak and own:
         wanted += 1
         handles.append(layers[own[-1].tensor.rpartition(".")[0]].register_forward_hook(before(own[-1])))
-    with contextlib.suppress(Enough), hooks(handles):
+    with contextlib.suppress(StopForward), hooks(handles):
         module(x)
     return torch.stack(seen).sum(0)
 
 
-def channels_of(x: torch.Tensor, group: Group, place: Consumer | Cut) -> torch.Tensor:
-    """The group's channels [n, channels, positions] in a tensor [n, C, H, W], or [n, C·taps] behind a flatten."""
+def channels_of(x: torch.Tensor, group: Group, place: Consumer | TensorSlice) -> torch.Tensor:
+    """Take the group's channels [n, channels, positions] out of maps [n, C, H, W], or [n, C·taps] behind a flatten."""
     return x[:, place.offset : place.offset + group.channels * place.taps].reshape(len(x), group.channels, -1)
 
 
-def _middle(x: torch.Tensor, place: Consumer | Cut, focus: float) -> torch.Tensor:
-    """Weights [positions] that sum to one: a bell on maps [n, C, H, W], equal behind a flatten."""
+def _middle(x: torch.Tensor, place: Consumer | TensorSlice, focus: float) -> torch.Tensor:
+    """Return weights [positions] that sum to one: a bell on maps [n, C, H, W], equal behind a flatten."""
     if x.dim() != 4:
         return torch.full((place.taps,), 1 / place.taps)
     offsets = [(torch.arange(side) + 0.5) / side - 0.5 for side in x.shape[2:]]

@@ -1,4 +1,4 @@
-"""Where images excite a filter most: crops of reference images to hold beside its picture."""
+"""Crop reference images where they excite a filter most, to hold beside its picture."""
 
 import contextlib
 from collections.abc import Callable, Mapping
@@ -14,7 +14,7 @@ from fedcaptor.common.groups import Group
 from fedcaptor.common.torch_engine.base import BaseModel
 from fedcaptor.common.torch_engine.evidence import hooks
 from fedcaptor.common.torch_engine.forward import normalise
-from fedcaptor.server.painting import Enough, channels_of
+from fedcaptor.server.painting import StopForward, channels_of
 
 _LEAST = 12  # pixels of a crop's side: a person makes nothing of fewer
 _BATCH = 64
@@ -22,11 +22,14 @@ _BATCH = 64
 
 @dataclass(frozen=True, eq=False)
 class Patches:
-    """Of the chosen filters of one group: `crops` uint8 [F, k, side, side, C], the most exciting first, and how much
-    each excites, `strength` [F, k]; where that is not above zero, no further image excites the filter.
+    """Hold the most exciting crops for the chosen filters of one group.
 
-    `window`: largest side in pixels of what one place of a filter's map sees, 0 where nothing excites any; `side` is as
-    large, at least twelve pixels and at most the image.
+    Attributes:
+        crops: uint8 [F, k, side, side, C], the most exciting first; `side` is `window`, at least twelve pixels and at
+            most the image.
+        strength: [F, k], how much each excites; where that is not above zero, no further image excites the filter.
+        window: Receptive field: largest side in pixels of what one place of a filter's map sees, 0 where nothing
+            excites any filter.
     """
 
     crops: Images
@@ -42,7 +45,7 @@ def most_exciting(
     count: int = 4,
     on_batch: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Patches]:
-    """Crops around the places of `count` different images that excite the chosen filters [F] of each group most.
+    """Crop around the places of `count` different images that excite the chosen filters [F] of each group most.
 
     `on_batch(done, total)`: images seen so far.
     """
@@ -77,7 +80,7 @@ def most_exciting(
 def _crops(
     base: BaseModel, group: Group, filters: torch.Tensor, images: Images, rows: torch.Tensor, spots: torch.Tensor
 ) -> tuple[Images, int]:
-    """Crops [F, k, side, side, C] of images `rows` [F, k] around what place `spots` [F, k] of each filter sees."""
+    """Crop [F, k, side, side, C] from images `rows` [F, k] around what place `spots` [F, k] of each filter sees."""
     seen = images[rows.flatten().numpy()]
     targets, flat = filters.repeat_interleave(rows.shape[1]), spots.flatten()
     parts = torch.arange(len(flat)).split(_BATCH)
@@ -92,8 +95,9 @@ def _crops(
 def _boxes(
     base: BaseModel, group: Group, targets: torch.Tensor, images: Images, spots: torch.Tensor
 ) -> NDArray[np.int64]:
-    """The pixels [n, 2, 2] (first; behind the last) by (row, column) that place `spots` [n] of filter `targets` [n]
-    depends on, read off its gradient; none where that is zero.
+    """Find the pixels [n, 2, 2] (first; behind the last) by (row, column) that one place of a filter's map depends on.
+
+    Place `spots` [n] of filter `targets` [n]; pixels are read off its gradient, none where that is zero.
     """
     leaf = normalise(images, base.mean, base.std).requires_grad_()
     values: list[torch.Tensor] = []
@@ -101,15 +105,15 @@ def _boxes(
     def hook(_module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         own = channels_of(inputs[0], group, group.consumers[0])
         values.append(own[torch.arange(len(own)), targets, spots])
-        raise Enough
+        raise StopForward
 
     layer = dict(base.module.named_modules())[group.consumers[0].layer]
     with torch.enable_grad(), hooks([layer.register_forward_pre_hook(hook)]):
-        with contextlib.suppress(Enough):
+        with contextlib.suppress(StopForward):
             base.module(leaf)
         gradient = torch.autograd.grad(values[0].sum(), leaf)[0]
-    felt = gradient.ne(0).any(1)
-    along = [felt.any(2).numpy(), felt.any(1).numpy()]  # of rows, of columns
+    depends = gradient.ne(0).any(1)
+    along = [depends.any(2).numpy(), depends.any(1).numpy()]  # by row, by column
     first = np.stack([line.argmax(1) for line in along], 1)
     behind = np.stack([(line * np.arange(1, line.shape[1] + 1)).max(1) for line in along], 1)
     return np.stack([first, behind], 1)

@@ -1,4 +1,4 @@
-"""From centroids to plans: what each preference cluster's submodel keeps, and why."""
+"""Plan each preference cluster's submodel from its centroid: what it keeps, and why."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import numpy.typing as npt
 from fedcaptor.common.arrays import Images, Indices
 from fedcaptor.common.config import Planner, Tier
 from fedcaptor.common.errors import PlanError
+from fedcaptor.common.explanation import explain
 from fedcaptor.common.plan import Plan
-from fedcaptor.common.planner import explain
-from fedcaptor.common.tiers import within
+from fedcaptor.common.tiers import tier_budget
 from fedcaptor.common.torch_engine.base import BaseModel, Submodel
 from fedcaptor.common.torch_engine.prune import Evidence
 from fedcaptor.common.torch_engine.tolerance import smallest_within
@@ -22,13 +22,13 @@ from fedcaptor.common.torch_engine.tolerance import smallest_within
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """The server's own labelled images: `x` uint8 [N, H, W, C], `y` int64 [N]."""
+    """Hold the server's own labelled images: `x` uint8 [N, H, W, C], `y` int64 [N]."""
 
     x: Images
     y: Indices
 
     def drawn(self, shares: npt.NDArray[np.float64], count: int, rng: np.random.Generator) -> Indices:
-        """About `count` image numbers in proportion to class `shares` [C], at most all of a class."""
+        """Draw about `count` image numbers in proportion to class `shares` [C], at most all of a class."""
         chosen = []
         for c in np.flatnonzero(shares > 0):
             own = np.flatnonzero(self.y == c)
@@ -37,15 +37,20 @@ class Reference:
         return np.concatenate(chosen) if chosen else np.zeros(0, dtype=np.int64)
 
     def pack(self, each: int, rng: np.random.Generator) -> Indices:
-        """Image numbers of at most `each` images of every class: the pack that all phones receive."""
+        """Draw at most `each` images of every class, the pack that all phones receive; returns sorted image numbers."""
         parts = [np.flatnonzero(self.y == c) for c in np.unique(self.y)]
         return np.sort(np.concatenate([rng.choice(p, min(each, len(p)), replace=False) for p in parts]))
 
 
 @dataclass(frozen=True, eq=False)
 class ClusterPlan:
-    """`why`: per layer what was kept and what the next cut would have cost (`planner.explain`). `disagreement`: with
-    the full model on held-out reference images; None where no tolerance was asked.
+    """Hold one cluster's submodel with the reasons for its plan.
+
+    Attributes:
+        submodel: The submodel.
+        why: By layer what was kept, and what removing the next block would have cost (`explanation.explain`).
+        disagreement: Share of the validation images on which it differs from the full model; None where no tolerance
+            was asked for.
     """
 
     submodel: Submodel
@@ -54,11 +59,12 @@ class ClusterPlan:
 
     @property
     def plan(self) -> Plan:
+        """Return the submodel's plan."""
         return self.submodel.plan
 
 
 def cluster_classes(centroid: npt.NDArray[np.float64], coverage: float) -> Indices:
-    """The most used classes that together reach `coverage` of the usage, sorted."""
+    """Choose the most used classes that together reach `coverage` of the usage [C], sorted."""
     order = np.argsort(-centroid, kind="stable")
     reached = np.cumsum(centroid[order])
     count = int(np.searchsorted(reached, coverage * reached[-1] - 1e-12)) + 1
@@ -74,8 +80,19 @@ def plan_cluster(
     seed: int,
     tiers: Sequence[Tier] = (),
 ) -> list[ClusterPlan]:
-    """Plan and submodel of one cluster for every tier (one without tiers), from reference images in proportion to its
-    usage. Raises PlanError naming the tier whose limits no submodel can hold.
+    """Plan one cluster's submodels, one for every tier (a single one without tiers).
+
+    Args:
+        base: The full model.
+        centroid: The cluster's class usage [C].
+        reference: The server's images, of which some are drawn in proportion to the usage.
+        settings: The configuration's planner section.
+        factors: Importance of filters by group, as for `Evidence.gather`.
+        seed: Draws images.
+        tiers: Device tiers.
+
+    Raises:
+        PlanError: No submodel can hold the limits of a tier, which is named.
     """
     if not settings.by_usage:
         centroid = np.full(len(centroid), 1 / len(centroid))
@@ -90,15 +107,15 @@ def plan_cluster(
 
 
 def _plan_tier(evidence: Evidence, tier: Tier | None, settings: Planner, held: Images) -> ClusterPlan:
-    """Within `planner.macs` or, verified on the `held` images, `planner.tolerance`; never above the tier."""
+    """Plan within `planner.macs` or, verified on the `held` images, `planner.tolerance`; never above the tier."""
     base, disagreement = evidence.base, None
     try:
         if settings.tolerance:
-            budget = within(tier, 1.0, settings.multiple)
+            budget = tier_budget(tier, 1.0, settings.multiple)
             verified = smallest_within(evidence, budget, held, settings.tolerance)
             submodel, disagreement = verified.submodel, verified.disagreement
         else:
-            submodel = evidence.submodel(within(tier, settings.macs, settings.multiple))
+            submodel = evidence.submodel(tier_budget(tier, settings.macs, settings.multiple))
     except PlanError as error:
         raise PlanError(f"tier {tier.name}: {error}") if tier else error from None
     return ClusterPlan(submodel, explain(base.groups, evidence.curves, submodel.plan, settings.multiple), disagreement)

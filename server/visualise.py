@@ -1,5 +1,6 @@
-"""What each filter looks for, without any image of a user: pictures by activation maximisation, and the classes that
-the full network sees in them.
+"""Show what each filter responds to without any user's image.
+
+Pictures are made by activation maximisation; the classes that the full network sees in them give each filter's profile.
 """
 
 import copy
@@ -26,13 +27,14 @@ from fedcaptor.common.torch_engine.scores import gate_hook
 from fedcaptor.server.painting import Visualisation, paint
 
 Progress = Callable[[int, int], None]
+"""Called with (done, total)."""
 
 _FORMAT = 2  # part of the key: another number makes stored groups stale
 
 
 @dataclass(frozen=True, eq=False)
 class Pictures:
-    """Of one group: `pictures` uint8 [F, H, W, C] and `profile` float32 [F, classes], rows summing to one."""
+    """Hold one group's `pictures` uint8 [F, H, W, C] and `profile` float32 [F, classes], rows summing to one."""
 
     pictures: Images
     profile: NDArray[np.float32]
@@ -48,7 +50,7 @@ def visualise(
     on_group: Progress | None = None,
     workers: int = 2,
 ) -> dict[str, Pictures]:
-    """Pictures and class preferences of every prunable group, by name, in execution order.
+    """Paint pictures and compute class preferences of every prunable group, by name, in execution order.
 
     Finished groups are stored in `folder` under weights and settings; a later call goes on from there and computes a
     missing or damaged group anew, to the same result. `on_group(done, total)` is called after each group, in their
@@ -83,7 +85,7 @@ def visualise(
 
 
 def visualise_group(base: BaseModel, number: int, settings: Visualisation = DEFAULT) -> Pictures:
-    """Pictures and profile of prunable group `number`."""
+    """Paint pictures and compute profiles of prunable group `number`."""
     return visualise_filters(base, number, range(base.groups.prunable[number].channels), settings)
 
 
@@ -94,7 +96,10 @@ def visualise_filters(
     settings: Visualisation = DEFAULT,
     on_step: Callable[[], None] = lambda: None,
 ) -> Pictures:
-    """The same of these filters alone, in their order. `on_step` is called after each step of each batch."""
+    """Paint pictures and compute profiles of these filters of prunable group `number`, in their order.
+
+    `on_step` is called after each step of each batch.
+    """
     group = base.groups.prunable[number]
     words = np.random.SeedSequence([abs(settings.seed), number]).generate_state(1)
     generator = torch.Generator().manual_seed(int(words[0]))
@@ -108,15 +113,15 @@ def visualise_filters(
 
 @torch.no_grad()
 def class_preference(base: BaseModel, group: Group, targets: torch.Tensor, pictures: Images) -> NDArray[np.float32]:
-    """Profile [n, classes] of filters `targets` [n] of a group, from one picture [n, H, W, C] each.
+    """Compute the class profile [n, classes] of filters `targets` [n] of a group, from one picture [n, H, W, C] each.
 
-    √(p_c · |t_c|) over its sum. p: softmax of the logits of the picture, standardised over the classes, so that the
-    network's confidence does not decide how many classes a filter has. t: change of each logit with a gate on the
-    filter, ∂z/∂gate = Σ a·∂z/∂a, centred over the classes because a softmax ignores a common shift. It is the
-    data-free form of the measured Taylor score: what the filter does to class c, on a picture that is an image of
-    class c to degree p_c. Without p a filter would count for the classes it suppresses, without t for what its
-    picture happens to look like; the root, their geometric mean, keeps profiles as flat as measured ones are.
-    A filter that changes no logit gets equal shares.
+    It is √(p_c · |t_c|) over its sum. p: softmax of the logits of the picture, standardised over the classes, so that
+    the network's confidence does not decide how many classes a filter has. t: change of each logit with a gate on the
+    filter, ∂z/∂gate = Σ a·∂z/∂a, centred over the classes because a softmax ignores a common shift. It is the data-free
+    form of the measured Taylor score: what the filter does to class c, on a picture that is an image of class c to
+    degree p_c. Without p a filter would count for the classes it suppresses, without t for what its picture happens to
+    look like; the root, their geometric mean, keeps profiles as flat as measured ones are. A filter that changes no
+    logit gets equal shares.
     """
     x = normalise(pictures, base.mean, base.std)
     step = 1 / 16  # central difference: needs no more of the network than that it runs
@@ -141,9 +146,11 @@ def class_preference(base: BaseModel, group: Group, targets: torch.Tensor, pictu
 
 
 def _key(base: BaseModel, settings: Visualisation) -> str:
-    """SHA-256 of all that pictures depend on."""
+    """Hash all that pictures depend on (SHA-256, hex)."""
     digest = hashlib.sha256()
-    meta = [_FORMAT, base.name, base.groups.digest, base.mean, base.std, asdict(settings)]
+    named = asdict(settings)
+    named["calm"] = named.pop("mean_colour")  # its name in the keys of stored pictures, which must stay valid
+    meta = [_FORMAT, base.name, base.groups.digest, base.mean, base.std, named]
     digest.update(json.dumps(meta, sort_keys=True).encode())
     for name in sorted(base.state):
         tensor = np.ascontiguousarray(base.state[name])
@@ -153,6 +160,7 @@ def _key(base: BaseModel, settings: Visualisation) -> str:
 
 
 def _checksum(found: Pictures) -> str:
+    """Hash pictures and profiles (SHA-256, hex)."""
     return hashlib.sha256(found.pictures.tobytes() + found.profile.tobytes()).hexdigest()
 
 
@@ -166,7 +174,7 @@ def _store(path: Path, key: str, group: Group, found: Pictures) -> None:
 
 
 def _load(path: Path, key: str, group: Group, base: BaseModel) -> Pictures | None:
-    """A stored group, or None when it is missing, damaged or of another run."""
+    """Read a stored group; None when it is missing, damaged or of another run."""
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}

@@ -10,7 +10,7 @@ import numpy as np
 from fedcaptor.common.arrays import Array, Floats, Indices, Tensors
 from fedcaptor.common.errors import WireError
 from fedcaptor.common.groups import ChannelGroups
-from fedcaptor.common.preference import layer_slices, pool
+from fedcaptor.common.preference import cluster_means, layer_slices
 from fedcaptor.common.statistics.base import FilterScores, PhoneView, Precision, Statistic
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def pooled(found: FilterScores, assignment: Indices, clusters: int, groups: Chan
     """Scores of filter clusters [M, classes], each (layer, class) block in unit norm; `assignment` [F] names each
     filter's cluster.
     """
-    return unit_blocks(pool(found.scores, assignment, clusters), assignment, groups)
+    return unit_blocks(cluster_means(found.scores, assignment, clusters), assignment, groups)
 
 
 def unit_blocks(matrix: Array, assignment: Array, groups: ChannelGroups) -> Floats:

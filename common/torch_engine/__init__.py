@@ -1,1 +1,4 @@
-"""Everything that needs torch: model registry, tracing, evidence by autograd. Import it only where torch is present."""
+"""Everything that needs torch: model registry, tracing, calibration statistics, pruning, tuning, export.
+
+Import it only where torch is present.
+"""

@@ -1,4 +1,4 @@
-"""A base model with all that is needed to prune it: architecture, weights, channel groups, input statistics."""
+"""The base model, with all that pruning takes, and the submodels that are made of it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,16 @@ from fedcaptor.common.torch_engine.trace import trace
 
 @dataclass(frozen=True, eq=False)
 class BaseModel:
-    """`mean`, `std`: per input channel, of images in [0, 1]. `module`: the full network in eval mode."""
+    """Hold a full network with all that is needed to prune it.
+
+    Attributes:
+        name: A registered model's name, or `package.module:factory`.
+        state: Arrays of the weights by state-dict key.
+        groups: Channel groups, traced from the network.
+        mean: Of each input channel, of images in [0, 1].
+        std: Of each input channel, of images in [0, 1].
+        module: The network itself, in eval mode.
+    """
 
     name: str
     state: State
@@ -33,9 +42,15 @@ class BaseModel:
 
     @classmethod
     def load(cls, weights: Path, name: str, input_shape: tuple[int, int, int]) -> BaseModel:
-        """Weights with their channel groups, traced here and now.
+        """Load weights from a safetensors file and trace the network's channel groups.
 
-        The number of classes is read from the weights. Raises ModelError when they are not of this architecture.
+        Args:
+            weights: The file; the number of classes, mean and std are read from it (mean and std 0.5 where absent).
+            name: The architecture, as for `registry.build`.
+            input_shape: (C, H, W) of the images.
+
+        Raises:
+            ModelError: The file cannot be read, is not of this architecture, or the network cannot be sliced.
         """
         state, metadata = load_state(weights)
         classes = _output_size(state, weights)
@@ -50,17 +65,23 @@ class BaseModel:
         )
 
     def scores(self, images: Images) -> npt.NDArray[np.float32]:
-        """Logits [N, classes] of uint8 images [N, H, W, C]."""
+        """Compute logits, float32 [N, classes], of uint8 images [N, H, W, C]."""
         return logits(self.module, normalise(images, self.mean, self.std))
 
     def rebuild(self, state: State) -> nn.Module:
-        """A network of this architecture with other, possibly sliced, tensors."""
+        """Build a network of this architecture with other, possibly sliced, tensors."""
         return network(skeleton(self.name, self.groups.classes, self.groups.input_shape), state)
 
 
 @dataclass(frozen=True, eq=False)
 class Submodel:
-    """A physically smaller network that answers in the original label space."""
+    """Hold a physically smaller network that answers in the base model's label space.
+
+    Attributes:
+        base: The model that it was pruned from.
+        plan: Which channels and classes it keeps.
+        module: The network itself, in eval mode, with one output a kept class.
+    """
 
     base: BaseModel
     plan: Plan
@@ -68,25 +89,28 @@ class Submodel:
 
     @property
     def classes(self) -> Indices:
-        """Original labels [k] of its outputs."""
+        """Return the original labels [k] of its outputs."""
         return self.plan.classes(self.base.groups)
 
     def predict(self, images: Images) -> npt.NDArray[np.int64]:
-        """Original labels [N] of uint8 images [N, H, W, C]."""
+        """Predict original labels, int64 [N], of uint8 images [N, H, W, C]."""
         return self.classes[self.scores(images).argmax(1)]
 
     def scores(self, images: Images) -> npt.NDArray[np.float32]:
-        """Logits [N, k] in the order of `classes`."""
+        """Compute logits, float32 [N, k], of uint8 images [N, H, W, C], in the order of `classes`."""
         return logits(self.module, normalise(images, self.base.mean, self.base.std))
 
     def macs_ratio(self) -> float:
+        """Divide its multiply-accumulate operations by the base model's."""
         return self.base.groups.macs_ratio(self.plan.counts())
 
     def parameters_ratio(self) -> float:
+        """Divide its stored values by the base model's."""
         return self.base.groups.parameters_ratio(self.plan.counts())
 
 
 def _output_size(state: State, weights: Path) -> int:
+    """Read the number of classes off the last linear layer; raises ModelError without one."""
     matrices = [tensor for name, tensor in state.items() if name.endswith("weight") and tensor.ndim == 2]
     if not matrices:
         raise ModelError(f"{weights} holds no linear layer, the last one must give the classes: use other weights")
@@ -94,7 +118,10 @@ def _output_size(state: State, weights: Path) -> int:
 
 
 def statistic(metadata: dict[str, str], key: str, default: float, channels: int) -> tuple[float, ...]:
-    """Of each input channel, from a weights file's metadata; raises ModelError when it is of other channels."""
+    """Read `mean` or `std` of each input channel from a weights file's metadata, `default` where absent.
+
+    Raises ModelError when there are not as many values as `channels`.
+    """
     values = ast.literal_eval(metadata[key]) if key in metadata else (default,) * channels
     if len(values) != channels:
         raise ModelError(f"weights give {len(values)} values of {key}, the images have {channels} channels")

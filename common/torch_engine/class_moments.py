@@ -1,7 +1,7 @@
-"""Class moments of a network from labelled reference images, and removal curves of any usage from them.
+"""Gather class moments of a network from labelled reference images, and derive pruning curves of any usage from them.
 
 Images are looked at once, class by class; memory is that of one class's sums, however many images there are. Afterwards
-a usage costs linear algebra alone.
+a usage (shares of the classes) costs linear algebra alone.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from fedcaptor.common.errors import DataError
 from fedcaptor.common.groups import Group
 from fedcaptor.common.moments import SHARE, ClassMoments, Key, Moments, Scatter
 from fedcaptor.common.plan import Plan
-from fedcaptor.common.selection import Reading, RemovalCurve, removal_curve
+from fedcaptor.common.selection import ConsumerStatistics, PruningCurve, pruning_curve
 from fedcaptor.common.torch_engine.base import BaseModel
 from fedcaptor.common.torch_engine.evidence import (
     Sampler,
@@ -26,8 +26,8 @@ from fedcaptor.common.torch_engine.evidence import (
     consuming_layers,
     differentiable,
     gradient_rows,
-    reading,
     recorded,
+    statistics_of,
 )
 from fedcaptor.common.torch_engine.forward import normalise
 
@@ -36,7 +36,7 @@ Place = Key | str
 
 
 def network_digest(base: BaseModel) -> str:
-    """SHA-256 (hex) of channel groups and weights: moments of one network mean nothing in another."""
+    """Hash channel groups and weights (SHA-256, hex): moments of one network mean nothing in another."""
     found = hashlib.sha256(base.groups.digest.encode())
     for name in sorted(base.state):
         found.update(name.encode() + np.ascontiguousarray(base.state[name]).tobytes())
@@ -53,10 +53,19 @@ def gather(
     share: float = SHARE,
     seed: int = 0,
 ) -> ClassMoments:
-    """Moments of every class from `images` uint8 [N, H, W, C], may be a memory-mapped array, with `labels` [N].
+    """Gather the moments of every class.
 
-    `positions`: most map positions that are observed of an image. Raises DataError without images and for labels
-    beyond the classes.
+    Args:
+        base: The full model.
+        images: uint8 [N, H, W, C], may be a memory-mapped array.
+        labels: [N], the images' classes.
+        positions: Most map positions that are observed of an image.
+        batch: Images of one forward and backward pass.
+        share: Share of each covariance's trace that is kept.
+        seed: Chooses the map positions.
+
+    Raises:
+        DataError: There are no images, or labels beyond the classes.
     """
     classes = base.groups.classes
     if len(labels) == 0 or labels.min() < 0 or labels.max() >= classes:
@@ -84,7 +93,7 @@ def gather(
 
 
 def _batch_sums(base: BaseModel, x: torch.Tensor, label: int, sampler: Sampler) -> dict[Place, Scatter]:
-    """Of normalised images [N, C, H, W] of one class: one forward and one backward pass.
+    """Sum up normalised images [N, C, H, W] of one class in one forward and one backward pass.
 
     Gradients are those of z_label - mean z: a softmax ignores a common shift.
     """
@@ -104,16 +113,18 @@ def curves_for(
     *,
     start: Plan | None = None,
     importance: Mapping[str, Floats] | None = None,
-) -> dict[str, RemovalCurve]:
-    """Removal curve of each group for images of the needed `classes` in proportion to `usage` [K], as `Evidence.curves`
-    (which says what `start` and `importance` are), without a forward pass. Raises DataError for a class without images.
+) -> dict[str, PruningCurve]:
+    """Compute the pruning curve of each group for a usage of the target `classes`, without a forward pass.
+
+    The result resembles `Evidence.curves` on images of these classes in proportion to `usage` [K]; `start` and
+    `importance` are those of `Evidence.gather`. Raises DataError for a target class without images.
     """
-    needed = np.unique(classes)
-    weights = np.where(np.isin(np.arange(len(usage)), needed), usage, 0.0)
-    sensitivity = {layer: moments.sensitivity(layer, needed) for layer in moments.gradients}
+    target_classes = np.unique(classes)
+    weights = np.where(np.isin(np.arange(len(usage)), target_classes), usage, 0.0)
+    sensitivity = {layer: moments.sensitivity(layer, target_classes) for layer in moments.gradients}
     return {
-        group.name: removal_curve(
-            _readings(base, moments, group, weights, sensitivity),
+        group.name: pruning_curve(
+            _consumer_statistics(base, moments, group, weights, sensitivity),
             importance=None if importance is None else importance.get(group.name),
             start=None if start is None else start.kept.get(group.name),
         )
@@ -122,12 +133,13 @@ def curves_for(
     }
 
 
-def _readings(
+def _consumer_statistics(
     base: BaseModel, moments: ClassMoments, group: Group, weights: Floats, sensitivity: Mapping[str, Floats]
-) -> list[Reading]:
+) -> list[ConsumerStatistics]:
+    """Compute the statistics of each consumer of a group for images in proportion to `weights` [K]."""
     result = []
     for consumer in group.consumers:
         weight = torch.from_numpy(np.asarray(base.state[f"{consumer.layer}.weight"]))
         covariance = moments.covariance(group.name, consumer.layer, weights)
-        result.append(reading(covariance, weight, group, consumer, sensitivity[consumer.layer]))
+        result.append(statistics_of(covariance, weight, group, consumer, sensitivity[consumer.layer]))
     return result

@@ -1,4 +1,4 @@
-"""Cost model of a network: every convolution and linear layer with the groups that it reads and makes."""
+"""The cost model of a network: every convolution and linear layer with the groups that it reads and makes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fedcaptor.common.torch_engine.network import is_depthwise, mixes
 
 
 def layers_of(network: nn.Module, positions: Mapping[str, int], groups: Sequence[Group]) -> tuple[Layer, ...]:
-    """Layers in the order of `positions` (output map positions by layer, as executed).
+    """List the layers with their costs in the order of `positions` (output map positions by layer, as executed).
 
     A layer behind a concatenation has one entry for each group that it reads.
     """
@@ -23,9 +23,9 @@ def layers_of(network: nn.Module, positions: Mapping[str, int], groups: Sequence
     for group in groups:
         for consumer in group.consumers:
             read[consumer.layer].append((group.name, group.channels, consumer.taps))
-        for cut in group.cuts:
-            layer, _, attribute = cut.tensor.rpartition(".")
-            if cut.dim == 0 and attribute == "weight":
+        for place in group.slices:
+            layer, _, attribute = place.tensor.rpartition(".")
+            if place.dim == 0 and attribute == "weight":
                 made[layer].append((group.name, group.channels))
     modules = dict(network.named_modules())
     layers = []
@@ -39,6 +39,7 @@ def layers_of(network: nn.Module, positions: Mapping[str, int], groups: Sequence
 
 
 def _depthwise(name: str, positions: int, module: Any, made: list[tuple[str, int]]) -> list[Layer]:
+    """Describe a depthwise convolution: one entry for each group that it carries."""
     kernel, fixed = math.prod(module.kernel_size), module.out_channels - sum(channels for _, channels in made)
     parts: list[tuple[str | None, int]] = [*made, *([(None, fixed)] if fixed else [])]
     return [Layer(name, positions, kernel, channels, channels, group, group, True) for group, channels in parts]
@@ -47,6 +48,7 @@ def _depthwise(name: str, positions: int, module: Any, made: list[tuple[str, int
 def _mixing(
     name: str, positions: int, module: Any, read: list[tuple[str, int, int]], made: list[tuple[str, int]]
 ) -> list[Layer]:
+    """Describe a convolution or linear layer: one entry for each group that it reads."""
     linear = isinstance(module, nn.Linear)
     kernel = 1 if linear else math.prod(module.kernel_size)
     outputs, inputs = module.weight.shape[:2]

@@ -1,6 +1,7 @@
-"""What the engine sees of the needed classes: channels at each consumer's input, and how the needed logits feel them.
+"""Observe a network on images of the target classes: the raw material of calibration statistics.
 
-Unlabelled images suffice: forward passes, and one backward pass a batch.
+What is observed are channels at each consumer's input, layers' outputs, and the sensitivity of the target classes'
+logits to errors there. Unlabelled images suffice: forward passes, and one backward pass a batch.
 """
 
 from __future__ import annotations
@@ -17,23 +18,25 @@ from torch import nn
 
 from fedcaptor.common.arrays import Floats, Indices
 from fedcaptor.common.groups import ChannelGroups, Consumer, Group
-from fedcaptor.common.selection import Reading
+from fedcaptor.common.selection import ConsumerStatistics
 
 Rows = dict[tuple[str, str], npt.NDArray[np.float32]]
 """Observations [R, channels] of a group's channels at a consumer's input, by (group, layer)."""
 
-ROWS = 16384  # at most, observed of a layer in all images: more brought little
+ROWS = 16384
+"""Most observations of a layer over all images: more brought little."""
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """Chooses the same map positions in every model: at most `rows` observations a layer, seeded by the layer."""
+    """Choose map positions to observe: at most `rows` a layer over all `images`, the same in every model."""
 
     images: int
     rows: int = ROWS
     seed: int = 0
 
     def positions(self, layer: str, available: int) -> torch.Tensor:
+        """Draw sorted positions [P] of the `available` ones of a layer's map."""
         wanted = min(available, max(1, self.rows // max(1, self.images)))
         rng = np.random.default_rng([self.seed, *layer.encode()])
         return torch.from_numpy(np.sort(rng.choice(available, wanted, replace=False)))
@@ -41,7 +44,7 @@ class Sampler:
 
 @contextlib.contextmanager
 def hooks(handles: list[Any]) -> Iterator[None]:
-    """Removes the hooks whatever happens inside."""
+    """Remove these hooks when the block ends, whatever happens inside."""
     try:
         yield
     finally:
@@ -50,20 +53,21 @@ def hooks(handles: list[Any]) -> Iterator[None]:
 
 
 def consumers(groups: ChannelGroups) -> list[tuple[Group, Consumer]]:
-    """Every (group, consumer) pair of the prunable groups, in execution order of the groups."""
+    """List every (group, consumer) pair of the prunable groups, in execution order of the groups."""
     return [(group, consumer) for group in groups.prunable for consumer in group.consumers]
 
 
 def consuming_layers(groups: ChannelGroups) -> list[str]:
-    """Layers that read prunable groups, each once."""
+    """List the layers that read prunable groups, each once."""
     return list(dict.fromkeys(consumer.layer for _, consumer in consumers(groups)))
 
 
 def observe(
     x: torch.Tensor, channels: int, consumer: Consumer, sampler: Sampler, offset: int
 ) -> npt.NDArray[np.float32]:
-    """Observations [R, channels] in a consumer's input: [N, C, H, W], or [N, C·taps] behind a flatten. The group's
-    channels begin at element `offset`.
+    """Take observations [R, channels] out of a consumer's input `x`: [N, C, H, W], or [N, C·taps] behind a flatten.
+
+    The group's channels begin at element `offset`.
     """
     maps = x[:, offset : offset + channels * consumer.taps].reshape(len(x), channels, -1)
     maps = maps[:, :, sampler.positions(consumer.layer, maps.shape[2])]
@@ -72,8 +76,9 @@ def observe(
 
 @contextlib.contextmanager
 def recorded(model: nn.Module, groups: ChannelGroups, sampler: Sampler) -> Iterator[Rows]:
-    """Channels of every group at each consumer's input, of all images that the model sees inside the block; complete
-    when the block ends.
+    """Record channels of every group at each consumer's input, for all images that the model sees inside the block.
+
+    The dictionary is filled when the block ends.
     """
     found: dict[tuple[str, str], list[npt.NDArray[np.float32]]] = {}
     rows: Rows = {}
@@ -93,7 +98,7 @@ def recorded(model: nn.Module, groups: ChannelGroups, sampler: Sampler) -> Itera
 
 @dataclass(frozen=True, eq=False)
 class Response:
-    """Outputs `values` [N · P, O] of one layer to N images, at `positions` [P] of its map (a linear layer: one)."""
+    """Hold one layer's outputs `values` [N · P, O] for N images at `positions` [P] of its map (a linear layer: one)."""
 
     values: torch.Tensor
     positions: torch.Tensor
@@ -101,8 +106,9 @@ class Response:
 
 @contextlib.contextmanager
 def responses(model: nn.Module, groups: ChannelGroups, sampler: Sampler) -> Iterator[dict[str, Response]]:
-    """Responses of every layer that reads a group to all images that the model sees inside the block, by layer;
-    complete when the block ends.
+    """Record outputs of every layer that reads a group, by layer, for all images that the model sees inside the block.
+
+    The dictionary is filled when the block ends.
     """
     found: dict[str, list[torch.Tensor]] = {}
     places: dict[str, torch.Tensor] = {}
@@ -124,7 +130,7 @@ def responses(model: nn.Module, groups: ChannelGroups, sampler: Sampler) -> Iter
 
 @contextlib.contextmanager
 def differentiable(model: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, torch.Tensor]]:
-    """Outputs of these layers, by name, of the last images that the model saw inside the block."""
+    """Record outputs of these layers, by name, for the last images seen inside the block, as tensors with gradients."""
     modules = dict(model.named_modules())
     outputs: dict[str, torch.Tensor] = {}
 
@@ -141,7 +147,7 @@ def differentiable(model: nn.Module, layers: Sequence[str]) -> Iterator[dict[str
 
 
 def gradient_rows(loss: torch.Tensor, outputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """∂ loss / ∂ output of each layer, [N · positions, O]."""
+    """Compute ∂ loss / ∂ output of each layer, [N · positions, O]."""
     found = torch.autograd.grad(loss, list(outputs.values()))
     return {name: g.movedim(1, -1).reshape(-1, g.shape[1]) for name, g in zip(outputs, found, strict=True)}
 
@@ -149,9 +155,9 @@ def gradient_rows(loss: torch.Tensor, outputs: dict[str, torch.Tensor]) -> dict[
 def gradient_matrices(
     model: nn.Module, groups: ChannelGroups, x: torch.Tensor, loss: Callable[[torch.Tensor], torch.Tensor], batch: int
 ) -> dict[str, Floats]:
-    """Mean over images of g·gᵀ [O, O], summed over map positions, with g = ∂ loss / ∂ output of each consumer.
+    """Average g·gᵀ [O, O] over images, summed over map positions, with g = ∂ loss / ∂ output of each consumer.
 
-    `loss` of a batch's logits [n, classes], summed over the images.
+    `loss` takes a batch's logits [n, classes] and sums over the images.
     """
     totals: dict[str, torch.Tensor] = {}
     with differentiable(model, consuming_layers(groups)) as outputs:
@@ -164,48 +170,60 @@ def gradient_matrices(
 def output_sensitivity(
     model: nn.Module, groups: ChannelGroups, classes: Indices, x: torch.Tensor, seed: int = 0, batch: int = 32
 ) -> dict[str, Floats]:
-    """Gauss-Newton matrix [O, O] of "keep the needed logits" at each consumer's outputs, summed over map positions.
+    """Estimate the sensitivity of the target classes' logits: a Gauss-Newton matrix [O, O] at each consumer's outputs.
 
-    Mean over images of g·gᵀ, g = ∂ vᵀz_S / ∂ output [O] with random signs v on the needed logits, centred over them
-    because a softmax ignores a common shift. Needs no labels. Its diagonal alone would take errors of different outputs
-    for independent: deep layers, whose outputs push the logits together, would seem a hundred times too cheap.
+    It is the mean over images of g·gᵀ, summed over map positions, g = ∂ vᵀz_S / ∂ output [O] with random signs v on the
+    target classes' logits z_S, centred over them because a softmax ignores a common shift. No labels are needed. Its
+    diagonal alone would take errors of different outputs for independent: deep layers, whose outputs push the logits
+    together, would seem a hundred times too cheap.
+
+    Args:
+        model: The full network, in eval mode.
+        groups: Its channel groups.
+        classes: Target classes.
+        x: Normalised images [N, C, H, W].
+        seed: Draws the signs.
+        batch: Images of one backward pass.
     """
     generator = torch.Generator().manual_seed(seed)
-    needed = torch.from_numpy(np.asarray(classes))
+    target_classes = torch.from_numpy(np.asarray(classes))
 
     def loss(logits: torch.Tensor) -> torch.Tensor:
-        z = logits[:, needed]
+        z = logits[:, target_classes]
         signs = torch.randint(0, 2, z.shape, generator=generator).to(z.dtype) * 2 - 1
         return ((z - z.mean(1, keepdim=True)) * signs).sum()
 
     return gradient_matrices(model, groups, x, loss, batch)
 
 
-def readings(model: nn.Module, group: Group, rows: Rows, sensitivity: dict[str, Floats]) -> list[Reading]:
-    """What each consumer of the group needs of it."""
+def consumer_statistics(
+    model: nn.Module, group: Group, rows: Rows, sensitivity: dict[str, Floats]
+) -> list[ConsumerStatistics]:
+    """Compute the second-order statistics of each consumer of a group from observations and output sensitivities."""
     modules = dict(model.named_modules())
     result = []
     for consumer in group.consumers:
         observed = rows[group.name, consumer.layer]
         module: Any = modules[consumer.layer]
-        result.append(
-            reading(covariance_of(observed), module.weight.detach(), group, consumer, sensitivity[consumer.layer])
-        )
+        covariance, weight = covariance_of(observed), module.weight.detach()
+        result.append(statistics_of(covariance, weight, group, consumer, sensitivity[consumer.layer]))
     return result
 
 
 def covariance_of(observed: npt.NDArray[np.float32]) -> Floats:
-    """[C, C] of observations [R, C]; zero of a single one."""
+    """Compute the covariance [C, C] of observations [R, C]; zero for a single one."""
     return np.cov(observed, rowvar=False, bias=True).astype(np.float64).reshape(observed.shape[1], -1)
 
 
-def reading(covariance: Floats, weight: torch.Tensor, group: Group, consumer: Consumer, sensitivity: Floats) -> Reading:
-    """Of one consumer with its whole `weight`, and the `sensitivity` [O, O] of its outputs."""
+def statistics_of(
+    covariance: Floats, weight: torch.Tensor, group: Group, consumer: Consumer, sensitivity: Floats
+) -> ConsumerStatistics:
+    """Join a group's `covariance` [C, C] with a consumer's whole `weight` and its outputs' `sensitivity` [O, O]."""
     taps = consumer_weight(weight, group.channels, consumer).double().numpy().transpose(2, 1, 0)  # [taps, C, O]
-    return Reading(covariance, (taps @ sensitivity @ taps.transpose(0, 2, 1)).sum(0))
+    return ConsumerStatistics(covariance, (taps @ sensitivity @ taps.transpose(0, 2, 1)).sum(0))
 
 
 def consumer_weight(weight: torch.Tensor, channels: int, consumer: Consumer) -> torch.Tensor:
-    """The part [O, channels, taps] of a consumer's weights that reads the group."""
+    """Take the part [O, channels, taps] of a consumer's weights that reads the group."""
     part = weight[:, consumer.offset : consumer.offset + channels * consumer.taps]
     return part.reshape(len(weight), channels, -1)

@@ -1,4 +1,4 @@
-"""A submodel for use elsewhere: weights as safetensors, or a program that needs PyTorch or ONNX Runtime alone."""
+"""Export a submodel for use elsewhere: as safetensors, or as a program that needs PyTorch or ONNX Runtime alone."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from fedcaptor.common.torch_engine.standalone import Standalone
 
 INPUT, OUTPUT = "images", "scores"
 ABOUT = "fedcaptor.json"  # in a .pt2 file; the same names are entries of an .onnx file's metadata
-LIKE = 1e-4  # of the largest score: what a program's answers may differ by
+TOLERANCE = 1e-4  # of the largest score: what a program's answers may differ by
 
 Program = Callable[[torch.Tensor], torch.Tensor]
+"""An exported network: images [N, C, H, W] in [0, 1] to scores [N, k]."""
 
 
 class _FromPixels(nn.Module):
-    """Float images [N, C, H, W] in [0, 1] to scores [N, k]: what normalises them goes into the program."""
+    """Map float images [N, C, H, W] in [0, 1] to scores [N, k]: normalisation becomes part of the program."""
 
     mean: torch.Tensor
     std: torch.Tensor
@@ -35,12 +36,16 @@ class _FromPixels(nn.Module):
             self.register_buffer(name, torch.tensor(values).view(1, -1, 1, 1))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Normalise and classify."""
         scores: torch.Tensor = self.network((images - self.mean) / self.std)
         return scores
 
 
 def check_files(paths: Iterable[Path]) -> None:
-    """Raises ConfigError for a file that `export` could not write: its ending, a missing library, its folder."""
+    """Check that `export` can write these files: their endings, the libraries they need, their folders.
+
+    Raises ConfigError for the first that it cannot write.
+    """
     for path in paths:
         if path.suffix not in (WEIGHTS, *_PROGRAMS):
             raise ConfigError(
@@ -53,9 +58,15 @@ def check_files(paths: Iterable[Path]) -> None:
 
 
 def export(submodel: Standalone, path: Path) -> None:
-    """Write what the ending of `path` asks for; a program takes any number of images and has been tried before.
+    """Write a submodel as the ending of `path` asks for, atomically.
 
-    Raises ModelError when the network cannot be made a program, or one that answers otherwise.
+    Args:
+        submodel: What to write.
+        path: `.safetensors` holds the weights in half precision; `.pt2` (PyTorch) and `.onnx` hold a program that takes
+            any number of images [N, C, H, W] in [0, 1], and whose scores have been compared with the network's.
+
+    Raises:
+        ModelError: The network cannot be made a program, or the program's scores differ.
     """
     if path.suffix == WEIGHTS:
         submodel.write(path)
@@ -64,7 +75,7 @@ def export(submodel: Standalone, path: Path) -> None:
     about = {"model": submodel.model, "labels": submodel.labels.tolist(), "input_shape": list(submodel.input_shape)}
     try:
         content, program = _PROGRAMS[path.suffix](pixels, _images(submodel, 2), about)
-    except Exception as error:  # of many kinds, on many lines
+    except Exception as error:  # exporters raise errors of many kinds, with texts of many lines
         reason = str(error).partition("\n")[0]
         raise ModelError(f"{submodel.model} cannot become {path.suffix} ({reason}): write {WEIGHTS} instead") from error
     _compare(pixels, program, submodel)
@@ -74,6 +85,7 @@ def export(submodel: Standalone, path: Path) -> None:
 
 
 def _pt2(pixels: nn.Module, images: torch.Tensor, about: dict[str, object]) -> tuple[bytes, Program]:
+    """Make the content of a .pt2 file, and the program that it holds."""
     program = torch.export.export(pixels, (images,), dynamic_shapes=_any_number())
     buffer = io.BytesIO()
     torch.export.save(program, buffer, extra_files={ABOUT: json.dumps(about)})
@@ -81,6 +93,7 @@ def _pt2(pixels: nn.Module, images: torch.Tensor, about: dict[str, object]) -> t
 
 
 def _onnx(pixels: nn.Module, images: torch.Tensor, about: dict[str, object]) -> tuple[bytes, Program]:
+    """Make the content of an .onnx file, and the program that it holds."""
     import onnx
     import onnxruntime
 
@@ -107,20 +120,22 @@ _NEEDS = {".onnx": ("onnx", "onnxscript", "onnxruntime")}
 
 
 def _any_number() -> dict[str, dict[int, torch.export.Dim]]:
+    """Let the number of images vary."""
     return {INPUT: {0: torch.export.Dim("n")}}
 
 
 def _images(submodel: Standalone, count: int) -> torch.Tensor:
+    """Draw images to try a program on."""
     return torch.rand((count, *submodel.input_shape), generator=torch.Generator().manual_seed(0))
 
 
 @torch.no_grad()
 def _compare(pixels: nn.Module, program: Program, submodel: Standalone) -> None:
-    """On another number of images than it was made with."""
+    """Compare program and network on another number of images than it was made with; raises ModelError."""
     images = _images(submodel, 3)
     wanted = pixels(images)
     error = float((program(images) - wanted).abs().max() / wanted.abs().max().clamp_min(1e-12))
-    if not error <= LIKE:
+    if not error <= TOLERANCE:
         raise ModelError(
-            f"{submodel.model} answers otherwise as a program (relative error {error:.2g}, at most {LIKE:g})"
+            f"{submodel.model} answers otherwise as a program (relative error {error:.2g}, at most {TOLERANCE:g})"
         )

@@ -1,4 +1,4 @@
-"""Submodel factory: plan in, ready network out, at about the speed of copying its weights. No merging."""
+"""Turn plans into networks at about the speed of copying weights, which are not reconstructed."""
 
 from __future__ import annotations
 
@@ -16,22 +16,26 @@ from fedcaptor.common.torch_engine.registry import skeleton
 
 
 def sliced(base: BaseModel, plan: Plan) -> Submodel:
-    """The submodel that keeps the plan's channels as they are: equal to `base.rebuild(slice_state(...))`, each weight
-    moved once. The base is only read, the submodel shares nothing with it.
+    """Make the submodel that keeps the plan's channels as they are.
+
+    It equals `base.rebuild(slice_state(...))`, but each weight is moved once. The base is only read, the submodel
+    shares no memory with it.
     """
     tensors = slice_state(base.state, base.groups, plan, own=True)
     blank = skeleton(base.name, base.groups.classes, base.groups.input_shape)
     return Submodel(base, plan, network(blank, tensors, share=True))
 
 
-def limited(base: BaseModel, classes: Indices) -> Submodel:
-    """The whole network with outputs for `classes` alone."""
+def restricted(base: BaseModel, classes: Indices) -> Submodel:
+    """Make the whole network with outputs for `classes` alone."""
     return sliced(base, Plan.of(base.groups, {base.groups.output.name: classes}))
 
 
 def sliced_all(base: BaseModel, plans: Iterable[Plan], threads: int = 1) -> Iterator[Submodel]:
-    """Submodels in the order of `plans`, made on several threads from the one base model (gathers release the
-    interpreter lock). At most `threads` of them wait for the caller, however many plans there are.
+    """Make submodels in the order of `plans` on several threads (gathers release the interpreter lock).
+
+    At most `threads` of them wait for the caller, however many plans there are. Raises PlanError for fewer than one
+    thread.
     """
     if threads < 1:
         raise PlanError(f"threads is {threads}, must be at least 1")

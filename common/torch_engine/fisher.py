@@ -1,4 +1,7 @@
-"""The Fisher form of how the needed outputs feel each layer: an alternative to `.evidence.output_sensitivity`."""
+"""Estimate the target classes' sensitivity to each layer by the Fisher matrix: an alternative to Gauss-Newton.
+
+`.evidence.output_sensitivity` is the other one.
+"""
 
 from __future__ import annotations
 
@@ -21,18 +24,18 @@ def fisher_sensitivity(
     batch: int = 32,
     temperature: float = 4.0,
 ) -> dict[str, Floats]:
-    """Fisher matrix [O, O] of the needed classes at each consumer's outputs, summed over map positions.
+    """Estimate the Fisher matrix [O, O] of the target classes at each consumer's outputs, summed over map positions.
 
-    Mean over images of g·gᵀ, g = ∂ -log p_y / ∂ output [O], with p the softmax of the needed logits over `temperature`
-    and y drawn from p: needs no labels, and an error between two classes counts by how likely both are. The hotter,
-    the more alike p is for all images; as it grows without bound the result becomes a multiple of
-    `output_sensitivity`.
+    It is the mean over images of g·gᵀ, g = ∂ -log p_y / ∂ output [O], with p the softmax of the target classes' logits
+    over `temperature` and y drawn from p: no labels are needed, and an error between two classes counts by how likely
+    both are. The higher the temperature, the more alike p is for all images; as it grows without bound the result
+    becomes a multiple of `output_sensitivity`, whose arguments the others are.
     """
     generator = torch.Generator().manual_seed(seed)
-    needed = torch.from_numpy(np.asarray(classes))
+    target_classes = torch.from_numpy(np.asarray(classes))
 
     def loss(logits: torch.Tensor) -> torch.Tensor:
-        z = logits[:, needed].double() / temperature
+        z = logits[:, target_classes].double() / temperature
         drawn = torch.multinomial(z.detach().softmax(1), 1, generator=generator)[:, 0]
         return functional.cross_entropy(z, drawn, reduction="sum")
 

@@ -1,4 +1,4 @@
-"""A layer as a linear map: its input as rows of a matrix, and its weights by least squares."""
+"""Treat a layer as a linear map: unfold its input into rows of a matrix, and fit its weights by least squares."""
 
 from __future__ import annotations
 
@@ -11,15 +11,18 @@ from torch.nn import functional as F
 from fedcaptor.common.errors import ModelError
 
 
-def patches(x: torch.Tensor, layer: Any, positions: torch.Tensor) -> torch.Tensor:
-    """What a convolution or linear layer multiplies with its weights at some output positions [P]: [N · P, K].
+def unfold_inputs(x: torch.Tensor, layer: Any, positions: torch.Tensor) -> torch.Tensor:
+    """Gather what a layer multiplies with its weights at some output positions [P] (im2col): [N · P, K].
 
-    `x`: its input [N, C, H, W] or [N, K]. Columns in the order of the flattened weights.
+    `x`: input [N, C, H, W] of a convolution, or [N, K] of a linear layer. Columns are in the order of the flattened
+    weights. Raises ModelError for any other layer.
     """
     if isinstance(layer, nn.Linear):
         return x
     if not isinstance(layer, nn.Conv2d) or layer.groups > 1:
-        raise ModelError(f"a {type(layer).__name__} cannot be merged, must be a linear layer or a plain convolution")
+        raise ModelError(
+            f"a {type(layer).__name__} cannot be reconstructed, must be a linear layer or a plain convolution"
+        )
     padded = F.pad(x, layer._reversed_padding_repeated_twice, mode=_PADDING[layer.padding_mode])
     (down, right), (rows, columns), (stride, step) = layer.dilation, layer.kernel_size, layer.stride
     width = (padded.shape[3] - right * (columns - 1) - 1) // step + 1
@@ -32,11 +35,15 @@ _PADDING = {"zeros": "constant", "reflect": "reflect", "replicate": "replicate",
 
 
 class LeastSquares:
-    """Ridge regression on one matrix of inputs for several targets: it is factorised once.
+    """Solve ridge regressions on one matrix of inputs for several targets: it is factorised once.
 
-    `x` [R, K]; `start` [O, K]: the weights that the ridge draws to, as hard as `ridge` observations of them would.
-    `constant` false: the map is linear, not affine. Needs min(R, K)² memory: with fewer rows than columns it is solved
-    in the rows.
+    Memory is min(R, K)²: with fewer rows than columns it is solved in the rows.
+
+    Args:
+        x: Inputs [R, K].
+        start: Weights [O, K] that the ridge draws to.
+        ridge: How hard, as a number of observations of them.
+        constant: False where the map is linear, not affine.
     """
 
     def __init__(self, x: torch.Tensor, start: torch.Tensor, ridge: float, constant: bool = True) -> None:
@@ -51,7 +58,7 @@ class LeastSquares:
         self.factor = torch.linalg.cholesky(gram).float()
 
     def fit(self, wanted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Weights [O, K] and constants [O] for `wanted` outputs [R, O]."""
+        """Fit weights [O, K] and constants [O] to `wanted` outputs [R, O]."""
         mean = wanted.mean(0) if self.constant else torch.zeros(wanted.shape[1])
         missing = wanted - mean - self.given
         if self.by_rows:

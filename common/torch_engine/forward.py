@@ -13,7 +13,7 @@ from fedcaptor.common.arrays import Images
 
 
 def normalise(images: Images, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
-    """uint8 [N, H, W, C] to float [N, C, H, W], (x / 255 - mean) / std by channel."""
+    """Turn uint8 images [N, H, W, C] into a float tensor [N, C, H, W], (x / 255 - mean) / std by channel."""
     x = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 255
     shape = (1, -1, 1, 1)
     x = (x - torch.tensor(mean, dtype=torch.float32).view(shape)) / torch.tensor(std, dtype=torch.float32).view(shape)
@@ -22,7 +22,7 @@ def normalise(images: Images, mean: Sequence[float], std: Sequence[float]) -> to
 
 @torch.no_grad()
 def logits(model: nn.Module, x: torch.Tensor, batch: int = 64) -> npt.NDArray[np.float32]:
-    """[N, classes] of normalised images, in batches."""
+    """Compute logits, float32 [N, classes], of normalised images [N, C, H, W], in batches."""
     return np.concatenate([model(part).numpy() for part in x.split(batch)])
 
 

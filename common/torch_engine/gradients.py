@@ -1,4 +1,4 @@
-"""Class-wise gradient scores of filters in the forms that "gradient analysis" may mean (Qin et al., ASP-DAC 2019).
+"""Score filters class by class in the forms that "gradient analysis" may mean (Qin et al., ASP-DAC 2019).
 
 a is the filter's map as the layers behind it read it, w the filter's weights, L the loss of one image:
 
@@ -6,8 +6,8 @@ a is the filter's map as the layers behind it read it, w the filter's weights, L
 |---|---|---|
 | `taylor` | abs(Σ a·∂L/∂a) | first-order size of the effect of closing the filter (`.scores`) |
 | `signed-taylor` | -Σ a·∂L/∂a | first-order rise in the loss: images that gain and that lose cancel |
-| `map-gradient` | Σ abs(∂L/∂a) | how much the loss feels the map, whatever is in it |
-| `weight-gradient` | Σ abs(∂L/∂w) | how much the loss feels the weights |
+| `map-gradient` | Σ abs(∂L/∂a) | sensitivity of the loss to the map, whatever is in it |
+| `weight-gradient` | Σ abs(∂L/∂w) | sensitivity of the loss to the weights |
 
 All are sums over the images of a class, and so over batches: `ClassScores` add up.
 """
@@ -26,30 +26,33 @@ from torch.nn import functional
 
 from fedcaptor.common.arrays import Indices
 from fedcaptor.common.groups import ChannelGroups
-from fedcaptor.common.ranking import cut, weight_norms
+from fedcaptor.common.ranking import rankable_groups, weight_norms
 from fedcaptor.common.torch_engine.evidence import consumers, consuming_layers, hooks
 from fedcaptor.common.torch_engine.scores import ClassScores, taylor_scores
 
 Score = Callable[[nn.Module, ChannelGroups, torch.Tensor, Indices], ClassScores]
-"""Of (model, groups, normalised x [N, C, H, W], labels [N]); changes nothing in the model, which is in eval mode."""
+"""Takes (model, groups, normalised x [N, C, H, W], labels [N]); changes nothing in the model, which is in eval mode."""
 
-Pool = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""A filter's map and its gradient [N, channels, positions] to the score of each image [N, channels]."""
+MapScore = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""Takes filters' maps and their gradients [N, channels, positions], gives each image's score [N, channels]."""
 
 
 def signed_taylor_scores(model: nn.Module, groups: ChannelGroups, x: torch.Tensor, labels: Indices) -> ClassScores:
-    """Negative for a filter whose closing lowers the loss of a class, to first order."""
+    """Score by signed first-order effect: negative for a filter whose closing lowers the loss of a class."""
     return _at_readers(model, groups, x, labels, lambda a, gradient: -(a * gradient).sum(2))
 
 
 def map_gradient_scores(model: nn.Module, groups: ChannelGroups, x: torch.Tensor, labels: Indices) -> ClassScores:
-    """Summed over the layers that read the filter."""
+    """Score by the gradient at the filter's map, summed over the layers that read it."""
     return _at_readers(model, groups, x, labels, lambda a, gradient: gradient.abs().sum(2))
 
 
 def weight_gradient_scores(model: nn.Module, groups: ChannelGroups, x: torch.Tensor, labels: Indices) -> ClassScores:
-    """Summed over the layers that give the channel; one image at a time, for a batch's gradients are a sum."""
-    names = [f"{layer}.weight" for group in cut(groups) for layer in group.producers]
+    """Score by the gradient at the filter's weights, summed over the layers that make the channel.
+
+    Images are taken one at a time: a batch's gradients are a sum.
+    """
+    names = [f"{layer}.weight" for group in rankable_groups(groups) for layer in group.producers]
     weights = {name: model.get_parameter(name).detach().requires_grad_() for name in dict.fromkeys(names)}
     totals = _zeros(groups)
     for image, label in zip(x.split(1), _targets(labels), strict=True):
@@ -71,9 +74,9 @@ SCORES: dict[str, Score] = {
 
 
 def _at_readers(
-    model: nn.Module, groups: ChannelGroups, x: torch.Tensor, labels: Indices, pool: Pool, batch: int = 32
+    model: nn.Module, groups: ChannelGroups, x: torch.Tensor, labels: Indices, map_score: MapScore, batch: int = 32
 ) -> ClassScores:
-    """Pooled where the groups are read, one forward and backward pass a batch."""
+    """Score maps where the groups are read, one forward and backward pass a batch."""
     totals = _zeros(groups)
     for part, target in zip(x.split(batch), _targets(labels).split(batch), strict=True):
         with torch.enable_grad(), _read(model, consuming_layers(groups)) as maps:
@@ -84,13 +87,13 @@ def _at_readers(
             a, gradient = (
                 each[consumer.layer].detach()[:, own].reshape(len(part), group.channels, -1) for each in (maps, found)
             )
-            np.add.at(totals[group.name].T, target.numpy(), pool(a, gradient).double().numpy())
+            np.add.at(totals[group.name].T, target.numpy(), map_score(a, gradient).double().numpy())
     return _class_scores(totals, labels, groups.classes)
 
 
 @contextlib.contextmanager
 def _read(model: nn.Module, layers: list[str]) -> Iterator[dict[str, torch.Tensor]]:
-    """What each of these layers reads, by name, of the images that the model sees inside the block.
+    """Record what each of these layers reads, by name, of the images that the model sees inside the block.
 
     Each has a copy of its own: a map's gradient is that through one reader, and later in-place layers leave it alone.
     """
@@ -109,7 +112,7 @@ def _read(model: nn.Module, layers: list[str]) -> Iterator[dict[str, torch.Tenso
 
 
 def _loss(z: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Summed over images; in double precision a very sure prediction still has a gradient."""
+    """Sum the cross-entropy over images; in double precision a very sure prediction still has a gradient."""
     return functional.cross_entropy(z.double(), target, reduction="sum")
 
 
@@ -118,9 +121,11 @@ def _targets(labels: Indices) -> torch.Tensor:
 
 
 def _zeros(groups: ChannelGroups) -> dict[str, npt.NDArray[np.float64]]:
-    return {group.name: np.zeros((group.channels, groups.classes)) for group in cut(groups)}
+    """Begin sums of scores by group."""
+    return {group.name: np.zeros((group.channels, groups.classes)) for group in rankable_groups(groups)}
 
 
 def _class_scores(totals: dict[str, npt.NDArray[np.float64]], labels: Indices, classes: int) -> ClassScores:
+    """Wrap sums of scores with the number of images of each class."""
     presence = np.bincount(np.asarray(labels), minlength=classes).astype(np.int64)
     return ClassScores({name: total.astype(np.float32) for name, total in totals.items()}, presence)

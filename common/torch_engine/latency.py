@@ -1,4 +1,4 @@
-"""Measured latency on this machine: of whole networks, and of single layers over a grid of channel counts."""
+"""Measure latency on this machine: of whole networks, and of single layers over a grid of channel counts."""
 
 from __future__ import annotations
 
@@ -25,29 +25,30 @@ from fedcaptor.common.torch_engine.network import network
 from fedcaptor.common.torch_engine.registry import skeleton
 
 Clock = Callable[[], float]
+"""Gives seconds from any fixed start."""
 
 RATIOS = (0.0, 0.25, 0.5, 0.75, 1.0)  # of a layer's inputs and outputs; 0 stands for the smallest count
-ENOUGH, FEWEST, MOST = 0.02, 5, 30  # one grid point: seconds to spend, repetitions
+POINT_SECONDS, LEAST_ROUNDS, MOST_ROUNDS = 0.02, 5, 30  # for one grid point
 PASSES = 15  # through the whole network
 
 
 def measure(module: nn.Module, shape: tuple[int, int, int], clock: Clock = time.perf_counter) -> float:
-    """Median seconds of one image (C, H, W) through `module` on one thread."""
+    """Measure the median seconds of one image of `shape` (C, H, W) through `module` on one thread."""
     with one_thread():
         return float(np.median(_images([module], shape, clock)))
 
 
-def latency_ratio(
+def measured_latency_ratio(
     small: nn.Module, full: nn.Module, shape: tuple[int, int, int], clock: Clock = time.perf_counter
 ) -> float:
-    """Median over paired runs of (small / full) seconds of one image: what slows the machine down slows both."""
+    """Measure small / full seconds of one image by the median of paired runs: what slows the machine slows both."""
     with one_thread():
         times = _images([small, full], shape, clock)
     return float(np.median(times[:, 0] / times[:, 1]))
 
 
 def _images(modules: Sequence[nn.Module], shape: tuple[int, int, int], clock: Clock) -> npt.NDArray[np.float64]:
-    """Seconds [rounds, modules] of one image; about a second in all, 15 to 100 rounds."""
+    """Time one image: seconds [rounds, modules], about a second in all, 15 to 100 rounds."""
     calls = [partial(module, _ones((1, *shape))) for module in modules]
     rounds = int(1 / max(_timed(calls, 1, clock).sum(), 1e-9))
     return _timed(calls, min(max(rounds, 15), 100), clock)
@@ -59,11 +60,17 @@ def measure_table(
     on_layer: Callable[[int, int], None] | None = None,
     clock: Clock = time.perf_counter,
 ) -> LatencyTable:
-    """Each convolution and linear layer alone, on one thread and one image, with the sizes of its real input map.
+    """Measure each convolution and linear layer alone, on one thread and one image, at the size of its real input map.
 
-    Counts are multiples of `multiple`. A layer alone finds its weights in the cache: its times are scaled to what it
-    takes inside the full network. What follows it there (norms, activations, pooling) is added, in proportion to its
-    outputs; `rest` is what comes before the first layer. `on_layer`: called with layers done and their number.
+    A layer alone finds its weights in the cache: its times are scaled to what it takes inside the full network. What
+    follows it there (norms, activations, pooling) is added, in proportion to its outputs; `rest` is what comes before
+    the first layer.
+
+    Args:
+        base: The full model.
+        multiple: Channel counts of the grid are multiples of it.
+        on_layer: Called with the layers done and their number.
+        clock: Gives seconds.
     """
     groups, found = base.groups, {}
     lengths = layer_lengths(groups)
@@ -83,8 +90,8 @@ def measure_table(
 
 
 @dataclass(frozen=True)
-class _Inside:
-    """A layer inside the full network: shape that it reads, its seconds, and those until the next layer begins."""
+class _Context:
+    """Hold a layer's timing inside the full network: shape that it reads, its seconds, those until the next begins."""
 
     reads: tuple[int, ...]
     seconds: float
@@ -92,8 +99,8 @@ class _Inside:
 
 
 @torch.no_grad()
-def _inside(module: nn.Module, groups: ChannelGroups, clock: Clock) -> tuple[dict[str, _Inside], float]:
-    """All layers with their seconds for one image (medians), and the seconds before the first of them."""
+def _inside(module: nn.Module, groups: ChannelGroups, clock: Clock) -> tuple[dict[str, _Context], float]:
+    """Time all layers inside the network for one image (medians), and the seconds before the first of them."""
     shapes: dict[str, tuple[int, ...]] = {}
     stamps: list[float] = []
 
@@ -115,11 +122,11 @@ def _inside(module: nn.Module, groups: ChannelGroups, clock: Clock) -> tuple[dic
             rounds.append(np.diff([*stamps, clock()]))
     before, *spans = np.median(rounds[1:], axis=0).tolist()
     pairs = zip(shapes.items(), spans[::2], spans[1::2], strict=True)  # shapes: in the order of execution
-    return {name: _Inside(reads, seconds, after) for (name, reads), seconds, after in pairs}, before
+    return {name: _Context(reads, seconds, after) for (name, reads), seconds, after in pairs}, before
 
 
 def _grid(dimension: Dimension, groups: ChannelGroups, multiple: int) -> tuple[int, ...]:
-    """Counts from the smallest that a plan can keep up to all, rounded to multiples; one where nothing can be cut."""
+    """List counts from the smallest that a plan can keep up to all, in multiples; a single one where none can go."""
     fixed, parts = dimension
     free = sum(taps * groups.by_name[name].channels for name, taps in parts)
     if not free:
@@ -131,23 +138,23 @@ def _grid(dimension: Dimension, groups: ChannelGroups, multiple: int) -> tuple[i
 
 
 def _layer(base: BaseModel, blank: nn.Module, name: str, inputs: int, outputs: int) -> nn.Module:
-    """The layer with its first `inputs` inputs and `outputs` outputs."""
+    """Build the layer with its first `inputs` inputs and `outputs` outputs."""
     own = {key: base.state[f"{name}.{key}"][:outputs] for key, _ in blank.named_parameters()}
     return network(copy.deepcopy(blank), own | {"weight": own["weight"][:, :inputs]})
 
 
 def _seconds(layer: Any, shape: tuple[int, ...], clock: Clock) -> float:
-    """Median seconds of one layer; more repetitions where they take less."""
+    """Measure the median seconds of one layer; more repetitions where they take less."""
     linear = isinstance(layer, nn.Linear)
     x = _ones((*shape[:-1], layer.in_features) if linear else (shape[0], layer.in_channels, *shape[2:]))
     first = _timed([partial(layer, x)], 1, clock).item()
-    rounds = min(max(int(ENOUGH / first), FEWEST), MOST) if first > 0 else MOST
+    rounds = min(max(int(POINT_SECONDS / first), LEAST_ROUNDS), MOST_ROUNDS) if first > 0 else MOST_ROUNDS
     return float(np.median(_timed([partial(layer, x)], rounds, clock)))
 
 
 @torch.no_grad()
 def _timed(calls: Sequence[Callable[[], object]], rounds: int, clock: Clock) -> npt.NDArray[np.float64]:
-    """Seconds [rounds, calls], one call after the other in each round; a first round is not counted."""
+    """Time calls: seconds [rounds, calls], one after the other in each round; a first round is not counted."""
     times = np.zeros((rounds + 1, len(calls)))
     for row in times:
         for column, call in enumerate(calls):
@@ -158,14 +165,14 @@ def _timed(calls: Sequence[Callable[[], object]], rounds: int, clock: Clock) -> 
 
 
 def _ones(shape: tuple[int, ...]) -> torch.Tensor:
-    """An input in the memory layout of `normalise`."""
+    """Make an input in the memory layout of `normalise`."""
     x = torch.ones(shape)
     return x.contiguous(memory_format=torch.channels_last) if len(shape) == 4 else x
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Torch computes on one thread inside the block."""
+    """Let torch compute on one thread inside the block."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -175,5 +182,6 @@ def one_thread() -> Iterator[None]:
 
 
 def _machine() -> str:
+    """Describe processor and torch in words."""
     processor = platform.processor() or platform.machine()
     return f"{processor}, {torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}"

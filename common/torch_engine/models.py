@@ -1,4 +1,4 @@
-"""Own network definitions: one decorated function a model, each takes any image size that its pools allow.
+"""The project's own networks: one decorated function a model, each takes any image size that its pooling allows.
 
 A factory is called with (classes, (C, H, W)) and returns a network from float [N, C, H, W] to logits [N, classes].
 """
@@ -29,7 +29,7 @@ def model(name: str) -> Callable[[Factory], Factory]:
 
 
 def require_size(name: str, shape: Shape, smallest: int) -> None:
-    """Raises ModelError when an image side is below what the network's pools leave something of."""
+    """Check that pooling leaves something of an image; raises ModelError when a side is below `smallest`."""
     if min(shape[1:]) < smallest:
         raise ModelError(
             f"images are {shape[1]}×{shape[2]}, {name} needs at least {smallest}×{smallest}: use larger ones"
@@ -37,7 +37,7 @@ def require_size(name: str, shape: Shape, smallest: int) -> None:
 
 
 def initialise(module: nn.Module) -> nn.Module:
-    """He initialisation of convolutions and linear layers (He et al. 2015), zero biases."""
+    """Initialise convolutions and linear layers (He et al. 2015), with zero biases, in place."""
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
             nn.init.kaiming_uniform_(layer.weight, nonlinearity="relu")
@@ -47,13 +47,13 @@ def initialise(module: nn.Module) -> nn.Module:
 
 
 def conv_norm(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> list[nn.Module]:
-    """Convolution without bias and its batch norm; stride 1 keeps the map's size."""
+    """Make a convolution without bias and its batch norm; stride 1 keeps the map's size."""
     convolution = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
     return [convolution, nn.BatchNorm2d(outputs)]
 
 
 class ConvNet(nn.Module):
-    """Chain of 3×3 convolutions and 2×2 max pools ("M"), global mean, one hidden linear layer."""
+    """Chain 3×3 convolutions and 2×2 max pools ("M"), then a global mean and one hidden linear layer."""
 
     def __init__(self, widths: tuple[int | str, ...], channels: int, hidden: int, classes: int) -> None:
         super().__init__()
@@ -74,25 +74,26 @@ class ConvNet(nn.Module):
         initialise(self)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map images [N, C, H, W] to logits [N, classes]."""
         return self.classifier(self.features(x).mean((2, 3)))
 
 
 @model("small-cnn")
 def small_cnn(classes: int, input_shape: Shape) -> nn.Module:
-    """Six convolutions for phones: 0.66 M parameters, 28 M MACs at 28×28."""
+    """Build six convolutions for phones: 0.66 M parameters, 28 M MACs at 28×28."""
     require_size("small-cnn", input_shape, 16)
     return ConvNet((32, "M", 48, 96, "M", 96, 192, "M", 192), input_shape[0], 128, classes)
 
 
 @model("vgg16")
 def vgg16(classes: int, input_shape: Shape) -> nn.Module:
-    """VGG-16 with batch norm at CIFAR size (Simonyan & Zisserman 2015), global mean and one hidden layer of 512."""
+    """Build VGG-16 with batch norm at CIFAR size (Simonyan & Zisserman 2015), global mean, one hidden layer of 512."""
     widths = (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512, "M")
     return ConvNet(widths, input_shape[0], 512, classes)
 
 
 class AlexNet(nn.Module):
-    """Five convolutions with bias, overlapping 3×3/2 pools, two hidden layers with dropout."""
+    """Chain five convolutions with bias, overlapping 3×3/2 pools, two hidden layers with dropout."""
 
     def __init__(self, classes: int, input_shape: Shape, hidden: int = 1024) -> None:
         super().__init__()
@@ -123,18 +124,19 @@ class AlexNet(nn.Module):
         initialise(self)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map images [N, C, H, W] to logits [N, classes]."""
         return self.classifier(self.features(x).flatten(1))
 
 
 @model("alexnet")
 def alexnet(classes: int, input_shape: Shape) -> nn.Module:
-    """AlexNet at CIFAR size (Krizhevsky et al. 2012)."""
+    """Build AlexNet at CIFAR size (Krizhevsky et al. 2012)."""
     require_size("alexnet", input_shape, 15)
     return AlexNet(classes, input_shape)
 
 
 class Block(nn.Module):
-    """Basic residual block; a strided 1×1 projection where the shape changes (He et al. 2016, option B)."""
+    """Compute a basic residual block; a strided 1×1 projection where the shape changes (He et al. 2016, option B)."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -145,11 +147,15 @@ class Block(nn.Module):
         self.shortcut = nn.Sequential(*(conv_norm(inputs, outputs, 1, stride) if changes else []))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Add the body's output to the shortcut's, then rectify."""
         return torch.relu(self.body(x) + self.shortcut(x))
 
 
 class ResNet(nn.Module):
-    """CIFAR ResNet of 6·blocks + 2 layers (He et al. 2016, section 4.2): three stages of 16, 32, 64 channels."""
+    """Chain residual blocks to a CIFAR ResNet of 6·blocks + 2 layers (He et al. 2016, section 4.2).
+
+    Its three stages have 16, 32 and 64 channels.
+    """
 
     def __init__(self, classes: int, channels: int, blocks: int) -> None:
         super().__init__()
@@ -165,16 +171,17 @@ class ResNet(nn.Module):
         initialise(self)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map images [N, C, H, W] to logits [N, classes]."""
         return self.fc(self.blocks(self.stem(x)).mean((2, 3)))
 
 
 @model("resnet20")
 def resnet20(classes: int, input_shape: Shape) -> nn.Module:
-    """CIFAR ResNet-20."""
+    """Build the CIFAR ResNet-20 (He et al. 2016)."""
     return ResNet(classes, input_shape[0], 3)
 
 
 @model("resnet56")
 def resnet56(classes: int, input_shape: Shape) -> nn.Module:
-    """CIFAR ResNet-56."""
+    """Build the CIFAR ResNet-56 (He et al. 2016)."""
     return ResNet(classes, input_shape[0], 9)

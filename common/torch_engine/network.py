@@ -1,4 +1,4 @@
-"""Weights on disk, and networks that take on the shape of their weights."""
+"""Read and write weights, and let networks take on the shape of their weights."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PER_CHANNEL = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._Instanc
 
 
 def load_state(path: Path) -> tuple[State, dict[str, str]]:
-    """Tensors of a safetensors file as numpy arrays in the network's order, floats widened to float32, and metadata.
+    """Read a safetensors file: numpy arrays in the network's order, floats widened to float32, and metadata.
 
     A file from elsewhere is ordered by name, numbers by value. Raises ModelError when the file cannot be read.
     """
@@ -45,7 +45,7 @@ def load_state(path: Path) -> tuple[State, dict[str, str]]:
 
 
 def save_state(path: Path, state: State, metadata: dict[str, str], private: bool = False) -> None:
-    """Write atomically: floats in half precision, other tensors unchanged; `private` as for `files.replacing`.
+    """Write tensors atomically: floats in half precision, others unchanged; `private` as for `files.replacing`.
 
     A tensor with values beyond half precision (a large variance) is written in single precision.
     """
@@ -56,16 +56,24 @@ def save_state(path: Path, state: State, metadata: dict[str, str], private: bool
 
 
 def state_of(module: nn.Module) -> State:
-    """Its tensors as numpy arrays that share its memory, in its order."""
+    """Return a module's tensors as numpy arrays that share its memory, in its order."""
     return {name: tensor.numpy() for name, tensor in module.state_dict().items()}
 
 
 def network(module: nn.Module, state: State, *, share: bool = False) -> nn.Module:
-    """Fill `module` (from `registry.build` or `registry.skeleton`) with copies of possibly sliced tensors, in place.
+    """Fill a module in place with possibly sliced tensors, from which its layers take their sizes.
 
-    Layers take their sizes from the tensors. `share`: use the arrays themselves where their type is the network's; the
-    caller gives them away. Returns it in eval mode, parameters without gradients.
-    Raises ModelError when a tensor is missing, unknown, or no slice of the network's.
+    Args:
+        module: A network of `registry.build` or `registry.skeleton`.
+        state: Arrays by state-dict key.
+        share: Use the arrays themselves where their type is the network's: the caller gives them away. Otherwise they
+            are copied.
+
+    Returns:
+        The module, in eval mode, parameters without gradients.
+
+    Raises:
+        ModelError: A tensor is missing, unknown, or no slice of the network's.
     """
     filled: set[str] = set()
     training = False
@@ -85,7 +93,8 @@ def network(module: nn.Module, state: State, *, share: bool = False) -> nn.Modul
 def _fill(layer: nn.Module, prefix: str, state: State, share: bool) -> dict[str, Shape]:
     """Replace a layer's own tensors by those of the state; returns their shapes.
 
-    Stored where `setattr` would, which looks for the name among all kinds first: half of the time of a small network.
+    They are stored where `setattr` would, which looks for the name among all kinds first: half of the time of a small
+    network.
     """
     shapes: dict[str, Shape] = {}
     kinds: tuple[dict[str, Any], ...] = (layer._parameters, layer._buffers)
@@ -107,15 +116,17 @@ def _fill(layer: nn.Module, prefix: str, state: State, share: bool) -> dict[str,
 
 
 def _natural(key: str) -> list[tuple[int, str]]:
+    """Make a sort key that orders numbers inside names by value."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", key)]
 
 
 def _widen(tensor: torch.Tensor) -> np.ndarray:
-    """A copy, so that nothing refers to the mapped file."""
+    """Copy a tensor, so that nothing refers to the mapped file; floats become float32."""
     return tensor.to(torch.float32 if tensor.is_floating_point() else tensor.dtype, copy=True).numpy()
 
 
 def narrow(array: np.ndarray) -> np.ndarray:
+    """Copy an array, floats in half precision, or in single where a value is beyond that."""
     if not np.issubdtype(array.dtype, np.floating):
         return array.copy(order="C")
     with np.errstate(over="ignore"):
@@ -124,7 +135,7 @@ def narrow(array: np.ndarray) -> np.ndarray:
 
 
 def _sliceable(layer: nn.Module, attribute: str) -> int:
-    """How many leading dimensions of a layer's tensor may be sliced."""
+    """Count the leading dimensions of a layer's tensor that may be sliced."""
     if is_depthwise(layer):
         return 1
     if isinstance(layer, nn.Linear) or (isinstance(layer, CONVOLUTION) and layer.groups == 1):
@@ -133,16 +144,17 @@ def _sliceable(layer: nn.Module, attribute: str) -> int:
 
 
 def is_depthwise(layer: Any) -> bool:
-    """A convolution with one filter a channel (and more than one channel)."""
+    """Tell whether a layer is a convolution with one filter a channel (and more than one channel)."""
     return isinstance(layer, CONVOLUTION) and 1 < layer.groups == layer.in_channels == layer.out_channels
 
 
 def mixes(layer: nn.Module) -> bool:
-    """A linear layer or a convolution that is not depthwise."""
+    """Tell whether a layer mixes its input channels: a linear layer or a convolution that is not depthwise."""
     return isinstance(layer, nn.Linear) or (isinstance(layer, CONVOLUTION) and not is_depthwise(layer))
 
 
 def _check(key: str, shape: tuple[int, ...], full: tuple[int, ...], free: int) -> None:
+    """Check that a tensor is a slice of the network's in its first `free` dimensions; raises ModelError."""
     fits = len(shape) == len(full) and shape[free:] == full[free:]
     if not fits or any(not 0 < a <= b for a, b in zip(shape[:free], full[:free], strict=True)):
         raise ModelError(f"tensor {key} is {shape}, the network has {full}: use the weights of this model")
@@ -159,7 +171,7 @@ def _fit(name: str, layer: Any, shapes: Mapping[str, Shape]) -> None:
 
 
 def _sizes(layer: Any, weight: Shape, channels: int | None) -> dict[str, int | None]:
-    """Attributes of a layer that say how large its tensors are."""
+    """List the attributes of a layer that say how large its tensors are."""
     if isinstance(layer, CONVOLUTION):
         groups = weight[0] if is_depthwise(layer) else layer.groups
         return {"groups": groups, "out_channels": weight[0], "in_channels": weight[1] * groups}

@@ -1,4 +1,4 @@
-"""Outputs for classes that a submodel does not serve: it never answers with them, they tell what is not for it."""
+"""Fit outputs for classes that a submodel does not serve: it never answers with them, they detect out-of-set images."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from fedcaptor.common.torch_engine.fitting import LeastSquares
 
 
 def last_layer(submodel: Submodel) -> nn.Linear:
-    """The layer that gives the logits."""
+    """Return the layer that makes the logits."""
     layer = submodel.module.get_submodule(submodel.base.groups.output.producers[0])
     assert isinstance(layer, nn.Linear)  # `BaseModel.load` reads the number of classes from it
     return layer
 
 
 def features(submodel: Submodel, images: Images, batch: int = 512) -> tuple[Floats, npt.NDArray[np.float32]]:
-    """What the last layer reads [N, D] of uint8 images [N, H, W, C], and the logits [N, k]."""
+    """Compute what the last layer reads [N, D] of uint8 images [N, H, W, C], and the logits [N, k]."""
     read: list[npt.NDArray[Any]] = []
 
     def hook(_module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
@@ -36,12 +36,12 @@ def features(submodel: Submodel, images: Images, batch: int = 512) -> tuple[Floa
 
 
 def refitted(submodel: Submodel, images: Images, classes: Indices, ridge: float = 50) -> Submodel:
-    """A copy whose outputs for `classes` follow the base's logits on unlabelled `images` of all classes.
+    """Copy a submodel, with outputs for `classes` that follow the base's logits on unlabelled `images` of all classes.
 
-    Merging fits every output on images of the served classes alone, where those of the others have least to say. Here
-    the last layer's weights of these outputs are fitted anew in closed form: ridge regression of the base's logits on
-    what the submodel's last layer reads, towards the merged weights, which count as `ridge` images. All other outputs
-    stay as they are.
+    Weight reconstruction fits every output on images of the served classes alone, where those of the others have least
+    to say. Here the last layer's weights of these outputs are fitted anew in closed form: ridge regression of the
+    base's logits on what the submodel's last layer reads, towards the present weights, which count as `ridge` images.
+    All other outputs stay as they are. `images`: uint8 [N, H, W, C].
     """
     rows = np.searchsorted(submodel.classes, classes)
     result = Submodel(submodel.base, submodel.plan, copy.deepcopy(submodel.module))

@@ -1,4 +1,4 @@
-"""The engine in one page: observe, select, plan, slice, merge."""
+"""The pruning engine in one page: observe, select, plan, slice, reconstruct weights."""
 
 from __future__ import annotations
 
@@ -13,38 +13,46 @@ from fedcaptor.common.arrays import Floats, Images, Indices
 from fedcaptor.common.errors import DataError
 from fedcaptor.common.groups import ChannelGroups
 from fedcaptor.common.plan import Plan
-from fedcaptor.common.planner import Budget, plan
-from fedcaptor.common.selection import RemovalCurve, removal_curve
+from fedcaptor.common.planner import Budget, allocate
+from fedcaptor.common.selection import PruningCurve, pruning_curve
 from fedcaptor.common.torch_engine.base import BaseModel, Submodel
-from fedcaptor.common.torch_engine.calibration import calibrated
+from fedcaptor.common.torch_engine.curve_calibration import calibrate_curves
 from fedcaptor.common.torch_engine.evidence import (
     ROWS,
     Response,
     Sampler,
+    consumer_statistics,
     output_sensitivity,
-    readings,
     recorded,
     responses,
 )
 from fedcaptor.common.torch_engine.factory import sliced
 from fedcaptor.common.torch_engine.forward import normalise
-from fedcaptor.common.torch_engine.merge import merge
+from fedcaptor.common.torch_engine.reconstruction import reconstruct_weights
 
 Sensitivity = Callable[[nn.Module, ChannelGroups, Indices, torch.Tensor, int], dict[str, Floats]]
+"""Takes (model, groups, target classes, normalised x [N, C, H, W], seed), gives a matrix [O, O] by consuming layer."""
 
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """What the full model shows of its needed classes on calibration images: one serves a whole ladder of budgets.
+    """Hold calibration statistics: what the full model shows of its target classes on calibration images.
 
-    `x`: normalised images. `full`: how the full model's layers respond to them. `curves`: removal curve of each group.
+    Gathered once, they serve any number of budgets.
+
+    Attributes:
+        base: The full model.
+        classes: Target classes, sorted labels [k].
+        x: The calibration images, normalised [N, C, H, W].
+        full: How the full model's layers respond to them, by layer.
+        curves: Pruning curve of each group, by name.
     """
 
     base: BaseModel
     classes: Indices
     x: torch.Tensor
     full: Mapping[str, Response]
-    curves: Mapping[str, RemovalCurve]
+    curves: Mapping[str, PruningCurve]
 
     @classmethod
     def gather(
@@ -59,22 +67,31 @@ class Evidence:
         rows: int = ROWS,
         sensitivity: Sensitivity = output_sensitivity,
     ) -> Evidence:
-        """Observe unlabelled `images` uint8 [N, H, W, C] of the needed `classes`.
+        """Observe the full model on calibration images.
 
-        `start`: channels outside this plan are removed first. `importance`: factors [channels] on the cost of removing
-        a group's channels. `sensitivity`: how needed logits feel errors at layers' outputs. Raises DataError without
-        images.
+        Args:
+            base: The full model.
+            classes: Target classes, labels that the submodels are to answer with.
+            images: Unlabelled images of these classes, uint8 [N, H, W, C].
+            start: Channels outside this plan are removed first.
+            importance: Factors [channels] on the cost of removing a group's channels, by group.
+            seed: Chooses map positions and draws random signs.
+            rows: Most observations of a layer.
+            sensitivity: Estimates the sensitivity of the target classes' logits to errors at layers' outputs.
+
+        Raises:
+            DataError: There are no images.
         """
         if len(images) == 0:
-            raise DataError("0 calibration images, at least 1 is needed: give images of the needed classes")
-        groups, needed = base.groups, np.unique(classes)
+            raise DataError("0 calibration images, at least 1 is needed: give images of the target classes")
+        groups, target_classes = base.groups, np.unique(classes)
         x = normalise(images, base.mean, base.std)
         sampler = Sampler(len(x), rows, seed)
         with recorded(base.module, groups, sampler) as seen, responses(base.module, groups, sampler) as full:
-            felt = sensitivity(base.module, groups, needed, x, seed)
+            sensitivities = sensitivity(base.module, groups, target_classes, x, seed)
         curves = {
-            group.name: removal_curve(
-                readings(base.module, group, seen, felt),
+            group.name: pruning_curve(
+                consumer_statistics(base.module, group, seen, sensitivities),
                 importance=None if importance is None else importance.get(group.name),
                 start=None if start is None else start.kept.get(group.name),
             )
@@ -82,24 +99,37 @@ class Evidence:
             if group.consumers
         }
         if start is None:
-            curves = calibrated(base, needed, x, seen, curves)
-        return cls(base, needed, x, full, curves)
+            curves = calibrate_curves(base, target_classes, x, seen, curves)
+        return cls(base, target_classes, x, full, curves)
 
     def submodel(self, budget: Budget) -> Submodel:
-        """Plan, slice and merge. Raises PlanError for an impossible budget."""
-        return self.merged(plan(self.base.groups, self.curves, self.classes, budget))
+        """Plan within a budget, slice, and reconstruct weights. Raises PlanError for an impossible one."""
+        return self.build(allocate(self.base.groups, self.curves, self.classes, budget))
 
-    def merged(self, chosen: Plan) -> Submodel:
-        """The submodel of any plan, merged on these images."""
-        submodel = sliced(self.base, chosen)
-        merge(submodel.module, self.base.groups, chosen, self.x, self.full)
+    def build(self, plan: Plan, /) -> Submodel:
+        """Build the submodel of any plan, with weights reconstructed on these images."""
+        submodel = sliced(self.base, plan)
+        reconstruct_weights(submodel.module, self.base.groups, plan, self.x, self.full)
         return submodel
 
 
 def prune(base: BaseModel, classes: Indices, images: Images, budget: Budget, seed: int = 0) -> Submodel:
-    """The submodel of `base` for the needed `classes` within `budget`, from unlabelled images [N, H, W, C] of them.
+    """Prune a model to some of its classes: second-order selection, global allocation, then weight reconstruction.
 
-    Class-conditional second-order selection, global allocation, then sequential merging; no training.
-    Raises PlanError for an impossible budget or class, DataError without images.
+    Nothing is trained, and no labels are needed.
+
+    Args:
+        base: The full model, which stays as it is.
+        classes: Target classes, labels that the submodel is to answer with.
+        images: Unlabelled images of these classes, uint8 [N, H, W, C].
+        budget: What the submodel may cost.
+        seed: Makes the result repeatable.
+
+    Returns:
+        The submodel, which answers in the base model's labels.
+
+    Raises:
+        PlanError: The budget or a class is impossible.
+        DataError: There are no images.
     """
     return Evidence.gather(base, classes, images, seed=seed).submodel(budget)

@@ -1,4 +1,4 @@
-"""Batch-norm recalibration: a cut network's statistics of what it sees now, not of what the full network saw."""
+"""Recalibrate batch norms: statistics of what the pruned network sees now, not of what the full network saw."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fedcaptor.common.torch_engine.forward import normalise
 
 
 def batch_norms(module: nn.Module) -> list[Any]:
-    """The batch norms that keep running statistics, in order of definition."""
+    """List the batch norms that keep running statistics, in order of definition."""
     return [
         m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is not None
     ]
@@ -23,11 +23,21 @@ def batch_norms(module: nn.Module) -> list[Any]:
 
 @torch.no_grad()
 def recalibrate(submodel: Submodel, images: Images, batch: int = 512) -> Submodel:
-    """A copy whose batch norms hold mean and (unbiased) variance of unlabelled `images` uint8 [N, H, W, C].
+    """Copy a submodel with batch norms that hold mean and (unbiased) variance of `images`.
 
-    Exact for up to `batch` images: one forward pass in which each norm already uses its new statistics. Of more images,
-    the average over batches of nearly one size. All other layers stay in eval mode; without batch norms it is a plain
-    copy. Raises DataError for fewer than two images.
+    Up to `batch` images the statistics are exact: one forward pass in which each norm already uses its new ones. Of
+    more images they are the average over batches of nearly one size. All other layers stay in eval mode.
+
+    Args:
+        submodel: What to recalibrate; it stays as it is.
+        images: Unlabelled images, uint8 [N, H, W, C].
+        batch: Most images of one forward pass.
+
+    Returns:
+        The copy, a plain one where there are no batch norms.
+
+    Raises:
+        DataError: There are fewer than two images.
     """
     if len(images) < 2:
         raise DataError(f"{len(images)} images to recalibrate on, at least 2 are needed for a variance: give more")

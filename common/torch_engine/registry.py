@@ -1,4 +1,4 @@
-"""Networks by name: registered ones, and a user's own as `package.module:factory`."""
+"""Build networks by name: registered ones, and a user's own as `package.module:factory`."""
 
 from __future__ import annotations
 
@@ -19,22 +19,29 @@ _CONTAINERS = frozenset({dict, OrderedDict, set, list})
 
 
 def names() -> list[str]:
-    """Registered names, sorted."""
+    """List the registered names, sorted."""
     return sorted(MODELS)
 
 
 def build(name: str, classes: int, input_shape: Shape) -> nn.Module:
-    """A network with random weights in eval mode, from [N, *input_shape] to [N, classes].
+    """Build a network with random weights in eval mode, from images [N, *input_shape] to logits [N, classes].
 
-    `name` is registered or `package.module:factory`, imported with the current directory on the path; the factory is
-    called with (classes, input_shape). Raises ModelError for an unknown name or what the factory raises.
+    Args:
+        name: A registered name, or `package.module:factory`, imported with the current directory on the path; the
+            factory is called with (classes, input_shape).
+        classes: Number of classes.
+        input_shape: (C, H, W) of the images.
+
+    Raises:
+        ModelError: The name is unknown, or the factory raises.
     """
     return _call(name, _factory(name), classes, input_shape).eval()
 
 
 def skeleton(name: str, classes: int, input_shape: Shape) -> nn.Module:
-    """The same network for `torch_engine.network.network` to fill: tensors have no storage, so that nothing is
-    drawn at random. A user's own network is built as it is, since it may compute with its tensors.
+    """Build a network for `torch_engine.network.network` to fill: tensors have no storage, nothing is drawn at random.
+
+    A user's own network is built as by `build`, since it may compute with its tensors.
     """
     if name not in MODELS:
         return build(name, classes, input_shape)
@@ -43,13 +50,15 @@ def skeleton(name: str, classes: int, input_shape: Shape) -> nn.Module:
 
 @lru_cache(maxsize=8)
 def _skeleton(name: str, classes: int, input_shape: Shape) -> nn.Module:
+    """Build a registered network on the meta device, once for all callers."""
     with torch.device("meta"):
         return build(name, classes, input_shape)
 
 
 def _twin(module: nn.Module, made: dict[nn.Module, nn.Module]) -> nn.Module:
-    """The same modules with dictionaries of their own, and the same tensors in them: ten times faster than a deep
-    copy. `made`: twins by original, so that a module under two names stays one.
+    """Copy modules with dictionaries of their own, and the same tensors in them: ten times faster than a deep copy.
+
+    `made`: copies by original, so that a module under two names stays one.
     """
     if module not in made:
         twin = made[module] = type(module).__new__(type(module))
@@ -61,6 +70,7 @@ def _twin(module: nn.Module, made: dict[nn.Module, nn.Module]) -> nn.Module:
 
 
 def _factory(name: str) -> Factory:
+    """Find or import a factory. Raises ModelError for an unknown name."""
     if name in MODELS:
         return MODELS[name]
     path, colon, attribute = name.partition(":")
@@ -79,6 +89,7 @@ def _factory(name: str) -> Factory:
 
 
 def _call(name: str, factory: Factory, classes: int, input_shape: Shape) -> nn.Module:
+    """Call a factory; raises ModelError for whatever it raises, and for what is no module."""
     try:
         network = factory(classes, input_shape)
     except ModelError:

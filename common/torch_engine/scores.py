@@ -1,4 +1,4 @@
-"""How much each channel contributes to each class: first-order Taylor scores (Molchanov et al. 2017), class by class.
+"""Score how much each channel contributes to each class: first-order Taylor scores (Molchanov et al. 2017) by class.
 
 A gate multiplies a channel wherever it is read. The loss of closing it is, to first order, gate's gradient
 ∂L/∂gate = Σ a·∂L/∂a over map positions and consumers. Its absolute value, summed over the images of a class, is the
@@ -24,9 +24,11 @@ from fedcaptor.common.torch_engine.evidence import consumers, hooks
 
 @dataclass(frozen=True, eq=False)
 class ClassScores:
-    """`scores`: float32 [channels, classes] by group, sums over images. `presence` [classes]: images of each class.
+    """Hold class-wise scores of all channels; those of several sets of images add up.
 
-    Scores of several sets of images add up.
+    Attributes:
+        scores: float32 [channels, classes] by group, sums over images.
+        presence: [classes], images of each class.
     """
 
     scores: dict[str, npt.NDArray[np.float32]]
@@ -40,12 +42,15 @@ class ClassScores:
 
 
 def normalised(scores: ClassScores) -> npt.NDArray[np.float32]:
-    """[F, classes] over all prunable groups: every class in unit L2 norm in every group, absent classes zero."""
+    """Scale scores to [F, classes] over all prunable groups: unit L2 norm for every class in every group.
+
+    Absent classes are zero.
+    """
     return normalise(list(scores.scores.values()))
 
 
 def gate_hook(consumer: Consumer, gate: torch.Tensor) -> Callable[..., tuple[Any, ...]]:
-    """A forward pre-hook that multiplies the group's channels in a consumer's input by `gate` [N, channels]."""
+    """Make a forward pre-hook that multiplies the group's channels in a consumer's input by `gate` [N, channels]."""
 
     def hook(_module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         x = inputs[0]
@@ -65,10 +70,10 @@ def taylor_scores(
     labels: npt.NDArray[np.integer[Any]] | torch.Tensor,
     batch: int = 32,
 ) -> ClassScores:
-    """Scores of all prunable channels on normalised images x [N, C, H, W], one forward and backward pass a batch.
+    """Score all prunable channels on normalised images x [N, C, H, W], one forward and backward pass a batch.
 
-    `labels` [N]: the full model's own predictions. L is the cross-entropy of the label, so an image that the model is
-    sure of weighs less than one near a border, where a channel matters. A channel that several layers read has one
+    `labels` [N] are the full model's own predictions. L is the cross-entropy of the label, so an image that the model
+    is sure of weighs less than one near a border, where a channel matters. A channel that several layers read has one
     gate: its signed effects through all of them add up before the absolute value. Changes nothing in the model, which
     must be in eval mode.
     """
@@ -85,7 +90,7 @@ def taylor_scores(
 def image_scores(
     model: nn.Module, groups: ChannelGroups, x: torch.Tensor, labels: torch.Tensor
 ) -> dict[str, torch.Tensor]:
-    """Score of each channel for each image's own label, [N, channels] by group: what `taylor_scores` adds up."""
+    """Score each channel for each image's own label, [N, channels] by group: what `taylor_scores` adds up."""
     modules = dict(model.named_modules())
     gates = {g.name: torch.ones(len(x), g.channels, requires_grad=True) for g in groups.prunable}
     handles = [

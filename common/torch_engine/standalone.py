@@ -1,4 +1,4 @@
-"""A submodel by itself, without its base model: in a file of its own, and back."""
+"""Keep a submodel by itself, without its base model: written to a file of its own, and read back."""
 
 from __future__ import annotations
 
@@ -20,8 +20,15 @@ from fedcaptor.common.torch_engine.registry import names, skeleton
 
 @dataclass(frozen=True, eq=False)
 class Standalone:
-    """`labels` [k]: of its outputs, in the base model's numbering. `mean`, `std`: per channel, of images in [0, 1].
-    `input_shape`: (C, H, W). `module`: in eval mode.
+    """Hold a submodel without its base model.
+
+    Attributes:
+        model: A registered model's name, or `package.module:factory`.
+        labels: [k], labels of its outputs in the base model's numbering.
+        mean: Of each channel, of images in [0, 1].
+        std: Of each channel, of images in [0, 1].
+        input_shape: (C, H, W) of its images.
+        module: The network, in eval mode.
     """
 
     model: str
@@ -33,13 +40,20 @@ class Standalone:
 
     @classmethod
     def of(cls, submodel: Submodel) -> Standalone:
+        """Detach a submodel from its base; the network is shared, not copied."""
         base = submodel.base
         return cls(base.name, submodel.classes, base.mean, base.std, base.groups.input_shape, submodel.module)
 
     @classmethod
     def read(cls, path: Path, model: str | None = None) -> Standalone:
-        """What `write` wrote. A file does not choose what is imported: `model` names the factory of a network that is
-        not a registered one. Raises ModelError when the file is another.
+        """Read a file of `write`.
+
+        Args:
+            path: The file.
+            model: Factory of a network that is not a registered one: a file does not choose what is imported.
+
+        Raises:
+            ModelError: The file is something else, or its network is not registered and `model` is not given.
         """
         state, metadata = load_state(path)
         try:
@@ -55,16 +69,16 @@ class Standalone:
         return cls(model or name, labels, mean, std, shape, module)
 
     def write(self, path: Path) -> None:
-        """Weights in half precision, and all that using them takes, as safetensors."""
+        """Write weights in half precision, and all that using them takes, as safetensors."""
         about = {"labels": json.dumps(self.labels.tolist()), "input_shape": json.dumps(self.input_shape)}
         save_state(
             path, state_of(self.module), {"model": self.model, **about, "mean": str(self.mean), "std": str(self.std)}
         )
 
     def scores(self, images: Images) -> npt.NDArray[np.float32]:
-        """Logits [N, k] of uint8 images [N, H, W, C], in the order of `labels`."""
+        """Compute logits, float32 [N, k], of uint8 images [N, H, W, C], in the order of `labels`."""
         return logits(self.module, normalise(images, self.mean, self.std))
 
     def predict(self, images: Images) -> npt.NDArray[np.int64]:
-        """Labels [N] of uint8 images [N, H, W, C]."""
+        """Predict labels, int64 [N], of uint8 images [N, H, W, C]."""
         return self.labels[self.scores(images).argmax(1)]

@@ -1,18 +1,18 @@
-"""Pruning strategies behind one interface: evidence once, then a submodel for any budget.
+"""Offer pruning strategies behind one interface: prepare once for a task, then build a submodel for any budget.
 
-| name | what goes first | source |
+| name | what is removed first | source |
 |---|---|---|
-| `reconstruct` | what the other channels can stand in for; they absorb it | `common.selection`, `.merge` here |
-| `reconstruct-agnostic` | the same, told nothing about classes | a control: what class-adaptivity brings |
-| `reconstruct-fisher` | the same, an error between two classes counts by how likely both are | `.fisher` |
-| `captor` | clusters of filters that prefer unneeded classes | Qin et al., ASP-DAC 2019, its gradient analysis |
-| `taylor` | filters of least first-order effect on the needed classes | Molchanov et al., ICLR 2017 |
+| `reconstruct` | what the other channels can stand in for; they absorb it | `common.selection`, `.reconstruction` |
+| `reconstruct-agnostic` | as `reconstruct`, told nothing about classes | a control: what class-adaptivity brings |
+| `reconstruct-fisher` | as `reconstruct`, an error between two classes counts by how likely both are | `.fisher` |
+| `captor` | clusters of filters that prefer other than the target classes | Qin et al., ASP-DAC 2019, by gradients |
+| `taylor` | filters of least first-order effect on the target classes | Molchanov et al., ICLR 2017 |
 | `l1` | filters of least weight | Li et al., ICLR 2017 |
 | `random` | any | a control |
 
-All of them reduce the output layer to the needed classes and let the same planner choose how much each layer gives.
-The last four cut and leave the other weights as they are, `.recalibrate` helps them; how their scores become comparable
-between layers: `common.ranking`.
+All of them reduce the output layer to the target classes and let one planner choose how much each layer gives. The last
+four leave the weights of kept channels as they are, `.recalibrate` helps them; `common.ranking` makes their scores
+comparable between layers.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ import numpy as np
 from fedcaptor.common.arrays import Images, Indices
 from fedcaptor.common.errors import ConfigError, DataError
 from fedcaptor.common.plan import Plan
-from fedcaptor.common.planner import Budget, plan
-from fedcaptor.common.ranking import by_class_preference, cut, for_classes, ranked, weight_norms
-from fedcaptor.common.selection import RemovalCurve
+from fedcaptor.common.planner import Budget, allocate
+from fedcaptor.common.ranking import by_class_preference, for_classes, rankable_groups, ranked, weight_norms
+from fedcaptor.common.selection import PruningCurve
 from fedcaptor.common.torch_engine.base import BaseModel, Submodel
 from fedcaptor.common.torch_engine.factory import sliced
 from fedcaptor.common.torch_engine.fisher import fisher_sensitivity
@@ -43,7 +43,15 @@ SEE_ALL_CLASSES = frozenset({"reconstruct-agnostic", "captor"})
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """What to prune for. `images` uint8 [N, H, W, C]: unlabelled, of the needed `classes`; `all_images`: of all."""
+    """Say what to prune for.
+
+    Attributes:
+        base: The full model.
+        classes: Target classes, labels that submodels are to answer with.
+        images: Unlabelled images of these classes, uint8 [N, H, W, C].
+        all_images: Unlabelled images of all classes, may be empty for most strategies (`SEE_ALL_CLASSES`).
+        seed: Makes results repeatable.
+    """
 
     base: BaseModel
     classes: Indices
@@ -52,95 +60,104 @@ class Task:
     seed: int = 0
 
 
-class Prepared(Protocol):
-    """Evidence of one task: serves a ladder of budgets."""
+class SubmodelSource(Protocol):
+    """Anything that builds submodels of one task for any budget."""
 
     def submodel(self, budget: Budget) -> Submodel:
-        """Raises PlanError for an impossible budget."""
+        """Build the submodel within a budget. Raises PlanError for an impossible one."""
 
 
 @dataclass(frozen=True, eq=False)
-class Selection:
-    """A strategy's evidence: a removal curve of each group, and how a plan becomes a submodel."""
+class PreparedStrategy:
+    """Hold what a strategy has prepared for one task; it serves any number of budgets.
+
+    Attributes:
+        base: The full model.
+        classes: Target classes, sorted labels [k].
+        curves: Pruning curve of each group, by name.
+        build: Turns a plan into a submodel.
+    """
 
     base: BaseModel
     classes: Indices
-    curves: Mapping[str, RemovalCurve]
+    curves: Mapping[str, PruningCurve]
     build: Callable[[Plan], Submodel]
 
     def submodel(self, budget: Budget) -> Submodel:
-        """Plan and build. Raises PlanError for an impossible budget."""
-        return self.merged(plan(self.base.groups, self.curves, self.classes, budget))
-
-    def merged(self, chosen: Plan) -> Submodel:
-        """The submodel of any plan."""
-        return self.build(chosen)
+        """Plan and build within a budget. Raises PlanError for an impossible one."""
+        return self.build(allocate(self.base.groups, self.curves, self.classes, budget))
 
 
-def prepare(name: str, task: Task) -> Selection:
-    """Evidence of the strategy `name`. Raises ConfigError for an unknown one, DataError without the images it needs."""
+def prepare(name: str, task: Task) -> PreparedStrategy:
+    """Prepare the strategy `name` for a task.
+
+    Raises ConfigError for an unknown strategy, DataError without the images that it needs.
+    """
     if name not in STRATEGIES:
         raise ConfigError(f"strategy is {name!r}, must be one of {', '.join(STRATEGIES)}")
     return STRATEGIES[name](task)
 
 
-def reconstruct(task: Task) -> Selection:
-    """Second-order selection on the needed classes, kept channels absorb the removed ones."""
-    return _merging(task, Evidence.gather(task.base, task.classes, task.images, seed=task.seed))
+def reconstruct(task: Task) -> PreparedStrategy:
+    """Select to second order on the target classes; kept channels absorb the removed ones."""
+    return _reconstructing(task, Evidence.gather(task.base, task.classes, task.images, seed=task.seed))
 
 
-def reconstruct_agnostic(task: Task) -> Selection:
-    """The same on all classes' images and logits; only the output layer knows which classes are needed."""
+def reconstruct_agnostic(task: Task) -> PreparedStrategy:
+    """Do as `reconstruct` on all classes' images and logits; only the output layer knows the target classes."""
     everything = np.arange(task.base.groups.classes)
-    return _merging(task, Evidence.gather(task.base, everything, task.all_images, seed=task.seed))
+    return _reconstructing(task, Evidence.gather(task.base, everything, task.all_images, seed=task.seed))
 
 
-def reconstruct_fisher(task: Task) -> Selection:
-    """As `reconstruct`, with the Fisher form of the outputs' sensitivity."""
+def reconstruct_fisher(task: Task) -> PreparedStrategy:
+    """Do as `reconstruct`, with the Fisher form of the outputs' sensitivity."""
     sensitivity = fisher_sensitivity
-    return _merging(
+    return _reconstructing(
         task, Evidence.gather(task.base, task.classes, task.images, seed=task.seed, sensitivity=sensitivity)
     )
 
 
-def _merging(task: Task, evidence: Evidence) -> Selection:
-    return Selection(task.base, np.unique(task.classes), evidence.curves, evidence.merged)
+def _reconstructing(task: Task, evidence: Evidence) -> PreparedStrategy:
+    """Reconstruct weights on the images of `evidence`, for the task's classes."""
+    return PreparedStrategy(task.base, np.unique(task.classes), evidence.curves, evidence.build)
 
 
-def captor(task: Task) -> Selection:
-    """Clusters of filters by class preference, those of unneeded classes first.
+def captor(task: Task) -> PreparedStrategy:
+    """Remove clusters of filters by class preference, first those that prefer other than the target classes.
 
     The paper's abstract leaves open how preference is measured, how layers share the budget and how filters of a
     cluster are ranked: here by class-wise Taylor scores, its pictures of filters are not used.
     """
-    needed = np.unique(task.classes)
+    target_classes = np.unique(task.classes)
     found = _class_scores(task.base, task.all_images, np.arange(task.base.groups.classes))
-    curves = by_class_preference(task.base.groups, found.scores, found.presence, needed, seed=task.seed)
-    return Selection(task.base, needed, curves, partial(sliced, task.base))
+    curves = by_class_preference(task.base.groups, found.scores, found.presence, target_classes, seed=task.seed)
+    return PreparedStrategy(task.base, target_classes, curves, partial(sliced, task.base))
 
 
-def taylor(task: Task) -> Selection:
-    """First-order effect of closing a filter, summed over the needed classes, each with the same say."""
-    needed = np.unique(task.classes)
-    found = _class_scores(task.base, task.images, needed)
-    curves = ranked(task.base.groups, for_classes(found.scores, found.presence, needed))
-    return Selection(task.base, needed, curves, partial(sliced, task.base))
+def taylor(task: Task) -> PreparedStrategy:
+    """Rank by the first-order effect of closing a filter, summed over the target classes, which weigh alike."""
+    target_classes = np.unique(task.classes)
+    found = _class_scores(task.base, task.images, target_classes)
+    curves = ranked(task.base.groups, for_classes(found.scores, found.presence, target_classes))
+    return PreparedStrategy(task.base, target_classes, curves, partial(sliced, task.base))
 
 
-def l1(task: Task) -> Selection:
-    """L1 norm of the filters' weights; the same for every set of classes."""
+def l1(task: Task) -> PreparedStrategy:
+    """Rank by the L1 norm of the filters' weights, whatever the target classes."""
     curves = ranked(task.base.groups, weight_norms(task.base.groups, task.base.state))
-    return Selection(task.base, np.unique(task.classes), curves, partial(sliced, task.base))
+    return PreparedStrategy(task.base, np.unique(task.classes), curves, partial(sliced, task.base))
 
 
-def random(task: Task) -> Selection:
-    """Scores drawn from the seed, uniform in each layer."""
+def random(task: Task) -> PreparedStrategy:
+    """Rank by scores drawn from the seed, uniform in each layer."""
     rng = np.random.default_rng(task.seed)
-    curves = ranked(task.base.groups, {group.name: rng.uniform(size=group.channels) for group in cut(task.base.groups)})
-    return Selection(task.base, np.unique(task.classes), curves, partial(sliced, task.base))
+    curves = ranked(
+        task.base.groups, {group.name: rng.uniform(size=group.channels) for group in rankable_groups(task.base.groups)}
+    )
+    return PreparedStrategy(task.base, np.unique(task.classes), curves, partial(sliced, task.base))
 
 
-STRATEGIES: dict[str, Callable[[Task], Selection]] = {
+STRATEGIES: dict[str, Callable[[Task], PreparedStrategy]] = {
     "reconstruct": reconstruct,
     "reconstruct-agnostic": reconstruct_agnostic,
     "reconstruct-fisher": reconstruct_fisher,
@@ -152,8 +169,8 @@ STRATEGIES: dict[str, Callable[[Task], Selection]] = {
 
 
 def _class_scores(base: BaseModel, images: Images, among: Indices) -> ClassScores:
-    """Class-wise Taylor scores of unlabelled images; their classes are the full model's answers `among` some."""
+    """Compute class-wise Taylor scores of unlabelled images; their labels are the full model's answers `among` some."""
     if len(images) == 0:
-        raise DataError("0 calibration images, at least 1 is needed: give images of the needed classes")
+        raise DataError("0 calibration images, at least 1 is needed: give images of the target classes")
     x = normalise(images, base.mean, base.std)
     return taylor_scores(base.module, base.groups, x, among[logits(base.module, x)[:, among].argmax(1)])

@@ -1,4 +1,4 @@
-"""A submodel as bytes for a phone: safetensors, padded, read back against the plan that it must fit."""
+"""Encode a submodel as bytes for a phone: safetensors, padded, decoded against the plan that it must fit."""
 
 from __future__ import annotations
 
@@ -25,14 +25,16 @@ _WHOLE: dict[str, np.dtype[Any]] = {"I64": np.dtype("<i8")}  # counters of batch
 
 
 def bucket(size: int) -> int:
-    """The padded size in bytes: the next multiple of an eighth of the power of two below, at most 1/8 larger."""
+    """Return the padded size in bytes: the next multiple of an eighth of the power of two below, at most 1/8 larger."""
     step = 1 << max(size.bit_length() - 4, 3)
     return -(-size // step) * step
 
 
 def encode(state: State) -> Bytes:
-    """Half-precision safetensors of a size bucket's length. The format lets its header end in white space: that is
-    the padding, so that the file stays one that any reader takes.
+    """Encode tensors as half-precision safetensors of a size bucket's length.
+
+    The format lets its header end in white space: that is the padding, so that the file stays one that any reader
+    takes.
     """
     file = safetensors.numpy.save({name: narrow(np.asarray(array)) for name, array in state.items()})
     header = _LENGTH.unpack(file[: _LENGTH.size])[0]
@@ -42,12 +44,12 @@ def encode(state: State) -> Bytes:
 
 
 def digest(plan: Plan, file: Bytes) -> str:
-    """SHA-256 (hex) that binds a file to its plan."""
+    """Hash a file together with its plan (SHA-256, hex), which binds the two."""
     return hashlib.sha256(plan.digest.encode() + file.tobytes()).hexdigest()
 
 
 def decode(file: Bytes, groups: ChannelGroups, plan: Plan) -> State:
-    """The tensors of the submodel that `plan` leaves, floats widened to float32, in the network's order.
+    """Decode the tensors of the submodel that `plan` leaves, floats widened to float32, in the network's order.
 
     Raises WireError unless the file holds exactly these tensors; its size is checked before anything is taken out.
     """
@@ -65,6 +67,7 @@ def decode(file: Bytes, groups: ChannelGroups, plan: Plan) -> State:
 
 
 def _array(name: str, stored: dict[str, Any], shape: tuple[int, ...], groups: ChannelGroups) -> npt.NDArray[Any]:
+    """Decode one tensor. Raises WireError for another shape or type, or values that are not finite."""
     if tuple(stored["shape"]) != shape:
         raise WireError("wrong_shape", f"tensor {name} of the submodel has another shape than its plan leaves")
     counter = groups.tensors[name] == ()

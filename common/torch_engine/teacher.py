@@ -1,4 +1,4 @@
-"""What a submodel is taught: views of some images, the full model's answers to them, and its deep channels."""
+"""Teach a submodel (knowledge distillation): augmented views, the full model's answers to them, its deep channels."""
 
 from __future__ import annotations
 
@@ -20,22 +20,23 @@ from fedcaptor.common.torch_engine.base import Submodel
 from fedcaptor.common.torch_engine.evidence import consuming_layers, hooks
 from fedcaptor.common.torch_engine.forward import normalise
 
-LESSONS = 4096  # views kept at one time: few images have many, of many images a part has one
-VIEWS = 16  # of an image at most
-RENEWED = 0.25  # share of batches that show views never seen before: without, those kept are learnt by heart
-VALUES = 16384  # deep channels' values that are kept of each lesson: of all lessons 134 MB at most
+VIEWS = 4096  # kept at one time: few images have many, of many images a part has one
+VIEWS_PER_IMAGE = 16  # at most
+RENEWED = 0.25  # share of batches that show views never seen before: without, those kept are memorised
+VALUES = 16384  # deep channels' values that are kept of each view: of all views 134 MB at most
 
 Channels = dict[str, torch.Tensor]
 """Channels [n, C, …] at the input of layers, by layer."""
 
 
 class Teacher:
-    """Lessons, computed when first asked for, then kept and at times renewed, so that the full model's forward passes
-    stay a small part of the time.
+    """Give training examples, computed when first asked for, then kept and at times renewed.
+
+    The full model's forward passes thereby stay a small part of the time.
 
     A view is mirrored at random and moved by up to an eighth of the sides (4 of 32 pixels); with `augment` false it is
-    the image itself. The full model sees the very view that is learnt: teaching a moved image the answer of the
-    original was measurably worse, and so were originals, which the full model may know by heart. A kept channel should
+    the image itself. The full model sees the very view that is learnt: teaching a shifted image the answer of the
+    original was measurably worse, and so were originals, which the full model may have memorised. A kept channel should
     carry what the full model's carries (Romero et al. 2015): with few steps that is worth more than answers alone. Deep
     layers first, where maps are small.
     """
@@ -44,7 +45,7 @@ class Teacher:
         self.base, self.classes = submodel.base, torch.from_numpy(submodel.classes)
         self.module = copy.deepcopy(self.base.module).to(memory_format=torch.channels_last)  # a third faster
         self.images, self.augment, self.rng = images, augment, rng
-        count = min(LESSONS, len(images) * (VIEWS if augment else 1))
+        count = min(VIEWS, len(images) * (VIEWS_PER_IMAGE if augment else 1))
         self.shown = np.resize(rng.permutation(len(images)), count)
         self.moves, self.mirrored = np.zeros((count, 2), dtype=np.int64), np.zeros(count, dtype=bool)
         self.answers = torch.full((count, len(self.classes)), math.nan)
@@ -56,12 +57,12 @@ class Teacher:
 
     @property
     def layers(self) -> list[str]:
-        """Those at whose input channels are taught."""
+        """List the layers at whose input channels are taught."""
         return list(self._kept)
 
     @torch.no_grad()
-    def lesson(self, part: Indices) -> tuple[torch.Tensor, torch.Tensor, Channels]:
-        """Lessons `part` [n]: views, normalised [n, C, H, W], answers [n, k], channels."""
+    def examples(self, part: Indices) -> tuple[torch.Tensor, torch.Tensor, Channels]:
+        """Return the examples numbered `part` [n]: views, normalised [n, C, H, W], answers [n, k], channels."""
         fresh = self.answers[part].isnan().any(1).numpy()
         if self.augment and self.rng.random() < RENEWED:  # all at once: images cost the full model less in a batch
             fresh[:] = True
@@ -72,12 +73,13 @@ class Teacher:
             self.moves[new] = self.rng.integers(-most, most + 1, size=(len(new), 2))
             self.mirrored[new] = self.rng.integers(2, size=len(new)).astype(bool)
         x = normalise(self.images[self.shown[part]], self.base.mean, self.base.std)
-        x = moved(x, self.moves[part], self.mirrored[part])
+        x = shifted(x, self.moves[part], self.mirrored[part])
         if len(new):
             self._compute(x[fresh], new)
         return x, self.answers[part], {layer: kept[part].float() for layer, kept in self._channels.items()}
 
     def _compute(self, x: torch.Tensor, part: Indices) -> None:
+        """Ask the full model for answers and channels of views `x`, and keep them as examples `part`."""
         with inputs_of(self.module, self.layers) as seen, half_precision():
             self.answers[part] = self.module(x)[:, self.classes].float()
         for layer, kept in self._kept.items():
@@ -88,14 +90,14 @@ class Teacher:
 
 
 def half_precision() -> torch.autocast:
-    """Forward passes in bfloat16 where the processor multiplies in it: three times the steps in the same time."""
+    """Run forward passes in bfloat16 where the processor multiplies in it: three times the steps in the same time."""
     known = torch.cpu.get_capabilities()
     return torch.autocast("cpu", torch.bfloat16, enabled=any(known.get(f"{unit}_bf16") for unit in ("avx512", "amx")))
 
 
 @contextlib.contextmanager
 def inputs_of(model: nn.Module, layers: Sequence[str]) -> Iterator[Channels]:
-    """Inputs of these layers, by name, of the last images that the model saw inside the block."""
+    """Record the inputs of these layers, by name, for the last images that the model saw inside the block."""
     modules = dict(model.named_modules())
     found: Channels = {}
 
@@ -111,7 +113,7 @@ def inputs_of(model: nn.Module, layers: Sequence[str]) -> Iterator[Channels]:
 
 @torch.no_grad()
 def _deep_channels(submodel: Submodel, x: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The full model's channels that the submodel's layers read, by layer, from the last one back while they fit."""
+    """Choose the full model's channels that the submodel's layers read, from the last layer back while they fit."""
     groups = submodel.base.groups
     kept, layers = kept_elements(groups, submodel.plan), consuming_layers(groups)
     with inputs_of(submodel.base.module, layers) as seen:
@@ -127,9 +129,10 @@ def _deep_channels(submodel: Submodel, x: torch.Tensor) -> dict[str, torch.Tenso
     return chosen
 
 
-def moved(x: torch.Tensor, moves: npt.NDArray[np.int64], mirrored: npt.NDArray[np.bool_]) -> torch.Tensor:
-    """Images [n, C, H, W], mirrored left to right where told, then moved by `moves` [n, 2] pixels down and right; the
-    mean colour moves in.
+def shifted(x: torch.Tensor, moves: npt.NDArray[np.int64], mirrored: npt.NDArray[np.bool_]) -> torch.Tensor:
+    """Mirror images [n, C, H, W] left to right where told, then shift them by `moves` [n, 2] pixels down and right.
+
+    The mean colour fills in.
     """
     height, width = x.shape[2:]
     reach = int(np.abs(moves).max(initial=0))

@@ -1,4 +1,4 @@
-"""torchvision's networks under `torchvision/…`: any class count and number of image channels.
+"""Register torchvision's networks under `torchvision/…`, for any number of classes and image channels.
 
 torchvision is imported when the first of them is built.
 """
@@ -11,6 +11,7 @@ from fedcaptor.common.torch_engine.models import Shape, model, require_size
 
 
 def _built(name: str, smallest: int, classes: int, input_shape: Shape) -> nn.Module:
+    """Build a torchvision network without weights; `smallest`: least image side. Raises ModelError below it."""
     from torchvision import models
 
     require_size(f"torchvision/{name}", input_shape, smallest)
@@ -38,19 +39,23 @@ def _set_image_channels(network: nn.Module, channels: int) -> None:
 
 @model("torchvision/vgg16")
 def vgg16(classes: int, input_shape: Shape) -> nn.Module:
+    """Build torchvision's VGG-16."""
     return _built("vgg16", 32, classes, input_shape)
 
 
 @model("torchvision/alexnet")
 def alexnet(classes: int, input_shape: Shape) -> nn.Module:
+    """Build torchvision's AlexNet."""
     return _built("alexnet", 63, classes, input_shape)
 
 
 @model("torchvision/resnet18")
 def resnet18(classes: int, input_shape: Shape) -> nn.Module:
+    """Build torchvision's ResNet-18."""
     return _built("resnet18", 1, classes, input_shape)
 
 
 @model("torchvision/mobilenet_v2")
 def mobilenet_v2(classes: int, input_shape: Shape) -> nn.Module:
+    """Build torchvision's MobileNetV2."""
     return _built("mobilenet_v2", 1, classes, input_shape)

@@ -1,4 +1,4 @@
-"""Trace a network once into channel groups: what must be cut together, who reads it, what it costs.
+"""Trace a network once into channel groups: which channels are removed together, who reads them, what they cost.
 
 Dependencies come from Torch-Pruning's DependencyGraph (Fang et al., CVPR 2023); what is read from it is checked by
 slicing at random and comparing outputs, because a graph of operations does not show every use of a channel number.
@@ -15,16 +15,22 @@ import torch
 from torch import nn
 
 from fedcaptor.common.errors import ModelError
-from fedcaptor.common.groups import ChannelGroups, Consumer, Cut, Group
+from fedcaptor.common.groups import ChannelGroups, Consumer, Group, TensorSlice
 from fedcaptor.common.torch_engine.costs import layers_of
 from fedcaptor.common.torch_engine.network import CONVOLUTION, PER_CHANNEL, is_depthwise, mixes
 from fedcaptor.common.torch_engine.verify import verify
 
 
 def trace(module: nn.Module, name: str, input_shape: tuple[int, int, int]) -> ChannelGroups:
-    """Channel groups of `module` (called `name`) for images [N, *input_shape].
+    """Trace `module` into channel groups, and check them by slicing it at random.
 
-    Raises ModelError naming the layer that cannot be sliced, or when sliced and full network disagree.
+    Args:
+        module: The network; it is copied, and stays as it is.
+        name: What it is called, in errors and in the result.
+        input_shape: (C, H, W) of its images.
+
+    Raises:
+        ModelError: A layer, which is named, cannot be sliced, or the sliced and the full network disagree.
     """
     network = copy.deepcopy(module).requires_grad_(True).eval()
     positions = _positions(network, name, input_shape)
@@ -39,8 +45,9 @@ def trace(module: nn.Module, name: str, input_shape: tuple[int, int, int]) -> Ch
 
 
 def _positions(network: nn.Module, name: str, input_shape: tuple[int, int, int]) -> dict[str, int]:
-    """Map positions of the output of each layer with tensors, in execution order. Raises ModelError when one is used
-    twice, or the network does not run.
+    """Count the output map positions of each layer that has tensors, in execution order.
+
+    Raises ModelError when a layer is used twice, or the network does not run.
     """
     positions: dict[str, int] = {}
 
@@ -70,7 +77,8 @@ def _positions(network: nn.Module, name: str, input_shape: tuple[int, int, int])
 
 @dataclass(frozen=True)
 class _Member:
-    """One use of a group's channels. `reads`: the layer mixes them; `ends`: they are the network's output.
+    """Record one use of a group's channels. `reads`: the layer mixes them; `ends`: they are the network's output.
+
     `pairs`: (root channel, element along the layer's dimension), sorted. `layer` is empty for a final bare operation.
     """
 
@@ -81,7 +89,7 @@ class _Member:
 
 
 class _Reader:
-    """Reads groups off the dependency graph."""
+    """Read channel groups off a network's dependency graph."""
 
     def __init__(self, network: nn.Module, name: str, input_shape: tuple[int, int, int], order: list[str]) -> None:
         self.name, self.order = name, order
@@ -93,7 +101,7 @@ class _Reader:
         self.last: Any = next(iter(self.graph.module2node))  # the graph is walked from the output
 
     def roots(self) -> list[str]:
-        """First producer of each group, in execution order."""
+        """Return the first producer of each group, in execution order."""
         roots, seen = [], set()
         for layer in self.order:
             module = self.modules[layer]
@@ -104,7 +112,7 @@ class _Reader:
         return roots
 
     def _members(self, root: str) -> list[_Member]:
-        """All that is cut with the root's channels, in execution order."""
+        """Find all that is removed with the root's channels, in execution order."""
         module = self.modules[root]
         pruner = self.graph.get_pruner_of_module(module)
         every = list(range(pruner.get_out_channels(module)))
@@ -122,31 +130,30 @@ class _Reader:
         return sorted(members, key=lambda m: self.order.index(m.layer) if m.layer else -1)
 
     def group(self, root: str) -> Group:
-        """The group whose first producer is `root`."""
+        """Describe the group whose first producer is `root`."""
         members = self._members(root)
         channels = self.tensors[f"{root}.weight"][0]
-        cuts: list[Cut] = []
+        slices: list[TensorSlice] = []
         producers: list[str] = []
         consumers: list[Consumer] = []
         for layer, reads, pairs in ((m.layer, m.reads, m.pairs) for m in members if m.layer):
             taps, offset = self._pattern(layer, channels, pairs)
             module: Any = self.modules[layer]
             if reads:
-                cuts.append(Cut(f"{layer}.weight", 1, taps, offset))
-                kind = "linear" if isinstance(module, nn.Linear) else "conv"
+                slices.append(TensorSlice(f"{layer}.weight", 1, taps, offset))
                 norm = self._norm(module)
                 rectified = self._rectified(self.modules[norm] if norm else module)
-                consumers.append(Consumer(layer, kind, taps, offset, module.bias is not None, norm, rectified))
+                consumers.append(Consumer(layer, taps, offset, norm, rectified))
                 continue
             if _produces(module, self.name, layer):
                 self._require_whole(root, layer, channels, taps, offset)
                 producers.append(layer)
-            cuts += [Cut(key, 0, taps, offset) for key in self._per_channel(layer, module)]
+            slices += [TensorSlice(key, 0, taps, offset) for key in self._per_channel(layer, module)]
         output = any(m.ends for m in members) and not consumers
-        return Group(root, channels, tuple(cuts), tuple(producers), tuple(consumers), output)
+        return Group(root, channels, tuple(slices), tuple(producers), tuple(consumers), output)
 
     def _pattern(self, layer: str, channels: int, pairs: list[tuple[int, int]]) -> tuple[int, int]:
-        """(taps, offset) with elements = offset + channel·taps + t."""
+        """Find (taps, offset) such that the elements of a channel are offset + channel·taps + t."""
         taps, offset = len(pairs) // channels, min((element for _, element in pairs), default=0)
         expected = [(c, offset + c * taps + t) for c in range(channels) for t in range(taps)]
         if not pairs or pairs != expected:
@@ -154,13 +161,14 @@ class _Reader:
         return taps, offset
 
     def _require_whole(self, root: str, layer: str, channels: int, taps: int, offset: int) -> None:
+        """Check that a layer makes exactly the channels of `root`; raises ModelError otherwise."""
         if (taps, offset, self.tensors[f"{layer}.weight"][0]) != (1, 0, channels):
             raise ModelError(
                 f"{self.name}: layer {layer} is tied to a part of {root} by a sum or concatenation: separate them"
             )
 
     def _per_channel(self, layer: str, module: nn.Module) -> list[str]:
-        """State-dict keys of a layer's tensors whose first dimension is its channels."""
+        """List state-dict keys of a layer's tensors whose first dimension is its channels."""
         if not isinstance(module, (CONVOLUTION, nn.Linear, *PER_CHANNEL)):
             raise ModelError(f"{self.name}: layer {layer} ({type(module).__name__}) cannot be sliced: replace it")
         if isinstance(module, nn.PReLU) and module.num_parameters == 1:
@@ -169,14 +177,14 @@ class _Reader:
         return [key for key in keys if key in self.tensors]
 
     def _norm(self, module: nn.Module) -> str | None:
-        """The batch norm with running statistics that alone reads the layer's output."""
+        """Name the batch norm with running statistics that alone reads the layer's output, if there is one."""
         following = self._following(module)
         if not isinstance(following, nn.modules.batchnorm._BatchNorm) or following.running_mean is None:
             return None
         return self.names[following]
 
     def _rectified(self, module: nn.Module) -> float | None:
-        """Largest value that the rectifier which alone reads the layer's output lets pass; None if there is none."""
+        """Return the largest value that the rectifier which alone reads the output lets pass; None without one."""
         operation = str(getattr(self._following(module), "_grad_fn", ""))
         if operation.startswith("Relu"):
             return math.inf
@@ -185,13 +193,13 @@ class _Reader:
         return 6.0 if operation.startswith("Hardtanh") and not others else None
 
     def _following(self, module: nn.Module) -> Any:
-        """The module or operation that alone reads the layer's output."""
+        """Return the module or operation that alone reads the layer's output, if there is one."""
         following = [node.module for node in self.graph.module2node[module].outputs]
         return following[0] if len(following) == 1 else None
 
 
 def _dependency_graph(network: nn.Module, name: str, x: torch.Tensor) -> Any:
-    """Torch-Pruning's graph without the views of parameters, whose sizes it would take for channel numbers."""
+    """Build Torch-Pruning's graph without views of parameters, whose sizes it would take for channel numbers."""
     import torch_pruning
 
     class Graph(torch_pruning.DependencyGraph):
@@ -211,7 +219,7 @@ def _dependency_graph(network: nn.Module, name: str, x: torch.Tensor) -> Any:
 
 
 def _produces(module: Any, name: str, layer: str) -> bool:
-    """Whether the layer makes new channels. Raises ModelError on grouped and transposed convolutions."""
+    """Tell whether the layer makes new channels. Raises ModelError on grouped and transposed convolutions."""
     if isinstance(module, CONVOLUTION) and not is_depthwise(module) and (module.groups > 1 or module.transposed):
         kind = "transposed" if module.transposed else f"grouped ({module.groups} groups)"
         raise ModelError(f"{name}: convolution {layer} is {kind}, must be plain or depthwise: replace it")

@@ -1,4 +1,4 @@
-"""Short tuning: a submodel learns from the full model's answers on unlabelled images, and never ends worse."""
+"""Tune a submodel briefly: it learns from the full model's answers on unlabelled images, and never ends worse."""
 
 from __future__ import annotations
 
@@ -26,16 +26,23 @@ TEMPERATURE = 4.0  # softens the answers, so that what the full model holds for 
 RATE = 4e-4  # of Adam, where the start is far from the full model
 NEAR = 0.08  # share of different answers below which what is there is worth keeping: smaller steps, fixed batch norms
 MANY = 2048  # images from which batch norms may learn statistics anew: with 270 that set a network back
-CHECKS = 8  # looks at the held-out images, evenly over the run
-WARM_UP = 0.1  # of the run, while the rate rises: at once it would set a merged network back
+CHECKS = 8  # validations, evenly over the run
+WARM_UP = 0.1  # of the run, while the rate rises: at once it would set a reconstructed network back
 DECAY = 4  # of the mean of weights over steps, which is what is kept: about the last fifth of them count
 PATIENCE = 4  # checks that are no better than an earlier one before it stops
 
 
 @dataclass(frozen=True, eq=False)
 class Tuned:
-    """`before`, `after`: share of the held-out images on which the submodel and the full model, limited to the same
-    classes, agree. `steps`: taken; the best check on the way was kept. `rate`: the highest learning rate.
+    """Hold a tuned submodel, and how tuning went.
+
+    Attributes:
+        submodel: The best of all checks on the way, the start among them.
+        before: Share of the validation images on which the given submodel agrees with the full model, restricted to the
+            same classes.
+        after: That share for the tuned one.
+        steps: Steps that were taken.
+        rate: The highest learning rate.
     """
 
     submodel: Submodel
@@ -59,17 +66,30 @@ def tune(
     on_step: Callable[[int], None] | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Tuned:
-    """Distil the full model, limited to the submodel's classes, on `images` uint8 [N, H, W, C] of these classes.
+    """Distil the full model, restricted to the submodel's classes, into the submodel.
 
-    Softened answers (Hinton et al. 2015) and deep channels, Adam, gradients clipped to norm 1, warm-up and cosine decay
-    over `steps` or `seconds` of `clock`, whichever ends first; dropout off. Where the start is far from the full model
-    and images are many, batch norms are in training mode; otherwise their statistics stay, which a merged network is
+    The loss is the divergence from softened answers (Hinton et al. 2015) and the error of deep channels; Adam,
+    gradients clipped to norm 1, warm-up and cosine decay; dropout off. Where the start is far from the full model and
+    images are many, batch norms are in training mode; otherwise their statistics stay, which a reconstructed network is
     fitted to. What is kept is the mean of weights over steps, of which late ones count more (polynomial decay, Shamir
-    and Zhang 2013): single steps set it back less. `augment`: mirrored and moved images. `rate`: the highest; None: by
-    how often the start differs from the full model on `held`. `on_step` is called with the number of steps taken. Keeps
-    the best of a few checks on `held`, the start among them: the result's answers diverge there no more than the
-    input's. The input and its base stay as they are.
-    Raises DataError for fewer than two images, or none held out.
+    and Zhang 2013): single steps set it back less. The best of a few checks on `held` is returned, the start among
+    them: the result's answers diverge there no more than the input's. The input and its base stay as they are.
+
+    Args:
+        submodel: Where to begin.
+        images: Unlabelled images of its classes, uint8 [N, H, W, C].
+        held: Validation images, uint8 [M, H, W, C], not among `images`.
+        steps: Most steps; tuning ends with them or with `seconds`, whichever comes first.
+        seconds: Most seconds of `clock`.
+        rate: The highest learning rate; None: by how often the start differs from the full model on `held`.
+        batch: Images of one step.
+        seed: Makes the result repeatable, where steps end the run.
+        augment: Whether images are mirrored and shifted.
+        on_step: Called with the number of steps taken.
+        clock: Gives seconds.
+
+    Raises:
+        DataError: There are fewer than two images, or no validation images.
     """
     if len(images) < 2 or len(held) < 1:
         raise DataError(f"{len(images)} images to tune on and {len(held)} held out, at least 2 and 1 are needed")
@@ -77,7 +97,7 @@ def tune(
     module = copy.deepcopy(submodel.module).to(memory_format=torch.channels_last).requires_grad_(True)
     teacher = Teacher(submodel, images, augment, rng)
     average = AveragedModel(module, avg_fn=_averaged, use_buffers=True)
-    best = _Best(module, _Judge(submodel, held))
+    best = _BestCheckpoint(module, _Validation(submodel, held))
     distance = min(1.0, (1 - best.start.agreement) / NEAR)
     for norm in batch_norms(module) if distance == 1 and len(images) >= MANY else ():
         norm.train()
@@ -86,63 +106,64 @@ def tune(
     batches = _batches(len(teacher), batch, rng)
     progress = 0.0 if steps > 0 else 1.0
     while progress < 1 and best.idle < PATIENCE:
-        optimiser.param_groups[0]["lr"] = highest * min(
-            (1 + math.cos(math.pi * progress)) / 2, progress / WARM_UP + 0.01
-        )
+        optimiser.param_groups[0]["lr"] = highest * _scheduled(progress)
         with inputs_of(module, teacher.layers) as seen:
-            _step(module, optimiser, seen, *teacher.lesson(next(batches)))
+            _step(module, optimiser, seen, *teacher.examples(next(batches)))
         average.update_parameters(module)
         taken += 1
         if on_step is not None:
             on_step(taken)
         progress = min(max(taken / steps, (clock() - began) / seconds), 1.0)
         if progress * CHECKS >= looks + 1:
-            best.look(average.module)
+            best.check(average.module)
             looks = int(progress * CHECKS)
     module.load_state_dict(best.state)
     module = module.to(memory_format=torch.contiguous_format).requires_grad_(False).eval()
     result = Submodel(submodel.base, submodel.plan, module)
-    return Tuned(result, best.start.agreement, best.check.agreement, taken, highest)
+    return Tuned(result, best.start.agreement, best.score.agreement, taken, highest)
 
 
-class _Check(NamedTuple):
+class _Score(NamedTuple):
+    """Compare a network's answers with the full model's on the validation set."""
+
     agreement: float
     divergence: float  # from the full model's answers; tells more than agreement where images are few
 
 
-class _Judge:
-    """How well a network agrees with the full model on images held out."""
+class _Validation:
+    """Measure how well a network agrees with the full model on the validation set."""
 
     def __init__(self, submodel: Submodel, held: Images) -> None:
         base = submodel.base
         self.x = normalise(held, base.mean, base.std)
         self.answers = torch.from_numpy(logits(base.module, self.x)[:, submodel.classes])
 
-    def __call__(self, module: nn.Module) -> _Check:
+    def __call__(self, module: nn.Module) -> _Score:
         found = torch.from_numpy(logits(module, self.x))
         same = found.argmax(1) == self.answers.argmax(1)
-        return _Check(float(same.double().mean()), float(_divergence(found, self.answers)))
+        return _Score(float(same.double().mean()), float(_divergence(found, self.answers)))
 
 
-class _Best:
-    """The least divergent check so far, with its weights, and how many checks in a row were no better than an earlier
-    one. How often a check agrees does not count: on a thousand images that is chance.
+class _BestCheckpoint:
+    """Keep the least divergent weights so far, and count the checks in a row that were no better than an earlier one.
 
-    The start does not count for patience: a rate that is still high first sets a merged network back a little.
+    How often answers agree does not count: on a thousand images that is chance. Nor does the start count for patience:
+    a rate that is still high first sets a reconstructed network back a little.
     """
 
-    def __init__(self, module: nn.Module, judge: Callable[[nn.Module], _Check]) -> None:
-        self.judge, self.idle = judge, 0
-        self.start = self.check = judge(module)
+    def __init__(self, module: nn.Module, validate: Callable[[nn.Module], _Score]) -> None:
+        self.validate, self.idle = validate, 0
+        self.start = self.score = validate(module)
         self.state = copy.deepcopy(module.state_dict())
         self._least = math.inf
 
-    def look(self, module: nn.Module) -> None:
-        found = self.judge(module)
+    def check(self, module: nn.Module) -> None:
+        """Validate a network, and keep its weights when they are the best."""
+        found = self.validate(module)
         self.idle = 0 if found.divergence < self._least else self.idle + 1
         self._least = min(found.divergence, self._least)
-        if found.divergence < self.check.divergence:
-            self.check, self.state = found, copy.deepcopy(module.state_dict())
+        if found.divergence < self.score.divergence:
+            self.score, self.state = found, copy.deepcopy(module.state_dict())
 
 
 def _step(
@@ -153,6 +174,7 @@ def _step(
     answers: torch.Tensor,
     channels: Channels,
 ) -> None:
+    """Take one step of the optimiser. `seen`: the submodel's channels; `channels`: those that the teacher asks for."""
     with torch.enable_grad():
         with half_precision():
             found = module(x)
@@ -166,19 +188,24 @@ def _step(
     optimiser.step()
 
 
+def _scheduled(progress: float) -> float:
+    """Return the learning rate at `progress` in [0, 1], in units of the highest: warm-up, then cosine decay."""
+    return min((1 + math.cos(math.pi * progress)) / 2, progress / WARM_UP + 0.01)
+
+
 def _averaged(mean: torch.Tensor, latest: torch.Tensor, steps: torch.Tensor | int) -> torch.Tensor:
-    """The mean of weights after one more than `steps`."""
+    """Update the mean of weights after one more than `steps`."""
     return mean + (latest - mean) * ((DECAY + 1) / (DECAY + 1 + steps))
 
 
 def _divergence(found: torch.Tensor, answers: torch.Tensor) -> torch.Tensor:
-    """Mean Kullback-Leibler divergence of softened answers, in units that do not depend on the temperature."""
+    """Average the Kullback-Leibler divergence of softened answers, in units that do not depend on the temperature."""
     softened, wanted = (F.log_softmax(z / TEMPERATURE, 1) for z in (found, answers))
     return F.kl_div(softened, wanted, log_target=True, reduction="batchmean") * TEMPERATURE**2
 
 
 def _batches(count: int, batch: int, rng: np.random.Generator) -> Iterator[Indices]:
-    """Without end: every lesson once a pass, in parts of nearly one size, at least two each."""
+    """Number the examples of each batch, without end: each once a pass, batches of nearly one size, at least two."""
     parts = min(-(-count // max(batch, 2)), count // 2)
     while True:
         yield from np.array_split(rng.permutation(count), parts)

@@ -1,4 +1,4 @@
-"""Check channel groups on the network itself: cutting channels must equal hiding them from whoever reads them."""
+"""Check channel groups on the network itself: removing channels must equal hiding them from their readers."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ from fedcaptor.common.torch_engine.network import network, state_of
 
 @torch.no_grad()
 def verify(module: nn.Module, groups: ChannelGroups, seed: int = 0, tolerance: float = 1e-3) -> None:
-    """Slice half of each group at random; raises ModelError when outputs differ from the full network's, in which
-    each consumer reads zeros instead of the removed channels, by more than `tolerance` of the largest output.
+    """Slice half of each group at random, and compare outputs with the full network's.
+
+    In the full network each consumer reads zeros instead of the removed channels. Raises ModelError when outputs differ
+    by more than `tolerance` of the largest output, or the sliced network does not run.
     """
     rng = np.random.default_rng(seed)
     kept = {g.name: rng.choice(g.channels, -(-g.channels // 2), replace=False) for g in groups.groups}
@@ -42,7 +44,7 @@ def verify(module: nn.Module, groups: ChannelGroups, seed: int = 0, tolerance: f
 
 
 def hidden_outputs(module: nn.Module, groups: ChannelGroups, plan: Plan, x: torch.Tensor) -> torch.Tensor:
-    """Outputs [N, kept classes] of the full network, removed channels replaced by zeros at each consumer's input."""
+    """Compute outputs [N, kept classes] of the full network that reads zeros instead of removed channels."""
     modules = dict(module.named_modules())
 
     def hide(consumer: Consumer, removed: torch.Tensor) -> Callable[..., Any]:

@@ -13,7 +13,7 @@ from benchmarks.fallback import SCORES, Seen
 from benchmarks.out_of_set import calibration_error, inside, rejecting, temperature, told_apart
 from benchmarks.record import read_record
 from benchmarks.results import PAGES
-from fedcaptor.common.planner import Budget, plan
+from fedcaptor.common.planner import Budget, allocate
 from fedcaptor.common.torch_engine.prune import Evidence
 from tests import tiny
 
@@ -64,9 +64,9 @@ def test_kept_outputs_leave_what_the_submodel_says_of_the_needed_classes(bars):
     base, needed = tiny.base_model(bars[1]), np.array([1, 4])
     x, y = tiny.images(200, 5)
     evidence = Evidence.gather(base, needed, x[np.isin(y, needed)])
-    kept = plan(base.groups, evidence.curves, np.arange(tiny.CLASSES), Budget(0.6, 2))
-    small = evidence.merged(type(kept).of(base.groups, {**kept.kept, base.groups.output.name: needed}))
-    seen, alone = (Seen.by(model, x) for model in (evidence.merged(kept), small))
+    kept = allocate(base.groups, evidence.curves, np.arange(tiny.CLASSES), Budget(0.6, 2))
+    small = evidence.build(type(kept).of(base.groups, {**kept.kept, base.groups.output.name: needed}))
+    seen, alone = (Seen.by(model, x) for model in (evidence.build(kept), small))
     np.testing.assert_allclose(seen.z[:, needed], alone.z, rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(seen.features, alone.features, rtol=1e-3, atol=1e-4)
 

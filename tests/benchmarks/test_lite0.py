@@ -19,7 +19,7 @@ from fedcaptor.common.errors import DataError, ModelError
 from fedcaptor.common.plan import Plan
 from fedcaptor.common.planner import Budget
 from fedcaptor.common.torch_engine.base import BaseModel
-from fedcaptor.common.torch_engine.factory import limited, sliced
+from fedcaptor.common.torch_engine.factory import restricted, sliced
 from fedcaptor.common.torch_engine.forward import logits, normalise
 from fedcaptor.common.torch_engine.network import save_state, state_of
 from fedcaptor.common.torch_engine.prune import Evidence
@@ -99,7 +99,7 @@ def test_groups_behind_depthwise_convolutions_and_residual_sums(base):
         "_fc",
     ]
     assert groups["_blocks.1._project_conv"].producers == ("_blocks.1._project_conv", "_blocks.2._project_conv")
-    assert "_blocks.1._depthwise_conv.weight" in {cut.tensor for cut in groups["_blocks.1._expand_conv"].cuts}
+    assert "_blocks.1._depthwise_conv.weight" in {cut.tensor for cut in groups["_blocks.1._expand_conv"].slices}
     # Maps of the enlarged image: 12×12 behind the stem, 6×6 behind the strided depthwise convolution
     first = 144 * (9 * 3 * 16 + 9 * 16 + 16 * 8)
     second = 144 * 8 * 32 + 36 * (25 * 32 + 32 * 16) + 36 * (16 * 64 + 25 * 64 + 64 * 16)
@@ -112,12 +112,12 @@ def test_merging_a_plan_that_keeps_all_channels_changes_no_answer(base):
     whole = Plan.of(base.groups, {g.name: np.arange(g.channels) for g in base.groups.prunable})
     x = normalise(images, base.mean, base.std)
     expected = logits(base.module, x)
-    np.testing.assert_allclose(logits(evidence.merged(whole).module, x), expected, atol=1e-3 * np.abs(expected).max())
+    np.testing.assert_allclose(logits(evidence.build(whole).module, x), expected, atol=1e-3 * np.abs(expected).max())
 
 
 def test_merging_stands_in_for_what_was_cut(base):
     images = np.random.default_rng(2).integers(0, 256, (48, *SHAPE[1:], 3)).astype(np.uint8)
-    wanted = limited(base, OUTPUTS[:3]).scores(images)
+    wanted = restricted(base, OUTPUTS[:3]).scores(images)
     merged = Evidence.gather(base, OUTPUTS[:3], images).submodel(Budget(macs=0.6))
     assert merged.macs_ratio() <= 0.6
     errors = [np.square(each.scores(images) - wanted).mean() for each in (merged, sliced(base, merged.plan))]

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(autouse=True)
 def no_timing(monkeypatch):
-    monkeypatch.setattr(prune, "latency_ratio", lambda *_: 1.0)
+    monkeypatch.setattr(prune, "measured_latency_ratio", lambda *_: 1.0)
 
 
 def run(*options):

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from fedcaptor.common.groups import ChannelGroups, Consumer, Cut, Group, Layer
+from fedcaptor.common.groups import ChannelGroups, Consumer, Group, Layer, TensorSlice
 from fedcaptor.common.plan import Plan
-from fedcaptor.common.selection import RemovalCurve
+from fedcaptor.common.selection import PruningCurve
 
 
 def small_groups(a: int = 4, b: int = 8, classes: int = 3) -> ChannelGroups:
@@ -17,9 +17,9 @@ def small_groups(a: int = 4, b: int = 8, classes: int = 3) -> ChannelGroups:
         "small",
         (1, 4, 4),
         (
-            Group("a", a, (Cut("a.weight", 0), Cut("b.weight", 1)), ("a",), (Consumer("b", "conv"),)),
-            Group("b", b, (Cut("b.weight", 0), Cut("c.weight", 1, 2)), ("b",), (Consumer("c", "linear", 2),)),
-            Group("c", classes, (Cut("c.weight", 0), Cut("c.bias", 0)), ("c",), (), True),
+            Group("a", a, (TensorSlice("a.weight", 0), TensorSlice("b.weight", 1)), ("a",), (Consumer("b"),)),
+            Group("b", b, (TensorSlice("b.weight", 0), TensorSlice("c.weight", 1, 2)), ("b",), (Consumer("c", 2),)),
+            Group("c", classes, (TensorSlice("c.weight", 0), TensorSlice("c.bias", 0)), ("c",), (), True),
         ),
         (
             Layer("a", 16, 9, 1, a, None, "a"),
@@ -36,14 +36,14 @@ def small_groups(a: int = 4, b: int = 8, classes: int = 3) -> ChannelGroups:
     )
 
 
-def even_curves(groups: ChannelGroups, **cost: float) -> dict[str, RemovalCurve]:
+def even_curves(groups: ChannelGroups, **cost: float) -> dict[str, PruningCurve]:
     """Channels go in the order of their numbers, each at the same loss."""
     return {
-        name: RemovalCurve(np.arange(groups.by_name[name].channels), np.full(groups.by_name[name].channels, each))
+        name: PruningCurve(np.arange(groups.by_name[name].channels), np.full(groups.by_name[name].channels, each))
         for name, each in cost.items()
     }
 
 
-def lost(curves: Mapping[str, RemovalCurve], chosen: Plan) -> float:
+def lost(curves: Mapping[str, PruningCurve], chosen: Plan) -> float:
     """What the plan's removed channels cost together."""
     return sum(float(c.cost[: len(c.cost) - len(chosen.kept[name])].sum()) for name, c in curves.items())

@@ -13,10 +13,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from fedcaptor.common.costs import Costs, latency_ratio
+from fedcaptor.common.costs import Costs, predicted_latency_ratio
 from fedcaptor.common.errors import ModelError, PlanError
 from fedcaptor.common.latency import LatencyTable, LayerTimes, monotone
-from fedcaptor.common.planner import Budget, plan
+from fedcaptor.common.planner import Budget, allocate
 from fedcaptor.common.torch_engine import latency
 from fedcaptor.common.torch_engine.registry import build
 from fedcaptor.common.torch_engine.trace import trace
@@ -45,7 +45,7 @@ TABLE = LatencyTable(
 
 
 def counts(latency: float | None, table: LatencyTable | None = TABLE, **more: float) -> tuple[int, int]:
-    kept = plan(GROUPS, CURVES, TWO, Budget(multiple=2, latency=latency, table=table, **more)).counts()
+    kept = allocate(GROUPS, CURVES, TWO, Budget(multiple=2, latency=latency, table=table, **more)).counts()
     return kept["a"], kept["b"]
 
 
@@ -92,14 +92,14 @@ def test_what_saves_time_goes_first() -> None:
     # The full model takes 10. Cutting a to 2 loses 2 and saves 4 + 1; b to 6 loses 0.8 and saves a third.
     assert counts(0.9) == (2, 8)
     assert counts(None, parameters=0.8) == (4, 6)
-    assert latency_ratio(GROUPS, TABLE, {"a": 2}) == pytest.approx(0.5)
+    assert predicted_latency_ratio(GROUPS, TABLE, {"a": 2}) == pytest.approx(0.5)
 
 
 def test_latency_holds_together_with_the_other_budgets() -> None:
     assert counts(0.9, parameters=0.55) == (2, 8)
     a, b = counts(0.9, parameters=0.3)
     assert GROUPS.parameters_ratio({"a": a, "b": b, "c": 2}) <= 0.3
-    assert latency_ratio(GROUPS, TABLE, {"a": a, "b": b, "c": 2}) <= 0.9
+    assert predicted_latency_ratio(GROUPS, TABLE, {"a": a, "b": b, "c": 2}) <= 0.9
     assert b < 8
 
 
@@ -115,7 +115,7 @@ def test_a_latency_needs_a_table_of_this_network() -> None:
     with pytest.raises(PlanError, match=r"latency budget is 1.5"):
         counts(1.5)
     with pytest.raises(ModelError, match=r"latency table is of small .* remove the table"):
-        plan(small_groups(6), even_curves(small_groups(6), a=1.0, b=1.0), TWO, Budget(latency=0.5, table=TABLE))
+        allocate(small_groups(6), even_curves(small_groups(6), a=1.0, b=1.0), TWO, Budget(latency=0.5, table=TABLE))
 
 
 def test_a_step_that_saves_no_time_does_not_stop_the_path() -> None:
@@ -142,12 +142,12 @@ def test_a_larger_latency_loses_no_more_than_a_smaller_one(seconds: np.ndarray, 
     curves, plans = even_curves(groups, a=1.0, b=0.4), []
     for ratio in sorted([one, two]):
         try:
-            plans.append(plan(groups, curves, TWO, Budget(latency=ratio, table=table, multiple=4)))
+            plans.append(allocate(groups, curves, TWO, Budget(latency=ratio, table=table, multiple=4)))
         except PlanError:
             smallest = {"a": 4, "b": 4, "c": 2}
-            assert latency_ratio(groups, table, smallest) > ratio
+            assert predicted_latency_ratio(groups, table, smallest) > ratio
             continue
-        assert latency_ratio(groups, table, plans[-1].counts()) <= ratio * (1 + 1e-12)
+        assert predicted_latency_ratio(groups, table, plans[-1].counts()) <= ratio * (1 + 1e-12)
     if len(plans) == 2:
         assert lost(curves, plans[1]) <= lost(curves, plans[0]) + 1e-9
 
@@ -220,7 +220,7 @@ def test_with_a_clock_that_ticks_evenly_all_calls_take_one_tick(tmp_path: Path) 
     clock = lambda: float(next(ticks))  # noqa: E731  a clock is one call
     shape = base.groups.input_shape
     assert latency.measure(base.module, shape, clock) == 1
-    assert latency.latency_ratio(base.module, base.module, shape, clock) == 1
+    assert latency.measured_latency_ratio(base.module, base.module, shape, clock) == 1
     table = latency.measure_table(base, 2, clock=clock)
     # a tick in the layer and one behind it, whose share grows with the outputs
     assert table.rest == 1

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from fedcaptor.common.groups import ChannelGroups, Group
-from fedcaptor.common.preference import join, layer_slices, normalise, pool, share_out, unpool
+from fedcaptor.common.preference import cluster_means, join, layer_slices, normalise, share_out
 
 SHARES = arrays(np.float64, (5, 4), elements=st.floats(0, 1e3, width=32))
 COUNTS = arrays(np.float64, 4, elements=st.floats(0, 1e4, width=32))
@@ -35,18 +35,18 @@ def test_normalising_forgets_how_many_images_there_were(block: np.ndarray, times
     np.testing.assert_allclose(np.linalg.norm(found, axis=0), block.any(0), atol=1e-6)
 
 
-def test_pooling_is_the_mean_and_unpooling_hands_it_to_all_members() -> None:
+def test_cluster_means_are_means_and_indexing_hands_them_to_all_members() -> None:
     matrix = np.array([[1, 2], [3, 4], [10, 20]], dtype=np.float32)
-    pooled = pool(matrix, np.array([2, 2, 0]), 4)
+    pooled = cluster_means(matrix, np.array([2, 2, 0]), 4)
     np.testing.assert_array_equal(pooled, [[10, 20], [0, 0], [2, 3], [0, 0]])
     assert pooled.dtype == np.float32
-    np.testing.assert_array_equal(unpool(pooled, np.array([2, 2, 0])), [[2, 3], [2, 3], [10, 20]])
+    np.testing.assert_array_equal(pooled[np.array([2, 2, 0])], [[2, 3], [2, 3], [10, 20]])
 
 
 @given(SHARES, arrays(np.int64, 5, elements=st.integers(0, 2)))
-def test_pooling_keeps_what_unpooling_gave(matrix: np.ndarray, assignment: np.ndarray) -> None:
-    once = unpool(pool(matrix, assignment, 3), assignment)
-    np.testing.assert_allclose(unpool(pool(once, assignment, 3), assignment), once, rtol=1e-9, atol=1e-9)
+def test_cluster_means_keep_what_indexing_gave(matrix: np.ndarray, assignment: np.ndarray) -> None:
+    once = cluster_means(matrix, assignment, 3)[assignment]
+    np.testing.assert_allclose(cluster_means(once, assignment, 3)[assignment], once, rtol=1e-9, atol=1e-9)
     np.testing.assert_allclose(once.sum(0), matrix.sum(0), rtol=1e-9, atol=1e-9)
 
 
@@ -58,8 +58,10 @@ def test_a_clusters_score_is_shared_out_by_pictures_and_one_filters_is_its_own()
 
 @given(SHARES, arrays(np.int64, 5, elements=st.integers(0, 2)))
 def test_shared_out_scores_pool_to_what_was_shared(matrix: np.ndarray, assignment: np.ndarray) -> None:
-    pooled = pool(matrix, assignment, 3)
-    np.testing.assert_allclose(pool(share_out(pooled, assignment, matrix[::-1]), assignment, 3), pooled, rtol=1e-6)
+    pooled = cluster_means(matrix, assignment, 3)
+    np.testing.assert_allclose(
+        cluster_means(share_out(pooled, assignment, matrix[::-1]), assignment, 3), pooled, rtol=1e-6
+    )
 
 
 def test_join_by_hand() -> None:

@@ -1,4 +1,4 @@
-"""Rankings of filters as removal curves: by hand."""
+"""Rankings of filters as pruning curves: by hand."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedcaptor.common.groups import ChannelGroups, Consumer, Cut, Group
+from fedcaptor.common.groups import ChannelGroups, Consumer, Group, TensorSlice
 from fedcaptor.common.ranking import by_class_preference, for_classes, ranked, shares, weight_norms
 
 
 def described(*channels: int) -> ChannelGroups:
     groups = [
-        Group(f"g{i}", n, (Cut(f"g{i}.weight", 0),), (f"g{i}",), (Consumer("next", "conv"),))
+        Group(f"g{i}", n, (TensorSlice(f"g{i}.weight", 0),), (f"g{i}",), (Consumer("next"),))
         for i, n in enumerate(channels)
     ]
     return ChannelGroups("any", (1, 1, 1), (*groups, Group("out", 3, (), ("out",), output=True)), (), {})
@@ -40,8 +40,10 @@ def test_the_scale_of_a_layers_scores_does_not_matter_and_costs_grow(scores, sca
 
 
 def test_norms_of_all_producers_add_up():
-    place = Cut("b.weight", 0, offset=1)
-    group = Group("sum", 2, (Cut("a.weight", 0), place, Cut("c.weight", 1)), ("a", "b"), (Consumer("c", "conv"),))
+    place = TensorSlice("b.weight", 0, offset=1)
+    group = Group(
+        "sum", 2, (TensorSlice("a.weight", 0), place, TensorSlice("c.weight", 1)), ("a", "b"), (Consumer("c"),)
+    )
     groups = ChannelGroups("any", (1, 1, 1), (group, Group("out", 3, (), ("c",), output=True)), (), {})
     state = {
         "a.weight": np.array([[1.0, -2.0], [0.0, 1.0]]).reshape(2, 2, 1, 1),

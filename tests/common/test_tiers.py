@@ -5,7 +5,7 @@ import pytest
 from fedcaptor.common.config import load_config, parse
 from fedcaptor.common.errors import ConfigError
 from fedcaptor.common.planner import Budget
-from fedcaptor.common.tiers import as_tier, check, drawn, fits, rungs, within
+from fedcaptor.common.tiers import as_tier, budget_ladder, check, drawn, fits, tier_budget
 from tests.common.small_groups import small_groups
 
 TIERS = [{"name": "low", "share": 0.25, "macs": 0.25, "bytes": 5000}, {"name": "high", "share": 0.75}]
@@ -24,10 +24,10 @@ def test_a_phone_is_drawn_by_seed_and_number_in_the_configured_shares():
 
 def test_ratios_are_cut_down_to_the_tier():
     groups = small_groups()
-    assert rungs(LOW, groups, (0.3, 0.2, 0.5), 8) == [Budget(0.2, 8, bytes=5000), Budget(0.25, 8, bytes=5000)]
-    assert rungs(HIGH, groups, (0.3, 0.2), 4) == [Budget(0.2, 4), Budget(0.3, 4)]
-    assert rungs(None, groups, (0.3,), 8) == [Budget(0.3, 8)]
-    assert within(LOW, 0.1, 8) == Budget(0.1, 8, bytes=5000)
+    assert budget_ladder(LOW, groups, (0.3, 0.2, 0.5), 8) == [Budget(0.2, 8, bytes=5000), Budget(0.25, 8, bytes=5000)]
+    assert budget_ladder(HIGH, groups, (0.3, 0.2), 4) == [Budget(0.2, 4), Budget(0.3, 4)]
+    assert budget_ladder(None, groups, (0.3,), 8) == [Budget(0.3, 8)]
+    assert tier_budget(LOW, 0.1, 8) == Budget(0.1, 8, bytes=5000)
 
 
 def test_a_model_fits_where_all_limits_hold():
@@ -42,8 +42,8 @@ def test_a_model_fits_where_all_limits_hold():
 def test_a_limited_phone_ends_at_its_limits_instead_of_the_full_model():
     groups = small_groups()
     tight, wide = (LOW.model_copy(update={"bytes": groups.file_bytes() + more, "macs": 1.0}) for more in (-1, 0))
-    assert rungs(tight, groups, (0.2,), 8)[-1] == Budget(1.0, 8, bytes=tight.bytes)
-    assert rungs(wide, groups, (0.2,), 8)[-1] == Budget(0.2, 8, bytes=wide.bytes)
+    assert budget_ladder(tight, groups, (0.2,), 8)[-1] == Budget(1.0, 8, bytes=tight.bytes)
+    assert budget_ladder(wide, groups, (0.2,), 8)[-1] == Budget(0.2, 8, bytes=wide.bytes)
 
 
 def test_an_impossible_tier_is_refused_before_the_run():

@@ -13,7 +13,7 @@ from torch import nn
 from fedcaptor.common.torch_engine.base import BaseModel
 from fedcaptor.common.torch_engine.models import ConvNet
 from fedcaptor.common.torch_engine.trace import trace
-from fedcaptor.server.painting import Canvas, Visualisation, activation, moved, paint
+from fedcaptor.server.painting import Canvas, Visualisation, activation, jittered, paint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -83,8 +83,8 @@ def test_large_waves_move_more_than_small_ones_and_brightness_more_than_hue() ->
 
 def test_nothing_moves_without_movement_and_each_picture_moves_by_itself() -> None:
     pictures = torch.rand(1, 3, 10, 7, generator=generator()).repeat(4, 1, 1, 1)
-    torch.testing.assert_close(moved(pictures, STILL, generator()), pictures)
-    shaken = moved(pictures, Visualisation(), generator())
+    torch.testing.assert_close(jittered(pictures, STILL, generator()), pictures)
+    shaken = jittered(pictures, Visualisation(), generator())
     assert shaken.shape == pictures.shape
     assert all((shaken[0] - other).abs().max() > 0.01 for other in shaken[1:])
 
@@ -94,7 +94,7 @@ def test_a_shift_moves_by_so_many_pixels() -> None:
     picture[..., 5, 5] = 1
     places = []
     for seed in range(40):
-        mass = moved(picture, replace(STILL, shift=2), generator(seed))[0, 0]
+        mass = jittered(picture, replace(STILL, shift=2), generator(seed))[0, 0]
         along = torch.arange(11.0) - 5
         places.append([float((mass.sum(dim) * along).sum() / mass.sum()) for dim in (0, 1)])
     assert np.abs(places).max() <= 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -229,3 +230,15 @@ def test_other_weights_or_settings_do_not_reuse_files(
     assert sorted(computed[:4]) == sorted(computed[4:]) == [0, 1, 2, 3]
     visualise(base, FAST, tmp_path)
     assert len(computed) == 8
+
+
+def test_keys_of_stored_pictures_never_change():
+    base = SimpleNamespace(
+        name="m",
+        groups=SimpleNamespace(digest="d"),
+        mean=(0.5,),
+        std=(0.25,),
+        state={"w": np.arange(3, dtype=np.float32)},
+    )
+    key = "74e2a3569ca6460fb297b4441cc4e3bab5b4a87b1b59773405a53405c58d29a9"
+    assert module._key(base, module.DEFAULT) == key

@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as arrays
 from fedcaptor.common.config import Config
 from fedcaptor.common.errors import ConfigError, WireError
 from fedcaptor.common.groups import ChannelGroups, Group
-from fedcaptor.common.preference import layer_slices, normalise, pool
+from fedcaptor.common.preference import cluster_means, layer_slices, normalise
 from fedcaptor.common.statistics import (
     COOCCURRENCE,
     OUTCOME,
@@ -90,7 +90,7 @@ def test_scores_are_within_their_clip_and_have_a_mean(
     assignment = np.concatenate([rng.integers(2, size=c) + 2 * i for i, c in enumerate(channels)])
     clusters = int(assignment.max()) + 1
     blocks = normalise([scores[rows] * present for rows in layer_slices(groups)])
-    pooled = unit_blocks(pool(blocks, assignment, clusters), assignment, groups)
+    pooled = unit_blocks(cluster_means(blocks, assignment, clusters), assignment, groups)
     vector = scores_vector(pooled, present, len(channels))
     assert len(vector) == SCORES.length(groups, clusters)
     assert np.linalg.norm(vector) <= SCORES.clip + 1e-6  # profiles are in single precision

@@ -14,8 +14,8 @@ from torch import nn
 from fedcaptor.common.plan import Plan
 from fedcaptor.common.slicer import slice_state
 from fedcaptor.common.torch_engine.evidence import Sampler, responses
-from fedcaptor.common.torch_engine.merge import merge
 from fedcaptor.common.torch_engine.network import network, state_of
+from fedcaptor.common.torch_engine.reconstruction import reconstruct_weights
 from fedcaptor.common.torch_engine.registry import build, skeleton
 from fedcaptor.common.torch_engine.trace import trace
 from tests.common import own_networks
@@ -26,8 +26,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 SHAPE, CLASSES = (3, 16, 16), 4
 
 
-def merged_error(name: str, redundant: bool) -> tuple[float, float]:
-    """Relative error of the outputs after cutting half of the channels, plain and merged. With `redundant` the
+def reconstruction_errors(name: str, redundant: bool) -> tuple[float, float]:
+    """Relative error of the outputs after cutting half of the channels, plain and reconstructed. With `redundant` the
     second half of every group's filters is a copy of the first.
     """
     rng = np.random.default_rng(3)
@@ -39,7 +39,7 @@ def merged_error(name: str, redundant: bool) -> tuple[float, float]:
     if redundant:
         for group in groups.prunable:
             half = group.channels // 2
-            for cut in (c for c in group.cuts if c.dim == 0):
+            for cut in (c for c in group.slices if c.dim == 0):
                 rows = state[cut.tensor][cut.offset : cut.offset + group.channels * cut.taps]
                 rows[-half * cut.taps :] = rows[: half * cut.taps]
     module = network(module, state)
@@ -50,7 +50,7 @@ def merged_error(name: str, redundant: bool) -> tuple[float, float]:
         before, sampler = cut(x), Sampler(len(x), 4096, 0)
         with responses(module, groups, sampler) as full:
             expected = module(x)
-        merge(cut, groups, plan, x, full, ridge=1e-3)
+        reconstruct_weights(cut, groups, plan, x, full, ridge=1e-3)
         after = cut(x)
     scale = expected.std()
     return float((before - expected).std() / scale), float((after - expected).std() / scale)
@@ -58,15 +58,15 @@ def merged_error(name: str, redundant: bool) -> tuple[float, float]:
 
 @pytest.mark.parametrize("name", ["plain", "concatenating", "dense", "all_convolutional"])
 def test_copies_of_kept_channels_are_absorbed_without_loss(name):
-    plain, merged = merged_error(name, redundant=True)
+    plain, reconstructed = reconstruction_errors(name, redundant=True)
     assert plain > 0.05
-    assert merged < 1e-3
+    assert reconstructed < 1e-3
 
 
 @pytest.mark.parametrize("name", ["concatenating", "dense"])
-def test_a_layer_behind_a_concatenation_is_merged_for_each_group_that_it_reads(name):
-    plain, merged = merged_error(name, redundant=False)
-    assert merged < 0.8 * plain
+def test_a_layer_behind_a_concatenation_is_reconstructed_for_each_group_that_it_reads(name):
+    plain, reconstructed = reconstruction_errors(name, redundant=False)
+    assert reconstructed < 0.8 * plain
 
 
 @pytest.mark.parametrize(("rectifier", "bias"), [(nn.ReLU(), -1.0), (nn.ReLU6(), 7.0)])
@@ -97,6 +97,6 @@ def test_what_a_rectifier_hides_need_not_be_right(rectifier: nn.Module, bias: fl
         cut[2] = nn.Conv2d(4, 6, 3, bias=False)
         state = state_of(module)
         network(cut, slice_state(state, groups, plan))
-        merge(cut, known, plan, x, full)
+        reconstruct_weights(cut, known, plan, x, full)
         errors.append(float((cut[:5](x) - expected).square().mean()))
     assert errors[0] < 0.98 * errors[1]

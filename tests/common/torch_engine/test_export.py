@@ -16,8 +16,8 @@ from fedcaptor.common.torch_engine.export import ABOUT, INPUT, OUTPUT, check_fil
 from fedcaptor.common.torch_engine.factory import sliced
 from fedcaptor.common.torch_engine.standalone import Standalone
 from tests import tiny
-from tests.common.test_factory import base_of
 from tests.common.test_slicing import random_plan, shape_of
+from tests.common.torch_engine.test_factory import base_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -12,7 +12,7 @@ from fedcaptor.common.data.source import load
 from fedcaptor.common.data.splits import split
 from fedcaptor.common.errors import DataError
 from fedcaptor.common.plan import Plan
-from fedcaptor.common.planner import Budget, plan
+from fedcaptor.common.planner import Budget, allocate
 from fedcaptor.common.torch_engine import class_moments
 from fedcaptor.common.torch_engine.base import BaseModel
 from fedcaptor.common.torch_engine.class_moments import curves_for, gather, network_digest
@@ -95,7 +95,7 @@ def test_channels_go_in_nearly_the_same_order(base, moments, evidence):
 def test_plans_answer_as_well(base, images, moments, evidence):
     curves = curves_for(base, moments, USAGE, NEEDED)
     right = [
-        np.mean(evidence.merged(plan(base.groups, c, NEEDED, Budget(macs=0.1))).predict(images[2]) == images[3])
+        np.mean(evidence.build(allocate(base.groups, c, NEEDED, Budget(macs=0.1))).predict(images[2]) == images[3])
         for c in (curves, evidence.curves)
     ]
     assert right[0] > 0.9

@@ -1,4 +1,4 @@
-"""Removal curves in the unit of what really happens to the needed logits."""
+"""Pruning curves in the unit of what really happens to the needed logits."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import torch
 
 from fedcaptor.common.assets import asset
 from fedcaptor.common.data.source import load
-from fedcaptor.common.selection import RemovalCurve
+from fedcaptor.common.selection import PruningCurve
 from fedcaptor.common.torch_engine.base import BaseModel
-from fedcaptor.common.torch_engine.calibration import KEPT, POWER, calibrated
+from fedcaptor.common.torch_engine.curve_calibration import KEPT, POWER, calibrate_curves
 from fedcaptor.common.torch_engine.evidence import Rows, Sampler, recorded
 from fedcaptor.common.torch_engine.forward import normalise
 
@@ -26,13 +26,13 @@ def seen():
     return base, x, rows
 
 
-def curves(base: BaseModel, cost: float) -> dict[str, RemovalCurve]:
-    return {g.name: RemovalCurve(np.arange(g.channels), np.full(g.channels, cost)) for g in base.groups.prunable}
+def curves(base: BaseModel, cost: float) -> dict[str, PruningCurve]:
+    return {g.name: PruningCurve(np.arange(g.channels), np.full(g.channels, cost)) for g in base.groups.prunable}
 
 
 def test_the_scale_of_a_curve_counts_as_far_as_it_is_believed(seen):
     base, x, rows = seen
-    once, tenfold = (calibrated(base, np.arange(3), x, rows, curves(base, cost)) for cost in (1.0, 10.0))
+    once, tenfold = (calibrate_curves(base, np.arange(3), x, rows, curves(base, cost)) for cost in (1.0, 10.0))
     for name, curve in once.items():
         np.testing.assert_array_equal(curve.order, np.arange(len(curve.order)))
         np.testing.assert_allclose(tenfold[name].cost / curve.cost, 10 ** (1 - POWER))
@@ -41,11 +41,11 @@ def test_the_scale_of_a_curve_counts_as_far_as_it_is_believed(seen):
 def test_a_layer_that_the_needed_logits_feel_more_becomes_dearer(seen):
     """Logits of three times the size feel nine times the loss."""
     base, x, rows = seen
-    before = calibrated(base, np.arange(3), x, rows, curves(base, 1.0))
+    before = calibrate_curves(base, np.arange(3), x, rows, curves(base, 1.0))
     last = base.groups.output.name
     state = {k: v * 3 if k.startswith(f"{last}.") else v for k, v in base.state.items()}
     louder = BaseModel(base.name, state, base.groups, base.mean, base.std, base.rebuild(state))
-    after = calibrated(louder, np.arange(3), x, rows, curves(base, 1.0))
+    after = calibrate_curves(louder, np.arange(3), x, rows, curves(base, 1.0))
     for name, curve in before.items():
         np.testing.assert_allclose(after[name].cost / curve.cost, 9**POWER, rtol=1e-3)
 
@@ -59,7 +59,7 @@ def test_a_layer_wider_than_the_images_are_many_is_not_free(seen):
     """Few images tell of it what many tell, though on them any of its channels give back all others."""
     base, x, rows = seen
     many, few = (
-        calibrated(base, np.arange(3), x[:n], first(rows, n), curves(base, 1.0))["classifier.0"] for n in (60, 30)
+        calibrate_curves(base, np.arange(3), x[:n], first(rows, n), curves(base, 1.0))["classifier.0"] for n in (60, 30)
     )
     assert len(few.order) / KEPT > 30
     assert few.cost[0] > many.cost[0] / 2
@@ -68,11 +68,11 @@ def test_a_layer_wider_than_the_images_are_many_is_not_free(seen):
 @pytest.mark.filterwarnings("error")
 def test_one_image_is_enough(seen):
     base, x, rows = seen
-    for curve in calibrated(base, np.arange(3), x[:1], first(rows, 1), curves(base, 1.0)).values():
+    for curve in calibrate_curves(base, np.arange(3), x[:1], first(rows, 1), curves(base, 1.0)).values():
         assert np.isfinite(curve.cost).all()
 
 
 def test_a_curve_that_says_nothing_stays(seen):
     base, x, rows = seen
-    for curve in calibrated(base, np.arange(3), x, rows, curves(base, 0.0)).values():
+    for curve in calibrate_curves(base, np.arange(3), x, rows, curves(base, 0.0)).values():
         np.testing.assert_array_equal(curve.cost, 0)

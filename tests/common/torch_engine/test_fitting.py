@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from fedcaptor.common.errors import ModelError
-from fedcaptor.common.torch_engine.fitting import LeastSquares, patches
+from fedcaptor.common.torch_engine.fitting import LeastSquares, unfold_inputs
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -25,13 +25,13 @@ def test_patches_times_weights_are_the_layers_outputs(layer: nn.Conv2d) -> None:
     x = torch.randn(2, 3, 9, 8, generator=torch.Generator().manual_seed(0))
     expected = layer(x).flatten(2)
     positions = torch.arange(0, expected.shape[2], 3)
-    found = patches(x, layer, positions) @ layer.weight.flatten(1).T + (0 if layer.bias is None else layer.bias)
+    found = unfold_inputs(x, layer, positions) @ layer.weight.flatten(1).T + (0 if layer.bias is None else layer.bias)
     torch.testing.assert_close(found, expected[:, :, positions].permute(0, 2, 1).reshape(-1, 5))
 
 
 def test_depthwise_layers_are_refused() -> None:
     with pytest.raises(ModelError, match="plain convolution"):
-        patches(torch.zeros(1, 4, 5, 5), nn.Conv2d(4, 4, 3, groups=4), torch.arange(2))
+        unfold_inputs(torch.zeros(1, 4, 5, 5), nn.Conv2d(4, 4, 3, groups=4), torch.arange(2))
 
 
 def problem(rows: int, columns: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

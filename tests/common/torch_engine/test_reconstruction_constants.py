@@ -1,4 +1,4 @@
-"""Merging: what the kept channels can say of the removed ones is not lost."""
+"""Weight reconstruction: what the kept channels can say of the removed ones is not lost."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import nn
 from fedcaptor.common.plan import Plan
 from fedcaptor.common.slicer import slice_state
 from fedcaptor.common.torch_engine.evidence import Response, Sampler, responses
-from fedcaptor.common.torch_engine.merge import _Layer, merge
 from fedcaptor.common.torch_engine.network import network, state_of
+from fedcaptor.common.torch_engine.reconstruction import _Layer, reconstruct_weights
 from fedcaptor.common.torch_engine.trace import trace
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -48,7 +48,7 @@ def make_redundant(first: nn.Conv2d, constant: float = 0.7) -> None:
     first.bias[3] = 2 * first.bias[0] - first.bias[1] + constant
 
 
-def merged(module: nn.Module, kept: dict[str, list[int]], x: torch.Tensor, ridge: float = RIDGE) -> nn.Module:
+def reconstructed(module: nn.Module, kept: dict[str, list[int]], x: torch.Tensor, ridge: float = RIDGE) -> nn.Module:
     groups = trace(module, "own", SHAPE)
     state = {name: tensor.numpy().copy() for name, tensor in module.state_dict().items()}
     everything = {group.name: list(range(group.channels)) for group in groups.groups}
@@ -57,7 +57,7 @@ def merged(module: nn.Module, kept: dict[str, list[int]], x: torch.Tensor, ridge
     sampler = Sampler(len(x))
     with responses(module, groups, sampler) as full:
         module(x)
-    merge(rebuilt, groups, plan, x, full, ridge)
+    reconstruct_weights(rebuilt, groups, plan, x, full, ridge)
     return rebuilt
 
 
@@ -71,7 +71,7 @@ def test_a_linearly_redundant_channel_is_cut_without_loss(bias: bool, x: torch.T
     """Valid convolution: the constant of the removed channel is the same at every position, in bias or batch norm."""
     module = filled(convolutional(bias))
     make_redundant(module[0])
-    small = merged(module, {"0": [0, 1, 2]}, x)
+    small = reconstructed(module, {"0": [0, 1, 2]}, x)
     assert small[1].weight.shape == (5, 3, 3, 3)
     np.testing.assert_allclose(small(x), module(x), rtol=2e-3, atol=5e-3)
     other = torch.randn(10, *SHAPE, generator=torch.Generator().manual_seed(2))
@@ -79,7 +79,7 @@ def test_a_linearly_redundant_channel_is_cut_without_loss(bias: bool, x: torch.T
 
 
 def test_slicing_alone_would_lose_it(x: torch.Tensor) -> None:
-    """The same cut without what the removed channel says: the merged network is nearer by orders of magnitude."""
+    """Slicing without what the removed channel says is worse by orders of magnitude."""
     module = filled(convolutional(True))
     make_redundant(module[0])
     groups = trace(module, "own", SHAPE)
@@ -96,7 +96,7 @@ def test_the_constant_goes_into_bias_or_running_mean(x: torch.Tensor) -> None:
         module[0].weight[3] = 0
         module[0].bias[3] = 0.7
         shift = 0.7 * module[1].weight[:, 3].sum((1, 2))
-        small = merged(module, {"0": [0, 1, 2]}, x)
+        small = reconstructed(module, {"0": [0, 1, 2]}, x)
         np.testing.assert_allclose(small[1].weight, module[1].weight[:, :3], atol=1e-4)
         if bias:
             np.testing.assert_allclose(small[1].bias, module[1].bias + shift, atol=1e-4)
@@ -107,13 +107,13 @@ def test_the_constant_goes_into_bias_or_running_mean(x: torch.Tensor) -> None:
 
 
 def test_errors_of_earlier_layers_are_corrected_later(x: torch.Tensor) -> None:
-    """With channels cut that depend on no others, merging the last layer too brings the outputs nearer."""
+    """With channels removed that depend on no others, reconstructing the last layer too brings the outputs nearer."""
     module = filled(convolutional(True))
     kept = {"0": [0, 2], "1": [0, 1, 2]}
     groups = trace(module, "own", SHAPE)
     state = state_of(module)
     sliced = network(filled(convolutional(True)), slice_state(state, groups, Plan.of(groups, kept)))
-    small = merged(module, kept, x, ridge=1.0)
+    small = reconstructed(module, kept, x, ridge=1.0)
     truth = module(x)
     error = float((small(x) - truth).square().mean())
     assert error < 0.5 * float((sliced(x) - truth).square().mean())
@@ -121,9 +121,9 @@ def test_errors_of_earlier_layers_are_corrected_later(x: torch.Tensor) -> None:
 
 def test_a_whole_plan_changes_nothing_and_classes_may_go(x: torch.Tensor) -> None:
     module = filled(convolutional(False))
-    np.testing.assert_allclose(merged(module, {}, x)(x), module(x), atol=2e-4)
+    np.testing.assert_allclose(reconstructed(module, {}, x)(x), module(x), atol=2e-4)
     output = trace(module, "own", SHAPE).output.name
-    np.testing.assert_allclose(merged(module, {output: [0, 2]}, x)(x), module(x)[:, [0, 2]], atol=2e-4)
+    np.testing.assert_allclose(reconstructed(module, {output: [0, 2]}, x)(x), module(x)[:, [0, 2]], atol=2e-4)
 
 
 def test_observations_of_one_image_count_less_than_those_of_many() -> None:

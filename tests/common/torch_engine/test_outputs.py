@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import Ridge
 
-from fedcaptor.common.planner import Budget, plan
+from fedcaptor.common.planner import Budget, allocate
 from fedcaptor.common.torch_engine.base import BaseModel, Submodel
 from fedcaptor.common.torch_engine.forward import logits, normalise
 from fedcaptor.common.torch_engine.outputs import features, last_layer, refitted
@@ -25,7 +25,7 @@ def submodel(bars: tuple[Path, Path]) -> Submodel:
     base = tiny.base_model(bars[1])
     x, y = tiny.images(300, 5)
     evidence = Evidence.gather(base, NEEDED, x[np.isin(y, NEEDED)])
-    return evidence.merged(plan(base.groups, evidence.curves, np.arange(tiny.CLASSES), Budget(0.6, 2)))
+    return evidence.build(allocate(base.groups, evidence.curves, np.arange(tiny.CLASSES), Budget(0.6, 2)))
 
 
 def full(base: BaseModel, images: np.ndarray) -> np.ndarray:

@@ -1,9 +1,10 @@
-"""Merging: the kept channels take over what the removed ones did, layer after layer, without training.
+"""Reconstruct the weights of a sliced network: the kept channels take over what the removed ones did, without training.
 
-Every layer that reads a cut group is fitted anew, so that it answers the cut model's input as the full layer answered
-the full model's: least squares over whole kernels, drawn to the sliced weights by a ridge. Each layer sees what the cut
-layers before it deliver, so their error is corrected on the way. Where a rectifier follows, an output that the full
-model closes may be closed to any depth: what is wanted there is the fit of the round before, as far as it is closed.
+Layer after layer, every layer that reads a pruned group is fitted anew, so that it answers the sliced model's input as
+the full layer answered the full model's: least squares over whole kernels, drawn to the sliced weights by a ridge. Each
+layer sees what the sliced layers before it deliver, so their error is corrected on the way. Where a rectifier follows,
+an output that the full model closes may be closed to any depth: what is wanted there is the fit of the round before, as
+far as it is closed.
 
 Source of the last two: Zhang et al., "Accelerating Very Deep Convolutional Networks", TPAMI 2016, there for low rank.
 """
@@ -21,7 +22,7 @@ from fedcaptor.common.groups import ChannelGroups
 from fedcaptor.common.plan import Plan
 from fedcaptor.common.slicer import kept_elements
 from fedcaptor.common.torch_engine.evidence import Response, consumers, hooks
-from fedcaptor.common.torch_engine.fitting import LeastSquares, patches
+from fedcaptor.common.torch_engine.fitting import LeastSquares, unfold_inputs
 
 RIDGE = 64  # observations that the sliced weights count as: few images must not bend a wide layer
 ALIKE = 0.25  # the power of observations an image by which they count as more: those of one image are much alike
@@ -29,20 +30,25 @@ ROUNDS = 3  # of fits that know the rectifier; more brought nothing
 
 
 @torch.no_grad()
-def merge(
-    cut: nn.Module,
+def reconstruct_weights(
+    sliced: nn.Module,
     groups: ChannelGroups,
     plan: Plan,
     x: torch.Tensor,
     full: Mapping[str, Response],
     ridge: float = RIDGE,
 ) -> None:
-    """Merge in place, in one forward pass of the cut model over all images `x` [N, C, H, W].
+    """Reconstruct weights in place, in one forward pass of the sliced model over all images.
 
-    `full`: the full model's responses to the same images, by layer. `ridge`: observations that the sliced weights count
-    as in a layer that has one of each image.
+    Args:
+        sliced: The network that `plan` leaves; its weights and batch norms change.
+        groups: Channel groups of the full network.
+        plan: Which channels were kept.
+        x: Normalised images [N, C, H, W].
+        full: The full model's responses to the same images, by layer.
+        ridge: Observations that the sliced weights count as in a layer that has one of each image.
     """
-    modules = dict(cut.named_modules())
+    modules = dict(sliced.named_modules())
     kept = kept_elements(groups, plan)
     reading = {consumer.layer: consumer for group, consumer in consumers(groups) if group.name in plan.kept}
     handles = []
@@ -53,12 +59,12 @@ def merge(
         layer = _Layer(norm, consumer.rectified, Response(own, full[name].positions), ridge)
         handles.append(modules[name].register_forward_pre_hook(layer.fit))
     with hooks(handles):
-        cut(x)
+        sliced(x)
 
 
 @dataclass(frozen=True, eq=False)
 class _Layer:
-    """One layer of the cut model: the batch norm and the rectifier that follow it, and what it should answer."""
+    """Fit one layer of the sliced model: the batch norm and rectifier that follow it, and what it should answer."""
 
     norm: Any
     rectified: float | None
@@ -66,9 +72,9 @@ class _Layer:
     ridge: float
 
     def fit(self, module: Any, inputs: tuple[torch.Tensor, ...]) -> None:
-        """New weights and constant, from the cut model's own input, just before the layer uses them."""
+        """Set new weights and constant, from the sliced model's own input, just before the layer uses them."""
         affine = module.bias is not None or self.norm is not None
-        seen = patches(inputs[0], module, self.wanted.positions)
+        seen = unfold_inputs(inputs[0], module, self.wanted.positions)
         ridge = self.ridge * len(self.wanted.positions) ** ALIKE
         squares = LeastSquares(seen, module.weight.flatten(1), ridge, affine)
         weight, constant = squares.fit(self.wanted.values)
@@ -82,7 +88,7 @@ class _Layer:
             self.norm.running_mean -= constant
 
     def _open(self, found: torch.Tensor) -> torch.Tensor:
-        """What is wanted [R, O] where the rectifier opens, what was `found` where both are closed."""
+        """Choose targets [R, O]: what is wanted where the rectifier opens, what was `found` where both are closed."""
         scale, shift = self._normalised()
         wanted, found = self.wanted.values * scale + shift, found * scale + shift
         low, high = torch.zeros(()), torch.tensor(self.rectified)
@@ -91,7 +97,7 @@ class _Layer:
         return (target - shift) / scale
 
     def _normalised(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Scale and shift [O] of the batch norm, one and zero without."""
+        """Return scale and shift [O] of the batch norm, one and zero without."""
         norm, one = self.norm, torch.ones(self.wanted.values.shape[1])
         if norm is None:
             return one, one * 0

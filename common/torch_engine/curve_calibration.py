@@ -1,4 +1,4 @@
-"""Removal curves made comparable between layers: what a curve says against what cutting its layer alone really does.
+"""Make pruning curves comparable between layers: scale what a curve predicts to what pruning its layer alone does.
 
 A curve takes errors at different map positions for independent. They are not: early layers, with many positions, seem
 ten times too cheap, and others are off in their own way, much alike for all sets of classes.
@@ -15,43 +15,52 @@ from torch import nn
 
 from fedcaptor.common.arrays import Indices
 from fedcaptor.common.groups import Group
-from fedcaptor.common.selection import RemovalCurve, ridge_of
+from fedcaptor.common.selection import PruningCurve, ridge_of
 from fedcaptor.common.torch_engine.base import BaseModel
 from fedcaptor.common.torch_engine.evidence import Rows, covariance_of, hooks
 from fedcaptor.common.torch_engine.forward import logits
 
-IMAGES = 50  # are enough to measure on: a sum over them, of which the root is taken
-FOLDS = 5  # one image in so many is measured at most, so that enough are left to fit on
-KEPT = 4  # one channel in so many stays
+IMAGES = 50  # enough to measure on: a sum over them, of which the root is taken
+FOLDS = 5  # at most one image in so many is measured on, so that enough are left to fit on
+KEPT = 4  # one channel in so many is kept
 POWER = 0.5  # the layers behind make good a part of the error; half way, in the logarithm, did best
 
 
-def calibrated(
-    base: BaseModel, classes: Indices, x: torch.Tensor, rows: Rows, curves: Mapping[str, RemovalCurve]
-) -> dict[str, RemovalCurve]:
-    """The curves with costs scaled by layer, from some of the images `x` [N, C, H, W] and the channels seen in them."""
+def calibrate_curves(
+    base: BaseModel, classes: Indices, x: torch.Tensor, rows: Rows, curves: Mapping[str, PruningCurve]
+) -> dict[str, PruningCurve]:
+    """Scale each curve's costs by what pruning its group alone changes in the target classes' logits.
+
+    Args:
+        base: The full model.
+        classes: Target classes.
+        x: Normalised images [N, C, H, W]; some are measured on, the others fitted on.
+        rows: Channels that were observed in these images.
+        curves: Pruning curve of each group.
+    """
     step = max(FOLDS, len(x) // IMAGES)
     measured = np.arange(len(x)) % step == 0
-    # On the images of a fit, any channels give back all others of a layer that is wider than they are many.
+    # Not on images that are fitted on: where a layer is wider than these are many, any channels reproduce all others.
     fitted = ~measured if len(x) > 1 else measured
     some = x[torch.from_numpy(measured)]
     full = logits(base.module, some)[:, classes]
     result = {}
     for name, curve in curves.items():
         kept = curve.kept(-(-len(curve.order) // KEPT))
-        said = float(curve.cost[: len(curve.order) - len(kept)].sum())
+        predicted = float(curve.cost[: len(curve.order) - len(kept)].sum())
         change = _without(base.module, base.groups.by_name[name], kept, rows, fitted, some)[:, classes] - full
-        found = float(np.square(change - change.mean(1, keepdims=True)).sum(1).mean())
-        factor = (found / said) ** POWER if found > 0 and said > 0 else 1.0
-        result[name] = RemovalCurve(curve.order, curve.cost * factor)
+        measured_loss = float(np.square(change - change.mean(1, keepdims=True)).sum(1).mean())
+        factor = (measured_loss / predicted) ** POWER if measured_loss > 0 and predicted > 0 else 1.0
+        result[name] = PruningCurve(curve.order, curve.cost * factor)
     return result
 
 
 def _without(
     module: nn.Module, group: Group, kept: Indices, rows: Rows, fitted: npt.NDArray[np.bool_], x: torch.Tensor
 ) -> npt.NDArray[np.float32]:
-    """Logits when every consumer reads, for the group's channels, what the `kept` ones say of them on those of the
-    images seen that are `fitted`.
+    """Compute logits when every consumer reads the group's channels as linear reconstructions from the `kept` ones.
+
+    Reconstructions are fitted on those of the observed images that are `fitted`.
     """
     modules = dict(module.named_modules())
     handles = []
@@ -78,7 +87,7 @@ def _without(
 
 
 def _restored(rows: npt.NDArray[np.float32], kept: Indices) -> tuple[torch.Tensor, torch.Tensor]:
-    """A [C, K] and b [C] with x ≈ A·x_kept + b over the observations [R, C]."""
+    """Fit A [C, K] and b [C] with x ≈ A·x_kept + b over the observations [R, C]."""
     mean = rows.mean(0)
     covariance = covariance_of(rows)
     within = covariance[np.ix_(kept, kept)] + ridge_of(covariance, 0.01) * np.eye(len(kept))

@@ -16,8 +16,8 @@ from fedcaptor.common.torch_engine import teacher, tuning
 from fedcaptor.common.torch_engine.base import Submodel
 from fedcaptor.common.torch_engine.factory import sliced
 from fedcaptor.common.torch_engine.forward import logits, normalise
-from fedcaptor.common.torch_engine.teacher import Teacher, inputs_of, moved
-from fedcaptor.common.torch_engine.tuning import _batches, _Check, tune
+from fedcaptor.common.torch_engine.teacher import Teacher, inputs_of, shifted
+from fedcaptor.common.torch_engine.tuning import _batches, _Score, tune
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -92,11 +92,11 @@ def test_it_stops_after_four_checks_without_a_better_one_and_keeps_the_best(subm
     checks = [(0.2, 2.0), (0.1, 2.1), (0.3, 1.5), (0.1, 1.4), (0.9, 1.6), (0.9, 1.5), (0.9, 1.45), (0.9, 1.5), (1.0, 1)]
     weights = []
 
-    def judge(module):
+    def validate(module):
         weights.append(module.state_dict()["0.weight"].clone())
-        return _Check(*checks[len(weights) - 1])
+        return _Score(*checks[len(weights) - 1])
 
-    monkeypatch.setattr(tuning, "_Judge", lambda *_: judge)
+    monkeypatch.setattr(tuning, "_Validation", lambda *_: validate)
     found = tune(submodel, pictures(60, 1), pictures(30, 2), steps=80)
     assert (found.before, found.after, found.steps) == (0.2, 0.1, 70)
     assert torch.equal(found.submodel.module[0].weight, weights[3])
@@ -106,7 +106,7 @@ def test_it_stops_after_four_checks_without_a_better_one_and_keeps_the_best(subm
 def test_near_the_full_model_or_of_few_images_statistics_stay(submodel, monkeypatch, agreement, many, fixed):
     monkeypatch.setattr(tuning, "MANY", many)
     checks = iter([1.0, 0.5])
-    monkeypatch.setattr(tuning._Judge, "__call__", lambda self, module: _Check(agreement, next(checks, 0.9)))
+    monkeypatch.setattr(tuning._Validation, "__call__", lambda self, module: _Score(agreement, next(checks, 0.9)))
     found = tune(submodel, pictures(60, 1), pictures(30, 2), steps=8).submodel.module
     assert torch.equal(found[1].running_mean, submodel.module[1].running_mean) == fixed
     assert not torch.equal(found[1].weight, submodel.module[1].weight)
@@ -118,7 +118,7 @@ def test_no_steps_change_nothing(submodel):
     assert (found.steps, found.before) == (0, found.after)
 
 
-def test_one_needed_class_leaves_nothing_to_learn(bars):
+def test_one_target_class_leaves_nothing_to_learn(bars):
     base = tiny.base_model(bars[1])
     only = sliced(base, Plan.of(base.groups, {base.groups.output.name: [2]}))
     assert tune(only, pictures(20, 1), pictures(10, 2), steps=3).after == 1.0
@@ -131,7 +131,7 @@ def test_too_few_images_are_named(submodel, count, held):
 
 
 @pytest.mark.parametrize(("count", "batch"), [(2, 1), (3, 64), (5, 2), (100, 64), (130, 64)])
-def test_a_pass_sees_every_lesson_once_in_batches_of_at_least_two(count, batch):
+def test_a_pass_sees_every_example_once_in_batches_of_at_least_two(count, batch):
     stream, seen = _batches(count, batch, np.random.default_rng(0)), []
     while len(seen) < count:
         part = next(stream)
@@ -142,14 +142,14 @@ def test_a_pass_sees_every_lesson_once_in_batches_of_at_least_two(count, batch):
 
 def test_images_are_mirrored_then_moved():
     x = torch.tensor([[1.0, 2, 3], [4, 5, 6]]).repeat(3, 1, 1, 1)
-    found = moved(x, np.array([[0, 0], [1, -1], [0, 1]]), np.array([False, False, True]))
+    found = shifted(x, np.array([[0, 0], [1, -1], [0, 1]]), np.array([False, False, True]))
     expected = [[[1, 2, 3], [4, 5, 6]], [[0, 0, 0], [2, 3, 0]], [[0, 3, 2], [0, 6, 5]]]
     assert found[:, 0].tolist() == expected
 
 
 @pytest.fixture
 def three_views(monkeypatch):
-    monkeypatch.setattr(teacher, "VIEWS", 3)
+    monkeypatch.setattr(teacher, "VIEWS_PER_IMAGE", 3)
 
 
 @pytest.mark.usefixtures("three_views")
@@ -160,7 +160,7 @@ def test_the_full_model_answers_each_view_that_is_learnt_and_shows_its_channels(
     base, parts = submodel.base, np.arange(15).reshape(3, 5)
     kept = kept_elements(base.groups, submodel.plan)
     for part in np.tile(parts, (10, 1)):
-        x, answers, channels = taught.lesson(part)
+        x, answers, channels = taught.examples(part)
         with inputs_of(base.module, taught.layers) as seen:
             torch.testing.assert_close(answers, base.module(x)[:, NEEDED])
         assert channels.keys() == seen.keys()
@@ -179,24 +179,24 @@ def test_without_augmentation_every_image_is_itself_and_stays(submodel):
     images, everyone = pictures(5, 1), np.arange(5)
     alone = Teacher(submodel, images, False, np.random.default_rng(0))
     assert sorted(alone.shown) == list(everyone)
-    first, answers, _ = alone.lesson(everyone)
+    first, answers, _ = alone.examples(everyone)
     torch.testing.assert_close(first, normalise(images[alone.shown], submodel.base.mean, submodel.base.std))
     assert not answers.isnan().any()
     for _ in range(10):
-        torch.testing.assert_close(alone.lesson(everyone)[0], first)
+        torch.testing.assert_close(alone.examples(everyone)[0], first)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
 def test_a_share_of_batches_shows_new_views_of_any_image(submodel, monkeypatch, share):
     monkeypatch.setattr(teacher, "RENEWED", share)
-    monkeypatch.setattr(teacher, "LESSONS", 7)
+    monkeypatch.setattr(teacher, "VIEWS", 7)
     images, part = pictures(400, 1), np.arange(7)
     taught = Teacher(submodel, images, True, np.random.default_rng(0))
-    taught.lesson(part)
+    taught.examples(part)
     others = []
     for _ in range(400):
         shown, answers = taught.shown.copy(), taught.answers.clone()
-        taught.lesson(part)
+        taught.examples(part)
         other = taught.shown != shown
         assert ((taught.answers != answers).any(1).numpy() >= other).all()
         others.append(other.mean())
@@ -208,7 +208,7 @@ def test_in_half_precision_answers_are_near_and_what_is_learnt_is_single(submode
     monkeypatch.setattr(teacher, "half_precision", half)
     monkeypatch.setattr(tuning, "half_precision", half)
     images, part = pictures(40, 1), np.arange(40)
-    x, answers, _ = Teacher(submodel, images, True, np.random.default_rng(0)).lesson(part)
+    x, answers, _ = Teacher(submodel, images, True, np.random.default_rng(0)).examples(part)
     exact = submodel.base.module(x)[:, NEEDED]
     assert answers.dtype == torch.float32
     assert 0 < float((answers - exact).abs().max()) < 0.05 * float(exact.abs().max())
@@ -220,13 +220,13 @@ def test_in_half_precision_answers_are_near_and_what_is_learnt_is_single(submode
 
 @pytest.mark.parametrize(("agreement", "rate"), [(1.0, 4e-5), (0.98, 1e-4), (0.9, 4e-4)])
 def test_the_nearer_the_start_the_smaller_the_steps(submodel, monkeypatch, agreement, rate):
-    monkeypatch.setattr(tuning._Judge, "__call__", lambda self, module: _Check(agreement, 0.5))
+    monkeypatch.setattr(tuning._Validation, "__call__", lambda self, module: _Score(agreement, 0.5))
     assert tune(submodel, pictures(9, 1), pictures(9, 1), steps=1).rate == pytest.approx(rate)
     assert tune(submodel, pictures(9, 1), pictures(9, 1), steps=1, rate=1e-3).rate == 1e-3
 
 
 def test_of_many_images_some_are_taught_and_of_large_maps_none(submodel, monkeypatch):
-    monkeypatch.setattr(teacher, "LESSONS", 7)
+    monkeypatch.setattr(teacher, "VIEWS", 7)
     images = pictures(20, 1)
     many = Teacher(submodel, images, True, np.random.default_rng(0))
     assert many.answers.shape == (7, len(NEEDED))
