@@ -31,15 +31,15 @@ from fedcaptor.common.errors import ConfigError
 from fedcaptor.common.groups import ChannelGroups
 from fedcaptor.common.messages import DeliverRequest
 from fedcaptor.common.preference import layer_slices, normalise
-from fedcaptor.common.privacy import plausible
 from fedcaptor.common.privacy.noise import discrete_gaussian
 from fedcaptor.common.privacy.sums import SumSpec, decode, quantised, wrapped
 from fedcaptor.common.random_streams import stream_of_digest
+from fedcaptor.common.softmax import softmax
 from fedcaptor.common.statistics import SCORES, FilterScores, asked
 from fedcaptor.common.torch_engine.base import BaseModel
 from fedcaptor.common.torch_engine.forward import normalise as to_input
-from fedcaptor.common.torch_engine.forward import softmax
 from fedcaptor.common.torch_engine.scores import image_scores
+from fedcaptor.server import plausible
 from fedcaptor.server.collect import Courier, Tally
 from fedcaptor.simulations.local_grid import FIRST_NODE
 

@@ -16,7 +16,6 @@ from flwr.app import Context, Message
 
 from benchmarks.fleet import Alter, Fleet, FleetCourier, OnPhase, unaltered
 from benchmarks.trial import in_batches
-from fedcaptor.client.app import simulated_phone
 from fedcaptor.client.owner import Owner
 from fedcaptor.common.arrays import Tensors
 from fedcaptor.common.config import Config
@@ -31,6 +30,7 @@ from fedcaptor.server.record import RoundRecord
 from fedcaptor.server.start import open_run, run_digest
 from fedcaptor.simulations.local_grid import LocalGrid
 from fedcaptor.simulations.oracle import Oracle
+from fedcaptor.simulations.phones import simulated_phone
 from fedcaptor.simulations.runner import World, build_world
 
 VISUALISE = (1, "visualise")  # the journal's name of the phase that no private sum enters

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from benchmarks.fleet import Alter, FleetCourier
 from fedcaptor.common.arrays import Floats, Indices, Tensors
 from fedcaptor.common.errors import PrivacyError
-from fedcaptor.common.privacy import plausible
 from fedcaptor.common.privacy.sums import SumSpec
 from fedcaptor.common.random_streams import Stream, stream, stream_of_digest
+from fedcaptor.server import plausible
 from fedcaptor.server.collect import Tally
 from fedcaptor.simulations.local_grid import FIRST_NODE
 

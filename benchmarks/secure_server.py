@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedcaptor.common.secure.messages import STEPS
-from fedcaptor.common.secure.server import ServerSum
 from fedcaptor.common.secure.terms import Terms
+from fedcaptor.server.secure_sum.server_sum import ServerSum
 from fedcaptor.simulations.memory import peak_rss
 
 

@@ -18,7 +18,8 @@ from benchmarks.options import File, Fresh
 from benchmarks.progress import bars
 from benchmarks.record import command_line, numbers, open_record, sweep
 from fedcaptor.common.errors import ConfigError, PrivacyError
-from fedcaptor.common.privacy.sums import PlainAggregator, SumSpec
+from fedcaptor.common.privacy.sums import SumSpec
+from fedcaptor.server.plain_sum import PlainAggregator
 
 NOISE_MULTIPLIER = 4.0
 RESOLUTION = 24.0
@@ -88,7 +89,7 @@ class Fleet:
 
     def answer(self, step: int, node: int, request: bytes) -> bytes:
         """Processor seconds and bytes of each phone are counted; making its vector is not."""
-        from fedcaptor.common.secure.phone import PhoneSum
+        from fedcaptor.client.secure_sum.phone_sum import PhoneSum
 
         self.on_phase(f"step {step + 1} of 6", node, self.spec.cohort)
         if step >= _MASKED and node < self.lost:

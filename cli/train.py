@@ -14,8 +14,9 @@ from fedcaptor.common.data.source import load
 from fedcaptor.common.data.splits import split
 from fedcaptor.common.files import check_writable
 from fedcaptor.common.torch_engine.forward import logits, normalise
-from fedcaptor.common.torch_engine.network import save_state, state_of
+from fedcaptor.common.torch_engine.network import state_of
 from fedcaptor.common.torch_engine.registry import build
+from fedcaptor.common.weights_file import save_state
 
 
 def train_model(model: str, source: str, out: Path, epochs: int, seed: int, console: Console) -> float:

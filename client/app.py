@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from fedcaptor.client.images import FolderFeed, MappedFeed
+from fedcaptor.client.images import FolderFeed
 from fedcaptor.client.ledger import DECLINED
-from fedcaptor.client.pace import Pace
 from fedcaptor.client.phone import Phone
-from fedcaptor.common.config import Config, load_config
+from fedcaptor.client.reply_timing import ReplyTiming
+from fedcaptor.common.config import load_config
 from fedcaptor.common.errors import ConfigError, PrivacyError, WireError
 from fedcaptor.common.messages import (
     DeliverReply,
@@ -30,12 +30,11 @@ from fedcaptor.common.messages import (
     SumReply,
     SumRequest,
 )
-from fedcaptor.common.tiers import as_tier, drawn
+from fedcaptor.common.tiers import as_tier
 from fedcaptor.common.wire import pack, unpack
 
 if TYPE_CHECKING:
     from fedcaptor.client.learner import Learner
-    from fedcaptor.common.torch_engine.base import BaseModel
 
 logger = logging.getLogger(__name__)
 
@@ -101,21 +100,6 @@ def _tells_nothing(handler: Handler) -> Handler:
     return answer
 
 
-def simulated_phone(directory: Path, config: Config, base: BaseModel, number: int) -> Phone:
-    """Phone `number` (`partition-id`) of a simulated population in `directory`."""
-    folder = directory / "phones" / f"{number:06d}"
-    tier = drawn(config, number)
-    own = config if tier is None else as_tier(config, tier.name)
-
-    def learner() -> Learner:
-        from fedcaptor.client.engine import of_this_thread
-        from fedcaptor.client.learner import Learner
-
-        return Learner(folder, of_this_thread(base), MappedFeed(directory / "population", number), own, durable=False)
-
-    return Phone(folder, learner, own, seed=(config.run.seed, number), durable=False)
-
-
 def device_phone(context: Context) -> Phone:
     """A real device: everything from its node configuration; noise from the operating system's generator.
 
@@ -139,13 +123,13 @@ def device_phone(context: Context) -> Phone:
     config = as_tier(config, node["tier"]) if node.get("tier") else config
 
     def learner() -> Learner:
-        from fedcaptor.client.engine import load_base
         from fedcaptor.client.learner import Learner
+        from fedcaptor.client.torch_engine import TorchEngine, load_base
 
-        base = load_base(Path(node["weights"]), node["model"], (channels, height, width))
-        return Learner(Path(node["folder"]), base, FolderFeed(Path(node["images"])), config)
+        engine = TorchEngine(load_base(Path(node["weights"]), node["model"], (channels, height, width)))
+        return Learner(Path(node["folder"]), engine, FolderFeed(Path(node["images"])), config)
 
-    return Phone(Path(node["folder"]), learner, config, pace=Pace(config.delivery.answer_seconds))
+    return Phone(Path(node["folder"]), learner, config, timing=ReplyTiming(config.delivery.answer_seconds))
 
 
 app = make_app(device_phone)

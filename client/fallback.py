@@ -9,10 +9,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import logsumexp
 
+from fedcaptor.client.engine import Engine, Submodel
 from fedcaptor.common.arrays import Floats, Images, Indices
 from fedcaptor.common.config import Fallback
-from fedcaptor.common.plan import Plan
-from fedcaptor.common.torch_engine.base import BaseModel, Submodel
 
 ABSTAINED = -1
 """The label of an image that nobody answers."""
@@ -46,11 +45,6 @@ class Answers:
     scores: Floats
 
 
-def whole(base: BaseModel) -> Submodel:
-    """The full model as the submodel that keeps everything."""
-    return Submodel(base, Plan.of(base.groups, {}), base.module)
-
-
 @dataclass(frozen=True, eq=False)
 class Models:
     """What a phone answers with. `own`: its submodel; without it the full model answers all. `larger`: answers what
@@ -77,12 +71,12 @@ def weighed(submodel: Submodel, prior: Floats, classes: Indices, images: Images)
     return z[:, answered], z[:, ~answered]
 
 
-def answer(base: BaseModel, models: Models, settings: Fallback, images: Images) -> Answers:
+def answer(engine: Engine, models: Models, settings: Fallback, images: Images) -> Answers:
     """Answers for uint8 images [N, H, W, C]; the larger model runs on those alone that are escalated."""
     if len(images) == 0:
         return Answers(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=bool), np.zeros(0))
     if models.own is None:
-        labels = _by(whole(base), models.prior, images)
+        labels = _by(engine.whole(), models.prior, images)
         return Answers(labels, np.zeros(len(images), dtype=bool), np.zeros(len(images)))
     z, others = weighed(models.own, models.prior, models.classes, images)
     scores = out_of_set_score(z, settings.score, others)

@@ -12,14 +12,16 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from fedcaptor.client.ledger import Ledger
 from fedcaptor.common.config import Privacy
 from fedcaptor.common.errors import StateError
 from fedcaptor.common.files import clear_leftovers
-from fedcaptor.common.privacy.accounting import PERIOD_DAYS
+from fedcaptor.common.privacy.zcdp import PERIOD_DAYS
 
 DATABASE = "phone.db"
+NOISE_FREE_DATABASE = "noise-free.db"
 OUTCOME_FILE = "outcome.json"
 SUBMODEL_FILE = "submodel.safetensors"
 CLUSTER_FILE = "cluster.safetensors"
@@ -31,13 +33,16 @@ CONTENTS = {
     OUTCOME_FILE: "own classes and figures of the last personalisation",
     SUBMODEL_FILE: "own submodel",
     CLUSTER_FILE: "the cluster's submodel",
-    DELIVERY_FILE: "delivery that is not worked in yet",
+    DELIVERY_FILE: "pending delivery: accepted, not personalised yet",
     IDENTITY_FILE: "key that signs in masked sums",
+    NOISE_FREE_DATABASE: "answers to sums without noise, in tests: outside any epsilon",
 }
 """What a phone keeps, by file."""
 
-# The note first: it names the classes.
-_ERASED = (OUTCOME_FILE, SUBMODEL_FILE, CLUSTER_FILE, DELIVERY_FILE, IDENTITY_FILE)
+# The note first: it names the classes. Charges without noise go as well: they have no budget that could be refunded.
+_ERASED = (OUTCOME_FILE, SUBMODEL_FILE, CLUSTER_FILE, DELIVERY_FILE, IDENTITY_FILE, NOISE_FREE_DATABASE)
+
+L = TypeVar("L", bound=Ledger)
 
 
 @dataclass(frozen=True)
@@ -56,32 +61,48 @@ class Status:
     stored: dict[str, int]
 
 
+def phone_ledger(
+    folder: Path,
+    privacy: Privacy,
+    kind: type[L],
+    clock: Callable[[], float] = time.time,
+    *,
+    durable: bool = True,
+    noise_free: bool = False,
+) -> L:
+    """The ledger of a phone under its own settings, the folder made if it is missing: what phone and owner both open.
+
+    `noise_free`: a ledger beside it, for sums without noise: a test run of that kind must not use up the budget of
+    later ones for a whole period.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    return kind(
+        folder / (NOISE_FREE_DATABASE if noise_free else DATABASE),
+        durable=durable,
+        clock=clock,
+        delta=privacy.delta,
+        budget_epsilon=privacy.epsilon if privacy.noise else math.inf,
+        period_days=PERIOD_DAYS,
+        dishonest=privacy.noiseless,
+    )
+
+
 def open_ledger(
     folder: Path, privacy: Privacy, clock: Callable[[], float] = time.time, *, make: bool = False
 ) -> Ledger:
-    """The ledger in a phone's folder under the phone's own settings. Raises StateError unless it is a phone's folder.
+    """The ledger in a phone's folder, for its owner. Raises StateError unless it is a phone's folder.
 
     `make`: a folder that is missing or empty becomes one, as with the phone's first answer.
     """
     path = folder / DATABASE
-    if make and not path.exists() and not (folder.exists() and any(folder.iterdir())):
-        folder.mkdir(parents=True, exist_ok=True)
-    elif path.is_file():
+    if path.is_file():
         _require_phone(path)
-    else:
+    elif not make or (folder.exists() and any(folder.iterdir())):
         raise StateError(
             f"{folder} is no phone's folder, or the phone has not answered yet: it holds no {DATABASE}; "
             "give the `folder` of the node's configuration"
         )
-    budget = privacy.epsilon if privacy.noise else math.inf
-    return Ledger(
-        path,
-        clock=clock,
-        delta=privacy.delta,
-        budget_epsilon=budget,
-        period_days=PERIOD_DAYS,
-        dishonest=privacy.dishonest,
-    )
+    return phone_ledger(folder, privacy, Ledger, clock)
 
 
 def status(folder: Path, privacy: Privacy, clock: Callable[[], float] = time.time) -> Status:

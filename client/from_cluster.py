@@ -7,19 +7,19 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from fedcaptor.client.personal import Offer, Personalised, personalise
+from fedcaptor.client.engine import Engine, Submodel
+from fedcaptor.client.offer import Offer
+from fedcaptor.client.personal import Personalised, personalise
 from fedcaptor.common.arrays import Images, Indices
 from fedcaptor.common.config import Config
+from fedcaptor.common.groups import ChannelGroups
 from fedcaptor.common.plan import Plan
 from fedcaptor.common.preference import layer_slices
-from fedcaptor.common.subgroups import composed, subgroups
-from fedcaptor.common.torch_engine.base import BaseModel, Submodel
-from fedcaptor.common.torch_engine.factory import restricted
-from fedcaptor.common.torch_engine.network import state_of
-from fedcaptor.common.torch_engine.prune import Evidence
+from fedcaptor.common.subgroups import composed
 
 
 def personalise_from_cluster(
+    engine: Engine,
     cluster: Submodel,
     offer: Offer,
     counts: npt.NDArray[np.float64],
@@ -31,14 +31,16 @@ def personalise_from_cluster(
     """`personalise` with the cluster's submodel as the base: channels, classes and agreement are those of it. The
     result speaks of the full model's channels and classes; there is always a submodel.
     """
-    inner, labels = _as_base(cluster), cluster.classes
+    inner, labels = engine.within(cluster), cluster.classes
     share = cluster.macs_ratio()
     ladder = tuple(ratio / share for ratio in config.personal.ladder if ratio < share)
     config = config.model_copy(update={"personal": config.personal.model_copy(update={"ladder": ladder})})
-    found = personalise(inner, _narrowed(offer, cluster, inner), counts[labels], use, check, config, seed)
+    found = personalise(
+        inner, _narrowed(offer, cluster, engine.groups, inner.groups), counts[labels], use, check, config, seed
+    )
     # Without an image to refine it on: the network as it is with fewer classes.
-    own = found.submodel or restricted(inner, found.classes)
-    plan = composed(cluster.base.groups, cluster.plan, own.plan)
+    own = found.submodel or inner.restricted(found.classes)
+    plan = composed(engine.groups, cluster.plan, own.plan)
     prior = np.full(len(counts), found.prior.min())
     prior[labels] = found.prior
     return replace(
@@ -46,32 +48,26 @@ def personalise_from_cluster(
         kind="cluster" if found.submodel is None else found.kind,
         classes=labels[found.classes],
         prior=prior / prior.sum(),
-        submodel=Submodel(cluster.base, plan, own.module),
+        submodel=engine.widened(own, plan),
     )
 
 
-def cluster_submodel(base: BaseModel, offer: Offer, cluster: int, use: Images, config: Config) -> Submodel | None:
+def cluster_submodel(engine: Engine, offer: Offer, cluster: int, use: Images, config: Config) -> Submodel | None:
     """The submodel of a cluster's plan, merged on the phone on reference images of its classes and the owner's images;
     None where there is no plan or no image.
     """
     if not 0 <= cluster < len(offer.plans):
         return None
     plan = offer.plans[cluster]
-    images, classes = use, plan.classes(base.groups)
+    images, classes = use, plan.classes(engine.groups)
     if offer.reference is not None and offer.labels is not None:
         images = np.concatenate([use, offer.reference[np.isin(offer.labels, classes)]])
     if len(images) == 0:
         return None
-    return Evidence.gather(base, classes, images, rows=config.personal.rows).build(plan)
+    return engine.observe(classes, images, rows=config.personal.rows).build(plan)
 
 
-def _as_base(cluster: Submodel) -> BaseModel:
-    base = cluster.base
-    state = state_of(cluster.module)
-    return BaseModel(base.name, state, subgroups(base.groups, cluster.plan), base.mean, base.std, cluster.module)
-
-
-def _narrowed(offer: Offer, cluster: Submodel, inner: BaseModel) -> Offer:
+def _narrowed(offer: Offer, cluster: Submodel, groups: ChannelGroups, inner: ChannelGroups) -> Offer:
     """The offer in the submodel's own channels and classes; its one plan keeps all of them."""
     labels = cluster.classes
     reference, known, preference = offer.reference, offer.labels, offer.preference
@@ -79,18 +75,17 @@ def _narrowed(offer: Offer, cluster: Submodel, inner: BaseModel) -> Offer:
         served = np.isin(known, labels)
         reference, known = reference[served], np.searchsorted(labels, known[served])
     if preference is not None:
-        preference = preference[_rows(cluster)][:, labels]
+        preference = preference[_rows(groups, cluster.plan)][:, labels]
     centroids = offer.centroids[:, labels]
     centroids = centroids / np.maximum(centroids.sum(1, keepdims=True), 1e-12)
-    everything = Plan.of(inner.groups, {group.name: np.arange(group.channels) for group in inner.groups.groups})
+    everything = Plan.of(inner, {group.name: np.arange(group.channels) for group in inner.groups})
     return Offer([everything], centroids, reference, known, preference)
 
 
-def _rows(cluster: Submodel) -> Indices:
-    """Rows of a matrix [F, …] over all filters that the cluster's submodel has."""
-    groups, kept = cluster.base.groups, cluster.plan.kept
+def _rows(groups: ChannelGroups, plan: Plan) -> Indices:
+    """Rows of a matrix [F, …] over all filters that `plan` keeps."""
     rows = [
-        part.start + kept.get(group.name, np.arange(group.channels))
+        part.start + plan.kept.get(group.name, np.arange(group.channels))
         for group, part in zip(groups.prunable, layer_slices(groups), strict=True)
     ]
     return np.concatenate(rows)

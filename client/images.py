@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -26,42 +25,6 @@ class ImageFeed(Protocol):
     def check(self, round: int) -> Images: ...
 
     def corrections(self, round: int) -> npt.NDArray[np.int16]: ...
-
-
-class MappedFeed:
-    """A simulated phone's share of `DIR/population`, mapped, not loaded. Rounds count from 1."""
-
-    def __init__(self, directory: Path, phone: int) -> None:
-        self._directory, self._phone = directory, phone
-
-    def use(self, round: int) -> Images:
-        return self._images("use", round)
-
-    def check(self, round: int) -> Images:
-        return self._images("check", round)
-
-    def corrections(self, round: int) -> npt.NDArray[np.int16]:
-        stored = _mapped(self._directory / "corrections.npy")
-        index = self._index("use", round)
-        if stored.shape[1] == 1 and stored.shape[2] == 1:
-            return np.full(len(index), -1, dtype=np.int16)
-        return np.array(stored[round - 1, self._phone, : len(index)])
-
-    def _index(self, part: str, round: int) -> npt.NDArray[np.int32]:
-        stored = _mapped(self._directory / f"{part}.npy")
-        if not 1 <= round <= stored.shape[0]:
-            raise DataError(f"round {round} has no images, must lie in 1..{stored.shape[0]}: prepare more rounds")
-        row = stored[round - 1, self._phone]
-        return np.array(row[row >= 0])
-
-    def _images(self, part: str, round: int) -> Images:
-        return np.array(_mapped(self._directory / "images.npy")[self._index(part, round)])
-
-
-@lru_cache(maxsize=16)
-def _mapped(path: Path) -> npt.NDArray[Any]:
-    mapped: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-    return mapped
 
 
 class FolderFeed:

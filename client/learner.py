@@ -1,4 +1,4 @@
-"""What a phone learns from its images, and the submodel that it makes of that: all of it that needs the network."""
+"""What a phone learns from its images, and the submodel that it makes of that: all of it that needs an engine."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from fedcaptor.client import pending_delivery
+from fedcaptor.client.engine import Engine
 from fedcaptor.client.fallback import answer
+from fedcaptor.client.folder import DATABASE
 from fedcaptor.client.from_cluster import cluster_submodel, personalise_from_cluster
 from fedcaptor.client.images import ImageFeed
-from fedcaptor.client.kept import holds_full, keep, read_models, read_outcome
-from fedcaptor.client.offer import read_offer
-from fedcaptor.client.personal import Offer, Personalised, personalise
+from fedcaptor.client.kept_models import holds_full, keep, read_models
+from fedcaptor.client.offer import Offer, read_offer
+from fedcaptor.client.outcome import Outcome
+from fedcaptor.client.personal import Personalised, personalise
 from fedcaptor.client.usage import UsageLog
-from fedcaptor.client.waiting import remove, store, waiting
 from fedcaptor.common import statistics
 from fedcaptor.common.arrays import Images, Tensors
 from fedcaptor.common.config import Config
@@ -24,10 +27,8 @@ from fedcaptor.common.distances import class_shares
 from fedcaptor.common.errors import WireError
 from fedcaptor.common.groups import ChannelGroups
 from fedcaptor.common.messages import DeliverRequest, SumRequest
+from fedcaptor.common.softmax import softmax
 from fedcaptor.common.statistics import FilterScores
-from fedcaptor.common.torch_engine.base import BaseModel
-from fedcaptor.common.torch_engine.forward import logits, normalise, softmax
-from fedcaptor.common.torch_engine.scores import normalised, taylor_scores
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ class _View:
 
     @property
     def groups(self) -> ChannelGroups:
-        return self._learner.base.groups
+        return self._learner.engine.groups
 
     def usage(self) -> npt.NDArray[np.float64]:
         return self._usage
@@ -51,7 +52,8 @@ class _View:
         return self._learner.filter_scores(self._round)
 
     def outcome(self) -> dict[str, float] | None:
-        return self._learner.outcome()
+        note = self._learner.outcome()
+        return None if note is None else note.figures()
 
     def images(self) -> Images:
         return self._learner.feed.use(self._round)
@@ -59,10 +61,10 @@ class _View:
 
 @dataclass(frozen=True, eq=False)
 class Learner:
-    """`folder`: the phone's own storage; `base`: the full model; `feed`: the phone's images."""
+    """`folder`: the phone's own storage; `engine`: runs the full model; `feed`: the phone's images."""
 
     folder: Path
-    base: BaseModel
+    engine: Engine
     feed: ImageFeed
     config: Config
     durable: bool = True
@@ -70,7 +72,7 @@ class Learner:
     def vector(self, request: SumRequest, tensors: Tensors) -> npt.NDArray[np.float64]:
         """The phone's vector in a sum, before clipping and noise. Raises WireError on tensors that do not fit.
 
-        A delivery that still waits is worked in first.
+        The personal step of a pending delivery is done first.
         """
         try:
             self.finish()
@@ -79,72 +81,70 @@ class Learner:
         return statistics.asked(request.kind, tensors).vector(_View(self, request.round), tensors)
 
     def filter_scores(self, round: int) -> FilterScores | None:
-        """The filters' scores on the round's images for the classes that the full model sees in them."""
+        """How this round's images use the filters; None without images, or where the full model is not on the phone."""
         images = self.feed.use(round)[: self.config.scores.images]
         if len(images) == 0 or not holds_full(self.folder, self.config.fallback.mode):
             return None
-        x = normalise(images, self.base.mean, self.base.std)
-        found = taylor_scores(self.base.module, self.base.groups, x, logits(self.base.module, x).argmax(1))
-        return FilterScores(normalised(found), found.presence > 0)
+        return self.engine.filter_scores(images)
 
-    def outcome(self) -> dict[str, float] | None:
-        """Figures of the last personalisation, None before the first."""
-        note = read_outcome(self.folder)
-        return None if note is None else {**note, "personal": float(note["kind"] == "personal")}
+    def outcome(self) -> Outcome | None:
+        """The note of the last personalisation, None before the first."""
+        return Outcome.read(self.folder)
 
     def nearest(self, request: DeliverRequest, tensors: Tensors) -> int:
         """The cluster whose centroid is nearest. Raises WireError when the offer does not fit the base model."""
-        offer = read_offer(request, tensors, self.base, self.config.personal.tier)
+        offer = read_offer(request, tensors, self.engine, self.config.personal.tier)
         if len(offer.centroids) == 0:
             raise WireError("missing_tensor", "there is no centroid to choose")
         return statistics.nearest(self.usage(request.round), offer.centroids)
 
     def accept(self, request: DeliverRequest, tensors: Tensors) -> None:
         """Keep what the server offers until `finish`. Raises WireError when the offer does not fit the base model."""
-        read_offer(request, tensors, self.base, self.config.personal.tier)
-        store(self.folder, request, tensors, self.durable)
+        read_offer(request, tensors, self.engine, self.config.personal.tier)
+        pending_delivery.store(self.folder, request, tensors, self.durable)
 
     def finish(self) -> None:
-        """Personalise with the delivery that waits, if any, unless habits have not drifted since the last time."""
-        found = waiting(self.folder)
+        """Personalise with the pending delivery, if any, unless habits have not drifted since the last time."""
+        found = pending_delivery.read(self.folder)
         if found is None:
             return
         request, tensors = found
         self.usage(request.round)
         with self._log() as log:
-            settled = read_outcome(self.folder) is not None and log.marked and log.drift() < self.config.usage.drift
+            settled = self.outcome() is not None and log.marked and log.drift() < self.config.usage.drift
             counts = log.counts()
         if not settled and counts.sum() > 0:
-            offer = read_offer(request, tensors, self.base, self.config.personal.tier)
+            offer = read_offer(request, tensors, self.engine, self.config.personal.tier)
             self._personalise(request, offer, counts)
             with self._log() as log:
                 log.mark()
-        remove(self.folder)
+        pending_delivery.remove(self.folder)
 
     def _personalise(self, request: DeliverRequest, offer: Offer, counts: npt.NDArray[np.float64]) -> None:
         """From the full model, or from the cluster's submodel where the phone is not to need the full one."""
-        mode, note = self.config.fallback.mode, read_outcome(self.folder)
+        mode, note = self.config.fallback.mode, self.outcome()
         use, check = self.feed.use(request.round), self.feed.check(request.round)
-        fetches = note["base_fetches"] if note else 0
+        fetches = note.base_fetches if note else 0
         result: Personalised
         if offer.submodel is not None and mode != "kept_full":
             result = personalise_from_cluster(
-                offer.submodel, offer, counts, use, check, self.config, seed=request.round
+                self.engine, offer.submodel, offer, counts, use, check, self.config, seed=request.round
             )
         else:
             fetches += not holds_full(self.folder, mode)
-            result = personalise(self.base, offer, counts, use, check, self.config, seed=request.round)
+            result = personalise(self.engine, offer, counts, use, check, self.config, seed=request.round)
         larger = offer.submodel
         if mode == "cluster" and larger is None and result.submodel is not None:
-            larger = cluster_submodel(self.base, offer, result.cluster, use, self.config)
+            larger = cluster_submodel(self.engine, offer, result.cluster, use, self.config)
         if offer.submodel is not None:
             result = replace(result, cluster=request.clusters[0])
-        keep(self.folder, result, larger if mode == "cluster" and result.submodel is not None else None, fetches)
+        kept = larger if mode == "cluster" and result.submodel is not None else None
+        keep(self.folder, self.engine, result, kept, fetches)
 
     def _log(self) -> UsageLog:
         self.folder.mkdir(parents=True, exist_ok=True)
         return UsageLog(
-            self.folder / "phone.db", self.base.groups.classes, self.config.usage.half_life, durable=self.durable
+            self.folder / DATABASE, self.engine.groups.classes, self.config.usage.half_life, durable=self.durable
         )
 
     def usage(self, round: int) -> npt.NDArray[np.float64]:
@@ -157,7 +157,7 @@ class Learner:
                 for predicted, corrected in zip(labels, corrections, strict=True):
                     if corrected >= 0 and corrected != predicted:
                         log.correct(int(predicted), int(corrected))
-            return log.distribution() if log.counts().sum() > 0 else np.zeros(self.base.groups.classes)
+            return log.distribution() if log.counts().sum() > 0 else np.zeros(self.engine.groups.classes)
 
     def _seen(
         self, round: int, counts: npt.NDArray[np.float64], corrections: npt.NDArray[np.int16]
@@ -169,11 +169,11 @@ class Learner:
         for all where nobody answered. A correction settles it.
         """
         if holds_full(self.folder, self.config.fallback.mode):
-            scores = self._scores_of(round)
+            scores = self.engine.scores(self.feed.use(round))
             memory = counts * min(1.0, len(scores) / max(float(counts.sum()), 1.0))
             return class_shares(softmax(scores), memory), scores.argmax(1)
-        models = read_models(self.folder, self.base, self.config.fallback.mode)
-        given = answer(self.base, models, self.config.fallback, self.feed.use(round))
+        models = read_models(self.folder, self.engine, self.config.fallback.mode)
+        given = answer(self.engine, models, self.config.fallback, self.feed.use(round))
         labels = np.where(given.labels < 0, corrections, given.labels)
         unserved = np.ones(len(counts))
         if len(models.served) < len(counts):
@@ -181,9 +181,3 @@ class Learner:
         unknown = np.where(labels < 0, 1.0, _DOUBT * (given.escalated & (corrections < 0)))[:, None]
         shares = (1 - unknown) * np.eye(len(counts))[labels] + unknown * unserved / unserved.sum()
         return shares, labels
-
-    def _scores_of(self, round: int) -> npt.NDArray[np.float32]:
-        images = self.feed.use(round)
-        if len(images) == 0:
-            return np.zeros((0, self.base.groups.classes), dtype=np.float32)
-        return self.base.scores(images)

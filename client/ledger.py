@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from fedcaptor.client.storage import OnPhoneFile, PhoneFile
 from fedcaptor.common.errors import ConfigError, PrivacyError
-from fedcaptor.common.privacy.accounting import PERIOD_DAYS, sum_zcdp, to_epsilon
 from fedcaptor.common.privacy.sums import SumSpec
+from fedcaptor.common.privacy.zcdp import PERIOD_DAYS, sum_zcdp, to_epsilon
 
 PURE = "pure"  # stands for the spec of an answer that is private by itself, at δ = 0
 DECLINED = "declined"  # all that a message may say of a PrivacyError raised here
@@ -196,6 +196,11 @@ class Ledger(OnPhoneFile):
         """Whether the owner switched answers off."""
         with self._file.transaction(write=False) as connection:
             return self._off(connection)
+
+    def require_on(self) -> None:
+        """Raises PrivacyError when the owner switched answers off."""
+        with self._file.transaction(write=False) as connection:
+            self._require_on(connection)
 
     def erase(self) -> None:
         """Empty every table of the file, a usage log's too, except charges and the switch: erasing refunds nothing. How

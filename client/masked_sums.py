@@ -16,11 +16,11 @@ import numpy as np
 
 from fedcaptor.client.identity import identity
 from fedcaptor.client.ledger import DECLINED, Ledger
+from fedcaptor.client.secure_sum.phone_sum import PhoneSum
 from fedcaptor.common.errors import PrivacyError
 from fedcaptor.common.privacy.sums import SumSpec
 from fedcaptor.common.random_streams import stream_of_digest
 from fedcaptor.common.secure.messages import MASKING
-from fedcaptor.common.secure.phone import PhoneSum
 from fedcaptor.common.secure.terms import Terms
 
 MAX_OPEN = 4

@@ -2,27 +2,42 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from fedcaptor.client.personal import Offer
+from fedcaptor.client.engine import Engine, Submodel
 from fedcaptor.common.arrays import Tensors
 from fedcaptor.common.errors import PlanError, WireError
-from fedcaptor.common.groups import ChannelGroups
 from fedcaptor.common.messages import DeliverRequest
 from fedcaptor.common.plan import Plan
 from fedcaptor.common.plan_bits import unpack_plan
-from fedcaptor.common.torch_engine.base import BaseModel, Submodel
-from fedcaptor.common.torch_engine.submodel_file import decode
-from fedcaptor.common.torch_engine.submodel_file import digest as file_digest
+from fedcaptor.common.submodel_file import decode
 
 
-def read_offer(request: DeliverRequest, tensors: Tensors, base: BaseModel, tier: str = "") -> Offer:
+@dataclass(frozen=True, eq=False)
+class Offer:
+    """What every phone receives alike: a plan and a usage centroid per cluster, the server's own reference images
+    [R, H, W, C] with labels [R], and which filters serve which classes [F, C] (None: unknown). Where a phone fetches
+    its cluster's `submodel`, plan and centroid are those of this cluster alone.
+    """
+
+    plans: Sequence[Plan] = ()
+    centroids: npt.NDArray[Any] = field(default_factory=lambda: np.zeros((0, 0)))
+    reference: Images | None = None
+    labels: Indices | None = None
+    preference: npt.NDArray[Any] | None = None
+    submodel: Submodel | None = None
+
+
+def read_offer(request: DeliverRequest, tensors: Tensors, engine: Engine, tier: str = "") -> Offer:
     """The offer of a delivery to a phone of `tier`, every plan checked against its digest. Raises WireError when it
     does not fit.
     """
-    groups: ChannelGroups = base.groups
+    groups = engine.groups
     plans = []
     for cluster, digest in zip(request.clusters, request.digests, strict=True):
         packed = tensors.get(f"plan.{cluster}")
@@ -52,15 +67,15 @@ def read_offer(request: DeliverRequest, tensors: Tensors, base: BaseModel, tier:
         if labels is None or labels.shape != (len(reference),):
             raise WireError("wrong_shape", "reference images and labels differ in number")
     offer = Offer(plans, centroids, reference, labels, tensors.get("preference"))
-    return offer if many else _with_submodel(offer, request, tensors, base)
+    return offer if many else _with_submodel(offer, request, tensors, engine)
 
 
-def _with_submodel(offer: Offer, request: DeliverRequest, tensors: Tensors, base: BaseModel) -> Offer:
+def _with_submodel(offer: Offer, request: DeliverRequest, tensors: Tensors, engine: Engine) -> Offer:
     """The offer of one cluster, its submodel read from the file. Raises WireError when it does not fit the plan."""
     cluster = request.clusters[0] if len(request.clusters) == 1 else len(offer.centroids)
     file = tensors.get(f"submodel.{cluster}")
     if cluster >= len(offer.centroids) or file is None or len(offer.plans) != 1:
         raise WireError("missing_tensor", "one plan, its submodel and its centroid are needed")
     plan = offer.plans[0]
-    submodel = Submodel(base, plan, base.rebuild(decode(file, base.groups, plan)))
+    submodel = engine.load(plan, decode(file, engine.groups, plan))
     return replace(offer, centroids=offer.centroids[cluster : cluster + 1], submodel=submodel)

@@ -2,44 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from fedcaptor.client.engine import Engine, Evidence, Logits, Submodel
 from fedcaptor.client.fallback import out_of_set_score, weighed
+from fedcaptor.client.offer import Offer
+from fedcaptor.client.outcome import Kind
 from fedcaptor.client.owner import Owner
 from fedcaptor.common.arrays import Floats, Images, Indices
 from fedcaptor.common.config import Config, Fallback
 from fedcaptor.common.errors import PlanError
+from fedcaptor.common.groups import ChannelGroups
 from fedcaptor.common.plan import Plan
 from fedcaptor.common.planner import allocate
 from fedcaptor.common.preference import importance
+from fedcaptor.common.softmax import softmax
 from fedcaptor.common.tiers import budget_ladder, fits
-from fedcaptor.common.torch_engine.base import BaseModel, Submodel
-from fedcaptor.common.torch_engine.forward import softmax
-from fedcaptor.common.torch_engine.outputs import refitted
-from fedcaptor.common.torch_engine.prune import Evidence
-from fedcaptor.common.torch_engine.tuning import tune
-
-Scores = npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True, eq=False)
-class Offer:
-    """What every phone receives alike: a plan and a usage centroid per cluster, the server's own reference images
-    [R, H, W, C] with labels [R], and which filters serve which classes [F, C] (None: unknown). Where a phone fetches
-    its cluster's `submodel`, plan and centroid are those of this cluster alone.
-    """
-
-    plans: Sequence[Plan] = ()
-    centroids: npt.NDArray[Any] = field(default_factory=lambda: np.zeros((0, 0)))
-    reference: Images | None = None
-    labels: Indices | None = None
-    preference: npt.NDArray[Any] | None = None
-    submodel: Submodel | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +33,7 @@ class Personalised:
     that do.
     """
 
-    kind: str
+    kind: Kind
     classes: Indices
     prior: Floats
     submodel: Submodel | None
@@ -64,7 +45,7 @@ class Personalised:
 
 
 def personalise(
-    base: BaseModel,
+    engine: Engine,
     offer: Offer,
     counts: npt.NDArray[np.float64],
     use: Images,
@@ -73,34 +54,34 @@ def personalise(
     seed: int = 0,
 ) -> Personalised:
     """Refine, check on the owner's own images, keep or fall back; the full model's answers stand for labels."""
-    owner = Owner.of(counts, offer.centroids, config.usage)
-    full_use, full_check = _answers(base, use), _answers(base, check)
+    owner, groups = Owner.of(counts, offer.centroids, config.usage), engine.groups
+    full_use, full_check = engine.scores(use), engine.scores(check)
     calibration = _calibration(offer, owner.classes, use[owner.meets(softmax(full_use))])
     trusted = owner.meets(softmax(full_check))
     judge = _Judge(owner, owner.prior(config.fallback.own_prior), check[trusted], full_check[trusted])
     start = offer.plans[owner.cluster] if owner.cluster >= 0 and offer.plans else None
     if len(calibration) == 0 or (start is None and not config.personal.enabled):
         return judge.kept_full()
-    evidence = Evidence.gather(
-        base,
+    evidence = engine.observe(
         owner.classes,
         calibration,
         start=start if config.personal.start == "cluster" and start is not None else None,
-        importance=importance(base.groups, offer.preference, owner.usage, config.scores.weight),
+        importance=importance(groups, offer.preference, owner.usage, config.scores.weight),
         seed=seed,
         rows=config.personal.rows,
     )
-    kind, at_cluster = "personal", 0.0
-    best, agreement = _smallest_good(evidence, calibration, judge, config, seed)
+    kind: Kind = "personal"
+    at_cluster = 0.0
+    best, agreement = _smallest_good(engine, evidence, calibration, judge, config, seed)
     if start is not None:
-        of_cluster = evidence.build(_with_classes(start, _outputs(evidence, config), base))
+        of_cluster = evidence.build(_with_classes(start, _outputs(evidence, groups, config), groups))
         at_cluster = judge.agreement(of_cluster)
-        good = limited(base, config) or 1 - at_cluster <= 2 * config.personal.tolerance
-        if best is None and good and fits(config.own_tier, base.groups, of_cluster.plan.counts()):
+        good = _too_large(groups, config) or 1 - at_cluster <= 2 * config.personal.tolerance
+        if best is None and good and fits(config.own_tier, groups, of_cluster.plan.counts()):
             kind, best, agreement = "cluster", of_cluster, at_cluster
     if best is None:
         return judge.kept_full(at_cluster)
-    best = _refitted(best, owner.classes, offer, calibration)
+    best = _refitted(engine, best, owner.classes, offer, calibration)
     threshold, escalated = judge.threshold(best, config.fallback)
     return Personalised(
         kind, owner.classes, judge.prior, best, agreement, at_cluster, threshold, escalated, owner.cluster
@@ -108,34 +89,34 @@ def personalise(
 
 
 def _smallest_good(
-    evidence: Evidence, images: Images, judge: _Judge, config: Config, seed: int
+    engine: Engine, evidence: Evidence, images: Images, judge: _Judge, config: Config, seed: int
 ) -> tuple[Submodel | None, float]:
     """The smallest rung of the ladder that agrees well enough, and its agreement; the largest may disagree twice as
     much, on a limited phone as much as it will. Where wanted, one that disagrees too often is tuned on `images`.
     """
-    settings, groups = config.personal, evidence.base.groups
+    settings, groups = config.personal, engine.groups
     budgets = (
         budget_ladder(config.own_tier, groups, settings.ladder, config.planner.multiple) if settings.enabled else []
     )
     for budget in budgets:
         try:
-            candidate = evidence.build(allocate(groups, evidence.curves, _outputs(evidence, config), budget))
+            candidate = evidence.build(allocate(groups, evidence.curves, _outputs(evidence, groups, config), budget))
         except PlanError:  # the smallest model of these classes is larger: try the next rung
             continue
-        last = 1.0 if limited(evidence.base, config) else 2 * settings.tolerance
+        last = 1.0 if _too_large(groups, config) else 2 * settings.tolerance
         allowed = last if budget == budgets[-1] else settings.tolerance
         reached = judge.agreement(candidate)
         if 1 - reached > allowed and settings.tune_steps and len(images) > 1:
-            candidate = tune(candidate, images, judge.images, steps=settings.tune_steps, seed=seed).submodel
+            candidate = engine.tuned(candidate, images, judge.images, steps=settings.tune_steps, seed=seed)
             reached = judge.agreement(candidate)
         if 1 - reached <= allowed:
             return candidate, reached
     return None, 0.0
 
 
-def limited(base: BaseModel, config: Config) -> bool:
+def _too_large(groups: ChannelGroups, config: Config) -> bool:
     """Whether the full model is too large for this phone's tier."""
-    return not fits(config.own_tier, base.groups, {})
+    return not fits(config.own_tier, groups, {})
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,7 +126,7 @@ class _Judge:
     owner: Owner
     prior: Floats
     images: Images
-    full: Scores
+    full: Logits
 
     def _scores(self, submodel: Submodel) -> tuple[Floats, Floats]:
         return weighed(submodel, self.prior, self.owner.classes, self.images)
@@ -177,33 +158,27 @@ class _Judge:
         return Personalised("full", owner.classes, self.prior, None, 1.0, at_cluster, -np.inf, 0.0, owner.cluster)
 
 
-def _answers(base: BaseModel, images: Images) -> Scores:
-    if len(images) == 0:
-        return np.zeros((0, base.groups.classes), dtype=np.float32)
-    return base.scores(images)
-
-
 def _calibration(offer: Offer, own: Indices, images: Images) -> Images:
     if offer.reference is None or offer.labels is None:
         return images
     return np.concatenate([images, offer.reference[np.isin(offer.labels, own)]])
 
 
-def _outputs(evidence: Evidence, config: Config) -> Indices:
+def _outputs(evidence: Evidence, groups: ChannelGroups, config: Config) -> Indices:
     """Classes that the own submodel has outputs for: the owner's, or all that its base has."""
-    return evidence.classes if config.fallback.outputs == "own" else np.arange(evidence.base.groups.classes)
+    return evidence.classes if config.fallback.outputs == "own" else np.arange(groups.classes)
 
 
-def _refitted(submodel: Submodel, own: Indices, offer: Offer, images: Images) -> Submodel:
+def _refitted(engine: Engine, submodel: Submodel, own: Indices, offer: Offer, images: Images) -> Submodel:
     """With outputs for other classes that were fitted on reference images of these too; as merged where there are none.
     `images`: of the own classes.
     """
     others = np.setdiff1d(submodel.classes, own)
     if len(others) == 0 or offer.reference is None or offer.labels is None:
         return submodel
-    return refitted(submodel, np.concatenate([images, offer.reference[np.isin(offer.labels, others)]]), others)
+    return engine.refitted(submodel, np.concatenate([images, offer.reference[np.isin(offer.labels, others)]]), others)
 
 
-def _with_classes(start: Plan, classes: Indices, base: BaseModel) -> Plan:
+def _with_classes(start: Plan, classes: Indices, groups: ChannelGroups) -> Plan:
     """The plan's channels with these outputs."""
-    return Plan.of(base.groups, {**start.kept, base.groups.output.name: classes})
+    return Plan.of(groups, {**start.kept, groups.output.name: classes})

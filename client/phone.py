@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,11 +10,12 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from fedcaptor.client.cluster_naming import NamingLedger
+from fedcaptor.client.folder import phone_ledger
 from fedcaptor.client.ledger import Ledger
 from fedcaptor.client.local_answer import LocalLedger
 from fedcaptor.client.masked_sums import MaskedLedger, Side
-from fedcaptor.client.named import NamingLedger
-from fedcaptor.client.pace import Pace
+from fedcaptor.client.reply_timing import ReplyTiming
 from fedcaptor.common.arrays import Tensors
 from fedcaptor.common.config import Config
 from fedcaptor.common.errors import PrivacyError, WireError
@@ -36,7 +36,7 @@ L = TypeVar("L", bound=Ledger)
 class Phone:
     """`folder`: the phone's own storage. `learner`: called by the thread that answers where an answer needs the
     network. `seed` None: noise from the operating system's generator; a number: from a seeded one, in simulation only.
-    `pace`: of replies that take longer for some owners than for others.
+    `timing`: of replies whose work takes longer for some owners than for others.
     """
 
     folder: Path
@@ -44,21 +44,21 @@ class Phone:
     config: Config
     seed: tuple[int, ...] | None = None
     durable: bool = True
-    pace: Pace = field(default_factory=Pace)
+    timing: ReplyTiming = field(default_factory=ReplyTiming)
 
     def answer(self, request: SumRequest, tensors: Tensors) -> npt.NDArray[np.uint32]:
         """This phone's encoded vector; the same request gets the same bytes and is charged once.
 
         Raises PrivacyError when the phone declines.
         """
-        return self.pace.reply(lambda: self._answer(request, tensors))
+        return self.timing.reply(lambda: self._answer(request, tensors))
 
     def _answer(self, request: SumRequest, tensors: Tensors) -> npt.NDArray[np.uint32]:
         if self.config.privacy.sums != "plain":
             raise PrivacyError("the sum is not masked: declined")
         spec = request.sum.spec()
         self._check_promises(spec)
-        with self._ledger(Ledger) as ledger:
+        with self._ledger_of_sum(Ledger, spec) as ledger:
             digest = request_digest(request, tensors)
             return ledger.answer(spec, digest, lambda: self._encoded(request, tensors), request.kind)
 
@@ -69,7 +69,7 @@ class Phone:
         """
         if request.step != MASKING:  # takes the same time for every owner
             return self._masked(request, tensors)
-        return self.pace.reply(lambda: self._masked(request, tensors))
+        return self.timing.reply(lambda: self._masked(request, tensors))
 
     def _masked(self, request: MaskedRequest, tensors: Tensors) -> npt.NDArray[np.uint8]:
         if self.config.privacy.sums == "local":
@@ -78,7 +78,7 @@ class Phone:
         self._check_promises(spec)
         if terms.corrupted < insisted:
             raise PrivacyError(f"the sum allows for {terms.corrupted} corrupted phones, must be {insisted}: declined")
-        with self._ledger(MaskedLedger) as ledger:
+        with self._ledger_of_sum(MaskedLedger, spec) as ledger:
             values: list[npt.NDArray[np.uint32]] = []
             if request.step == MASKING and not ledger.masked(terms.digest):  # before the ledger's file is locked
                 values.append(self._encoded(request.question(tensors), tensors))
@@ -98,7 +98,7 @@ class Phone:
 
         Raises PrivacyError when the phone declines.
         """
-        return self.pace.reply(lambda: self._local(request), lambda: self.learner().finish())
+        return self.timing.reply(lambda: self._local(request), lambda: self.learner().finish())
 
     def _local(self, request: LocalRequest) -> Bits:
         if self.config.privacy.sums != "local":
@@ -107,7 +107,7 @@ class Phone:
 
         def draw() -> Bits:
             learner = self.learner()  # loads the network: not where the answer is stored
-            classes = learner.base.groups.classes
+            classes = learner.engine.groups.classes
             if spec.classes != classes:
                 raise WireError("wrong_shape", f"the question is over {spec.classes} classes, not {classes}")
             return spec.draw(learner.usage(request.round), self._noise(spec.digest))
@@ -125,8 +125,8 @@ class Phone:
         if (request.mode == "plan") != (self.config.delivery.mode == "plan"):
             raise PrivacyError(f"delivery is by {request.mode}, must be by {self.config.delivery.mode}: declined")
         if request.mode == "choose":
-            return self.pace.reply(lambda: self._named(request, tensors))
-        return self.pace.reply(lambda: self.learner().accept(request, tensors), lambda: self.learner().finish())
+            return self.timing.reply(lambda: self._named(request, tensors))
+        return self.timing.reply(lambda: self.learner().accept(request, tensors), lambda: self.learner().finish())
 
     def _named(self, request: DeliverRequest, tensors: Tensors) -> int:
         with self._ledger(NamingLedger) as ledger:
@@ -143,15 +143,15 @@ class Phone:
             raise PrivacyError(f"min_cohort is {spec.min_cohort}, must be {self.config.privacy.min_cohort}: declined")
 
     def _ledger(self, kind: type[L]) -> L:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        privacy = self.config.privacy
-        return kind(
-            self.folder / "phone.db",
-            durable=self.durable,
-            delta=privacy.delta,
-            budget_epsilon=privacy.epsilon * (1 + 1e-9) if privacy.noise else math.inf,
-            dishonest=privacy.noiseless,
-        )
+        return phone_ledger(self.folder, self.config.privacy, kind, durable=self.durable)
+
+    def _ledger_of_sum(self, kind: type[L], spec: SumSpec) -> L:
+        """Raises PrivacyError for a sum without noise on a phone that is switched off: another file has the switch."""
+        if spec.noise_multiplier > 0 or self.seed is not None:  # a simulated phone's folder goes with its run
+            return self._ledger(kind)
+        with self._ledger(Ledger) as lasting:
+            lasting.require_on()
+        return phone_ledger(self.folder, self.config.privacy, kind, durable=self.durable, noise_free=True)
 
     def _encoded(self, request: SumRequest, tensors: Tensors) -> npt.NDArray[np.uint32]:
         """The vector with this phone's share of the noise."""

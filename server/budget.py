@@ -12,9 +12,9 @@ import numpy as np
 from fedcaptor.common.config import Config
 from fedcaptor.common.errors import ConfigError, PrivacyError
 from fedcaptor.common.groups import ChannelGroups
-from fedcaptor.common.privacy.accounting import epsilon, sum_zcdp
 from fedcaptor.common.privacy.rotation import norm_for
 from fedcaptor.common.privacy.sums import SumSpec
+from fedcaptor.common.privacy.zcdp import epsilon, sum_zcdp
 from fedcaptor.common.secure.topology import fewest_honest
 from fedcaptor.common.statistics import Statistic, registered
 from fedcaptor.server.mask_sizes import Masks

@@ -29,11 +29,12 @@ from fedcaptor.common.messages import (
     check_answers,
     digest_of,
 )
-from fedcaptor.common.privacy import plausible
 from fedcaptor.common.privacy.local import Bits, LocalSpec
-from fedcaptor.common.privacy.sums import PlainAggregator, SumSpec
+from fedcaptor.common.privacy.sums import SumSpec
 from fedcaptor.common.wire import pack, unpack
+from fedcaptor.server import plausible
 from fedcaptor.server.masked import Early, Lost, Masking, Take, masked_sum
+from fedcaptor.server.plain_sum import PlainAggregator
 
 OnReply = Callable[[int, int], None]
 Content = Callable[[int], RecordDict]

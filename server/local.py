@@ -21,6 +21,7 @@ from fedcaptor.common.errors import PrivacyError
 from fedcaptor.common.privacy.local import Bits, LocalSpec
 from fedcaptor.common.statistics.usage import cooccurrence_matrix
 from fedcaptor.server import clusters
+from fedcaptor.server.local_design import best_local_spec
 
 MAX_BYTES = 1 << 30
 """Of all answers together."""
@@ -41,7 +42,7 @@ class LocalBudget:
     @classmethod
     def of(cls, settings: Settings, classes: int, phones: int, asked: int) -> LocalBudget:
         """`asked`: `rounds.cohort`. Raises PrivacyError where ε is out of reach or the answers do not fit in memory."""
-        budget = cls(LocalSpec.of(classes, settings.epsilon), min(phones, asked or phones))
+        budget = cls(best_local_spec(classes, settings.epsilon), min(phones, asked or phones))
         size = budget.cohort * -(-budget.spec.length // 8)
         if size > MAX_BYTES:
             raise PrivacyError(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from fedcaptor.common.config import Config
 from fedcaptor.common.errors import PrivacyError
 from fedcaptor.common.groups import ChannelGroups
-from fedcaptor.common.privacy.accounting import PERIOD_DAYS
+from fedcaptor.common.privacy.zcdp import PERIOD_DAYS
 from fedcaptor.common.statistics import USAGE
 from fedcaptor.server.local import LocalBudget, smallest
 from fedcaptor.server.privacy_plan import plan as planned_sums

@@ -16,8 +16,8 @@ from fedcaptor.common.errors import PrivacyError
 from fedcaptor.common.messages import Header, MaskedReply, MaskedRequest, check_answers
 from fedcaptor.common.privacy.sums import decode
 from fedcaptor.common.secure.messages import MASKING, STEPS
-from fedcaptor.common.secure.server import ServerSum
 from fedcaptor.common.wire import pack, unpack
+from fedcaptor.server.secure_sum.server_sum import ServerSum
 
 Take = Callable[[Message, int, Header], None]
 Exchange = Callable[[Mapping[int, Header], Callable[[int], RecordDict], Take], None]

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from fedcaptor.common.config import Config
 from fedcaptor.common.groups import ChannelGroups
-from fedcaptor.common.privacy.accounting import PERIOD_DAYS, epsilon, noise_multiplier, to_epsilon
 from fedcaptor.common.privacy.sums import SumSpec
+from fedcaptor.common.privacy.zcdp import PERIOD_DAYS, epsilon, noise_multiplier, to_epsilon
 from fedcaptor.common.statistics import SCORES, USAGE, Precision
 from fedcaptor.server.budget import SumBudget, steps
 

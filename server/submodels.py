@@ -14,7 +14,7 @@ from fedcaptor.common.arrays import Tensors
 from fedcaptor.common.groups import State
 from fedcaptor.common.messages import DeliverRequest, digest_of
 from fedcaptor.common.plan import Plan
-from fedcaptor.common.torch_engine.submodel_file import digest, encode
+from fedcaptor.common.submodel_file import digest, encode
 from fedcaptor.server.collect import Courier, Parcel, Tally
 
 Mode = Literal["choose", "submodel"]

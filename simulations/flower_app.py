@@ -19,9 +19,9 @@ import numpy as np
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from fedcaptor.client.app import make_app, simulated_phone
-from fedcaptor.client.engine import load_base
+from fedcaptor.client.app import make_app
 from fedcaptor.client.phone import Phone
+from fedcaptor.client.torch_engine import load_base
 from fedcaptor.common.assets import asset, checkout
 from fedcaptor.common.config import Config, load_config, parse
 from fedcaptor.common.errors import ConfigError
@@ -29,6 +29,7 @@ from fedcaptor.common.torch_engine.base import BaseModel
 from fedcaptor.server.app import wait_for_nodes
 from fedcaptor.server.flow import OnProgress
 from fedcaptor.server.record import RunRecord
+from fedcaptor.simulations.phones import simulated_phone
 from fedcaptor.simulations.runner import World, remove_run, serve, simulate, weights_of
 
 logger = logging.getLogger("flwr")  # Flower forwards this one to `flwr run --stream`

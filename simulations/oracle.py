@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ import numpy.typing as npt
 from sklearn.metrics import roc_auc_score
 
 from fedcaptor.client.fallback import ABSTAINED, answer
-from fedcaptor.client.kept import holds_full, read_models, read_outcome
+from fedcaptor.client.kept_models import holds_full, read_models
+from fedcaptor.client.outcome import Outcome
+from fedcaptor.client.torch_engine import TorchEngine
 from fedcaptor.common.arrays import Floats, Indices
 from fedcaptor.common.config import Config
 from fedcaptor.common.tiers import drawn
@@ -63,7 +66,8 @@ class Oracle:
     """
 
     def __init__(self, directory: Path, config: Config, base: BaseModel, cluster_models: list[Submodel]) -> None:
-        self._directory, self._config, self._base, self._clusters = directory, config, base, cluster_models
+        self._directory, self._config, self._clusters = directory, config, cluster_models
+        self._engine = TorchEngine(base)
         oracle = directory / "oracle"
         self._images: Any = np.load(oracle / "images.npy", mmap_mode="r")
         self._labels = np.load(oracle / "labels.npy")
@@ -81,15 +85,15 @@ class Oracle:
         inside = np.isin(truth, own)
         images = np.array(self._images[index])
         folder = self._directory / "phones" / f"{number:06d}"
-        note = read_outcome(folder)
+        note = Outcome.read(folder)
         mode = self._config.fallback.mode
-        models = read_models(folder, self._base, mode)
+        models = read_models(folder, self._engine, mode)
         submodel = models.own
-        given = answer(self._base, models, self._config.fallback, images)
-        at_cluster = self._of_cluster(note["cluster"], number) if note else None
+        given = answer(self._engine, models, self._config.fallback, images)
+        at_cluster = self._of_cluster(note.cluster, number) if note else None
         of_cluster = limited = full.argmax(1)
         if note and at_cluster:
-            of_cluster, limited = _cluster_answers(at_cluster, images, note["classes"])
+            of_cluster, limited = _cluster_answers(at_cluster, images, note.classes)
         macs = submodel.macs_ratio() if submodel else 1.0
         share = _share(given.escalated)
         return PhoneFigures(
@@ -109,7 +113,7 @@ class Oracle:
             classes=len(own),
             stored_bytes=sum(f.stat().st_size for f in folder.iterdir() if f.is_file()) if folder.exists() else 0,
             holds_full=holds_full(folder, mode),
-            base_fetches=note["base_fetches"] if note else 0,
+            base_fetches=note.base_fetches if note else 0,
             auroc=_auroc(inside, given.scores),
             inside=given.scores[inside].astype(np.float32),
             outside=given.scores[~inside].astype(np.float32),
@@ -122,7 +126,7 @@ class Oracle:
         return self._clusters[number] if 0 <= number < len(self._clusters) else None
 
 
-def _cluster_answers(submodel: Submodel, images: npt.NDArray[np.uint8], own: list[int]) -> tuple[Indices, Indices]:
+def _cluster_answers(submodel: Submodel, images: npt.NDArray[np.uint8], own: Sequence[int]) -> tuple[Indices, Indices]:
     """Answers [N] of a cluster's submodel: any of its classes, and limited to `own` classes (if it has one of them)."""
     scores = submodel.scores(images)
     known = np.isin(submodel.classes, own)

@@ -19,7 +19,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid
 from threadpoolctl import threadpool_limits
 
-from fedcaptor.client.app import make_app, simulated_phone
+from fedcaptor.client.app import make_app
 from fedcaptor.client.phone import Phone
 from fedcaptor.common.assets import asset
 from fedcaptor.common.config import Config, parse
@@ -37,6 +37,7 @@ from fedcaptor.simulations import records, rounds
 from fedcaptor.simulations.local_grid import App, LocalGrid, VirtualClock
 from fedcaptor.simulations.memory import peak_rss
 from fedcaptor.simulations.oracle import Oracle
+from fedcaptor.simulations.phones import simulated_phone
 from fedcaptor.simulations.population import prepare
 from fedcaptor.simulations.report import write_report
 from fedcaptor.simulations.summary import details_of, summary_of

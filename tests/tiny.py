@@ -14,7 +14,8 @@ from fedcaptor.common.data.source import load
 from fedcaptor.common.data.splits import split
 from fedcaptor.common.torch_engine.base import BaseModel
 from fedcaptor.common.torch_engine.forward import normalise
-from fedcaptor.common.torch_engine.network import save_state, state_of
+from fedcaptor.common.torch_engine.network import state_of
+from fedcaptor.common.weights_file import save_state
 
 CLASSES = 6
 SIDE = 12

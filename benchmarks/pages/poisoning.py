@@ -9,7 +9,7 @@ from benchmarks.charts import Chart, Line, Panel
 from benchmarks.pages.section import Section
 from benchmarks.record import Record, Row
 from benchmarks.tables import Spread, measured, reach, table
-from fedcaptor.common.privacy.plausible import tolerated
+from fedcaptor.server.plausible import tolerated
 
 COLUMNS = (
     "attack, liars",
@@ -26,7 +26,7 @@ COLUMNS = (
 INTRODUCTION = """\
 {data} images, {model}; {phones:,} phones, ε = {epsilon:g} at δ = {delta:g} for a whole run. *One sum*: what the server
 does. *Median*: not built into the server. Phones are split at random into cohorts, each with a sum of its own with the
-noise that it needs for the same ε; sums are held to the same bound (`common/privacy/plausible.py`), and the median of
+noise that it needs for the same ε; sums are held to the same bound (`server/plausible.py`), and the median of
 each entry over those that are kept, times the number of cohorts, stands for the sum. A median withstands liars while
 more than half of the cohorts hold none (`tolerated`); rows at or above that share say *beyond*.
 

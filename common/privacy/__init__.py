@@ -1,1 +1,1 @@
-"""Secure-sum interface, noise and accounting."""
+"""Sums with noise in shares, local answers, and what either costs in (ε, δ)."""

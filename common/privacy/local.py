@@ -15,14 +15,12 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize_scalar
-from scipy.special import expit
 
 from fedcaptor.common.errors import PrivacyError
 from fedcaptor.common.privacy.noise import bernoulli, uniform
 
 MAX_CLASSES = 1024
-_GRID = 2.0**-48
+GRID = 2.0**-48
 """Probabilities are multiples of it: 53 random bits then have them exactly, and ε is that of what is drawn."""
 
 Bits = NDArray[np.uint8]
@@ -42,26 +40,12 @@ class LocalSpec:
         if not 2 <= self.classes <= MAX_CLASSES:
             raise PrivacyError(f"classes is {self.classes}, must lie in 2..{MAX_CLASSES}: use masked sums")
         for name in ("present", "absent"):
-            if not (getattr(self, name) / _GRID).is_integer():
+            if not (getattr(self, name) / GRID).is_integer():
                 raise PrivacyError(f"{name} is {getattr(self, name)}, must be a multiple of 2**-48: round it")
         if not 0 < self.absent < self.present < 1:
             raise PrivacyError(
                 f"a bit is one with probability {self.present} or {self.absent}, must be 0 < absent < present < 1"
             )
-
-    @classmethod
-    def of(cls, classes: int, epsilon: float) -> LocalSpec:
-        """The least total variance at no more than `epsilon`: equation 5 of Wang et al. with the pair's own bit
-        counted too, which matters for few classes.
-        """
-
-        def variance(logit: float) -> float:
-            p, q = expit(logit + epsilon), expit(logit)
-            return float((p * (1 - p) + (_pairs(classes) - 1) * q * (1 - q)) / (p - q) ** 2)
-
-        logit = minimize_scalar(variance, bounds=(-epsilon, -epsilon / 2), method="bounded").x
-        present = math.floor(expit(logit + epsilon) / _GRID) * _GRID
-        return cls(classes, present, math.ceil(expit(logit) / _GRID) * _GRID)
 
     @property
     def name(self) -> str:
@@ -71,7 +55,7 @@ class LocalSpec:
     @property
     def length(self) -> int:
         """Bits of an answer, in the order of `np.triu_indices`."""
-        return _pairs(self.classes)
+        return pairs_of(self.classes)
 
     @property
     def epsilon(self) -> float:
@@ -119,5 +103,6 @@ class LocalSpec:
         return math.sqrt((self.deviation**2 + drawn) / phones)
 
 
-def _pairs(classes: int) -> int:
+def pairs_of(classes: int) -> int:
+    """How many unordered pairs of classes there are, a class with itself included: bits of an answer."""
     return classes * (classes + 1) // 2

@@ -9,7 +9,6 @@ import hashlib
 import json
 import math
 from dataclasses import asdict, dataclass
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -202,60 +201,3 @@ def decode(total: NDArray[np.uint32], spec: SumSpec) -> NDArray[np.float64]:
     signed = ((total.astype(np.int64) + half) & mask) - half
     values = signed / spec.scale
     return rotate_back(values, spec.digest) if spec.rotated else values
-
-
-class Aggregator(Protocol):
-    """The server's side of one sum. `label` says in outputs what protects the single replies."""
-
-    label: str
-
-    @property
-    def count(self) -> int: ...
-
-    def add(self, reply: NDArray[np.uint32]) -> None: ...
-
-    def finish(self) -> NDArray[np.float64]: ...
-
-
-class PlainAggregator:
-    """Adds replies as they come, in one accumulator; it sees each of them, so it serves tests and simulation."""
-
-    label = "sums not encrypted"
-
-    def __init__(self, spec: SumSpec) -> None:
-        self._spec = spec
-        self._total = np.zeros(spec.length, np.uint32)
-        self._count = 0
-
-    @property
-    def count(self) -> int:
-        """Replies added so far."""
-        return self._count
-
-    def add(self, reply: NDArray[np.uint32]) -> None:
-        """Add one reply, uint32 [length]. Raises PrivacyError on another type, shape, range or one reply too many."""
-        spec = self._spec
-        _require(
-            reply.dtype == np.uint32 and reply.shape == (spec.length,),
-            f"sum {spec.name}: reply is {reply.dtype} {reply.shape}, expected uint32 ({spec.length},); discard it",
-        )
-        _require(
-            int(reply.max()) < 2**spec.bits,
-            f"sum {spec.name}: reply holds {int(reply.max())}, the bound is 2**{spec.bits} - 1; discard it",
-        )
-        _require(
-            self._count < spec.cohort,
-            f"sum {spec.name}: more replies than the cohort of {spec.cohort}; discard the reply, it is a duplicate",
-        )
-        self._total += reply
-        self._count += 1
-
-    def finish(self) -> NDArray[np.float64]:
-        """The decoded sum, float64 [length] in the units of `clip`. Raises PrivacyError on too few replies."""
-        spec = self._spec
-        needed = max(spec.min_cohort, spec.min_survivors)
-        _require(
-            self._count >= needed,
-            f"sum {spec.name}: {self._count} replies, at least {needed} needed; wait longer or ask a larger cohort",
-        )
-        return decode(self._total, spec)

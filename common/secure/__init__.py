@@ -19,6 +19,7 @@ Nothing here knows Flower, a network or a clock; randomness is passed in.
     Reveal: of a survivor the seed's share, of     ->  removes what masks are left
     a dropped one the mask key's, never both
 
-Each step has its own module: `terms`, `topology`, `merkle`, `keys`, `shamir`, `masks`, `packing`, `messages`; `phone`
-and `server` are the two sides. What the graph must be for all this to hold is in `topology`.
+What both sides share: `terms`, `topology`, `merkle`, `keys`, `shamir`, `masks`, `packing`, `messages`. The sides are
+`fedcaptor.client.secure_sum` and `fedcaptor.server.secure_sum`. What the graph must be for all this to hold is in
+`topology`.
 """

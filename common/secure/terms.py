@@ -13,6 +13,8 @@ from fedcaptor.common.privacy.sums import SumSpec
 
 PROTOCOL = b"fedcaptor secure sum 1"
 """Name and version: part of every key's derivation and of every signature."""
+MAX_COHORT = 1 << 16
+"""Most phones in one sum."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Terms:
         for name, low, high in (
             ("length", 1, 1 << 24),
             ("bits", 8, 32),
-            ("cohort", 2, 1 << 16),
+            ("cohort", 2, MAX_COHORT),
             ("min_cohort", 1, self.cohort),
             ("min_survivors", 1, self.cohort),
             ("dropout", 0, 0.5),

@@ -30,11 +30,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from scipy.special import betainc, gammaln, logsumexp
 
 from fedcaptor.common.arrays import Floats
 from fedcaptor.common.errors import PrivacyError
-from fedcaptor.common.secure.terms import Terms
+from fedcaptor.common.secure.terms import MAX_COHORT, Terms
 
 MAX_HOLDERS = 255
 """Shares are points of GF(2**8) other than zero."""
@@ -123,25 +122,38 @@ def _least_honest(n: int, c: int, k: int, t: int, security: int) -> int | None:
 
 def _max_degree(n: int, k: int, correctness: int) -> int:
     """Holders and those who chose it: exceeded with 2**-correctness by any of n phones that all choose honestly."""
-    d = np.arange(k, n - 1.0)
-    above = betainc(d + 1, n - 1 - d, k / (n - 1)) * n  # n times the binomial tail: more than d chose it
-    fine = np.flatnonzero(above <= 2.0**-correctness)
-    return min(n - 1, k + (int(d[fine[0]]) if fine.size else n - 1))
+    if k >= n - 1:
+        return n - 1
+    chose, share = np.arange(float(n)), k / (n - 1)
+    mass = _log_choose(n - 1, chose) + chose * math.log(share) + (n - 1 - chose) * math.log1p(-share)
+    tail = np.logaddexp.accumulate(mass[::-1])[::-1]  # log Pr[at least so many chose it]
+    fine = np.flatnonzero(tail[k + 1 :] + math.log(n) <= -correctness * math.log(2))
+    return min(n - 1, k + (k + int(fine[0]) if fine.size else n - 1))
 
 
 def _log_tail(population: int, marked: Floats, k: int, t: int) -> Floats:
     """log Pr[H(population, marked, k) >= t] for each of `marked`."""
-    return np.minimum(logsumexp(_log_hypergeometric(population, marked, k, np.arange(t, k + 1.0)), axis=1), 0.0)
+    mass = _log_hypergeometric(population, marked, k, np.arange(t, k + 1.0))
+    return np.minimum(np.logaddexp.reduce(mass, axis=1), 0.0)
 
 
 def _log_hypergeometric(population: int, marked: Floats, k: int, x: Floats) -> Floats:
     """log probability of x marked ones among k drawn, [marked, x]."""
     m = marked[:, None]
     possible = (x <= m) & (k - x <= population - m)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        mass = _log_choose(m, x) + _log_choose(population - m, k - x) - _log_choose(population, k)
+    mass = _log_choose(m, x) + _log_choose(population - m, k - x) - _log_choose(population, k)
     return np.where(possible, mass, -np.inf)
 
 
 def _log_choose(n: Floats | int, k: Floats | int) -> Floats:
-    return gammaln(np.add(n, 1.0)) - gammaln(np.add(k, 1.0)) - gammaln(np.subtract(n, k) + 1.0)
+    """log of n over k for whole numbers, anything where k is not among 0 to n."""
+    table = _log_factorials()
+    whole, part = np.asarray(n, np.int64), np.asarray(k, np.int64)
+    rest = np.maximum(whole - part, 0)
+    return np.asarray(table[np.maximum(whole, 0)] - table[np.maximum(part, 0)] - table[rest])
+
+
+@lru_cache(maxsize=1)
+def _log_factorials() -> Floats:
+    """By `math`, so that a phone needs no scipy: for as many phones as a cohort may have."""
+    return np.array([math.lgamma(n + 1.0) for n in range(MAX_COHORT + 1)])

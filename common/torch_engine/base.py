@@ -15,9 +15,10 @@ from fedcaptor.common.errors import ModelError
 from fedcaptor.common.groups import ChannelGroups, State
 from fedcaptor.common.plan import Plan
 from fedcaptor.common.torch_engine.forward import logits, normalise
-from fedcaptor.common.torch_engine.network import load_state, network
+from fedcaptor.common.torch_engine.network import network
 from fedcaptor.common.torch_engine.registry import skeleton
 from fedcaptor.common.torch_engine.trace import trace
+from fedcaptor.common.weights_file import load_state
 
 
 @dataclass(frozen=True, eq=False)

@@ -24,9 +24,3 @@ def normalise(images: Images, mean: Sequence[float], std: Sequence[float]) -> to
 def logits(model: nn.Module, x: torch.Tensor, batch: int = 64) -> npt.NDArray[np.float32]:
     """Compute logits, float32 [N, classes], of normalised images [N, C, H, W], in batches."""
     return np.concatenate([model(part).numpy() for part in x.split(batch)])
-
-
-def softmax(scores: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    """Probabilities [N, classes] of logits."""
-    exponents = np.exp((scores - scores.max(1, keepdims=True, initial=-np.inf)).astype(np.float64))
-    return np.asarray(exponents / exponents.sum(1, keepdims=True))

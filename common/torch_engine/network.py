@@ -1,58 +1,21 @@
-"""Read and write weights, and let networks take on the shape of their weights."""
+"""Networks that take on the shape of their weights."""
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 from torch import nn
 
 from fedcaptor.common.errors import ModelError
-from fedcaptor.common.files import replacing
 from fedcaptor.common.groups import State
-
-_ORDER = "fedcaptor.tensors"  # metadata key: the file format sorts tensors, the network's order is kept here
-
 
 Shape = tuple[int, ...]
 
 CONVOLUTION = nn.modules.conv._ConvNd
 PER_CHANNEL = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm, nn.PReLU)
-
-
-def load_state(path: Path) -> tuple[State, dict[str, str]]:
-    """Read a safetensors file: numpy arrays in the network's order, floats widened to float32, and metadata.
-
-    A file from elsewhere is ordered by name, numbers by value. Raises ModelError when the file cannot be read.
-    """
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = dict(file.metadata() or {})
-            found = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  not a dict
-    except (SafetensorError, OSError) as error:
-        raise ModelError(f"{path} is not a readable safetensors file ({error}): give weights in that format") from error
-    order = json.loads(metadata.pop(_ORDER, "null"))
-    if order is None or sorted(order) != sorted(found):
-        order = sorted(found, key=_natural)
-    return {key: _widen(found[key]) for key in order}, metadata
-
-
-def save_state(path: Path, state: State, metadata: dict[str, str], private: bool = False) -> None:
-    """Write tensors atomically: floats in half precision, others unchanged; `private` as for `files.replacing`.
-
-    A tensor with values beyond half precision (a large variance) is written in single precision.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    arrays = {name: narrow(np.asarray(array)) for name, array in state.items()}
-    with replacing(path, private=private) as temporary:
-        temporary.write_bytes(save(arrays, {**metadata, _ORDER: json.dumps(list(state))}))
 
 
 def state_of(module: nn.Module) -> State:
@@ -113,25 +76,6 @@ def _fill(layer: nn.Module, prefix: str, state: State, share: bool) -> dict[str,
             own[key] = nn.Parameter(tensor, requires_grad=False) if own is layer._parameters else tensor
             shapes[key] = found.shape
     return shapes
-
-
-def _natural(key: str) -> list[tuple[int, str]]:
-    """Make a sort key that orders numbers inside names by value."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", key)]
-
-
-def _widen(tensor: torch.Tensor) -> np.ndarray:
-    """Copy a tensor, so that nothing refers to the mapped file; floats become float32."""
-    return tensor.to(torch.float32 if tensor.is_floating_point() else tensor.dtype, copy=True).numpy()
-
-
-def narrow(array: np.ndarray) -> np.ndarray:
-    """Copy an array, floats in half precision, or in single where a value is beyond that."""
-    if not np.issubdtype(array.dtype, np.floating):
-        return array.copy(order="C")
-    with np.errstate(over="ignore"):
-        half = array.astype(np.float16, order="C")
-    return half if np.array_equal(np.isfinite(half), np.isfinite(array)) else array.astype(np.float32, order="C")
 
 
 def _sliceable(layer: nn.Module, attribute: str) -> int:

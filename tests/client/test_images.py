@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fedcaptor.client.images import FolderFeed, MappedFeed
+from fedcaptor.client.images import FolderFeed
 from fedcaptor.common.errors import DataError
+from fedcaptor.simulations.phones import MappedFeed
 
 
 def pictures(folder: Path, count: int, first: int = 0) -> dict[str, int]:

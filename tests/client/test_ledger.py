@@ -18,8 +18,8 @@ from fedcaptor.client import ledger as ledger_module
 from fedcaptor.client.ledger import DECLINED, Ledger
 from fedcaptor.client.usage import UsageLog
 from fedcaptor.common.errors import ConfigError, PrivacyError, StateError
-from fedcaptor.common.privacy.accounting import epsilon, noise_multiplier, sum_zcdp
 from fedcaptor.common.privacy.sums import SumSpec, encode
+from fedcaptor.common.privacy.zcdp import epsilon, noise_multiplier, sum_zcdp
 
 DAY = 86_400.0
 DELTA = 1e-6

@@ -15,11 +15,11 @@ from fedcaptor.client.phone import Phone
 from fedcaptor.common.config import load_config
 from fedcaptor.common.errors import PrivacyError, StateError, WireError
 from fedcaptor.common.messages import LocalRequest, MaskedRequest, SumFields, SumRequest
-from fedcaptor.common.privacy.local import LocalSpec
 from fedcaptor.common.privacy.sums import SumSpec
+from fedcaptor.server.local_design import best_local_spec
 
 CLASSES = 40
-SPEC = LocalSpec.of(CLASSES, 4.0)
+SPEC = best_local_spec(CLASSES, 4.0)
 DAY = 86_400.0
 RUN, ID = "a" * 64, "b" * 32
 
@@ -63,7 +63,7 @@ def test_a_draw_that_fails_costs_nothing(tmp_path, clock):
         assert (ledger.entries(), ledger.spent()) == ([], 0.0)
 
 
-@pytest.mark.parametrize("other", [LocalSpec.of(CLASSES, 3.0), replace(SPEC, classes=41)])
+@pytest.mark.parametrize("other", [best_local_spec(CLASSES, 3.0), replace(SPEC, classes=41)])
 def test_another_question_in_the_period_is_declined(tmp_path, clock, other):
     with opened(tmp_path / "phone.db", clock, budget=100.0) as ledger:
         ledger.local(SPEC, draws())
@@ -139,7 +139,7 @@ def test_a_damaged_answer_is_not_sent(tmp_path, clock):
 
 
 class MeetsOne:
-    base = SimpleNamespace(groups=SimpleNamespace(classes=CLASSES))
+    engine = SimpleNamespace(groups=SimpleNamespace(classes=CLASSES))
     waiting = True
 
     def usage(self, round):
@@ -199,6 +199,6 @@ def test_phones_answer_in_the_one_way_that_they_are_configured_for(tmp_path):
 
 def test_a_phone_declines_a_larger_epsilon_and_other_classes(tmp_path):
     with pytest.raises(PrivacyError, match="would raise epsilon"):
-        phone(tmp_path).local(asked(LocalSpec.of(CLASSES, 4.1)))
+        phone(tmp_path).local(asked(best_local_spec(CLASSES, 4.1)))
     with pytest.raises(WireError, match="41 classes, not 40"):
-        phone(tmp_path).local(asked(LocalSpec.of(41, 4.0)))
+        phone(tmp_path).local(asked(best_local_spec(41, 4.0)))

@@ -5,10 +5,10 @@ import hashlib
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from fedcaptor.client.secure_sum.phone_sum import PhoneSum
 from fedcaptor.common.secure.messages import STEPS
-from fedcaptor.common.secure.phone import PhoneSum
-from fedcaptor.common.secure.server import ServerSum
 from fedcaptor.common.secure.terms import Terms
+from fedcaptor.server.secure_sum.server_sum import ServerSum
 
 DIGEST = "0f" * 32
 

@@ -56,7 +56,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
 {write}
 """
 WRITERS = {
-    "weights": ("from common.torch_engine.network import save_state", "save_state(path, tensors, {})"),
+    "weights": ("from common.weights_file import save_state", "save_state(path, tensors, {})"),
     "moments": (
         "from common.moments import ClassMoments",
         "ClassMoments(images=tensors['a'], inputs={}, gradients={}, digest='').save(path)",

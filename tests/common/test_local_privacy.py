@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from fedcaptor.common.errors import PrivacyError
 from fedcaptor.common.privacy.local import LocalSpec
 from fedcaptor.common.statistics.usage import cooccurrence, cooccurrence_matrix
+from fedcaptor.server.local_design import best_local_spec
 
 P_FAIL = 1e-6  # of each statistical test, for a correct draw
 GRID = 2.0**-48
@@ -27,7 +28,7 @@ def output_probabilities(spec: LocalSpec, own: int | None) -> np.ndarray:
     return np.where(outputs, one, 1 - one).prod(1)
 
 
-@pytest.mark.parametrize("spec", [LocalSpec(3, 0.75, 0.25), LocalSpec(2, 0.5, 0.125), LocalSpec.of(3, 4.0)])
+@pytest.mark.parametrize("spec", [LocalSpec(3, 0.75, 0.25), LocalSpec(2, 0.5, 0.125), best_local_spec(3, 4.0)])
 def test_epsilon_is_the_largest_log_ratio_over_all_outputs_and_answers(spec):
     found = [output_probabilities(spec, own) for own in [None, *range(spec.length)]]
     assert all(math.isclose(p.sum(), 1) for p in found)
@@ -42,7 +43,7 @@ def test_epsilon_by_hand():
 
 @given(st.integers(2, 1024), st.floats(0.1, 20))
 def test_the_optimised_answer_spends_epsilon_and_no_more(classes, epsilon):
-    spec = LocalSpec.of(classes, epsilon)
+    spec = best_local_spec(classes, epsilon)
     assert epsilon * (1 - 1e-5) - 1e-5 < spec.epsilon <= epsilon + 1e-12
     assert (spec.present / GRID).is_integer()
     assert (spec.absent / GRID).is_integer()
@@ -50,7 +51,7 @@ def test_the_optimised_answer_spends_epsilon_and_no_more(classes, epsilon):
 
 @pytest.mark.parametrize(("classes", "epsilon"), [(3, 1.0), (10, 8.0), (100, 4.0)])
 def test_no_other_probabilities_have_less_variance(classes, epsilon):
-    best, pairs = LocalSpec.of(classes, epsilon), classes * (classes + 1) // 2
+    best, pairs = best_local_spec(classes, epsilon), classes * (classes + 1) // 2
 
     def variance(p: float, q: float) -> float:
         return (p * (1 - p) + (pairs - 1) * q * (1 - q)) / (p - q) ** 2
@@ -61,7 +62,7 @@ def test_no_other_probabilities_have_less_variance(classes, epsilon):
 
 
 def test_many_pairs_give_the_half_of_unary_encoding():
-    spec = LocalSpec.of(1000, 2.0)
+    spec = best_local_spec(1000, 2.0)
     assert spec.present == pytest.approx(0.5, abs=0.01)  # Wang et al. 2017
     assert spec.absent == pytest.approx(1 / (math.exp(2) + 1), rel=0.02)
 
@@ -73,7 +74,7 @@ def drawn(spec: LocalSpec, usage: np.ndarray, phones: int, seed: int) -> np.ndar
 
 def test_pairs_come_as_often_as_two_draws_and_bits_as_often_as_they_should():
     """Each bit's count is binomial; a normal bound at P_FAIL over all bits."""
-    spec, usage, phones = LocalSpec.of(4, 3.0), np.array([0.5, 0.0, 0.2, 0.3]), 8_000
+    spec, usage, phones = best_local_spec(4, 3.0), np.array([0.5, 0.0, 0.2, 0.3]), 8_000
     rows, columns = np.triu_indices(4)
     pair = np.where(rows == columns, 1, 2) * usage[rows] * usage[columns]
     expected = spec.absent + (spec.present - spec.absent) * pair
@@ -85,7 +86,7 @@ def test_pairs_come_as_often_as_two_draws_and_bits_as_often_as_they_should():
 
 def test_the_estimated_cooccurrence_has_no_bias():
     """The mean of 4,000 answers' estimates, each entry within a Hoeffding bound at P_FAIL of u·uᵀ."""
-    spec, phones = LocalSpec.of(5, 6.0), 4_000
+    spec, phones = best_local_spec(5, 6.0), 4_000
     usage = np.array([0.6, 0.3, 0.1, 0.0, 0.0])
     estimate = spec.cooccurrence(drawn(spec, usage, phones, 2).sum(0).astype(float), phones) / phones
     truth = cooccurrence(usage)
@@ -96,7 +97,7 @@ def test_the_estimated_cooccurrence_has_no_bias():
 
 
 def test_exact_expectations_give_back_the_cooccurrence():
-    spec, usage = LocalSpec.of(4, 2.0), np.array([0.4, 0.4, 0.2, 0.0])
+    spec, usage = best_local_spec(4, 2.0), np.array([0.4, 0.4, 0.2, 0.0])
     rows, columns = np.triu_indices(4)
     pair = np.where(rows == columns, 1, 2) * usage[rows] * usage[columns]
     ones = 50 * (spec.absent + (spec.present - spec.absent) * pair)
@@ -105,7 +106,7 @@ def test_exact_expectations_give_back_the_cooccurrence():
 
 def test_a_shares_deviation_is_what_answers_show():
     """Standard deviation over 3,000 phones of what one answer says of a class: within 10 %."""
-    spec = LocalSpec.of(10, 4.0)
+    spec = best_local_spec(10, 4.0)
     usage = np.full(10, 0.1)
     bits = drawn(spec, usage, 3_000, 3).astype(float)
     weight = np.array(

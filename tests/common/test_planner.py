@@ -13,9 +13,9 @@ from fedcaptor.common.groups import ChannelGroups
 from fedcaptor.common.planner import Budget, allocate, ladder, require_possible
 from fedcaptor.common.selection import PruningCurve
 from fedcaptor.common.slicer import slice_state
-from fedcaptor.common.torch_engine.network import save_state
 from fedcaptor.common.torch_engine.registry import build
 from fedcaptor.common.torch_engine.trace import trace
+from fedcaptor.common.weights_file import save_state
 from tests.common import own_networks
 from tests.common.small_groups import even_curves, lost, small_groups
 from tests.common.test_slicing import random_plan, random_state

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from fedcaptor.common.errors import PrivacyError
-from fedcaptor.common.privacy.accounting import epsilon, noise_multiplier, share_gap, sum_zcdp
 from fedcaptor.common.privacy.noise import discrete_gaussian, system_generator
-from fedcaptor.common.privacy.sums import PlainAggregator, SumSpec, encode
+from fedcaptor.common.privacy.sums import SumSpec, encode
+from fedcaptor.common.privacy.zcdp import epsilon, noise_multiplier, share_gap, sum_zcdp
+from fedcaptor.server.plain_sum import PlainAggregator
 
 P_FAIL = 1e-6  # of each statistical assertion
 BASE = SumSpec("usage", 8, clip=2.0, scale=1024.0, noise_multiplier=0.0, cohort=50, min_survivors=20, min_cohort=20)

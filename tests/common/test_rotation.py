@@ -14,7 +14,8 @@ from scipy.linalg import hadamard
 from fedcaptor.common.errors import PrivacyError
 from fedcaptor.common.messages import SumFields
 from fedcaptor.common.privacy.rotation import block, norm_for, rotate, rotate_back, rounded, rounded_norm
-from fedcaptor.common.privacy.sums import MAX_WRAP, PlainAggregator, SumSpec, encode
+from fedcaptor.common.privacy.sums import MAX_WRAP, SumSpec, encode
+from fedcaptor.server.plain_sum import PlainAggregator
 
 P_FAIL = 1e-6  # of each statistical assertion
 SPEC = SumSpec(

@@ -9,15 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedcaptor.client.secure_sum.steps import draw_holders
 from fedcaptor.common.errors import PrivacyError, WireError
 from fedcaptor.common.secure import keys, messages, shamir
-from fedcaptor.common.secure.graph import Graph
 from fedcaptor.common.secure.masks import CHUNK, Masker
 from fedcaptor.common.secure.merkle import MerkleTree, leaf, root_of
 from fedcaptor.common.secure.packing import add_packed, pack, packed_size
-from fedcaptor.common.secure.phone_steps import draw_holders
 from fedcaptor.common.secure.topology import check_topology, plan_topology
-from fedcaptor.common.secure.unmask import Opener
+from fedcaptor.server.secure_sum.graph import Graph
+from fedcaptor.server.secure_sum.unmask import Opener
 from tests.common.secure_cohort import stream, terms
 
 
@@ -263,7 +263,7 @@ def test_one_wrong_share_is_found_if_there_is_one_to_spare():
     shares[1, 0] ^= 1
     opener, holders, points = Opener(3), np.arange(10, 15), np.arange(1, 6)
     assert opener.secret(holders, points, shares, lambda found: found == secret) == secret
-    assert opener.liars == {11}
+    assert opener.malicious == {11}
     with pytest.raises(PrivacyError, match="2 shares of a phone's secret, 3 needed"):
         opener.secret(holders[:3], points[:3], shares[:3], lambda found: found == secret)
     with pytest.raises(PrivacyError, match="do not fit together"):

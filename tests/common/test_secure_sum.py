@@ -6,15 +6,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from fedcaptor.client.secure_sum.phone_sum import PhoneSum
 from fedcaptor.common.errors import PrivacyError, StateError, WireError
 from fedcaptor.common.privacy.sums import SumSpec, decode
 from fedcaptor.common.secure import keys, messages, shamir
 from fedcaptor.common.secure.packing import add_packed
-from fedcaptor.common.secure.phone import PhoneSum
-from fedcaptor.common.secure.server import ServerSum
 from fedcaptor.common.secure.terms import Terms
 from fedcaptor.common.secure.topology import plan_topology
-from fedcaptor.common.secure.unmask import pair_seeds
+from fedcaptor.server.secure_sum.server_sum import ServerSum
+from fedcaptor.server.secure_sum.unmask import pair_seeds
 from tests.common.secure_cohort import Cohort, identity, random_vectors, stream, terms
 
 P_FAIL = 1e-6

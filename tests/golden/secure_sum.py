@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
+from fedcaptor.client.secure_sum.steps import draw_holders
 from fedcaptor.common.secure import keys, messages, shamir
 from fedcaptor.common.secure.masks import Masker
 from fedcaptor.common.secure.merkle import MerkleTree, leaf
 from fedcaptor.common.secure.messages import STEPS
 from fedcaptor.common.secure.packing import pack
-from fedcaptor.common.secure.phone_steps import draw_holders
 from fedcaptor.common.secure.terms import PROTOCOL
 from tests.common.secure_cohort import Cohort, stream, terms
 

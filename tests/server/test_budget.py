@@ -9,7 +9,7 @@ import pytest
 from fedcaptor.common.config import Config, load_config
 from fedcaptor.common.errors import PrivacyError
 from fedcaptor.common.groups import ChannelGroups, Group
-from fedcaptor.common.privacy.accounting import epsilon
+from fedcaptor.common.privacy.zcdp import epsilon
 from fedcaptor.common.statistics import COOCCURRENCE, OUTCOME, SCORES, USAGE
 from fedcaptor.server.budget import Step, SumBudget, steps
 

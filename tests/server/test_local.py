@@ -26,13 +26,14 @@ from fedcaptor.server import local
 from fedcaptor.server.budget import SumBudget, steps
 from fedcaptor.server.collect import Courier
 from fedcaptor.server.journal import Journal
+from fedcaptor.server.local_design import best_local_spec
 from fedcaptor.server.local_plan import plan
 from fedcaptor.server.start import budget_of
 from fedcaptor.simulations.local_grid import FIRST_NODE, LocalGrid, VirtualClock
 from tests.server.test_budget import GROUPS
 
 CLASSES = 40
-SPEC = LocalSpec.of(CLASSES, 1.0)
+SPEC = best_local_spec(CLASSES, 1.0)
 RUN = "a" * 64
 
 
@@ -53,7 +54,7 @@ def two_groups(phones: int, classes: int = 6) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("epsilon", [3.0, 8.0])
 def test_two_groups_are_found_with_their_usage_and_size(epsilon: float) -> None:
     usage, truth = two_groups(3000)
-    answers = answers_of(usage, LocalSpec.of(6, epsilon))
+    answers = answers_of(usage, best_local_spec(6, epsilon))
     found, counts = local.published(answers, Clusters(k=2), seed=0)
     order = np.argsort(-found[:, :3].sum(1))
     np.testing.assert_allclose(found[order], truth, atol=0.06)
@@ -75,7 +76,7 @@ def test_a_step_of_the_fit_by_hand() -> None:
 
 
 def test_each_step_makes_the_answers_likelier() -> None:
-    answers = answers_of(two_groups(200)[0], LocalSpec.of(6, 4.0))
+    answers = answers_of(two_groups(200)[0], best_local_spec(6, 4.0))
     rng = np.random.default_rng(0)
     centroids = rng.dirichlet(np.ones(6), 3)
     rows, columns = np.triu_indices(6)
@@ -90,7 +91,7 @@ def test_each_step_makes_the_answers_likelier() -> None:
 
 
 def test_answers_in_parts_fit_as_in_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    answers, first = answers_of(two_groups(100)[0], LocalSpec.of(6, 4.0)), two_groups(1)[1] / 2 + 1 / 12
+    answers, first = answers_of(two_groups(100)[0], best_local_spec(6, 4.0)), two_groups(1)[1] / 2 + 1 / 12
     whole = local.fit(answers, first, 3)
     monkeypatch.setattr(local, "_CHUNK", 7 * answers.spec.length)
     assert len(list(answers.parts())) == 15
@@ -99,7 +100,7 @@ def test_answers_in_parts_fit_as_in_one(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_noise_alone_makes_one_cluster() -> None:
-    spec = LocalSpec.of(10, 1.0)
+    spec = best_local_spec(10, 1.0)
     found, counts = local.published(answers_of(np.zeros((60, 10)), spec), Clusters(), seed=0)
     assert len(found) == 1
     assert counts.tolist() == [pytest.approx(60)]
@@ -216,7 +217,7 @@ def planned(*overrides: str):
 
 def test_the_plan_says_what_an_answer_is_and_what_masks_would_give() -> None:
     found = planned("population.phones=1000", "clusters.k=5")
-    spec = LocalSpec.of(10, 8.0)
+    spec = best_local_spec(10, 8.0)
     assert (found.length, found.present, found.absent, found.epsilon) == (55, spec.present, spec.absent, spec.epsilon)
     assert found.deviation == pytest.approx(spec.share_deviation(200))
     assert found.year == pytest.approx(40)
@@ -232,7 +233,7 @@ def test_the_plan_says_what_an_answer_is_and_what_masks_would_give() -> None:
 
 def test_the_planned_deviation_is_that_of_the_fit() -> None:
     """Two groups that share no class, so that a phone's cluster is nearly known; 40 repetitions, within a third."""
-    spec = LocalSpec.of(6, 6.0)
+    spec = best_local_spec(6, 6.0)
     usage, truth = np.zeros((300, 6)), np.zeros((2, 6))
     truth[0, :3] = truth[1, 3:] = 1 / 3
     usage[:] = truth[np.arange(300) % 2]

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from fedcaptor.cli.main import app
 from fedcaptor.common.config import load_config
 from fedcaptor.common.errors import PrivacyError
-from fedcaptor.common.privacy.accounting import epsilon
+from fedcaptor.common.privacy.zcdp import epsilon
 from fedcaptor.common.statistics.scores import scores_mean, scores_vector
 from fedcaptor.server.budget import SumBudget, steps
 from fedcaptor.server.privacy_plan import PrivacyPlan, plan, year

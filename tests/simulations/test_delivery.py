@@ -14,11 +14,14 @@ import pytest
 from flwr.app import Context, Message
 from sqlalchemy import create_engine, text
 
-from fedcaptor.client.kept import read_models, read_outcome
+from fedcaptor.client.fallback import Models
+from fedcaptor.client.kept_models import read_models
+from fedcaptor.client.outcome import Outcome
+from fedcaptor.client.torch_engine import TorchEngine
 from fedcaptor.common.config import Config, load_config
 from fedcaptor.common.messages import DeliverReply, DeliverRequest
+from fedcaptor.common.submodel_file import bucket
 from fedcaptor.common.torch_engine.base import BaseModel
-from fedcaptor.common.torch_engine.submodel_file import bucket
 from fedcaptor.common.wire import pack, unpack
 from fedcaptor.server.collect import size_of
 from fedcaptor.simulations import runner
@@ -93,6 +96,10 @@ def folder_of(run: Run, number: int) -> Path:
     return run.folder / "phones" / f"{number:06d}"
 
 
+def models_of(run: Run, number: int) -> Models:
+    return read_models(folder_of(run, number), TorchEngine(run.base), "cluster")
+
+
 def test_every_phone_gets_the_submodel_of_the_cluster_that_it_named(run: Run) -> None:
     assert run.summary["clusters"] == 2
     assert "log2 K" in run.summary["privacy"]["delivery_leak"]
@@ -103,9 +110,9 @@ def test_every_phone_gets_the_submodel_of_the_cluster_that_it_named(run: Run) ->
         if request.mode == "submodel":
             assert request.clusters == (named[number],)
     for number in set(range(PHONES)) - {VICTIM}:
-        models, note = read_models(folder_of(run, number), run.base, "cluster"), read_outcome(folder_of(run, number))
+        models, note = models_of(run, number), Outcome.read(folder_of(run, number))
         assert note is not None
-        assert note["cluster"] == named[number]
+        assert note.cluster == named[number]
         assert models.own is not None
         assert models.own.macs_ratio() <= 0.62
         assert models.larger is not None
@@ -126,7 +133,7 @@ def test_the_question_is_the_same_for_all_and_files_hide_in_buckets(run: Run) ->
 
 def test_a_damaged_submodel_is_refused_and_the_round_goes_on(run: Run) -> None:
     assert run.summary["faults"]["wrong_digest"] == ATTEMPTS
-    assert read_outcome(folder_of(run, VICTIM)) is None
+    assert Outcome.read(folder_of(run, VICTIM)) is None
     fleet = json.loads((run.folder / "snapshot.json").read_text())
     assert (fleet["status"], fleet["refused"]) == ("ended", {"wrong_digest": ATTEMPTS})
 
@@ -148,9 +155,9 @@ def test_the_server_keeps_clusters_and_learns_no_more(run: Run) -> None:
 
 def test_what_each_fallback_costs_on_one_phone(run: Run) -> None:
     """One folder is read under each mode: it holds the cluster's submodel in all of them."""
-    note = read_outcome(folder_of(run, 0))
+    note = Outcome.read(folder_of(run, 0))
     assert note is not None
-    own, larger = note["macs"], read_models(folder_of(run, 0), run.base, "cluster").larger
+    own, larger = note.macs, models_of(run, 0).larger
     assert larger is not None
     stored = sum(file.stat().st_size for file in folder_of(run, 0).iterdir())
     extra = {"kept_full": 1.0, "cluster": larger.macs_ratio(), "abstain": 0.0}

@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedcaptor.client.images import MappedFeed
 from fedcaptor.common.config import Population, load_config
 from fedcaptor.common.data.source import Dataset
 from fedcaptor.common.data.splits import pool
 from fedcaptor.common.errors import ConfigError, DataError
 from fedcaptor.simulations.habits import draw_habits
 from fedcaptor.simulations.owners import by_round, natural_owners, partitioned, shares_of
+from fedcaptor.simulations.phones import MappedFeed
 from fedcaptor.simulations.population import _positions, prepare
 
 CLASSES = 6

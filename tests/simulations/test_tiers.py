@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from fedcaptor.client.kept import SUBMODEL_FILE, read_outcome
+from fedcaptor.client.folder import SUBMODEL_FILE
+from fedcaptor.client.outcome import Outcome
 from fedcaptor.common.config import parse
 from fedcaptor.common.tiers import drawn
 from fedcaptor.simulations.runner import simulate
@@ -34,8 +35,8 @@ def test_no_phone_exceeds_its_tier(finished):
     assert 4 <= len(low) <= 20
     for number in low:
         folder = directory / "phones" / f"{number:06d}"
-        note = read_outcome(folder)
-        assert note["macs"] <= LOW["macs"]
+        note = Outcome.read(folder)
+        assert note.macs <= LOW["macs"]
         assert (folder / SUBMODEL_FILE).stat().st_size <= LOW["bytes"]
 
 

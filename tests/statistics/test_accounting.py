@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from fedcaptor.common.privacy.accounting import epsilon, share_gap, sum_zcdp
 from fedcaptor.common.privacy.sums import SumSpec
+from fedcaptor.common.privacy.zcdp import epsilon, share_gap, sum_zcdp
 from tests.statistics.exact import delta_at, renyi, sum_mass
 
 ORDERS = (1.01, 1.5, 2.0, 4.0, 8.0, 16.0)

@@ -10,9 +10,9 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
-from fedcaptor.common.privacy.accounting import epsilon
 from fedcaptor.common.privacy.noise import discrete_gaussian
 from fedcaptor.common.privacy.sums import SumSpec, decode, encode
+from fedcaptor.common.privacy.zcdp import epsilon
 
 P_FAIL = 1e-6  # that a bound below is wrong, for noise as claimed
 TRIALS, PHONES, DELTA = 5_000, 20, 1e-5

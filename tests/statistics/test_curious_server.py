@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from fedcaptor.common.privacy.accounting import epsilon, noise_multiplier
 from fedcaptor.common.privacy.noise import discrete_gaussian
 from fedcaptor.common.privacy.sums import SumSpec, decode, encode
+from fedcaptor.common.privacy.zcdp import epsilon, noise_multiplier
 from fedcaptor.common.statistics import in_block
 
 P_FAIL = 1e-6  # that an interval below is wrong

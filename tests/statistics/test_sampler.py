@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from fedcaptor.common.privacy.noise import discrete_gaussian
-from fedcaptor.common.privacy.sums import PlainAggregator, SumSpec, encode
+from fedcaptor.common.privacy.sums import SumSpec, encode
+from fedcaptor.server.plain_sum import PlainAggregator
 from tests.statistics.exact import gaussian_mass, sum_mass
 
 P_FAIL = 1e-6  # of each test, for a correct sampler

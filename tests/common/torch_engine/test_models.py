@@ -14,8 +14,9 @@ from torch import nn
 
 from fedcaptor.common.errors import ModelError
 from fedcaptor.common.torch_engine.base import BaseModel
-from fedcaptor.common.torch_engine.network import load_state, network, save_state
+from fedcaptor.common.torch_engine.network import network
 from fedcaptor.common.torch_engine.registry import build, names, skeleton
+from fedcaptor.common.weights_file import load_state, save_state
 
 
 def numpy_state(module: nn.Module) -> dict[str, np.ndarray]:

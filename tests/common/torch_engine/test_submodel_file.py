@@ -15,9 +15,9 @@ from fedcaptor.common.groups import ChannelGroups, State
 from fedcaptor.common.plan import Plan
 from fedcaptor.common.slicer import slice_state
 from fedcaptor.common.subgroups import subgroups
+from fedcaptor.common.submodel_file import bucket, decode, digest, encode
 from fedcaptor.common.torch_engine.network import state_of
 from fedcaptor.common.torch_engine.registry import build
-from fedcaptor.common.torch_engine.submodel_file import bucket, decode, digest, encode
 from fedcaptor.common.torch_engine.trace import trace
 
 SHAPE = (1, 20, 20)

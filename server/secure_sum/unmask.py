@@ -11,22 +11,29 @@ from numpy.typing import NDArray
 from fedcaptor.common.errors import PrivacyError
 from fedcaptor.common.secure import keys, shamir
 
+Places = NDArray[np.int64]
+Shares = NDArray[np.uint8]
+
 
 @dataclass(eq=False, repr=False)
 class Opener:
     """Puts secrets together from `threshold` shares, and remembers whose shares were wrong."""
 
     threshold: int
-    liars: set[int] = field(default_factory=set)
+    malicious: set[int] = field(default_factory=set)
 
     def secret(
-        self, holders: NDArray[np.int64], points: NDArray[np.int64], shares: NDArray, right: Callable[[bytes], bool]
+        self,
+        holders: NDArray[np.int64],
+        points: NDArray[np.int64],
+        shares: NDArray[np.uint8],
+        right: Callable[[bytes], bool],
     ) -> bytes:
         """The secret that is `right` from shares [m, 32] of `holders` at `points`.
 
         One wrong share is found where there is one more than the threshold. Raises PrivacyError otherwise.
         """
-        trusted = [i for i, holder in enumerate(holders.tolist()) if holder not in self.liars]
+        trusted = [i for i, holder in enumerate(holders.tolist()) if holder not in self.malicious]
         if len(trusted) < self.threshold:
             raise PrivacyError(
                 f"secure sum: {len(trusted)} shares of a phone's secret, {self.threshold} needed: too many phones "
@@ -35,16 +42,23 @@ class Opener:
         for subset in _subsets(trusted, self.threshold):
             secret = shamir.combine(points[subset], shares[subset])
             if right(secret):
-                self._note(subset, points, shares, holders, trusted)
+                self._note(subset, holders, trusted)
                 return secret
         raise PrivacyError(
             f"secure sum: {len(trusted)} shares of a phone's secret do not fit together: repeat the sum without "
             "phones that alter their shares"
         )
 
-    def _note(self, subset: list[int], points: NDArray, shares: NDArray, holders: NDArray, trusted: list[int]) -> None:
-        """After a first try failed: of the right subset all are honest, so a left-out first one is the liar."""
-        self.liars |= {int(holders[i]) for i in trusted[: self.threshold] if i not in subset}
+    def _note(
+        self,
+        subset: list[int],
+        points: NDArray[np.int64],
+        shares: NDArray[np.uint8],
+        holders: NDArray[np.int64],
+        trusted: list[int],
+    ) -> None:
+        """After a first try failed: of the right subset all are honest, so a left-out first one is it."""
+        self.malicious |= {int(holders[i]) for i in trusted[: self.threshold] if i not in subset}
 
 
 def _subsets(trusted: list[int], threshold: int) -> Iterator[list[int]]:

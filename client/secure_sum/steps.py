@@ -11,12 +11,12 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
 
+from fedcaptor.client.secure_sum.state import PhoneState
 from fedcaptor.common.errors import PrivacyError, WireError
 from fedcaptor.common.secure import keys, messages, shamir
 from fedcaptor.common.secure.masks import Masker
 from fedcaptor.common.secure.merkle import leaf, root_of
 from fedcaptor.common.secure.packing import pack
-from fedcaptor.common.secure.phone_state import PhoneState
 from fedcaptor.common.secure.terms import Terms
 from fedcaptor.common.secure.topology import check_topology
 

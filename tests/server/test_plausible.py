@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedcaptor.common.errors import PrivacyError
-from fedcaptor.common.privacy.plausible import bounds, check, tolerated
 from fedcaptor.common.privacy.sums import SumSpec, decode, encode
+from fedcaptor.server.plausible import bounds, check, tolerated
 
 PHONES = 20
 SPEC = SumSpec("1-usage-1", 12, 1.0, 64.0, 2.0, PHONES, PHONES, min_cohort=20)

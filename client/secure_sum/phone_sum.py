@@ -10,19 +10,20 @@ from dataclasses import replace
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from fedcaptor.client.secure_sum import steps
+from fedcaptor.client.secure_sum.state import PhoneState
+from fedcaptor.client.secure_sum.steps import Party, Random, Step, Values
 from fedcaptor.common.errors import PrivacyError, WireError
-from fedcaptor.common.secure import messages, phone_steps
-from fedcaptor.common.secure.phone_state import PhoneState
-from fedcaptor.common.secure.phone_steps import Party, Random, Step, Values
+from fedcaptor.common.secure import messages
 from fedcaptor.common.secure.terms import Terms
 
 _STEPS: tuple[tuple[type[messages.Message], Callable[[Party, PhoneState, bytes, Values], Step]], ...] = (
-    (messages.Start, phone_steps.advertise),
-    (messages.Roster, phone_steps.choose),
-    (messages.Neighbours, phone_steps.share),
-    (messages.Inbox, phone_steps.mask),
-    (messages.Survivors, phone_steps.endorse),
-    (messages.Endorsements, phone_steps.reveal),
+    (messages.Start, steps.advertise),
+    (messages.Roster, steps.choose),
+    (messages.Neighbours, steps.share),
+    (messages.Inbox, steps.mask),
+    (messages.Survivors, steps.endorse),
+    (messages.Endorsements, steps.reveal),
 )
 
 

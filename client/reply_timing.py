@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Pace:
+class ReplyTiming:
     """`seconds` from a request to its reply, 0: as soon as all is done."""
 
     seconds: float = 0.0

@@ -1,4 +1,4 @@
-"""The delivery that a phone accepted and has not made its submodel of yet: one file, which goes when that is done."""
+"""The pending delivery: accepted, its personal step not done yet. One file, removed when that is done."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def store(folder: Path, request: DeliverRequest, tensors: Tensors, durable: bool
         temporary.write_bytes(save(arrays, {_REQUEST: request.model_dump_json()}))
 
 
-def waiting(folder: Path) -> tuple[DeliverRequest, dict[str, npt.NDArray[Any]]] | None:
-    """The delivery that is there, None when all were worked in. Raises StateError when the file is damaged."""
+def read(folder: Path) -> tuple[DeliverRequest, dict[str, npt.NDArray[Any]]] | None:
+    """The pending delivery, None where there is none. Raises StateError when the file is damaged."""
     path = folder / DELIVERY_FILE
     if not path.exists():
         return None
@@ -43,5 +43,5 @@ def waiting(folder: Path) -> tuple[DeliverRequest, dict[str, npt.NDArray[Any]]] 
 
 
 def remove(folder: Path) -> None:
-    """The delivery was worked in."""
+    """Delete the delivery: its personal step is done."""
     (folder / DELIVERY_FILE).unlink(missing_ok=True)

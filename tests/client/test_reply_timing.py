@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from fedcaptor.client.pace import Pace
+from fedcaptor.client.reply_timing import ReplyTiming
 
 SECONDS = 60.0
 
@@ -33,13 +33,13 @@ def clock() -> Clock:
 @pytest.mark.parametrize("work", [0.0, 0.5, 59.0])
 @pytest.mark.parametrize("rest", [0.0, 0.5])
 def test_all_leave_at_the_same_time(work: float, rest: float, clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
-    pace = Pace(SECONDS, clock, clock.sleep)
+    timing = ReplyTiming(SECONDS, clock, clock.sleep)
 
     def answer() -> str:
         clock.sleep(work)
         return "answer"
 
-    assert pace.reply(answer, lambda: clock.sleep(rest)) == "answer"
+    assert timing.reply(answer, lambda: clock.sleep(rest)) == "answer"
     assert clock.now == 1000 + SECONDS
     assert not caplog.records
 
@@ -50,7 +50,7 @@ def test_what_is_raised_leaves_at_that_time_too(clock: Clock) -> None:
         raise ValueError("declined")
 
     with pytest.raises(ValueError, match="declined"):
-        Pace(SECONDS, clock, clock.sleep).reply(fail, lambda: pytest.fail("nothing to do the rest for"))
+        ReplyTiming(SECONDS, clock, clock.sleep).reply(fail, lambda: pytest.fail("nothing to do the rest for"))
     assert clock.now == 1000 + SECONDS
 
 
@@ -58,11 +58,11 @@ def test_what_the_rest_raises_stays_here(clock: Clock, caplog: pytest.LogCapture
     def fail() -> None:
         raise OSError("the disk is full")
 
-    assert Pace(SECONDS, clock, clock.sleep).reply(lambda: 1, fail) == 1
+    assert ReplyTiming(SECONDS, clock, clock.sleep).reply(lambda: 1, fail) == 1
     assert clock.now == 1000 + SECONDS
     assert "the disk is full" in caplog.text
     with pytest.raises(OSError, match="disk"):
-        Pace().reply(lambda: 1, fail)
+        ReplyTiming().reply(lambda: 1, fail)
 
 
 def test_a_rest_that_takes_longer_is_logged_and_left_alone(caplog: pytest.LogCaptureFixture) -> None:
@@ -74,7 +74,7 @@ def test_a_rest_that_takes_longer_is_logged_and_left_alone(caplog: pytest.LogCap
         ended.set()
 
     with caplog.at_level(logging.WARNING):
-        assert Pace(0.02).reply(lambda: "answer", rest) == "answer"
+        assert ReplyTiming(0.02).reply(lambda: "answer", rest) == "answer"
     assert not ended.is_set()
     assert "takes longer than delivery.answer_seconds = 0.02: raise it" in caplog.text
     replied.set()
@@ -86,13 +86,13 @@ def test_an_answer_that_takes_longer_is_logged_and_the_same(clock: Clock, caplog
         clock.sleep(SECONDS + 1)
         return "answer"
 
-    assert Pace(SECONDS, clock, clock.sleep).reply(answer) == "answer"
+    assert ReplyTiming(SECONDS, clock, clock.sleep).reply(answer) == "answer"
     assert clock.now == 1000 + SECONDS + 1
     assert len(caplog.records) == 1
 
 
 def test_zero_seconds_wait_for_nothing(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
     done: list[int] = []
-    assert Pace(0.0, clock, clock.sleep).reply(lambda: 1, lambda: done.append(threading.get_ident())) == 1
+    assert ReplyTiming(0.0, clock, clock.sleep).reply(lambda: 1, lambda: done.append(threading.get_ident())) == 1
     assert done == [threading.get_ident()]
     assert (clock.now, caplog.records) == (1000, [])

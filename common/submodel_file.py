@@ -14,7 +14,7 @@ import safetensors.numpy
 from fedcaptor.common.errors import WireError
 from fedcaptor.common.groups import ChannelGroups, State
 from fedcaptor.common.plan import Plan
-from fedcaptor.common.torch_engine.network import narrow
+from fedcaptor.common.weights_file import narrow
 
 Bytes = npt.NDArray[np.uint8]
 

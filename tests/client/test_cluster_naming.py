@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from fedcaptor.client.cluster_naming import NamingLedger
 from fedcaptor.client.folder import status
 from fedcaptor.client.ledger import Ledger
-from fedcaptor.client.named import NamingLedger
 from fedcaptor.client.phone import Phone
 from fedcaptor.common.config import load_config
 from fedcaptor.common.errors import ConfigError, PrivacyError

@@ -19,7 +19,7 @@ P_FALSE = 2.0**-40
 
 @dataclass(frozen=True)
 class Bounds:
-    """Of a decoded sum, in the units of `clip`: its L2 norm, its least and its largest entry."""
+    """What a decoded sum must keep, in the units of `clip`: its L2 norm, its least and its largest entry."""
 
     norm: float
     least: float
@@ -57,7 +57,7 @@ def check(total: NDArray[np.float64], spec: SumSpec, replies: int) -> None:
 
 
 def tolerated(phones: int) -> float:
-    """Largest fraction of liars f with (1 − f)^phones ≥ ½: a median over cohorts of `phones` withstands less than it,
-    as more than half of the cohorts must hold no liar.
+    """Largest fraction f of malicious clients with (1 − f)^phones ≥ ½: a median over cohorts of `phones` withstands
+    less than it, as more than half of the cohorts must hold none.
     """
-    return 1 - 0.5 ** (1 / phones)
+    return float(1 - 0.5 ** (1 / phones))

@@ -9,14 +9,14 @@ from numpy.typing import NDArray
 
 from fedcaptor.common.errors import PrivacyError, WireError
 from fedcaptor.common.secure import keys, messages
-from fedcaptor.common.secure.graph import Graph
 from fedcaptor.common.secure.masks import Masker
 from fedcaptor.common.secure.merkle import MerkleTree, leaf
 from fedcaptor.common.secure.messages import MASK_KEY, NOTHING, SEED, SHARES, STEPS
 from fedcaptor.common.secure.packing import add_packed, packed_size
 from fedcaptor.common.secure.terms import Terms
 from fedcaptor.common.secure.topology import Topology, plan_topology
-from fedcaptor.common.secure.unmask import Opener, pair_seeds
+from fedcaptor.server.secure_sum.graph import Graph
+from fedcaptor.server.secure_sum.unmask import Opener, pair_seeds
 
 
 class ServerSum:
@@ -236,7 +236,7 @@ class ServerSum:
 
         def right(secret: bytes) -> bool:
             if self._arrived[place]:
-                return keys.seed_commitment(secret, self.session, place) == commitment
+                return bool(keys.seed_commitment(secret, self.session, place) == commitment)
             return keys.public_of(secret) == public
 
         slots = np.flatnonzero(self._shown[place])

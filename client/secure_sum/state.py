@@ -55,7 +55,7 @@ class PhoneState:
         return cls(**{**fields, "binding": np.frombuffer(binding, np.uint8), "replies": ()})
 
     @classmethod
-    def empty(cls, name: str) -> NDArray:
+    def empty(cls, name: str) -> NDArray[Any]:
         """A field without entries."""
         entry = layout(cls)[name] or Entry("u1")
         return np.zeros((0, entry.width) if entry.width > 1 else 0, entry.dtype)

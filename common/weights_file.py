@@ -1,0 +1,82 @@
+"""Weights on disk: safetensors in half precision, read back as float32 in the network's order. Needs no torch."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import safetensors
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from fedcaptor.common.arrays import Array
+from fedcaptor.common.errors import ModelError
+from fedcaptor.common.files import replacing
+from fedcaptor.common.groups import State
+
+_ORDER = "fedcaptor.tensors"  # metadata key: the file format sorts tensors, the network's order is kept here
+
+
+def load_state(path: Path) -> tuple[State, dict[str, str]]:
+    """Tensors of a safetensors file as numpy arrays in the network's order, floats widened to float32, and metadata.
+
+    A file from elsewhere is ordered by name, numbers by value. Raises ModelError when the file cannot be read.
+    """
+    try:
+        with safe_open(path, framework="np") as file:
+            metadata = dict(file.metadata() or {})
+            names = list(file.keys())
+            brain = any(file.get_slice(name).get_dtype() == "BF16" for name in names)
+            found = {} if brain else {name: _widened(file.get_tensor(name)) for name in names}
+        if brain:
+            found = _brain_floats(path)
+    except (SafetensorError, OSError, TypeError) as error:
+        raise ModelError(f"{path} is not a readable safetensors file ({error}): give weights in that format") from error
+    order = json.loads(metadata.pop(_ORDER, "null"))
+    if order is None or sorted(order) != sorted(found):
+        order = sorted(found, key=_natural)
+    return {key: found[key] for key in order}, metadata
+
+
+def save_state(path: Path, state: State, metadata: dict[str, str], private: bool = False) -> None:
+    """Write atomically: floats in half precision, other tensors unchanged; `private` as for `files.replacing`.
+
+    A tensor with values beyond half precision (a large variance) is written in single precision.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    arrays = {name: narrow(np.asarray(array)) for name, array in state.items()}
+    with replacing(path, private=private) as temporary:
+        temporary.write_bytes(save(arrays, {**metadata, _ORDER: json.dumps(list(state))}))
+
+
+def narrow(array: Array) -> Array:
+    """A copy in the precision that files have: float16, or float32 where a value is beyond it."""
+    if not np.issubdtype(array.dtype, np.floating):
+        return array.copy(order="C")
+    with np.errstate(over="ignore"):
+        half = array.astype(np.float16, order="C")
+    return half if np.array_equal(np.isfinite(half), np.isfinite(array)) else array.astype(np.float32, order="C")
+
+
+def _natural(key: str) -> list[tuple[int, str]]:
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", key)]
+
+
+def _widened(array: Array) -> Array:
+    """A copy, so that nothing refers to the mapped file."""
+    return np.array(array, dtype=np.float32 if np.issubdtype(array.dtype, np.floating) else array.dtype)
+
+
+def _brain_floats(path: Path) -> dict[str, Array]:
+    """Tensors of a file that has bfloat16, which numpy lacks: the upper halves of float32."""
+    found: dict[str, Array] = {}
+    for name, stored in safetensors.deserialize(path.read_bytes()):
+        if stored["dtype"] == "BF16":
+            words = np.frombuffer(stored["data"], "<u2").astype(np.uint32) << np.uint32(16)
+            found[name] = words.view(np.float32).reshape(stored["shape"])
+        else:
+            one = safetensors.serialize({name: stored})
+            found[name] = _widened(safetensors.numpy.load(bytes(one))[name])
+    return found

@@ -1,0 +1,1 @@
+"""The server's side of one secure sum; `fedcaptor.common.secure` has the protocol that both sides share."""
