@@ -170,29 +170,9 @@ class UsageLog(OnPhoneFile):
         return js_divergence(normalise(state.mark, smoothing), normalise(state.weights, smoothing))
 
     @property
-    def recorded(self) -> int:
-        """Predictions recorded so far, decayed ones included."""
-        return self._state().recorded
-
-    @property
-    def corrected(self) -> int:
-        """Corrections so far."""
-        return self._state().corrected
-
-    @property
-    def days(self) -> int:
-        """Days on which something was recorded."""
-        return self._state().days
-
-    @property
     def last_day(self) -> int:
         """The newest day on which something was recorded, -1 for an empty log."""
         return self._state().last_day
-
-    def erase(self) -> None:
-        """Forget everything, mark and counters included."""
-        with self._file.transaction() as connection:
-            connection.execute("DELETE FROM usage_log")
 
     def _check_label(self, label: int) -> None:
         if not 0 <= label < self.classes:

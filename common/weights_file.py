@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Container
 from pathlib import Path
 
 import numpy as np
@@ -26,12 +27,11 @@ def load_state(path: Path) -> tuple[State, dict[str, str]]:
     """
     try:
         with safe_open(path, framework="np") as file:
-            metadata = dict(file.metadata() or {})
-            names = list(file.keys())
-            brain = any(file.get_slice(name).get_dtype() == "BF16" for name in names)
-            found = {} if brain else {name: _widened(file.get_tensor(name)) for name in names}
+            metadata, names = dict(file.metadata() or {}), list(file.keys())
+            brain = {name for name in names if file.get_slice(name).get_dtype() == "BF16"}
+            found = {name: _widened(file.get_tensor(name)) for name in names if name not in brain}
         if brain:
-            found = _brain_floats(path)
+            found |= _brain_floats(path, brain)
     except (SafetensorError, OSError, TypeError) as error:
         raise ModelError(f"{path} is not a readable safetensors file ({error}): give weights in that format") from error
     order = json.loads(metadata.pop(_ORDER, "null"))
@@ -69,14 +69,11 @@ def _widened(array: Array) -> Array:
     return np.array(array, dtype=np.float32 if np.issubdtype(array.dtype, np.floating) else array.dtype)
 
 
-def _brain_floats(path: Path) -> dict[str, Array]:
-    """Tensors of a file that has bfloat16, which numpy lacks: the upper halves of float32."""
+def _brain_floats(path: Path, names: Container[str]) -> dict[str, Array]:
+    """The bfloat16 tensors `names`: numpy lacks the type, which is the upper half of a float32."""
     found: dict[str, Array] = {}
     for name, stored in safetensors.deserialize(path.read_bytes()):
-        if stored["dtype"] == "BF16":
+        if name in names:
             words = np.frombuffer(stored["data"], "<u2").astype(np.uint32) << np.uint32(16)
             found[name] = words.view(np.float32).reshape(stored["shape"])
-        else:
-            one = safetensors.serialize({name: stored})
-            found[name] = _widened(safetensors.numpy.load(bytes(one))[name])
     return found

@@ -49,14 +49,7 @@ class Opener:
             "phones that alter their shares"
         )
 
-    def _note(
-        self,
-        subset: list[int],
-        points: NDArray[np.int64],
-        shares: NDArray[np.uint8],
-        holders: NDArray[np.int64],
-        trusted: list[int],
-    ) -> None:
+    def _note(self, subset: list[int], holders: Places, trusted: list[int]) -> None:
         """After a first try failed: of the right subset all are honest, so a left-out first one is it."""
         self.malicious |= {int(holders[i]) for i in trusted[: self.threshold] if i not in subset}
 

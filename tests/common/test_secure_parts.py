@@ -136,6 +136,19 @@ def test_the_bound_of_small_sums_against_counting():
     assert _least_honest(n, c, k, t, 5) == least
 
 
+@pytest.mark.parametrize(("phones", "holders"), [(100, 20), (400, 33), (3000, 60)])
+def test_the_largest_degree_against_scipys_tail(phones, holders):
+    from scipy.stats import binom
+
+    from fedcaptor.common.secure.topology import _max_degree
+
+    chose, share = _max_degree(phones, holders, 20) - holders, holders / (phones - 1)
+    assert phones * binom.sf(chose, phones - 1, share) <= 2.0**-20
+    assert phones * binom.sf(chose - 1, phones - 1, share) > 2.0**-20
+    assert _max_degree(phones, phones - 1, 20) == phones - 1
+    assert _max_degree(20, 7, 20) == 19  # all others may choose it more often than that
+
+
 def test_a_larger_threshold_is_safer_and_a_smaller_one_survives_more():
     shape = plan_topology(terms(200, dropout=0.2, corrupted=0.05), 200)
     assert 2 * shape.threshold > shape.holders

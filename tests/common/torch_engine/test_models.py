@@ -170,6 +170,19 @@ def test_files_from_elsewhere_are_ordered_by_number(tmp_path: Path) -> None:
     assert list(load_state(tmp_path / "w.safetensors")[0]) == [f"head.{i}.weight" for i in (1, 2, 10)]
 
 
+def test_brain_floats_are_read_as_torch_reads_them(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    values = torch.tensor([[1.5, -2.25e10, 3.1], [float("inf"), 1e-40, -0.0]])
+    tensors = {"a": values.bfloat16(), "b": values.half(), "c": torch.tensor(7), "d": values}
+    save_file(tensors, path := tmp_path / "w.safetensors")
+    expected, (found, _) = load_file(path), load_state(path)
+    for name in tensors:
+        wanted = expected[name].float() if expected[name].is_floating_point() else expected[name]
+        np.testing.assert_array_equal(found[name], wanted.numpy())
+        assert found[name].dtype == wanted.numpy().dtype
+
+
 def test_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "w.safetensors"
     save_state(path, {"a": np.ones(2, np.float32)}, {})
