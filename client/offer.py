@@ -10,12 +10,13 @@ import numpy as np
 import numpy.typing as npt
 
 from fedcaptor.client.engine import Engine, Submodel
-from fedcaptor.common.arrays import Tensors
+from fedcaptor.common.arrays import Images, Indices, Tensors
 from fedcaptor.common.errors import PlanError, WireError
 from fedcaptor.common.messages import DeliverRequest
 from fedcaptor.common.plan import Plan
 from fedcaptor.common.plan_bits import unpack_plan
 from fedcaptor.common.submodel_file import decode
+from fedcaptor.common.submodel_file import digest as file_digest
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from fedcaptor.client.engine import FilterScores, Logits, Submodel
+from fedcaptor.client.engine import Logits, Submodel
 from fedcaptor.common.arrays import Array, Images, Indices
 from fedcaptor.common.groups import ChannelGroups
 from fedcaptor.common.plan import Plan
 from fedcaptor.common.selection import RemovalCurve
+from fedcaptor.common.statistics import FilterScores
 from tests.common.small_groups import even_curves, small_groups
 
 GROUPS = small_groups()
@@ -78,9 +79,9 @@ class FakeEngine:
         return np.asarray(self.scores(images).argmax(1))
 
     def filter_scores(self, images: Images) -> FilterScores:
-        presence = np.bincount(self.predict(images), minlength=CLASSES)
+        present = np.bincount(self.predict(images), minlength=CLASSES) > 0
         filters = sum(group.channels for group in GROUPS.prunable)
-        return FilterScores(np.ones((filters, 1), np.float32) * (presence > 0), presence)
+        return FilterScores(np.ones((filters, 1), np.float32) * present, present)
 
     def observe(self, classes: Indices, images: Images, **options: Any) -> FakeEvidence:
         assert len(images)
