@@ -289,7 +289,7 @@ class Ledger(OnPhoneFile):
             )
 
     def _epsilon(self, charges: list[Charge], rho: float = 0.0) -> float:
-        """Of sums in zCDP, `rho` more among them, and of pure answers on top (basic composition)."""
+        """ε of the sums together, `rho` more among them, plus that of the pure answers (basic composition)."""
         sums = math.fsum([rho, *(charge.rho for charge in charges if not charge.pure)])
         return _epsilon(sums, self._delta) + math.fsum(math.sqrt(2 * charge.rho) for charge in charges if charge.pure)
 

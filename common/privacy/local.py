@@ -98,7 +98,9 @@ class LocalSpec:
         return math.sqrt(weight * self.absent * (1 - self.absent)) / (self.present - self.absent)
 
     def share_deviation(self, phones: float) -> float:
-        """Of the mean share of one class over so many phones, drawing two classes included, shares being even."""
+        """Standard deviation of the mean share of one class over so many phones, with the draw of two classes counted and
+        shares even.
+        """
         drawn = (1 - 1 / self.classes) / self.classes / 2
         return math.sqrt((self.deviation**2 + drawn) / phones)
 
