@@ -98,8 +98,8 @@ class LocalSpec:
         return math.sqrt(weight * self.absent * (1 - self.absent)) / (self.present - self.absent)
 
     def share_deviation(self, phones: float) -> float:
-        """Standard deviation of the mean share of one class over so many phones, with the draw of two classes counted and
-        shares even.
+        """Standard deviation of a class's mean share over so many phones, the draw of two classes counted and all
+        shares alike.
         """
         drawn = (1 - 1 / self.classes) / self.classes / 2
         return math.sqrt((self.deviation**2 + drawn) / phones)
