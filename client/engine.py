@@ -15,7 +15,7 @@ import numpy.typing as npt
 from fedcaptor.common.arrays import Floats, Images, Indices
 from fedcaptor.common.groups import ChannelGroups, State
 from fedcaptor.common.plan import Plan
-from fedcaptor.common.selection import RemovalCurve
+from fedcaptor.common.selection import PruningCurve
 from fedcaptor.common.statistics import FilterScores
 
 Logits = npt.NDArray[np.float32]
@@ -58,7 +58,7 @@ class Evidence(Protocol):
         ...
 
     @property
-    def curves(self) -> Mapping[str, RemovalCurve]:
+    def curves(self) -> Mapping[str, PruningCurve]:
         """What removing channels costs, by channel group."""
         ...
 

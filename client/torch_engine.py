@@ -16,7 +16,7 @@ from fedcaptor.client.engine import Logits
 from fedcaptor.common.arrays import Floats, Images, Indices
 from fedcaptor.common.groups import ChannelGroups, State
 from fedcaptor.common.plan import Plan
-from fedcaptor.common.selection import RemovalCurve
+from fedcaptor.common.selection import PruningCurve
 from fedcaptor.common.statistics import FilterScores
 from fedcaptor.common.subgroups import subgroups
 from fedcaptor.common.torch_engine import factory, outputs, prune, tuning
@@ -56,7 +56,7 @@ class TorchEvidence:
         return self.gathered.classes
 
     @property
-    def curves(self) -> Mapping[str, RemovalCurve]:
+    def curves(self) -> Mapping[str, PruningCurve]:
         return self.gathered.curves
 
     def build(self, plan: Plan) -> Submodel:

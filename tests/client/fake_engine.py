@@ -14,7 +14,7 @@ from fedcaptor.client.engine import Logits, Submodel
 from fedcaptor.common.arrays import Array, Images, Indices
 from fedcaptor.common.groups import ChannelGroups
 from fedcaptor.common.plan import Plan
-from fedcaptor.common.selection import RemovalCurve
+from fedcaptor.common.selection import PruningCurve
 from fedcaptor.common.statistics import FilterScores
 from tests.common.small_groups import even_curves, small_groups
 
@@ -59,7 +59,7 @@ class FakeSubmodel:
 @dataclass(frozen=True, eq=False)
 class FakeEvidence:
     classes: Indices
-    curves: Mapping[str, RemovalCurve]
+    curves: Mapping[str, PruningCurve]
 
     def build(self, plan: Plan) -> FakeSubmodel:
         return FakeSubmodel(plan)
@@ -96,7 +96,7 @@ class FakeEngine:
     def whole(self) -> FakeSubmodel:
         return FakeSubmodel(Plan.of(GROUPS, {}))
 
-    def limited(self, classes: Indices) -> FakeSubmodel:
+    def restricted(self, classes: Indices) -> FakeSubmodel:
         return FakeSubmodel(Plan.of(GROUPS, {GROUPS.output.name: classes}))
 
     def within(self, submodel: Submodel) -> FakeEngine:

@@ -115,7 +115,7 @@ def test_what_is_kept_answers_after_a_restart_by_any_engine(mode: str, tmp_path:
     engine = FakeEngine()
     assert holds_full(tmp_path, mode)
     found = step(pictures(0, 1, 0, 1, hard=0.1))
-    larger = FakeEngine().limited(np.array([0, 1])) if mode == "cluster" else None
+    larger = FakeEngine().restricted(np.array([0, 1])) if mode == "cluster" else None
     note = keep(tmp_path, engine, found, larger, 3)
     assert note == Outcome.read(tmp_path)
     assert (note.kind, note.classes, note.base_fetches) == ("personal", (0, 1), 3)
