@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pydantic.fields import FieldInfo
 
 from fedcaptor.client.learner import Learner
+from fedcaptor.client.torch_engine import TorchEngine
 from fedcaptor.common.config import Config, Reader, load_config, parse, phone_config
 from fedcaptor.common.config.files import toml
 from fedcaptor.common.config.schema.base import readers
@@ -120,7 +121,7 @@ def offer(round: int) -> tuple[DeliverRequest, dict[str, Any]]:
 
 def done(folder: Path, base: BaseModel, config: Config) -> dict[str, bytes]:
     """All that a phone sends and keeps in two rounds, before noise."""
-    learner, found = Learner(folder, base, Feed(), config, durable=False), {}
+    learner, found = Learner(folder, TorchEngine(base), Feed(), config, durable=False), {}
     filters = sum(group.channels for group in base.groups.prunable)
     asked = {
         "usage": {"centroids": offer(1)[1]["centroids"]},
