@@ -75,7 +75,7 @@ def make_app(phone_of: PhoneOf) -> ClientApp:
         try:
             cluster = phone_of(context).deliver(request, tensors)
         except WireError as error:
-            logger.warning("delivery refused: %s", error.reason)
+            logger.warning("delivery refused: %s", error)
             accepted = False
         reply = DeliverReply(
             run=request.run, round=request.round, request=request.request, accepted=accepted, cluster=cluster

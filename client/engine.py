@@ -78,6 +78,11 @@ class Engine(Protocol):
         """Which channels can be removed together."""
         ...
 
+    @property
+    def weights_digest(self) -> str:
+        """SHA-256 (hex) of the base model's weights and normalisation, as `BaseModel.weights_digest` defines it."""
+        ...
+
     def scores(self, images: Images) -> Logits:
         """Logits [N, C] of uint8 images [N, H, W, C]; N may be 0."""
         ...

@@ -39,6 +39,12 @@ def read_offer(request: DeliverRequest, tensors: Tensors, engine: Engine, tier: 
     does not fit.
     """
     groups = engine.groups
+    if request.weights != engine.weights_digest:
+        raise WireError(
+            "wrong_digest",
+            f"the server's base model has the weights {request.weights[:12]}, this phone has "
+            f"{engine.weights_digest[:12]}: install the weights that the server uses",
+        )
     plans = []
     for cluster, digest in zip(request.clusters, request.digests, strict=True):
         packed = tensors.get(f"plan.{cluster}")

@@ -73,6 +73,10 @@ class TorchEngine:
     def groups(self) -> ChannelGroups:
         return self.base.groups
 
+    @property
+    def weights_digest(self) -> str:
+        return self.base.weights_digest
+
     def scores(self, images: Images) -> Logits:
         if len(images) == 0:
             return np.zeros((0, self.groups.classes), dtype=np.float32)

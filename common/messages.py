@@ -20,7 +20,7 @@ from fedcaptor.common.secure.messages import STEPS
 from fedcaptor.common.secure.terms import Terms
 from fedcaptor.common.statistics import kinds
 
-VERSION: Literal[2] = 2
+VERSION: Literal[3] = 3
 MAX_CLUSTERS = 32
 MAX_PLANS = MAX_CLUSTERS * MAX_TIERS
 MAX_PHONES = 10_000_000
@@ -88,8 +88,8 @@ class Header(Body):
 
     TENSORS: ClassVar[Rules] = _rules()
 
-    version: Literal[2] = Field(VERSION, description="of this schema")
-    run: Digest = Field(description="names the run: configuration, network, phones")
+    version: Literal[3] = Field(VERSION, description="of this schema")
+    run: Digest = Field(description="names the run: configuration, network, weights, phones")
     round: Annotated[int, Field(ge=0, le=1_000_000, description="counts from 1")]
     request: Annotated[str, Field(pattern=r"^[0-9a-f]{32,64}$", description="the same for the same question")]
 
@@ -265,6 +265,7 @@ class DeliverRequest(Header):
 
     message: Literal["deliver_request"] = "deliver_request"
     mode: Literal["plan", "choose", "submodel"]
+    weights: Digest = Field(description="of the base model's weights: a phone with others refuses the delivery")
     clusters: Annotated[tuple[Annotated[int, Field(ge=0, lt=MAX_PLANS)], ...], Field(max_length=MAX_PLANS)]
     digests: Annotated[tuple[Digest, ...], Field(max_length=MAX_PLANS)]
     tiers: Annotated[tuple[TierName, ...], Field(max_length=MAX_TIERS)] = ()

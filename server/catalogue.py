@@ -82,13 +82,16 @@ def offered(
     return tensors
 
 
-def offer(config: Config, courier: Courier, round: int, tensors: Tensors, plans: Sequence[Plan]) -> DeliverRequest:
+def offer(
+    config: Config, courier: Courier, round: int, tensors: Tensors, plans: Sequence[Plan], weights: str
+) -> DeliverRequest:
     """The header of the delivery of `tensors`."""
     return DeliverRequest(
         run=courier.run,
         round=round,
         request=courier.request_id(str(round), "deliver", digest_of(tensors)),
         mode="plan",
+        weights=weights,
         clusters=tuple(range(len(plans))),
         digests=tuple(plan.digest for plan in plans),
         tiers=tuple(tier.name for tier in config.tiers),

@@ -139,7 +139,7 @@ def deliver(flow: Flow, round: int, centroids: Floats, made: Catalogue, preferen
     def compute() -> Result:
         plans = made.plans if config.delivery.plans else []
         tensors = catalogues.offered(config, flow.reference, flow.base.groups, centroids, plans, preference)
-        request = catalogues.offer(config, courier, round, tensors, plans)
+        request = catalogues.offer(config, courier, round, tensors, plans, flow.base.weights_digest)
         if config.delivery.mode == "submodel":
             tally = deliver_submodels(courier, request, tensors, made.plans, made.states, flow.nodes)
         else:

@@ -84,10 +84,11 @@ def budget_of(config: Config, groups: ChannelGroups, phones: int) -> SumBudget |
 
 
 def run_digest(config: Config, base: BaseModel, name: object) -> str:
-    """SHA-256 (hex) that names a run: configuration, network, and its name or number of phones. Phones answer a
-    question of the same run alike.
+    """SHA-256 (hex) that names a run: configuration, network, weights, and its name or number of phones. Phones answer
+    a question of the same run alike.
     """
-    return hashlib.sha256(f"{config.digest}/{base.groups.digest}/{name}".encode()).hexdigest()
+    parts = config.digest, base.groups.digest, base.weights_digest, name
+    return hashlib.sha256("/".join(map(str, parts)).encode()).hexdigest()
 
 
 def _kept(journal: Journal, wait_for_nodes: Callable[[], Iterable[int]]) -> list[int]:

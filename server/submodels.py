@@ -58,6 +58,7 @@ def _request(
         round=offer.round,
         request=courier.request_id(str(offer.round), mode, digest_of(tensors)),
         mode=mode,
+        weights=offer.weights,
         clusters=tuple(digests),
         digests=tuple(digests.values()),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import nn
 from fedcaptor.common.arrays import Images, Indices
 from fedcaptor.common.errors import ModelError
 from fedcaptor.common.groups import ChannelGroups, State
+from fedcaptor.common.messages import digest_of
 from fedcaptor.common.plan import Plan
 from fedcaptor.common.torch_engine.forward import logits, normalise
 from fedcaptor.common.torch_engine.network import network
@@ -64,6 +66,12 @@ class BaseModel:
             statistic(metadata, "std", 0.5, input_shape[0]),
             module,
         )
+
+    @cached_property
+    def weights_digest(self) -> str:
+        """SHA-256 (hex) of the weights and of how images are normalised: what `groups.digest` does not tell apart."""
+        normalisation = {"images mean": np.array(self.mean), "images std": np.array(self.std)}
+        return digest_of({**self.state, **normalisation})
 
     def scores(self, images: Images) -> npt.NDArray[np.float32]:
         """Compute logits, float32 [N, classes], of uint8 images [N, H, W, C]."""

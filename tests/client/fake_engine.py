@@ -71,6 +71,7 @@ class FakeEngine:
 
     groups: ChannelGroups = GROUPS
     tuning: float = 0.0
+    weights_digest: str = "e" * 64
 
     def scores(self, images: Images) -> Logits:
         return logits(images)

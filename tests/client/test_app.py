@@ -29,7 +29,7 @@ class FailingPhone:
 def requests():
     spec = SumSpec("usage", 4, 1.0, 1000.0, 0.0, cohort=2, min_survivors=2, min_cohort=2, small_cohorts=True)
     ask = SumRequest(run=RUN, round=1, request=REQUEST, kind="usage", sum=SumFields.of(spec))
-    give = DeliverRequest(run=RUN, round=1, request=REQUEST, mode="plan", clusters=(), digests=())
+    give = DeliverRequest(run=RUN, round=1, request=REQUEST, mode="plan", weights="e" * 64, clusters=(), digests=())
     step = MaskedRequest(
         **{name: getattr(ask, name) for name in ("run", "round", "request", "kind", "sum")},
         attempt="0" * 32,

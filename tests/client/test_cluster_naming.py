@@ -66,7 +66,8 @@ def test_a_phone_counts_what_it_names(tmp_path):
     phone = Phone(tmp_path, lambda: learner, config, durable=False)
 
     def asked(round, *shares):
-        request = DeliverRequest(run="a" * 64, round=round, request="b" * 32, mode="choose", clusters=(), digests=())
+        names = {"weights": "e" * 64, "clusters": (), "digests": ()}
+        request = DeliverRequest(run="a" * 64, round=round, request="b" * 32, mode="choose", **names)
         return phone.deliver(request, {"centroids": np.array([shares], np.float32)})
 
     assert [asked(0, 0.5, 0.5), asked(0, 0.5, 0.5), asked(0, 0.1, 0.9)] == [4, 4, 5]

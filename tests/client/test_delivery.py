@@ -104,7 +104,7 @@ def delivery(base: BaseModel, cluster: Submodel, mode: str, round: int = 1) -> t
         digests[1] = digest(cluster.plan, tensors["submodel.1"])
     if mode == "plan":
         tensors["plan.0"], digests = tensors["plan.1"], {0: digests[1], 1: digests[1]}
-    names = {"clusters": tuple(digests), "digests": tuple(digests.values())}
+    names = {"weights": base.weights_digest, "clusters": tuple(digests), "digests": tuple(digests.values())}
     return DeliverRequest(run="a" * 64, round=round, request="b" * 64, mode=mode, **names), tensors  # type: ignore[arg-type]
 
 

@@ -12,7 +12,7 @@ from fedcaptor.common.plan import Plan
 from fedcaptor.common.plan_bits import pack_plan
 from tests.common.small_groups import small_groups
 
-BASE = SimpleNamespace(groups=small_groups())
+BASE = SimpleNamespace(groups=small_groups(), weights_digest="e" * 64)
 
 
 def offered(tiers):
@@ -24,6 +24,7 @@ def offered(tiers):
         round=1,
         request="b" * 32,
         mode="plan",
+        weights="e" * 64,
         clusters=tuple(range(len(plans))),
         digests=tuple(plan.digest for plan in plans),
         tiers=tiers,
@@ -57,3 +58,12 @@ def test_a_missing_plan_is_refused():
     del tensors["plan.3"]
     with pytest.raises(WireError, match="1 plans"):
         read_offer(request, tensors, BASE, "high")
+
+
+def test_a_server_with_other_weights_is_refused_with_words_for_the_owner():
+    """Channel groups are those of the structure alone: other weights would fit without an error."""
+    request, tensors = offered(())
+    other = SimpleNamespace(groups=BASE.groups, weights_digest="f" * 64)
+    with pytest.raises(WireError, match=r"weights e{12}, this phone has f{12}: install") as raised:
+        read_offer(request, tensors, other)
+    assert raised.value.reason == "wrong_digest"

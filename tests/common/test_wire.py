@@ -44,7 +44,9 @@ MASKED = MaskedRequest(
     corrupted=0.05,
 )
 BYTES = np.arange(100, dtype=np.uint8)
-DELIVER = DeliverRequest(run=RUN, round=1, request=ID, mode="plan", clusters=(0, 5), digests=("c" * 64, "d" * 64))
+DELIVER = DeliverRequest(
+    run=RUN, round=1, request=ID, mode="plan", weights="e" * 64, clusters=(0, 5), digests=("c" * 64, "d" * 64)
+)
 
 
 def through_bytes(record):
@@ -190,7 +192,9 @@ def test_headers_are_frozen_and_clusters_match_digests():
     with pytest.raises(ValidationError):
         REPLY.round = 4
     with pytest.raises(ValidationError):
-        DeliverRequest(run=RUN, round=1, request=ID, mode="plan", clusters=(0, 0), digests=("c" * 64, "d" * 64))
+        DeliverRequest(
+            run=RUN, round=1, request=ID, mode="plan", weights="e" * 64, clusters=(0, 0), digests=("c" * 64, "d" * 64)
+        )
 
 
 @pytest.mark.parametrize(

@@ -53,8 +53,8 @@ def test_an_offer_holds_what_is_configured_and_the_same_plans(base: BaseModel, m
     assert np.bincount(tensors["reference_labels"]).tolist() == [4] * 10
     kept = unpack_plan(tensors["plan.1"], base.groups)
     assert kept[base.groups.output.name].tolist() == [3, 5, 7]
-    request = catalogue.offer(config, COURIER, 2, tensors, plans)
-    assert (request.round, request.mode, request.clusters) == (2, "plan", (0, 1))
+    request = catalogue.offer(config, COURIER, 2, tensors, plans, "e" * 64)
+    assert (request.round, request.mode, request.weights, request.clusters) == (2, "plan", "e" * 64, (0, 1))
     assert request.digests == tuple(plan.digest for plan in plans)
 
 

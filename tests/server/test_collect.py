@@ -117,7 +117,7 @@ def test_enough_replies_end_the_phase_and_too_few_are_no_sum() -> None:
 
 def test_late_phones_are_given_up_at_the_deadline() -> None:
     clock = VirtualClock()
-    grid = LocalGrid(phone({}), PHONES, faults=Faults(stall=0.1, stall_seconds=99.0), seed=5, clock=clock.time)
+    grid = LocalGrid(phone({}), PHONES, faults=Faults(stall=0.1, stall_seconds=99.0), seed=6, clock=clock.time)
     total, tally = asked(courier_of(grid, clock))
     assert clock.now == 10
     assert 0 < tally.dropped == PHONES - tally.replies
@@ -199,7 +199,7 @@ def test_deliveries_are_confirmed_or_refused() -> None:
         return Message(pack(reply, {}) if number else RecordDict(), reply_to=message)
 
     courier = courier_of(LocalGrid(app, 4))
-    request = DeliverRequest(run=RUN, round=1, request=OTHER, mode="choose", clusters=(), digests=())
+    request = DeliverRequest(run=RUN, round=1, request=OTHER, mode="choose", weights="e" * 64, clusters=(), digests=())
     named, tally = courier.deliver(request, {"centroids": np.eye(2, dtype=np.float32)}, courier.grid.get_node_ids())
     assert named == {FIRST_NODE + 2: 0, FIRST_NODE + 3: 1}
     assert (tally.asked, tally.replies) == (4, 2)

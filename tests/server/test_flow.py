@@ -26,7 +26,7 @@ from tests.server.test_budget import GROUPS
 
 SETTINGS = ["privacy.min_cohort=20", "privacy.noise=false", "scores.enabled=false", "clusters.k=2"]
 NODES = list(range(60))
-BASE: Any = SimpleNamespace(groups=GROUPS)
+BASE: Any = SimpleNamespace(groups=GROUPS, weights_digest="e" * 64)
 NOTHING = Catalogue((), (), (), ())
 
 

@@ -111,12 +111,13 @@ class Feed:
         return x[np.isin(y, [1, 4] if round < 2 else [2, 5])][:40]
 
 
-def offer(round: int) -> tuple[DeliverRequest, dict[str, Any]]:
+def offer(base: BaseModel, round: int) -> tuple[DeliverRequest, dict[str, Any]]:
     rng = np.random.default_rng(5)
     x, y = tiny.images(60, 8)
     centroids = rng.dirichlet(np.ones(tiny.CLASSES), 2).astype(np.float32)
     tensors = {"centroids": centroids, "reference": x, "reference_labels": y.astype(np.int32)}
-    return DeliverRequest(run="a" * 64, round=round, request="b" * 64, mode="plan", clusters=(), digests=()), tensors
+    names = {"weights": base.weights_digest, "clusters": (), "digests": ()}
+    return DeliverRequest(run="a" * 64, round=round, request="b" * 64, mode="plan", **names), tensors  # type: ignore[arg-type]
 
 
 def done(folder: Path, base: BaseModel, config: Config) -> dict[str, bytes]:
@@ -124,12 +125,12 @@ def done(folder: Path, base: BaseModel, config: Config) -> dict[str, bytes]:
     learner, found = Learner(folder, TorchEngine(base), Feed(), config, durable=False), {}
     filters = sum(group.channels for group in base.groups.prunable)
     asked = {
-        "usage": {"centroids": offer(1)[1]["centroids"]},
+        "usage": {"centroids": offer(base, 1)[1]["centroids"]},
         "scores": {"pool": np.arange(filters) % 3},
-        "outcome": {"centroids": offer(1)[1]["centroids"]},
+        "outcome": {"centroids": offer(base, 1)[1]["centroids"]},
     }
     for round in (1, 2):
-        request, tensors = offer(round)
+        request, tensors = offer(base, round)
         rows = np.random.default_rng(1).random((filters, tiny.CLASSES)).astype(np.float32)
         learner.accept(request, {**tensors, "preference": rows})
         learner.finish()
