@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from benchmarks.tables import Spread
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999", "#8c510a", "#4d9221")
 """Okabe & Ito, told apart by most eyes, and two more."""
@@ -20,6 +23,15 @@ class Line:
     values: tuple[float, ...]
     spread: tuple[float, ...]
     reference: bool = False
+
+    @classmethod
+    def of(
+        cls, label: str, spreads: Sequence[Spread | None], scale: float, digits: int, reference: bool = False
+    ) -> Line:
+        """Draw means and deviations, times `scale` and rounded; a gap where nothing was measured."""
+        known = [spread or Spread(math.nan, math.nan, 0) for spread in spreads]
+        means, deviations = (tuple(round(scale * getattr(s, f), digits) for s in known) for f in ("mean", "deviation"))
+        return cls(label, means, deviations, reference)
 
 
 @dataclass(frozen=True)

@@ -30,15 +30,11 @@ class Record:
     rows: list[Row] = field(default_factory=list)
 
     def holds(self, key: Mapping[str, Any]) -> bool:
-        """Whether a row with all these values is there; None is what a row has that lacks a column."""
+        """Tell whether a row with all these values is there; None is what a row has that lacks a column."""
         return any(all(row.get(name) == value for name, value in key.items()) for row in self.rows)
 
-    def select(self, **values: Any) -> list[Row]:
-        """Rows with all these values."""
-        return [row for row in self.rows if all(row[name] == value for name, value in values.items())]
-
     def distinct(self, name: str) -> list[Any]:
-        """Different values of a column, in the order in which they came."""
+        """Return the different values of a column, in the order in which they came."""
         return list(dict.fromkeys(row[name] for row in self.rows))
 
     def save(self, path: Path) -> None:
@@ -111,8 +107,8 @@ def machine() -> dict[str, Any]:
     }
 
 
-def of_configuration(config: Config) -> dict[str, Any]:
-    """What a record says of the configuration of its runs; the digest stands for every other key."""
+def settings_of(config: Config) -> dict[str, Any]:
+    """Return what a record says of the configuration of its runs; the digest stands for every other key."""
     return {
         "delta": config.privacy.delta,
         "model": config.model.name,
@@ -120,13 +116,6 @@ def of_configuration(config: Config) -> dict[str, Any]:
         "macs": config.planner.macs,
         "configuration": config.digest[:16],
     }
-
-
-def command_line(benchmark: str, path: Path, **options: str | int | float | None) -> str:
-    """The command as a reader of the results types it, in a checkout."""
-    texts = {name: f"{v:g}" if isinstance(v, float) else str(v) for name, v in options.items() if v is not None}
-    given = "".join(f" --{name.replace('_', '-')} {text}" for name, text in texts.items())
-    return f"python -m benchmarks {benchmark}{given} --json benchmarks/results/{path.name}"
 
 
 def numbers(text: str) -> list[int]:
@@ -169,3 +158,13 @@ def _cpu(cpuinfo: Path) -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+of_configuration = settings_of
+
+
+def command_line(benchmark: str, path: Path, **options: str | int | float | None) -> str:
+    """The command as a reader of the results types it, in a checkout."""
+    texts = {name: f"{v:g}" if isinstance(v, float) else str(v) for name, v in options.items() if v is not None}
+    given = "".join(f" --{name.replace('_', '-')} {text}" for name, text in texts.items())
+    return f"python -m benchmarks {benchmark}{given} --json benchmarks/results/{path.name}"

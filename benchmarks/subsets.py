@@ -41,7 +41,7 @@ class Labelled:
 
 
 @dataclass(frozen=True, eq=False)
-class Sample:
+class ImageSample:
     """Of one class set. `images`: calibration; `everything`: calibration of all classes; `tune`, `held`: short tuning.
 
     No image is in `held` and in another part.
@@ -54,37 +54,37 @@ class Sample:
 
 
 @dataclass(frozen=True, eq=False)
-class Pool:
+class ImageSplits:
     """Training images, from which strategies are given some without labels, and test images."""
 
     train: Labelled
     test: Labelled
 
     @classmethod
-    def load(cls, train: str, test: str | None) -> Pool:
+    def load(cls, train: str, test: str | None) -> ImageSplits:
         """From data sources. One source for both without splits is divided as everywhere in the project: base and
         phones. Raises DataError when the images differ in shape.
         """
         data = load(train)
         if test is not None and test != train:
-            pool = cls(Labelled.part(data, "train"), Labelled.part(load(test), "test"))
+            splits = cls(Labelled.part(data, "train"), Labelled.part(load(test), "test"))
         elif data.split is not None:
-            pool = cls(Labelled.part(data, "train"), Labelled.part(data, "test"))
+            splits = cls(Labelled.part(data, "train"), Labelled.part(data, "test"))
         else:
             parts = split(data)
-            pool = cls(*(Labelled(data.x[parts[p]], data.y[parts[p]]) for p in ("base", "phones")))
-        shapes = [part.x.shape[1:] for part in (pool.train, pool.test)]
+            splits = cls(*(Labelled(data.x[parts[p]], data.y[parts[p]]) for p in ("base", "phones")))
+        shapes = [part.x.shape[1:] for part in (splits.train, splits.test)]
         if shapes[0] != shapes[1]:
             raise DataError(f"training images are {shapes[0]}, test images {shapes[1]}: give both in one size")
-        return pool
+        return splits
 
-    def judged_by(self, most: int | None) -> Pool:
+    def with_test_images(self, most: int | None) -> ImageSplits:
         """With the first `most` test images of each class, all of them for None."""
         if most is None:
             return self
         y = self.test.y
         chosen = np.sort(np.concatenate([np.flatnonzero(y == label)[:most] for label in np.unique(y)]))
-        return Pool(self.train, Labelled(self.test.x[chosen], y[chosen]))
+        return ImageSplits(self.train, Labelled(self.test.x[chosen], y[chosen]))
 
     def classes(self, outputs: int) -> Indices:
         """Labels with training and test images. Raises DataError unless they are numbers of a model's `outputs`."""
@@ -99,7 +99,7 @@ class Pool:
 
     def sample(
         self, classes: Sequence[int], calibration: int, tune: int, seed: Sequence[int], mixture: float | None = None
-    ) -> Sample:
+    ) -> ImageSample:
         """Images by class: the first of one random order calibrate and tune, the last are held out.
 
         `mixture`: as many calibration images altogether, but as a phone might hold them: class shares drawn from a
@@ -113,7 +113,7 @@ class Pool:
         counts = dict.fromkeys(classes, calibration)
         if mixture is not None:
             counts = _mixed(classes, sorted(shuffled), calibration * len(classes), mixture, seed)
-        return Sample(
+        return ImageSample(
             self._images([rest.get(c, shuffled[c])[:count] for c, count in counts.items()]),
             self._images([index[:fewer] if c not in rest else rest[c][:fewer] for c, index in shuffled.items()]),
             self._images([rest[c][:tune] for c in classes]),
