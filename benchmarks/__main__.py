@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from benchmarks import lite0, poisoning
+from benchmarks import lite0
 from benchmarks.command import command
 from benchmarks.fallback import Fallback
 from benchmarks.federation import Federation
@@ -18,6 +18,7 @@ from benchmarks.local_privacy import LocalPrivacy
 from benchmarks.memory import Memory
 from benchmarks.moments import MomentsCost
 from benchmarks.phone import Phone
+from benchmarks.poisoning import Poisoning
 from benchmarks.preference import Preference
 from benchmarks.private_vs_open import PrivateVsOpen
 from benchmarks.pruning import Pruning
@@ -42,7 +43,7 @@ app.command("local_privacy")(command(LocalPrivacy))
 app.command("memory")(command(Memory))
 app.command("moments")(command(MomentsCost))
 app.command("phone")(command(Phone))
-app.command("poisoning")(poisoning.command)
+app.command("poisoning")(command(Poisoning))
 app.command("preference")(command(Preference))
 app.command("private_vs_open")(command(PrivateVsOpen))
 app.command("pruning")(command(Pruning))

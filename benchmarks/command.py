@@ -33,7 +33,7 @@ class Benchmark:
         """Return the name of the command, which is that of the module."""
         return cls.__module__.rpartition(".")[2]
 
-    def keys(self) -> list[Row]:
+    def row_keys(self) -> list[Row]:
         """Return what tells the wanted rows apart, in the order in which they are measured."""
         raise NotImplementedError
 
@@ -65,7 +65,7 @@ class Benchmark:
         """Measure the rows that `file` lacks. Raises StateError when its rows are of other settings."""
         record = open_record(file, self.name(), self.shared(), self.command_line(file), fresh)
         with bars(self.name().replace("_", " ")) as (on_row, on_phase), self.measuring(on_phase) as measure:
-            sweep(record, file, self.keys(), measure, on_row)
+            sweep(record, file, self.row_keys(), measure, on_row)
 
 
 File = Annotated[Path, typer.Option("--json", help="File of the rows; finished ones are not measured again.")]

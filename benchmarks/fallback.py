@@ -72,7 +72,7 @@ class Fallback(NetworkBenchmark):
     def __post_init__(self) -> None:
         ratios(self.macs)
 
-    def keys(self) -> list[Row]:
+    def row_keys(self) -> list[Row]:
         shared = {"model": self.inputs.base.groups.model}
         return [
             {**shared, "classes": classes, "macs_target": ratio, "score": score, "seed": self.seed, "draw": draw}

@@ -79,7 +79,7 @@ class Federation(Benchmark):
     def options(self) -> dict[str, Any]:
         return {**super().options(), "keep": None}
 
-    def keys(self) -> list[Row]:
+    def row_keys(self) -> list[Row]:
         rows = product(numbers(self.seeds), numbers(self.images), ARMS)
         return [{"arm": arm, "images": images, "seed": seed} for seed, images, arm in rows]
 

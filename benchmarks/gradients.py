@@ -53,7 +53,7 @@ class Gradients(NetworkBenchmark):
     held: Annotated[int, Option(min=1, help="Test images a class on which filters are closed."), SHARED] = 20
     threads: Threads = None
 
-    def keys(self) -> list[Row]:
+    def row_keys(self) -> list[Row]:
         groups = self.inputs.base.groups
         return [
             {"model": groups.model, "classes": c, "score": s, "layer": group.name, "seed": self.seed, "draw": draw}

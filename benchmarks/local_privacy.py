@@ -49,7 +49,7 @@ class LocalPrivacy(Benchmark):
         if 0 in numbers(self.epsilons):
             raise ConfigError(f"epsilons is {self.epsilons!r}, must be above 0")
 
-    def keys(self) -> list[Row]:
+    def row_keys(self) -> list[Row]:
         rows = product(numbers(self.phones), numbers(self.epsilons), numbers(self.seeds))
         return [{"phones": phones, "epsilon": epsilon, "seed": seed} for phones, epsilon, seed in rows]
 

@@ -45,13 +45,13 @@ class Memory(Benchmark):
     overrides: Annotated[list[str] | None, Option("--set", help="section.key=value, may be repeated.")] = None
 
     def __post_init__(self) -> None:
-        for key in self.keys():
+        for key in self.row_keys():
             load_config(None, self._overrides(key["phones"]))  # refused before any run
 
     def shared(self) -> dict[str, Any]:
         return {"overrides": [*SETTINGS, *(self.overrides or [])]}
 
-    def keys(self) -> list[Row]:
+    def row_keys(self) -> list[Row]:
         return [{"phones": count} for count in numbers(self.phones)]
 
     def measure(self, key: Mapping[str, Any], on_phase: OnPhase) -> dict[str, float]:

@@ -42,7 +42,7 @@ class MomentsCost(Benchmark):
     steepness: Annotated[float, Option(min=0.0, help="The i-th variance of a layer falls as i^-this."), SHARED] = 1.5
     seed: Annotated[int, Option(help="Weights and moments follow from it."), SHARED] = 0
 
-    def keys(self) -> list[Row]:
+    def row_keys(self) -> list[Row]:
         return [{"classes": count} for count in numbers(self.classes)]
 
     def measure(self, key: Mapping[str, Any], on_phase: OnPhase, clock: Clock = time.thread_time) -> dict[str, float]:

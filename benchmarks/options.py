@@ -7,7 +7,7 @@ from typing import Annotated
 
 from typer import Option
 
-from benchmarks.command import SHARED, File, Fresh  # noqa: F401
+from benchmarks.command import SHARED
 
 Model = Annotated[str, Option(help="Registered model, or your own as package.module:factory.")]
 Models = Annotated[str, Option(help="Registered names, separated by commas.")]

@@ -42,7 +42,7 @@ class Phone(Benchmark):
     def shared(self) -> dict[str, Any]:
         return {**super().shared(), "needed": NEEDED, "rows": Personal().rows, "shape": list(SHAPE)}
 
-    def keys(self) -> list[Row]:
+    def row_keys(self) -> list[Row]:
         return [{"model": name, "images": count} for name in self.models.split(",") for count in numbers(self.images)]
 
     def measure(self, key: Mapping[str, Any], on_phase: OnPhase) -> dict[str, float]:

@@ -17,8 +17,8 @@ from scipy.stats import rankdata
 from typer import Option
 
 from benchmarks.command import Benchmark, Measure
+from benchmarks.evaluation import Evaluation
 from benchmarks.fleet import fleet_sum
-from benchmarks.fleet_server import jury_of
 from benchmarks.last_call import remembers_last_call
 from benchmarks.options import MinCohort, Populations
 from benchmarks.private_vs_open import Population
@@ -72,7 +72,7 @@ class Preference(Benchmark):
     def shared(self) -> dict[str, Any]:
         return {**self.population.settings(), "judged": 1, "personal": 0, "variants": list(VARIANTS)}
 
-    def keys(self) -> list[Row]:
+    def row_keys(self) -> list[Row]:
         rows = product(numbers(self.seeds), numbers(self.phones), numbers(self.epsilons))
         return [{"phones": phones, "epsilon": epsilon, "seed": seed} for seed, phones, epsilon in rows]
 
@@ -125,8 +125,8 @@ class PreferenceMeasurement:
 
     @remembers_last_call
     def _fleet(self, seed: int) -> Any:
-        jury = jury_of(self.population.config(None, seed), self.folder, 1, self.on_phase)
-        return jury.world, jury.fleet
+        evaluation = Evaluation.of(self.population.config(None, seed), self.folder, 1, self.on_phase)
+        return evaluation.world, evaluation.fleet
 
     @remembers_last_call
     def _pictures(self, base: Any) -> npt.NDArray[np.float32]:

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,7 +15,9 @@ from typing import Annotated, Any
 from typer import Option
 
 from benchmarks.command import SHARED, Benchmark, Measure
-from benchmarks.fleet_server import centroid_error, jury_of, serve_fleet
+from benchmarks.evaluation import Evaluation, centroid_error
+from benchmarks.fleet import FleetCourier
+from benchmarks.fleet_server import Profiles, Served, courier_args, serve_fleet
 from benchmarks.last_call import remembers_last_call
 from benchmarks.options import MinCohort, Populations
 from benchmarks.progress import OnPhase
@@ -82,7 +84,7 @@ class PrivateVsOpen(Benchmark):
     def shared(self) -> dict[str, Any]:
         return {**super().shared(), **self.population.settings()}
 
-    def keys(self) -> list[Row]:
+    def row_keys(self) -> list[Row]:
         """Return the rows without noise first: those of the same seed and population are held against them."""
         ordered = sorted(budgets(self.epsilons), key=lambda e: -math.inf if e is None else -e)
         rows = product(numbers(self.seeds), sorted(numbers(self.phones)), ordered)
@@ -106,42 +108,43 @@ class PrivacyMeasurement:
     personal: int
     folder: Path
     on_phase: OnPhase
+    _profiles: dict[int, Profiles] = field(default_factory=dict)
 
     def measure(self, key: Mapping[str, Any]) -> dict[str, Any]:
         """Return the figures of one row."""
         start = time.process_time()
         phones, epsilon, seed = key["phones"], key["epsilon"], key["seed"]
-        jury, exact = self._jury(seed), self._exact(seed, phones)
-        served = exact if epsilon is None else self._serve(epsilon, seed, phones, exact.pictures)
-        centroids = served.published.centroids
+        evaluation, exact = self._evaluation(seed), self._exact(seed, phones)
+        served = exact if epsilon is None else self._serve(epsilon, seed, phones)
+        centroids = served.round.centroids
         figures = {
             "clusters": len(centroids),
-            **jury.of_full,
-            **jury.of_clusters(served),
+            **evaluation.of_full,
+            **evaluation.of_clusters(served),
             "accuracy_personal": None,
             "macs_personal": None,
             "macs_effective": None,
             "judged": self.judged,
-            "centroid_error": centroid_error(jury.fleet, phones, centroids, exact.published.centroids),
+            "centroid_error": centroid_error(evaluation.fleet, phones, centroids, exact.round.centroids),
             "spent_epsilon": served.epsilon,
         }
         if self.personal:
-            figures |= jury.of_phones(served, range(self.personal), self.on_phase)
+            figures |= evaluation.of_phones(served, range(self.personal), self.on_phase)
         return figures | {"seconds": time.process_time() - start}
 
     @remembers_last_call
-    def _jury(self, seed: int) -> Any:
-        """Draw the jury of one seed, with its population and fleet."""
-        return jury_of(self.population.config(None, seed), self.folder, self.judged, self.on_phase)
+    def _evaluation(self, seed: int) -> Evaluation:
+        return Evaluation.of(self.population.config(None, seed), self.folder, self.judged, self.on_phase)
 
     @remembers_last_call
-    def _exact(self, seed: int, phones: int) -> Any:
-        return self._serve(None, seed, phones, None)
+    def _exact(self, seed: int, phones: int) -> Served:
+        return self._serve(None, seed, phones)
 
-    def _serve(self, epsilon: float | None, seed: int, phones: int, pictures: Any) -> Any:
-        jury = self._jury(seed)
-        world = replace(jury.world, config=self.population.config(epsilon, seed))
-        return serve_fleet(world, jury.fleet, phones, pictures, on_phase=self.on_phase)
+    def _serve(self, epsilon: float | None, seed: int, phones: int) -> Served:
+        evaluation = self._evaluation(seed)
+        world = replace(evaluation.world, config=self.population.config(epsilon, seed))
+        courier = FleetCourier(**courier_args(world, phones), fleet=evaluation.fleet)
+        return serve_fleet(world, courier, self._profiles.setdefault(seed, []), on_phase=self.on_phase)
 
 
 def budgets(text: str) -> list[float | None]:

@@ -96,7 +96,7 @@ class Pruning(NetworkBenchmark):
             return super().class_sets_of_draws()
         return [[one] for one in given(self.class_sets, self.inputs.available)]
 
-    def keys(self) -> list[Row]:
+    def row_keys(self) -> list[Row]:
         strategies, tune = _among("strategies", self.strategies, STRATEGIES), _among("tune", self.tune, TUNE)
         columns = list(product(numbers(self.calibration_per_class), strategies, ratios(self.macs), tune))
         return [

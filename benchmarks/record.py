@@ -158,13 +158,3 @@ def _cpu(cpuinfo: Path) -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
-
-
-of_configuration = settings_of
-
-
-def command_line(benchmark: str, path: Path, **options: str | int | float | None) -> str:
-    """The command as a reader of the results types it, in a checkout."""
-    texts = {name: f"{v:g}" if isinstance(v, float) else str(v) for name, v in options.items() if v is not None}
-    given = "".join(f" --{name.replace('_', '-')} {text}" for name, text in texts.items())
-    return f"python -m benchmarks {benchmark}{given} --json benchmarks/results/{path.name}"

@@ -49,7 +49,7 @@ class Slicing(Benchmark):
     def shared(self) -> dict[str, Any]:
         return {**super().shared(), "shape": list(SHAPE), "torch_pruning": version("torch-pruning")}
 
-    def keys(self) -> list[Row]:
+    def row_keys(self) -> list[Row]:
         return [{"model": name} for name in self.models.split(",")]
 
     def measure(self, key: Mapping[str, Any], on_phase: OnPhase) -> dict[str, Any]:

@@ -26,7 +26,7 @@ class Counting(Benchmark):
     weights: Annotated[Path | None, Option(help="A file.")] = None
     overrides: Annotated[list[str] | None, Option("--set", help="May be repeated.")] = None
 
-    def keys(self):
+    def row_keys(self):
         return [{"number": int(text)} for text in self.numbers.split(",")]
 
     def measure(self, key, on_phase):

@@ -48,4 +48,4 @@ def test_a_steeper_spectrum_needs_fewer_bytes():
 
 def test_numbers_of_classes_are_checked():
     with pytest.raises(ConfigError, match="must be different whole numbers"):
-        MomentsCost(classes="10,many").keys()
+        MomentsCost(classes="10,many").row_keys()

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from benchmarks.fleet_server import centroid_error
+from benchmarks.evaluation import centroid_error
 from benchmarks.private_vs_open import Population, PrivacyMeasurement, PrivateVsOpen, budgets
 from benchmarks.record import rounded
 from fedcaptor.common.errors import ConfigError
@@ -21,7 +21,7 @@ def measurement(bars, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def rows(measurement):
-    keys = PrivateVsOpen(epsilons="8,inf", phones="30,25", judged=8).keys()
+    keys = PrivateVsOpen(epsilons="8,inf", phones="30,25", judged=8).row_keys()
     return [{**key, **rounded(measurement.measure(key))} for key in keys]
 
 
@@ -49,14 +49,14 @@ def test_the_same_phones_and_images_are_judged_everywhere(rows):
 def test_clusters_are_judged_as_the_oracle_judges_them(measurement):
     from fedcaptor.simulations.oracle import Oracle
 
-    served, jury = measurement._exact(0, 30), measurement._jury(0)
-    jury.of_phones(served, range(8), lambda name, done, total: None)
-    oracle = Oracle(jury.world.directory, jury.world.config, jury.world.base, served.models)
-    figures, found = [oracle.phone(number, 1) for number in range(8)], jury.of_clusters(served)
+    served, evaluation = measurement._exact(0, 30), measurement._evaluation(0)
+    evaluation.of_phones(served, range(8), lambda name, done, total: None)
+    oracle = Oracle(evaluation.world.directory, evaluation.world.config, evaluation.world.base, served.models)
+    figures, found = [oracle.phone(number, 1) for number in range(8)], evaluation.of_clusters(served)
     for name, ours in (("accuracy_cluster", "accuracy"), ("accuracy_cluster_limited", "accuracy_limited")):
         assert found[ours] == pytest.approx(np.mean([getattr(f, name) for f in figures]))
     for name in ("accuracy_full", "accuracy_full_limited"):
-        assert jury.of_full[name] == pytest.approx(np.mean([getattr(f, name) for f in figures]))
+        assert evaluation.of_full[name] == pytest.approx(np.mean([getattr(f, name) for f in figures]))
     assert found["macs_ratio"] == pytest.approx(np.mean([f.cluster_macs_ratio for f in figures]))
 
 

@@ -124,7 +124,7 @@ def test_what_cannot_be_measured_is_refused(bars, tmp_path, options, words):
 
 def test_keys_go_draw_by_draw(bars):
     given = {"class_sets": None, "classes": "2,3", "draws": 2, "strategies": "l1,random", "macs": "0.5,0.3"}
-    made = settings_of(bars, **given, tune="none,short").keys()
+    made = settings_of(bars, **given, tune="none,short").row_keys()
     assert len(made) == 2 * 2 * 2 * 2 * 2
     assert [key["draw"] for key in made] == [0] * 16 + [1] * 16
     assert [(k["strategy"], k["macs_target"], k["tune"]) for k in made[:8]] == list(
