@@ -24,6 +24,7 @@ from fedcaptor.common.torch_engine.base import Submodel
 from fedcaptor.server.planning import cluster_classes
 from fedcaptor.simulations.oracle import Oracle
 from fedcaptor.simulations.phones import simulated_phone
+from fedcaptor.simulations.phones import simulated_phone
 from fedcaptor.simulations.runner import World, build_world
 
 

@@ -15,7 +15,7 @@ Weights = Annotated[Path, Option(help="Its weights, safetensors.")]
 Test = Annotated[
     str | None, Option(help="Source of test images; split `test` where it has some. As --data if not given.")
 ]
-Classes = Annotated[str, Option(help="Needed classes, one or more numbers of them.")]
+Classes = Annotated[str, Option(help="Target classes, one or more numbers of them.")]
 Draws = Annotated[int, Option(min=1, help="Random class sets of each size.")]
 Budgets = Annotated[str, Option(help="Budgets: ratios of the full model's MACs.")]
 Threads = Annotated[int | None, Option(min=1, help="Threads of torch and numpy; all cores if not given.")]

@@ -19,18 +19,18 @@ BINS = 15
 CAUGHT = (0.8, 0.95)
 
 
-def inside(z: Floats, needed: npt.NDArray[np.bool_]) -> Floats:
-    """Log odds [N] that an image is of a needed class rather than another, of logits or log probabilities [N, C]."""
+def inside(z: Floats, target: npt.NDArray[np.bool_]) -> Floats:
+    """Log odds [N] that an image is of a target class rather than another, of logits or log probabilities [N, C]."""
     z = np.asarray(z, dtype=np.float64)
-    return np.asarray(logsumexp(z[:, needed], axis=1) - logsumexp(z[:, ~needed], axis=1))
+    return np.asarray(logsumexp(z[:, target], axis=1) - logsumexp(z[:, ~target], axis=1))
 
 
-def rejecting(features: Floats, answers: Indices, needed: Indices, images: Floats) -> Floats:
+def rejecting(features: Floats, answers: Indices, target: Indices, images: Floats) -> Floats:
     """Log odds [N] by linear discriminant analysis with shrinkage (Ledoit & Wolf 2004) of `images` [N, D], fitted on
     `features` [R, D] and the full model's `answers` [R] to them: outputs for classes that the submodel does not have.
     """
     fitted = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto").fit(np.asarray(features, np.float64), answers)
-    return inside(fitted.predict_log_proba(np.asarray(images, np.float64)), np.isin(fitted.classes_, needed))
+    return inside(fitted.predict_log_proba(np.asarray(images, np.float64)), np.isin(fitted.classes_, target))
 
 
 def told_apart(scores: Floats, own: npt.NDArray[np.bool_]) -> dict[str, float]:

@@ -1,9 +1,9 @@
-"""Torch-Pruning (Fang et al., CVPR 2023) on the same weights, needed classes, budgets and unlabelled images.
+"""Torch-Pruning (Fang et al., CVPR 2023) on the same weights, target classes, budgets and unlabelled images.
 
-Global pruning of the full model limited to the needed classes, channels in multiples of 8, gradients of the full model;
+Global pruning of the full model limited to the target classes, channels in multiples of 8, gradients of the full model;
 the one ratio that Torch-Pruning takes is searched for each budget. One draw of five classes on `small-cnn`, before
 training: a hundred small steps did worse, with those gradients and with gradients taken anew on the cut network.
-Labels are the full model's own predictions among the needed classes. What was cut is read off as a plan, so that one
+Labels are the full model's own predictions among the target classes. What was cut is read off as a plan, so that one
 code counts MACs, recalibrates and tunes peers and us.
 """
 
@@ -65,7 +65,7 @@ def no_gradient(network: nn.Module, x: torch.Tensor, labels: torch.Tensor) -> No
 
 @dataclass(frozen=True, eq=False)
 class Peer:
-    """`network`: the full model limited to the needed classes (plan `limited`), with gradients. `found`: plans by
+    """`network`: the full model limited to the target classes (plan `limited`), with gradients. `found`: plans by
     (steps, pruning ratio), for all budgets.
     """
 

@@ -32,7 +32,7 @@ OVERRIDES = ("visualise.enabled=false", "privacy.min_cohort=20")
 
 @dataclass(frozen=True, kw_only=True)
 class Poisoning(Benchmark):
-    """What a share of phones that lie does to private sums, and what a median over cohorts would withstand.
+    """What a share of malicious clients does to private sums, and what a median over cohorts would withstand.
 
     Medians are worked out here alone: the server takes one sum. A row takes 15 CPU seconds, and a seed's phones 15.
     Ctrl-C stops it, the same command goes on.
@@ -40,9 +40,11 @@ class Poisoning(Benchmark):
     Example: python -m benchmarks poisoning --seeds 0..2 --json benchmarks/results/poisoning.json
     """
 
-    liars: Annotated[str, Option(help="Shares of the phones that lie.")] = "0,0.01,0.02,0.05,0.1"
+    liars: Annotated[str, Option(help="Shares of the phones that are malicious.")] = "0,0.01,0.02,0.05,0.1"
     cohorts: Annotated[str, Option(help="Phones a sum of which a median is taken; 0: one sum.")] = "0,20,50"
-    seeds: Annotated[str, Option(help="Seeds: 0..2 or 0,5,7. Phones, liars and noise follow from them.")] = "0"
+    seeds: Annotated[
+        str, Option(help="Seeds: 0..2 or 0,5,7. Phones, malicious clients and noise follow from them.")
+    ] = "0"
     phones: Annotated[int, Option(min=40, help="Phones."), SHARED] = 1000
     epsilon: Annotated[float, Option(min=0.1, help="ε of a run."), SHARED] = 8.0
     judged: Annotated[int, Option(min=1, help="Honest phones that are judged, the same in all rows."), SHARED] = 100
@@ -51,7 +53,7 @@ class Poisoning(Benchmark):
     def __post_init__(self) -> None:
         if self.judged > self.phones * (1 - max(shares_of(self.liars))):
             raise ConfigError(
-                f"judged is {self.judged}, at most {self.phones} phones less the liars never lie: lower it"
+                f"judged is {self.judged}, at most {self.phones} phones less the malicious ones are honest: lower it"
             )
         if any(0 < cohort < 20 or cohort > self.phones for cohort in numbers(self.cohorts)):
             raise ConfigError(

@@ -47,7 +47,7 @@ TuneSeconds = Annotated[float, Option(min=1, help="Most of one tuning; of CPU wi
 
 @dataclass(frozen=True, kw_only=True)
 class Pruning(NetworkBenchmark):
-    """Accuracy on needed classes at a MACs budget: our strategies, plain baselines and Torch-Pruning.
+    """Accuracy on target classes at a MACs budget: our strategies, plain baselines and Torch-Pruning.
 
     All get the same weights, class sets, unlabelled images, budgets and tuning. Other classes, budgets, strategies and
     seeds can be added to the same file by a further command. Ctrl-C stops it, the same command goes on.

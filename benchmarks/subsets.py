@@ -16,10 +16,10 @@ from fedcaptor.common.data.splits import split
 from fedcaptor.common.errors import ConfigError, DataError
 
 ALL_IMAGES = 1000
-"""At most so many images of all classes together for class-agnostic evidence, unless the needed ones are more."""
+"""At most so many images of all classes together for class-agnostic evidence, unless the target classes' are more."""
 
 OTHERS = 0.1
-"""Share of a phone-like mixture's images that show classes which are not needed."""
+"""Share of a phone-like mixture's images that show classes that are no target."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,13 +125,13 @@ class ImageSplits:
 
 
 def _mixed(
-    needed: Sequence[int], available: Sequence[int], images: int, mixture: float, seed: Sequence[int]
+    target: Sequence[int], available: Sequence[int], images: int, mixture: float, seed: Sequence[int]
 ) -> dict[int, int]:
     """Images of each class in a phone-like mixture."""
-    rng, others = np.random.default_rng([*seed, len(needed)]), [c for c in available if c not in needed]
+    rng, others = np.random.default_rng([*seed, len(target)]), [c for c in available if c not in target]
     outside = round(OTHERS * images) if others else 0
-    shares = rng.dirichlet([mixture] * len(needed))
-    counts = dict(zip(needed, rng.multinomial(images - outside, shares).tolist(), strict=True))
+    shares = rng.dirichlet([mixture] * len(target))
+    counts = dict(zip(target, rng.multinomial(images - outside, shares).tolist(), strict=True))
     if others:
         counts |= zip(others, rng.multinomial(outside, [1 / len(others)] * len(others)).tolist(), strict=True)
     return counts

@@ -11,12 +11,12 @@ from benchmarks.pages.section import Section, section
 from benchmarks.record import Record, Row
 
 NAMES = {
-    "energy": "energy of the needed logits",
+    "energy": "energy of the target classes' logits",
     "max-softmax": "largest softmax probability",
     "max-logit": "largest logit",
     "max-logit-kept": "largest logit, other outputs kept",
     "max-logit-refitted": "largest logit, other outputs refitted",
-    "reject-logits": "reject classes from the needed logits",
+    "reject-logits": "reject classes from the target classes' logits",
     "reject-features": "reject classes from the last features",
     "full-model": "full model's outputs",
 }

@@ -64,10 +64,10 @@ def render(record: Record) -> Section:
             for score, found in by_score.items()
             if found
         }
-        needed = f"{size} of {record.settings['outputs']} classes"
+        targets = f"{size} of {record.settings['outputs']} classes"
         draws = len({draw_of(row) for row in rows})
-        parts.append({"title": needed, "draws": draws, "scores": scores, "verdicts": _verdicts(scores)})
-        charts[f"gradients-{slug}-{size}"] = _chart(scores, f"Gradient scores: {model}, {needed}")
+        parts.append({"title": targets, "draws": draws, "scores": scores, "verdicts": _verdicts(scores)})
+        charts[f"gradients-{slug}-{size}"] = _chart(scores, f"Gradient scores: {model}, {targets}")
     return section("gradients", record, charts, names=NAMES, effects=EFFECTS, parts=parts)
 
 

@@ -31,11 +31,11 @@ from benchmarks.tables import Spread
 
 FULL = {
     "accuracy_full": "full model, all its classes",
-    "accuracy_full_limited": "full model, needed classes only",
+    "accuracy_full_limited": "full model, target classes only",
     "accuracy_full_limited_recalibrated": "… and recalibrated",
 }
 HORIZONTAL = "% of the full model's MACs"
-VERTICAL = "accuracy over the full model's\non the needed classes, points"
+VERTICAL = "accuracy over the full model's\non the target classes, points"
 
 
 def render(record: Record) -> Section:
@@ -85,7 +85,7 @@ def _categories(budgets: Sequence[float]) -> tuple[str, ...]:
     return tuple(f"{100 * macs:g}" for macs in budgets)
 
 
-def _chart(rows: Sequence[Row], model: str, needed: str) -> Chart:
+def _chart(rows: Sequence[Row], model: str, targets: str) -> Chart:
     """Draw differences to the full model on the same classes: strategies were not all measured on the same draws."""
     panels = []
     for tune, name in TUNING.items():
@@ -98,8 +98,8 @@ def _chart(rows: Sequence[Row], model: str, needed: str) -> Chart:
             for figure, label in list(FULL.items())[:2]:
                 level = Spread.of(row[figure] - row["accuracy_full_limited"] for row in one_each(tuned, draw_of))
                 lines.append(_reference(label, level, budgets))
-            panels.append(Panel(f"{needed}: {name.lower()}", HORIZONTAL, VERTICAL, _categories(budgets), tuple(lines)))
-    return Chart(f"{model}, {needed}", tuple(panels))
+            panels.append(Panel(f"{targets}: {name.lower()}", HORIZONTAL, VERTICAL, _categories(budgets), tuple(lines)))
+    return Chart(f"{model}, {targets}", tuple(panels))
 
 
 def _adaptivity_chart(record: Record, model: str) -> Chart | None:

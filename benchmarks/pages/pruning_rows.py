@@ -38,7 +38,7 @@ def best(row: Row) -> float:
 
 
 def loss_of(row: Row) -> float:
-    """Return what is lost to the full model that answers among the needed classes only."""
+    """Return what is lost to the full model that answers among the target classes only."""
     return float(row["accuracy_full_limited"]) - best(row)
 
 
@@ -74,12 +74,12 @@ def usual_calibration(record: Record) -> Calibration:
 
 
 def sizes_of(record: Record) -> list[int]:
-    """Return the numbers of needed classes."""
+    """Return the numbers of target classes."""
     return sorted({len(row["classes"]) for row in record.rows})
 
 
 def usual_rows(record: Record, size: int, **values: object) -> list[Row]:
-    """Return the rows of so many needed classes with the usual calibration, and these values."""
+    """Return the rows of so many target classes with the usual calibration, and these values."""
     usual = usual_calibration(record)
     return [r for r in where(record.rows, **values) if len(r["classes"]) == size and calibration_of(r) == usual]
 

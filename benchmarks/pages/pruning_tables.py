@@ -83,7 +83,7 @@ def in_short(record: Record) -> str:
 
 
 def adaptivity_of(record: Record) -> Differences:
-    """What looking at the needed classes alone brings, in pairs of draws; without those that have none."""
+    """What looking at the target classes alone brings, in pairs of draws; without those that have none."""
     found = {}
     for size in sizes_of(record):
         for tune in TUNING:

@@ -139,7 +139,7 @@ def test_texts_are_read():
 
 
 def test_judged_clients_and_cohorts_too_small_are_refused():
-    with pytest.raises(ConfigError, match="never lie: lower it"):
+    with pytest.raises(ConfigError, match="are honest: lower it"):
         Poisoning(phones=40, judged=40, liars="0.5")
     with pytest.raises(ConfigError, match="must be 0 or from 20"):
         Poisoning(phones=40, judged=10, liars="0", cohorts="10")
