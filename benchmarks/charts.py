@@ -54,7 +54,7 @@ class Chart:
 
     @property
     def digest(self) -> str:
-        """Of all that is drawn; the file carries it, so that a page with an old figure is found out."""
+        """Return a digest of all that is drawn; the file carries it, so that a page with an old figure is found out."""
         return hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()[:16]
 
 
@@ -82,7 +82,7 @@ def draw(chart: Chart, path: Path) -> None:
 
 
 def drawn_digest(path: Path) -> str:
-    """The digest that a drawn file carries, empty without one."""
+    """Return the digest that a drawn file carries, empty without one."""
     _, found, rest = path.read_text().partition("<dc:description>")
     return rest.partition("<")[0] if found else ""
 
@@ -109,7 +109,7 @@ def _panel(axis: object, panel: Panel, colours: Mapping[str, str]) -> None:
 
 
 def colours_of(chart: Chart) -> dict[str, str]:
-    """A colour for each label of any panel, references last."""
+    """Give a colour to each label of any panel, references last."""
     lines = {line.label: line for panel in chart.panels for line in panel.lines}
     bright, grey = iter(COLOURS), iter(("#444444", "#999999"))
     ordered = sorted(lines.values(), key=lambda line: line.reference)

@@ -21,7 +21,6 @@ from fedcaptor.common.config import Config
 from fedcaptor.common.distances import js_divergence
 from fedcaptor.common.statistics import nearest as nearest_to
 from fedcaptor.common.torch_engine.base import Submodel
-from fedcaptor.server.planning import cluster_classes
 from fedcaptor.simulations.oracle import Oracle
 from fedcaptor.simulations.phones import simulated_phone
 from fedcaptor.simulations.phones import simulated_phone
@@ -81,14 +80,6 @@ class Evaluation:
             "macs_ratio": float(np.mean([served.models[owner.cluster].macs_ratio() for owner in owners])),
             "served": float(np.mean([part.mean() for part in named if len(part)])),
         }
-
-    def covered(self, centroids: npt.NDArray[Any]) -> float:
-        """Return `served` of `of_clusters`, from centroids alone."""
-        settings = self.world.config
-        classes = [cluster_classes(centroid, settings.planner.coverage) for centroid in centroids]
-        owners = [Owner.of(counts, centroids, settings.usage) for counts in self.fleet.counts[: self.phones]]
-        named = [np.isin(self._truth(p), classes[owner.cluster]) for p, owner in enumerate(owners)]
-        return float(np.mean([part.mean() for part in named if len(part)]))
 
     def of_phones(self, served: Served, numbers: Sequence[int], on_phase: OnPhase) -> dict[str, float]:
         """Test what these phones end with when they personalise by themselves; images that they are unsure of go to the

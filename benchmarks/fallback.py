@@ -111,7 +111,7 @@ class FallbackMeasurement:
 
     @remembers_last_call
     def _measure(self, draw: Draw, macs: float) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
-        """One network, whose last layer keeps the outputs of all classes, serves all scores: what it says of the target
+        """Test one network, whose last layer keeps all outputs, with all scores: what it says of the target
         ones is what the submodel without the others says.
         """
         self.on_phase(f"{len(draw[0])} classes, {macs:g}", 0, 1)

@@ -59,7 +59,7 @@ class ImageOutputs:
 
     @classmethod
     def of(cls, base: BaseModel, images: Images, on_phase: OnPhase = lambda name, done, total: None) -> ImageOutputs:
-        """One forward and one backward pass an image."""
+        """Take one forward and one backward pass an image."""
         logits, scores = [], []
         for start in range(0, len(images), BATCH):
             part = images[start : start + BATCH]

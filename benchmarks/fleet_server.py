@@ -35,7 +35,7 @@ class Served:
     """
 
     round: RoundRecord
-    models: Sequence[Submodel]
+    models: list[Submodel]
     deliveries: Sequence[tuple[DeliverRequest, Tensors]]
     epsilon: float | None
 

@@ -131,8 +131,7 @@ class PoisoningMeasurement:
                 "clusters": len(found),
                 "centroid_error": centroid_error(fleet, phones, found, honest.centroids),
                 "error_exact": centroid_error(fleet, phones, found, exact.centroids),
-                "served": evaluation.covered(found),
-                **{figure: judged[figure] for figure in ("accuracy", "macs_ratio")},
+                **{figure: judged[figure] for figure in ("served", "accuracy", "macs_ratio")},
             }
         return figures | {"seconds": time.process_time() - start}
 

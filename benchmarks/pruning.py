@@ -117,7 +117,7 @@ class Pruning(NetworkBenchmark):
 
     @contextmanager
     def measuring(self, on_phase: OnPhase) -> Iterator[Measure]:
-        """A budget that a strategy cannot reach makes no row, others may: what was not reached is told at the end."""
+        """Leave out budgets that a strategy cannot reach, for others may; they are told at the end."""
         clock = time.process_time if self.inputs.threads == 1 else time.monotonic  # other programs do not count
         measurement = PruningMeasurement(
             self.inputs.base, self.inputs.splits, self.tune_per_class, self.tune_seconds, on_phase, clock

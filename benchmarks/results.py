@@ -35,8 +35,8 @@ PAGES: dict[str, Callable[[Record], Section]] = {
 
 
 def sections(rows: Path) -> list[tuple[list[Record], Section]]:
-    """A folder's records with their sections, in the page's order; those that differ in nothing but the machine make
-    one section. Raises StateError for an unknown benchmark.
+    """Return a folder's records with their sections, in the page's order; those that differ in nothing but the
+    machine make one section. Raises StateError for an unknown benchmark.
     """
     alike: dict[str, list[Record]] = {}
     for path in sorted(rows.glob("*.json")):

@@ -31,7 +31,7 @@ class Labelled:
 
     @classmethod
     def part(cls, data: Dataset, key: str) -> Labelled:
-        """Images of this split, all of them where the data set has no splits."""
+        """Take the images of this split, all of them where the data set has no splits."""
         if data.split is None:
             return cls(data.x, data.y)
         chosen = data.split == key
@@ -42,7 +42,7 @@ class Labelled:
 
 @dataclass(frozen=True, eq=False)
 class ImageSample:
-    """Of one class set. `images`: calibration; `everything`: calibration of all classes; `tune`, `held`: short tuning.
+    """Images of a class set. `images`: calibration; `everything`: that of all classes; `tune`, `held`: short tuning.
 
     No image is in `held` and in another part.
     """
@@ -62,7 +62,7 @@ class ImageSplits:
 
     @classmethod
     def load(cls, train: str, test: str | None) -> ImageSplits:
-        """From data sources. One source for both without splits is divided as everywhere in the project: base and
+        """Read data sources. One source for both without splits is divided as everywhere in the project: base and
         phones. Raises DataError when the images differ in shape.
         """
         data = load(train)
@@ -79,7 +79,7 @@ class ImageSplits:
         return splits
 
     def with_test_images(self, most: int | None) -> ImageSplits:
-        """With the first `most` test images of each class, all of them for None."""
+        """Keep the first `most` test images of each class, all of them for None."""
         if most is None:
             return self
         y = self.test.y
@@ -87,7 +87,7 @@ class ImageSplits:
         return ImageSplits(self.train, Labelled(self.test.x[chosen], y[chosen]))
 
     def classes(self, outputs: int) -> Indices:
-        """Labels with training and test images. Raises DataError unless they are numbers of a model's `outputs`."""
+        """Return labels with both kinds of images. Raises DataError unless they are numbers of a model's `outputs`."""
         found = np.intersect1d(self.train.y, self.test.y)
         if len(found) == 0 or found[-1] >= outputs:
             highest = found[-1] if len(found) else "none"
@@ -100,7 +100,7 @@ class ImageSplits:
     def sample(
         self, classes: Sequence[int], calibration: int, tune: int, seed: Sequence[int], mixture: float | None = None
     ) -> ImageSample:
-        """Images by class: the first of one random order calibrate and tune, the last are held out.
+        """Draw images by class: the first of one random order calibrate and tune, the last are held out.
 
         `mixture`: as many calibration images altogether, but as a phone might hold them: class shares drawn from a
         symmetric Dirichlet distribution of this concentration, and one image in ten of another class.
@@ -127,7 +127,7 @@ class ImageSplits:
 def _mixed(
     target: Sequence[int], available: Sequence[int], images: int, mixture: float, seed: Sequence[int]
 ) -> dict[int, int]:
-    """Images of each class in a phone-like mixture."""
+    """Draw the number of images of each class in a phone-like mixture."""
     rng, others = np.random.default_rng([*seed, len(target)]), [c for c in available if c not in target]
     outside = round(OTHERS * images) if others else 0
     shares = rng.dirichlet([mixture] * len(target))
@@ -138,7 +138,7 @@ def _mixed(
 
 
 def drawn(available: Indices, size: int, count: int, seed: int) -> list[tuple[int, ...]]:
-    """`count` class sets of `size`, all different where there are so many; more draws begin with the same sets."""
+    """Draw `count` class sets of `size`, all different where there are so many; more draws begin with the same sets."""
     if not 1 <= size <= len(available):
         raise ConfigError(f"classes is {size}, must lie in 1..{len(available)}: that many have images in both parts")
     rng, repeated, distinct = np.random.default_rng([seed, size]), 0, math.comb(len(available), size)
@@ -152,7 +152,7 @@ def drawn(available: Indices, size: int, count: int, seed: int) -> list[tuple[in
 
 
 def given(text: str, available: Indices) -> list[tuple[int, ...]]:
-    """`0,1,2;3,5` as class sets. Raises ConfigError."""
+    """Read `0,1,2;3,5` as class sets. Raises ConfigError."""
     try:
         sets = [tuple(sorted({int(part) for part in each.split(",")})) for each in text.split(";") if each.strip()]
     except ValueError:
@@ -166,7 +166,7 @@ def given(text: str, available: Indices) -> list[tuple[int, ...]]:
 
 
 def shown(source: str) -> str:
-    """A data source without the folders of one machine."""
+    """Return a data source without the folders of one machine."""
     return source if source.startswith("torchvision:") else Path(source).name
 
 

@@ -24,7 +24,7 @@ USUAL = "max-logit"
 
 
 def render(record: Record) -> Section:
-    """A section a model, a part for each number of classes and budget."""
+    """Make a section a model, a part for each number of classes and budget."""
     sizes = sorted({len(row["classes"]) for row in record.rows})
     budgets = sorted(record.distinct("macs_target"), reverse=True)
     parts = []

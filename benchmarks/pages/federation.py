@@ -30,7 +30,7 @@ Arms = Mapping[str, Sequence[Row]]
 
 
 def render(record: Record) -> Section:
-    """Tables, verdicts and one chart."""
+    """Make tables, verdicts and one chart."""
     ladder = ", ".join(f"{ratio:g}" for ratio in record.settings["ladder"])
     by_images = {images: where(record.rows, images=images) for images in record.distinct("images")}
     parts = []

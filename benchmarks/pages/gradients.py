@@ -23,7 +23,7 @@ EFFECTS = {"correlation_size": "size of the effect", "correlation": "rise in the
 
 @dataclass(frozen=True)
 class Correlation:
-    """Of one score with one effect; `by_draw`: means over layers, `by_layer`: over draws, in execution order."""
+    """The correlation of one score with one effect; `by_draw`: means over layers, `by_layer`: over draws, in order."""
 
     by_draw: Mapping[object, float]
     by_layer: Sequence[Spread]
@@ -43,7 +43,7 @@ class Correlation:
         return Spread.of(spread.mean for spread in self.by_layer)
 
     def better_than(self, other: Correlation) -> bool:
-        """Whether the difference, paired over draws, is told from chance."""
+        """Tell whether the difference, paired over draws, is told from chance."""
         pairs = [draw for draw in self.by_draw if draw in other.by_draw]
         return Spread.of(self.by_draw[draw] - other.by_draw[draw] for draw in pairs).told_from_zero
 
@@ -53,7 +53,7 @@ Scores = Mapping[str, Mapping[str, Correlation]]
 
 
 def render(record: Record) -> Section:
-    """A section a model, a part and a chart for each number of classes."""
+    """Make a section a model, a part and a chart for each number of classes."""
     model, parts, charts = record.settings["model"], [], {}
     slug = "".join(c if c.isalnum() else "-" for c in model)
     for size in sorted({len(row["classes"]) for row in record.rows}):

@@ -9,7 +9,7 @@ from benchmarks.tables import Spread
 
 
 def render(record: Record) -> Section:
-    """One table, one verdict a row, paired over seeds."""
+    """Make one table, one verdict a row, paired over seeds."""
     runs = []
     for phones, epsilon in sorted({(row["phones"], row["epsilon"]) for row in record.rows}):
         rows = where(record.rows, phones=phones, epsilon=epsilon)

@@ -14,7 +14,7 @@ from fedcaptor.server.plausible import tolerated
 
 
 def render(record: Record) -> Section:
-    """A table an aggregate."""
+    """Make a table for each way of adding up."""
     aggregates = []
     for name in record.distinct("aggregate"):
         rows = where(record.rows, aggregate=name)

@@ -16,7 +16,7 @@ MARGIN = 0.005
 
 
 def render(record: Record) -> Section:
-    """One table a population, verdicts on the goals, a chart."""
+    """Make one table a population, verdicts on the goals, a chart."""
     by_phones = {phones: where(record.rows, phones=phones) for phones in sorted(record.distinct("phones"))}
     goals = [goal for epsilon, phones in GOALS for goal in _goals(by_phones.get(phones, []), epsilon, phones)]
     return section(

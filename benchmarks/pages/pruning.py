@@ -39,7 +39,7 @@ VERTICAL = "accuracy over the full model's\non the target classes, points"
 
 
 def render(record: Record) -> Section:
-    """Tables, comparisons, a chart for each number of classes and one of what class-adaptivity brings."""
+    """Make tables, comparisons, a chart for each number of classes and one of what class-adaptivity brings."""
     refuse_twins(record.rows)
     model = record.settings["model"].rpartition(":")[2]  # of an own network, its factory's name
     slug, outputs = "".join(c if c.isalnum() else "-" for c in model), record.settings["outputs"]

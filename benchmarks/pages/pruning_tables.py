@@ -68,7 +68,7 @@ def worst(rows: Sequence[Row], figure: str) -> str:
 
 
 def in_short(record: Record) -> str:
-    """For each number of classes what ours loses, and what it is ahead of the best other."""
+    """Tell for each number of classes what ours loses, and what it is ahead of the best other."""
     budgets, lines = budgets_of(record.rows), []
     for size in sizes_of(record):
         for tune, title in TUNING.items():
@@ -83,7 +83,7 @@ def in_short(record: Record) -> str:
 
 
 def adaptivity_of(record: Record) -> Differences:
-    """What looking at the target classes alone brings, in pairs of draws; without those that have none."""
+    """Return what looking at the target classes alone brings, in pairs of draws; without those that have none."""
     found = {}
     for size in sizes_of(record):
         for tune in TUNING:
@@ -101,7 +101,7 @@ def adaptivity(record: Record) -> str:
 
 
 def calibration(record: Record) -> list[tuple[int, str]]:
-    """Loss by number of calibration images, where several were measured, in pairs of draws: a table for each size."""
+    """Show loss by number of calibration images, where several were measured, in pairs of draws; a table a size."""
     kinds = sorted({calibration_of(row) for row in record.rows}, key=lambda kind: (kind[1], kind[0]))
     header = ("", *(f"{images}, mixture {mixture:g}" if mixture else f"{images}" for images, mixture in kinds))
     tables = []
@@ -121,7 +121,7 @@ def calibration(record: Record) -> list[tuple[int, str]]:
 
 
 def paper(record: Record) -> dict[str, Any] | None:
-    """The paper's settings beside ours; None for a network that is not in the paper."""
+    """Set the paper's settings beside ours; None for a network that is not in the paper."""
     model = record.settings["model"].removeprefix("torchvision/")
     if model not in PAPER:
         return None
