@@ -10,6 +10,7 @@ from fedcaptor.common.config import Planner
 from fedcaptor.common.torch_engine.base import BaseModel
 from fedcaptor.server.planning import Reference, plan_cluster
 from fedcaptor.simulations.runner import SHIPPED
+from tests import tiny
 
 SETTINGS = Federation(phones=24)
 
@@ -72,10 +73,11 @@ def test_a_plan_that_ignores_usage_serves_all_classes_alike(one_thread):
     assert of_usage.classes(base.groups).tolist() == [0]
 
 
-def test_a_row_of_the_arm_without_personal_step(tmp_path):
+def test_a_row_of_the_arm_without_personal_step(bars, tmp_path, monkeypatch):
+    monkeypatch.setitem(ARMS, "one-for-all", (*tiny.overrides(*bars), *ARMS["one-for-all"]))
     settings = Federation(phones=24, keep=tmp_path)
     row = settings.measure({"arm": "one-for-all", "images": 12, "seed": 0}, lambda phase, done, total: None)
-    assert row["macs"] == row["effective_macs"] <= 0.3
+    assert row["macs"] == row["effective_macs"] <= 0.6
     assert row["accuracy"] > row["unlimited"] > 0.5
     assert row["personal_seconds"] > 0
     assert row["sums_seconds"] > 0
