@@ -23,7 +23,6 @@ from fedcaptor.common.statistics import nearest as nearest_to
 from fedcaptor.common.torch_engine.base import Submodel
 from fedcaptor.simulations.oracle import Oracle
 from fedcaptor.simulations.phones import simulated_phone
-from fedcaptor.simulations.phones import simulated_phone
 from fedcaptor.simulations.runner import World, build_world
 
 

@@ -16,8 +16,6 @@ from fedcaptor.common.errors import PrivacyError
 from fedcaptor.common.privacy.sums import SumSpec
 from fedcaptor.common.random_streams import Stream, stream, stream_of_digest
 from fedcaptor.server import plausible
-from fedcaptor.server import plausible
-from fedcaptor.server import plausible
 from fedcaptor.server.collect import Tally
 
 ATTACKS = ("one-class", "sign-flip", "unclipped", "overshoot")

@@ -20,16 +20,12 @@ from benchmarks.progress import OnPhase
 from benchmarks.record import Row, numbers
 from benchmarks.secure_server import serve_in_process
 from fedcaptor.client.secure_sum.phone_sum import PhoneSum
-from fedcaptor.client.secure_sum.phone_sum import PhoneSum
-from fedcaptor.client.secure_sum.phone_sum import PhoneSum
 from fedcaptor.common.errors import ConfigError, PrivacyError
 from fedcaptor.common.privacy.sums import SumSpec
 from fedcaptor.common.secure.keys import Agreement, public_of
 from fedcaptor.common.secure.messages import Neighbours
 from fedcaptor.common.secure.packing import pack
 from fedcaptor.common.secure.terms import Terms
-from fedcaptor.server.plain_sum import PlainAggregator
-from fedcaptor.server.plain_sum import PlainAggregator
 from fedcaptor.server.plain_sum import PlainAggregator
 
 NOISE_MULTIPLIER = 4.0

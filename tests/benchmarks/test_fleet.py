@@ -8,12 +8,11 @@ import pytest
 from scipy.stats import ks_2samp
 
 from benchmarks.fleet import Fleet, FleetCourier, fleet_sum, noise_of
-from fedcaptor.client.app import simulated_phone
 from fedcaptor.common.config import load_config
 from fedcaptor.common.errors import ConfigError, PrivacyError
 from fedcaptor.common.messages import SumFields, SumRequest
-from fedcaptor.common.privacy import plausible
 from fedcaptor.common.privacy.noise import discrete_gaussian
+from fedcaptor.server import plausible
 from fedcaptor.server.budget import SumBudget, steps
 from fedcaptor.server.collect import Courier
 from fedcaptor.server.masked import Masking
