@@ -9,22 +9,22 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from benchmarks import (
-    fallback,
-    federation,
-    gradients,
-    lite0,
-    local_privacy,
-    memory,
-    moments,
-    phone,
-    poisoning,
-    preference,
-    private_vs_open,
-    pruning,
-    secure_sum,
-    slicing,
-)
+from benchmarks import lite0
+from benchmarks.command import command
+from benchmarks.fallback import Fallback
+from benchmarks.federation import Federation
+from benchmarks.gradients import Gradients
+from benchmarks.local_privacy import LocalPrivacy
+from benchmarks.memory import Memory
+from benchmarks.moments import MomentsCost
+from benchmarks.phone import Phone
+from benchmarks.poisoning import Poisoning
+from benchmarks.preference import Preference
+from benchmarks.private_vs_open import PrivateVsOpen
+from benchmarks.pruning import Pruning
+from benchmarks.results import write_results
+from benchmarks.secure_sum import SecureSum
+from benchmarks.slicing import Slicing
 from fedcaptor.common.errors import FedcaptorError
 
 app = typer.Typer(
@@ -35,20 +35,20 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.command("fallback")(fallback.command)
-app.command("federation")(federation.command)
-app.command("gradients")(gradients.command)
+app.command("fallback")(command(Fallback))
+app.command("federation")(command(Federation))
+app.command("gradients")(command(Gradients))
 app.command("lite0")(lite0.command)
-app.command("local_privacy")(local_privacy.command)
-app.command("memory")(memory.command)
-app.command("moments")(moments.command)
-app.command("phone")(phone.command)
-app.command("poisoning")(poisoning.command)
-app.command("preference")(preference.command)
-app.command("private_vs_open")(private_vs_open.command)
-app.command("pruning")(pruning.command)
-app.command("secure_sum")(secure_sum.command)
-app.command("slicing")(slicing.command)
+app.command("local_privacy")(command(LocalPrivacy))
+app.command("memory")(command(Memory))
+app.command("moments")(command(MomentsCost))
+app.command("phone")(command(Phone))
+app.command("poisoning")(command(Poisoning))
+app.command("preference")(command(Preference))
+app.command("private_vs_open")(command(PrivateVsOpen))
+app.command("pruning")(command(Pruning))
+app.command("secure_sum")(command(SecureSum))
+app.command("slicing")(command(Slicing))
 
 
 @app.command()
@@ -57,8 +57,6 @@ def results(
     docs: Annotated[Path, typer.Option(help="Folder of results.md and figures/.")] = Path("docs"),
 ) -> None:
     """Write docs/results.md and its figures from the stored rows; nothing is measured."""
-    from benchmarks.results import write_results
-
     print(write_results(rows, docs))
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from benchmarks.tables import Spread
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999", "#8c510a", "#4d9221")
 """Okabe & Ito, told apart by most eyes, and two more."""
@@ -20,6 +23,15 @@ class Line:
     values: tuple[float, ...]
     spread: tuple[float, ...]
     reference: bool = False
+
+    @classmethod
+    def of(
+        cls, label: str, spreads: Sequence[Spread | None], scale: float, digits: int, reference: bool = False
+    ) -> Line:
+        """Draw means and deviations, times `scale` and rounded; a gap where nothing was measured."""
+        known = [spread or Spread(math.nan, math.nan, 0) for spread in spreads]
+        means, deviations = (tuple(round(scale * getattr(s, f), digits) for s in known) for f in ("mean", "deviation"))
+        return cls(label, means, deviations, reference)
 
 
 @dataclass(frozen=True)
@@ -42,7 +54,7 @@ class Chart:
 
     @property
     def digest(self) -> str:
-        """Of all that is drawn; the file carries it, so that a page with an old figure is found out."""
+        """Return a digest of all that is drawn; the file carries it, so that a page with an old figure is found out."""
         return hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()[:16]
 
 
@@ -70,7 +82,7 @@ def draw(chart: Chart, path: Path) -> None:
 
 
 def drawn_digest(path: Path) -> str:
-    """The digest that a drawn file carries, empty without one."""
+    """Return the digest that a drawn file carries, empty without one."""
     _, found, rest = path.read_text().partition("<dc:description>")
     return rest.partition("<")[0] if found else ""
 
@@ -97,7 +109,7 @@ def _panel(axis: object, panel: Panel, colours: Mapping[str, str]) -> None:
 
 
 def colours_of(chart: Chart) -> dict[str, str]:
-    """A colour for each label of any panel, references last."""
+    """Give a colour to each label of any panel, references last."""
     lines = {line.label: line for panel in chart.panels for line in panel.lines}
     bright, grey = iter(COLOURS), iter(("#444444", "#999999"))
     ordered = sorted(lines.values(), key=lambda line: line.reference)

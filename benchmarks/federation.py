@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
-import typer
+from typer import Option
 
-from benchmarks.options import File, Fresh
-from benchmarks.progress import bars
-from benchmarks.record import command_line, numbers, open_record, sweep
+from benchmarks.command import SHARED, Benchmark
+from benchmarks.options import MinCohort
+from benchmarks.progress import OnPhase
+from benchmarks.record import Row, numbers, settings_of
+from benchmarks.stopwatch import Stopwatch
 from fedcaptor.common.config import Config, load_config
+from fedcaptor.simulations.local_grid import VirtualClock
+from fedcaptor.simulations.runner import World, local_grid, remove_run, serve, simulate, weights_of
 
 NO_SCORES = ("scores.enabled=false", "visualise.enabled=false")
 NO_CLUSTERS = ("clusters.k=1", "usage.prior=0", "delivery.plans=false")
@@ -33,16 +39,26 @@ ARMS: dict[str, tuple[str, ...]] = {
 CHECK_SHARE, FEWEST_CHECKS = 2 / 3, 8
 
 
-@dataclass(frozen=True)
-class Fleet:
-    """What all rows have in common."""
+@dataclass(frozen=True, kw_only=True)
+class Federation(Benchmark):
+    """What federation brings over a phone alone, and over one submodel for all.
 
-    phones: int
-    min_cohort: int
-    epsilon: float
+    Arms, each with one part more: alone (own images only), + the server's reference images, + private usage clusters,
+    + private filter scores; and one submodel of all classes for everybody. A row takes one or two minutes with
+    100 phones. Ctrl-C stops it, the same command goes on.
+
+    Example: python -m benchmarks federation --seeds 0..2 --images 100,30,12 --json benchmarks/results/federation.json
+    """
+
+    seeds: Annotated[str, Option(help="Seeds: 0..2 or 0,5,7. Phones, images and noise follow from them.")] = "0"
+    images: Annotated[str, Option(help="Images a phone learns its owner from, one or more numbers.")] = "100"
+    phones: Annotated[int, Option(min=20, help="Simulated phones."), SHARED] = 100
+    min_cohort: MinCohort = 20
+    epsilon: Annotated[float, Option(help="privacy.epsilon of each run."), SHARED] = 8.0
+    keep: Annotated[Path | None, Option(help="Keep each run's folder in this one.")] = None
 
     def config(self, arm: str, images: int, seed: int) -> Config:
-        """One run: `images` a phone to learn from, check images in proportion."""
+        """Return the configuration of one run: `images` a phone to learn from, check images in proportion."""
         return load_config(
             None,
             [
@@ -56,45 +72,45 @@ class Fleet:
             ],
         )
 
-    def settings(self) -> dict[str, Any]:
-        """For the record: the digest stands for every other key."""
+    def shared(self) -> dict[str, Any]:
         config = self.config("scores", 60, 0)
-        return {
-            "phones": self.phones,
-            "min_cohort": self.min_cohort,
-            "epsilon": self.epsilon,
-            "delta": config.privacy.delta,
-            "model": config.model.name,
-            "data": config.data.source,
-            "macs": config.planner.macs,
-            "ladder": list(config.personal.ladder),
-            "configuration": config.digest[:16],
+        return {**super().shared(), **settings_of(config), "ladder": list(config.personal.ladder)}
+
+    def options(self) -> dict[str, Any]:
+        return {**super().options(), "keep": None}
+
+    def row_keys(self) -> list[Row]:
+        rows = product(numbers(self.seeds), numbers(self.images), ARMS)
+        return [{"arm": arm, "images": images, "seed": seed} for seed, images, arm in rows]
+
+    def measure(self, key: Mapping[str, Any], on_phase: OnPhase) -> dict[str, Any]:
+        """Simulate once; return the figures of its row."""
+        config, watch = self.config(key["arm"], key["images"], key["seed"]), Stopwatch()
+
+        def engine(world: World) -> Any:
+            clock = VirtualClock()
+            return serve(world, local_grid(world, clock, watch.around), on_phase, clock)
+
+        with self._folder(key) as directory:
+            summary = simulate(config, directory, on_phase, engine)
+            phones = json.loads((directory / "details.json").read_text())["phones"]
+        seconds = {
+            "personal_seconds": watch.each("query.deliver", self.phones),
+            "sums_seconds": watch.each("query.masked", self.phones),
         }
+        figures = _of_phones if config.personal.enabled else _of_the_shared_model
+        return figures(summary, phones, weights_of(config).stat().st_size) | _reference_lines(summary) | seconds
 
-
-def measure(
-    fleet: Fleet, key: Mapping[str, Any], directory: Path, on_phase: Callable[[str, int, int], None]
-) -> dict[str, Any]:
-    """One simulation in `directory`; figures of its row."""
-    from benchmarks.stopwatch import Stopwatch
-    from fedcaptor.simulations.local_grid import VirtualClock
-    from fedcaptor.simulations.runner import World, local_grid, serve, simulate, weights_of
-
-    config, watch = fleet.config(key["arm"], key["images"], key["seed"]), Stopwatch()
-
-    def engine(world: World) -> Any:
-        clock = VirtualClock()
-        return serve(world, local_grid(world, clock, watch.around), on_phase, clock)
-
-    summary = simulate(config, directory, on_phase, engine)
-    phones = json.loads((directory / "details.json").read_text())["phones"]
-    seconds = {
-        "personal_seconds": watch.each("query.deliver", fleet.phones),
-        "sums_seconds": watch.each("query.masked", fleet.phones),
-    }
-    shared = not config.personal.enabled
-    figures = _of_the_shared_model if shared else _of_phones
-    return figures(summary, phones, weights_of(config).stat().st_size) | _reference_lines(summary) | seconds
+    @contextmanager
+    def _folder(self, key: Mapping[str, Any]) -> Iterator[Path]:
+        """Give a folder that goes away with its row, or a new one under `keep`: half a run has no timing."""
+        if self.keep is None:
+            with TemporaryDirectory(prefix="benchmark-") as folder:
+                yield Path(folder)
+        else:
+            kept = self.keep / "-".join(str(value) for value in key.values())
+            remove_run(kept)
+            yield kept
 
 
 def _reference_lines(summary: Mapping[str, Any]) -> dict[str, Any]:
@@ -110,7 +126,7 @@ def _reference_lines(summary: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _of_phones(summary: Mapping[str, Any], phones: Mapping[str, Any], weights_bytes: int) -> dict[str, Any]:
-    """What each phone ended with; `kept_full`: share of phones that found no submodel good enough."""
+    """Return what each phone ended with; `kept_full`: share of phones that found no submodel good enough."""
     return {
         "accuracy": summary["accuracy"]["personalised"]["mean"],
         "accuracy_p5": summary["accuracy"]["personalised"]["p5"],
@@ -122,7 +138,7 @@ def _of_phones(summary: Mapping[str, Any], phones: Mapping[str, Any], weights_by
 
 
 def _of_the_shared_model(summary: Mapping[str, Any], phones: Mapping[str, Any], weights_bytes: int) -> dict[str, Any]:
-    """The one submodel of all classes, as it left the server; it is downloaded whole and nothing falls back."""
+    """Return figures of the one submodel of all classes, which is downloaded whole; nothing falls back."""
     shared = summary["cluster_only"]
     return {
         "accuracy": shared["accuracy_limited"]["mean"],
@@ -134,49 +150,3 @@ def _of_the_shared_model(summary: Mapping[str, Any], phones: Mapping[str, Any], 
         "kept_full": 0.0,
         "download_bytes": round(shared["parameters_ratio"] * weights_bytes),
     }
-
-
-def command(
-    file: File,
-    seeds: Annotated[str, typer.Option(help="Seeds: 0..2 or 0,5,7. Phones, images and noise follow from them.")] = "0",
-    images: Annotated[str, typer.Option(help="Images a phone learns its owner from, one or more numbers.")] = "100",
-    phones: Annotated[int, typer.Option(min=20, help="Simulated phones.")] = 100,
-    min_cohort: Annotated[int, typer.Option(min=20, help="privacy.min_cohort.")] = 20,
-    epsilon: Annotated[float, typer.Option(help="privacy.epsilon of each run.")] = 8.0,
-    fresh: Fresh = False,
-    keep: Annotated[Path | None, typer.Option(help="Keep each run's folder in this one.")] = None,
-) -> None:
-    """What federation brings over a phone alone, and over one submodel for all.
-
-    Arms, each with one part more: alone (own images only), + the server's reference images, + private usage clusters,
-    + private filter scores; and one submodel of all classes for everybody. A row takes one or two minutes with
-    100 phones. Ctrl-C stops it, the same command goes on.
-
-    Example: python -m benchmarks federation --seeds 0..2 --images 100,30,12 --json benchmarks/results/federation.json
-    """
-    fleet = Fleet(phones, min_cohort, epsilon)
-    options: dict[str, str | int | float | None] = {
-        "seeds": seeds,
-        "images": images,
-        "phones": phones,
-        "min_cohort": min_cohort,
-        "epsilon": epsilon,
-    }
-    record = open_record(file, "federation", fleet.settings(), command_line("federation", file, **options), fresh)
-    keys = [{"arm": a, "images": n, "seed": s} for s in numbers(seeds) for n in numbers(images) for a in ARMS]
-    with bars("federation") as (on_row, on_phase):
-        sweep(record, file, keys, lambda key: _in_a_folder(fleet, key, keep, on_phase), on_row)
-
-
-def _in_a_folder(
-    fleet: Fleet, key: Mapping[str, Any], keep: Path | None, on_phase: Callable[[str, int, int], None]
-) -> dict[str, Any]:
-    """Measure in a folder that goes away with its row, or in a new one under `keep`: half a run has no timing."""
-    if keep is None:
-        with TemporaryDirectory(prefix="benchmark-") as folder:
-            return measure(fleet, key, Path(folder), on_phase)
-    from fedcaptor.simulations.runner import remove_run
-
-    kept = keep / "-".join(str(value) for value in key.values())
-    remove_run(kept)
-    return measure(fleet, key, kept, on_phase)

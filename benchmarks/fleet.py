@@ -21,7 +21,8 @@ import numpy.typing as npt
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.trial import Latest
+from benchmarks.last_call import remembers_last_call
+from benchmarks.progress import OnPhase
 from fedcaptor.client.usage import remembered
 from fedcaptor.common.arrays import Floats, Images, Indices, Tensors
 from fedcaptor.common.config import Config
@@ -43,13 +44,12 @@ from fedcaptor.server import plausible
 from fedcaptor.server.collect import Courier, Tally
 from fedcaptor.simulations.local_grid import FIRST_NODE
 
-OnPhase = Callable[[str, int, int], None]
 BATCH = 32
 CHUNK = 256  # phones whose vectors and noise are at hand at a time
 
 
 @dataclass(frozen=True, eq=False)
-class Gallery:
+class ImageOutputs:
     """What the full model makes of each distinct image: logits [U, C], and its channels' scores for the class that it
     sees, float32 [U, F].
     """
@@ -58,8 +58,8 @@ class Gallery:
     scores: npt.NDArray[np.float32]
 
     @classmethod
-    def of(cls, base: BaseModel, images: Images, on_phase: OnPhase = lambda name, done, total: None) -> Gallery:
-        """One forward and one backward pass an image."""
+    def of(cls, base: BaseModel, images: Images, on_phase: OnPhase = lambda name, done, total: None) -> ImageOutputs:
+        """Take one forward and one backward pass an image."""
         logits, scores = [], []
         for start in range(0, len(images), BATCH):
             part = images[start : start + BATCH]
@@ -74,47 +74,47 @@ class Gallery:
 @dataclass(eq=False)
 class Fleet:
     """`counts` [N, C]: each phone's log of what it met. `usage` [N, C]: its distribution. `scored` [N, images]: the
-    gallery's that it scores its filters with.
+    images that it scores its filters with.
     """
 
     groups: ChannelGroups
-    gallery: Gallery
+    outputs: ImageOutputs
     counts: Floats
     scored: Indices
     usage: Floats = field(init=False)
 
     def __post_init__(self) -> None:
         self.usage = np.stack([to_shares(counts, 0.0) for counts in self.counts])
-        self._scores = Latest(self._score)
 
     @classmethod
     def of(
         cls, directory: Path, config: Config, base: BaseModel, on_phase: OnPhase = lambda name, done, total: None
     ) -> Fleet:
-        """All phones of a population in its first round. Raises ConfigError for what would have to be run."""
+        """Take all phones of a population in its first round. Raises ConfigError for what would have to be run."""
         if config.usage.corrections or config.population.law in ("owners", "partitioner"):
             raise ConfigError("usage.corrections must be 0 and population.law one of habits, zipf, dirichlet: a fleet")
         visible = directory / "population"
         use = np.load(visible / "use.npy", mmap_mode="r")[0]
         distinct, place = np.unique(use, return_inverse=True)
         place = place.reshape(use.shape)
-        gallery = Gallery.of(base, np.load(visible / "images.npy", mmap_mode="r")[distinct], on_phase)
+        outputs = ImageOutputs.of(base, np.load(visible / "images.npy", mmap_mode="r")[distinct], on_phase)
         counts, before = np.empty((len(use), base.groups.classes)), np.zeros(base.groups.classes)
         for number, seen in enumerate(place):
-            shares = class_shares(softmax(gallery.logits[seen]), before)
+            shares = class_shares(softmax(outputs.logits[seen]), before)
             counts[number] = remembered(before, shares, config.usage.half_life)
             on_phase("phones' usage", number + 1, len(use))
-        return cls(base.groups, gallery, counts, place[:, : config.scores.images])
+        return cls(base.groups, outputs, counts, place[:, : config.scores.images])
 
     def vectors(self, kind: str, numbers: Sequence[int] | Indices, tensors: Tensors) -> Floats:
-        """What these phones add to a sum [n, length] before they clip."""
+        """Return what these phones add to a sum [n, length] before they clip."""
         if kind == SCORES.kind:  # for all at once, since every attack asks for them again
             return self._scores(tensors["pool"].tobytes())[numbers]
         statistic = asked(kind, tensors)
         return np.stack([statistic.vector(FleetPhone(self, int(number)), tensors) for number in numbers])
 
-    def _score(self, raw: bytes) -> Floats:
-        """Filter scores of all phones, pooled by the assignment in `raw`."""
+    @remembers_last_call
+    def _scores(self, raw: bytes) -> Floats:
+        """Return filter scores of all phones, pooled by the assignment in `raw`."""
         tensors = {"pool": np.frombuffer(raw, np.int32)}
         return np.stack([SCORES.vector(FleetPhone(self, number), tensors) for number in range(len(self.scored))])
 
@@ -134,10 +134,10 @@ class FleetPhone:
         return np.asarray(self.fleet.usage[self.number])
 
     def filter_scores(self) -> FilterScores:
-        gallery, images = self.fleet.gallery, self.fleet.scored[self.number]
-        seen = gallery.logits[images].argmax(1)
+        outputs, images = self.fleet.outputs, self.fleet.scored[self.number]
+        seen = outputs.logits[images].argmax(1)
         of_class = (np.arange(self.groups.classes)[:, None] == seen).astype(np.float64)
-        totals = (of_class @ gallery.scores[images]).T.astype(np.float32)
+        totals = (of_class @ outputs.scores[images]).T.astype(np.float32)
         return FilterScores(normalise([totals[rows] for rows in layer_slices(self.groups)]), of_class.any(1))
 
     def outcome(self) -> None:
@@ -148,7 +148,7 @@ class FleetPhone:
 
 
 Alter = Callable[[str, Indices, NDArray[Any]], NDArray[Any]]
-"""Of (kind of sum, phones' numbers [n], what they are about to do with [n, length]): what they do it with instead."""
+"""Takes (kind of sum, phones' numbers [n], what they are about to send [n, length]); gives what they send instead."""
 
 
 def unaltered(kind: str, numbers: Indices, vectors: NDArray[Any]) -> NDArray[Any]:
@@ -167,7 +167,11 @@ def fleet_sum(
     after_clip: Alter = unaltered,
     on_phone: Callable[[int], None] = lambda number: None,
 ) -> NDArray[Any]:
-    """The decoded sum of these phones' vectors with the noise of each: what masked ones come to."""
+    """Return the decoded sum of these phones' vectors with the noise of each: what masked ones come to.
+
+    `before_clip` alters vectors in the units of `clip`; `after_clip` the quanta int64 [n, length] of phones that do not
+    clip, before their noise.
+    """
     total = np.zeros(spec.length, np.int64)
     for part in _chunks(numbers):
         vectors = before_clip(kind, part, fleet.vectors(kind, part, tensors))
@@ -181,46 +185,35 @@ def fleet_sum(
 class FleetCourier(Courier):
     """Answers the server from a fleet; the phones asked are the nodes' numbers on a local grid.
 
-    `seed`: of rounding and noise, each sum with a stream of its own. `before_clip` alters vectors in the units of
-    `clip`; `after_clip` the quanta int64 [n, length] of phones that do not clip, before their noise. `deliveries`: what
-    was offered to the phones.
+    `seed`: of rounding and noise, each sum with a stream of its own. `deliveries`: what was offered to the phones.
     """
 
     fleet: Fleet
     seed: tuple[int, ...]
-    before_clip: Alter = unaltered
-    after_clip: Alter = unaltered
     deliveries: list[tuple[DeliverRequest, Tensors]] = field(default_factory=list)
 
     def sum(
         self, round: int, kind: Any, spec: SumSpec, tensors: Tensors, nodes: Iterable[int]
     ) -> tuple[NDArray[Any], Tally]:
-        """As the grid's phones would answer it. Raises PrivacyError for a sum that honest ones cannot have made."""
+        """Answer as the grid's phones would. Raises PrivacyError for a sum that honest ones cannot have made."""
         numbers = np.fromiter(nodes, np.int64) - FIRST_NODE
+        count = len(numbers)
         rng = stream_of_digest(self.seed, spec.digest, 15)
         decoded = fleet_sum(
-            self.fleet,
-            kind,
-            spec,
-            tensors,
-            numbers,
-            rng,
-            self.before_clip,
-            self.after_clip,
-            lambda number: self.on_reply(number + 1, len(numbers)),
+            self.fleet, kind, spec, tensors, numbers, rng, on_phone=lambda number: self.on_reply(number + 1, count)
         )
-        plausible.check(decoded, spec, len(numbers))
-        return decoded, Tally(asked=len(numbers), replies=len(numbers))
+        plausible.check(decoded, spec, count)
+        return decoded, Tally(asked=count, replies=count)
 
     def deliver(self, request: DeliverRequest, tensors: Tensors, nodes: Iterable[int]) -> tuple[dict[int, int], Tally]:
-        """Kept, and nobody personalises."""
+        """Keep the delivery; nobody personalises."""
         self.deliveries.append((request, tensors))
         count = len(list(nodes))
         return {}, Tally(asked=count, replies=count)
 
 
 def noise_of(phones: int, spec: SumSpec, rng: np.random.Generator) -> NDArray[np.int64]:
-    """The sum of so many phones' shares of the noise [length], each drawn as a phone draws it."""
+    """Return the sum of so many phones' shares of the noise [length], each drawn as a phone draws it."""
     return np.asarray(discrete_gaussian(spec.share_variance, (phones, spec.length), rng).sum(0))
 
 

@@ -1,231 +1,102 @@
-"""The server's own flow over a fleet of phones, and what the delivered submodels are worth to some of them."""
+"""The server's own flow over a fleet of phones."""
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 from flwr.app import Context, Message
 
-from benchmarks.fleet import Alter, Fleet, FleetCourier, OnPhase, unaltered
-from benchmarks.trial import in_batches
-from fedcaptor.client.owner import Owner
-from fedcaptor.common.arrays import Tensors
-from fedcaptor.common.config import Config
-from fedcaptor.common.distances import js_divergence
+from benchmarks.fleet import FleetCourier
+from benchmarks.progress import OnPhase
+from fedcaptor.common.arrays import Array, Floats, Tensors
 from fedcaptor.common.errors import StateError
 from fedcaptor.common.messages import DeliverRequest
-from fedcaptor.common.statistics import nearest as nearest_to
 from fedcaptor.common.torch_engine.base import Submodel
-from fedcaptor.server.journal import Result
-from fedcaptor.server.planning import cluster_classes
+from fedcaptor.server import phases
+from fedcaptor.server.catalogue import Catalogue
+from fedcaptor.server.flow import Flow, Phases
 from fedcaptor.server.record import RoundRecord
 from fedcaptor.server.start import open_run, run_digest
 from fedcaptor.simulations.local_grid import LocalGrid
-from fedcaptor.simulations.oracle import Oracle
-from fedcaptor.simulations.phones import simulated_phone
-from fedcaptor.simulations.runner import World, build_world
+from fedcaptor.simulations.runner import World
 
-VISUALISE = (1, "visualise")  # the journal's name of the phase that no private sum enters
+Profiles = list[Array]
+"""Class profiles of filters from pictures [F, classes], once a server has made them: servers of one seed share them."""
 
 
 @dataclass(frozen=True, eq=False)
 class Served:
-    """What a server ended with. `models`: each cluster's submodel. `delivery`: what phones were offered. `pictures`:
-    of filters, for the next server of the same seed. `epsilon`: spent by a phone; None without noise.
+    """What a server ended with. `models`: each cluster's submodel. `deliveries`: what phones were offered. `epsilon`:
+    spent by a phone; None without noise.
     """
 
-    published: RoundRecord
+    round: RoundRecord
     models: list[Submodel]
-    delivery: tuple[DeliverRequest, Tensors]
-    pictures: Result | None
+    deliveries: Sequence[tuple[DeliverRequest, Tensors]]
     epsilon: float | None
 
 
-def jury_of(config: Config, folder: Path, judged: int, on_phase: OnPhase) -> Jury:
-    """The population of `config`'s seed in a folder of its own, all its phones as a fleet, the first `judged` of them
-    judged.
-    """
-    on_phase("population", 0, 1)
-    world = build_world(config, folder / str(config.run.seed))
-    return Jury(world, Fleet.of(world.directory, config, world.base, on_phase), judged)
-
-
-class Offer(Protocol):
-    """What a jury judges; a `Served`, or less than it."""
-
-    @property
-    def published(self) -> RoundRecord | None: ...
-
-    @property
-    def models(self) -> Sequence[Submodel]: ...
+def courier_args(world: World, phones: int) -> dict[str, Any]:
+    """Return how a fleet's courier is made for the first `phones` of a population."""
+    config = world.config
+    run, grid = run_digest(config, world.base, phones), LocalGrid(not_run, phones)
+    return {"grid": grid, "run": run, "rounds": config.rounds, "masking": None, "seed": (config.run.seed, phones)}
 
 
 def serve_fleet(
     world: World,
-    fleet: Fleet,
-    phones: int,
-    pictures: Result | None = None,
-    before_clip: Alter = unaltered,
-    after_clip: Alter = unaltered,
+    courier: FleetCourier,
+    profiles: Profiles,
+    *,
+    planned: bool = True,
+    delivered: bool = True,
+    budget: Any = None,
     on_phase: OnPhase = lambda name, done, total: None,
 ) -> Served:
-    """One round under `world.config` with the first `phones` of the fleet. Raises PrivacyError as the server does."""
-    config, base = world.config, world.base
-    digest = run_digest(config, base, phones)
-    grid = LocalGrid(not_run, phones)
-    courier = FleetCourier(
-        grid,
-        digest,
-        config.rounds,
-        masking=None,
-        fleet=fleet,
-        seed=(config.run.seed, phones),
-        before_clip=before_clip,
-        after_clip=after_clip,
-    )
+    """Serve one round under `world.config` to the courier's phones; not `planned`, it ends with centroids, not
+    `delivered`, with plans. Raises PrivacyError as the server does.
+    """
     with (
         tempfile.TemporaryDirectory(prefix="pictures-") as folder,
         open_run(
-            config,
-            base,
+            world.config,
+            world.base,
             world.reference,
-            grid,
-            digest=digest,
+            courier.grid,
+            digest=courier.run,
             state="sqlite://",
             pictures=Path(folder),
             courier=courier,
+            budget=budget,
+            phases=_phases(phases.phases_of(world.config), profiles, planned, delivered),
             on_progress=on_phase,
         ) as flow,
     ):
-        if pictures is not None:
-            flow.journal.phase(*VISUALISE, lambda: pictures)
         record = flow.run()
-        found = flow.journal.stored(*VISUALISE)
-    last = record.last
-    return Served(last, last.catalogue.submodels(base), courier.deliveries[-1], found, record.epsilon)
+    return Served(record.last, record.last.catalogue.submodels(world.base), courier.deliveries, record.epsilon)
+
+
+def _phases(whole: Phases, profiles: Profiles, planned: bool, delivered: bool) -> Phases:
+    """Exchange the phases that know filters' profiles already, and those that are left out."""
+
+    def prefer(flow: Flow) -> Array | None:
+        if not profiles:
+            profiles.append(phases.visual_profiles(flow))
+        return phases.prefer_by(flow, profiles[0])
+
+    def no_plan(flow: Flow, round: int, centroids: Floats, preference: Array | None) -> Catalogue:
+        return Catalogue((), (), (), ())
+
+    found = replace(whole, prefer=prefer)
+    if not delivered:
+        found = replace(found, deliver=lambda *_: 0.0, evaluate=lambda *_: None, collect=lambda *_: {})
+    return found if planned else replace(found, plan=no_plan)
 
 
 def not_run(message: Message, context: Context) -> Message:
-    """In the place of a phone."""
+    """Stand in the place of a phone."""
     raise StateError("a fleet's phones are not run: its courier answers for them")
-
-
-@dataclass(eq=False)
-class Jury:
-    """Judges what the first `phones` of the population get, on test images that the simulator alone reads: the same
-    phones and images whatever the server did. Accuracies are on images of the owner's true classes, the mean over
-    phones that have some.
-    """
-
-    world: World
-    fleet: Fleet
-    phones: int
-
-    def __post_init__(self) -> None:
-        oracle = self.world.directory / "oracle"
-        test = np.load(oracle / "test.npy", mmap_mode="r")[0, : self.phones]
-        needed = np.unique(test[test >= 0])
-        self._images: npt.NDArray[np.uint8] = np.load(oracle / "images.npy", mmap_mode="r")[needed]
-        self._labels: npt.NDArray[Any] = np.load(oracle / "labels.npy")[needed]
-        self._own = np.load(oracle / "shares.npy", mmap_mode="r")[0, : self.phones] > 0
-        self._test = np.where(test >= 0, np.searchsorted(needed, test), -1)
-
-    @cached_property
-    def of_full(self) -> dict[str, float]:
-        """The full model as it is, and limited to the owner's true classes."""
-        logits = in_batches(self.world.base, self._images)
-        limited = [np.where(own, logits[self._inside(phone)], -np.inf) for phone, own in enumerate(self._own)]
-        return {
-            "accuracy_full": self._accuracy([logits[self._inside(p)].argmax(1) for p in range(self.phones)]),
-            "accuracy_full_limited": self._accuracy([scores.argmax(1) for scores in limited]),
-        }
-
-    def of_clusters(self, served: Offer) -> dict[str, float]:
-        """The submodel of the cluster that each phone chooses: by itself, and limited to what the phone takes for its
-        own classes; `served` is the share of the owner's images whose class it can name at all.
-        """
-        assert served.published is not None
-        centroids, settings = served.published.centroids, self.world.config.usage
-        owners = [Owner.of(counts, centroids, settings) for counts in self.fleet.counts[: self.phones]]
-        logits = [self._all_classes(model) for model in served.models]
-        seen = [logits[owner.cluster][self._inside(phone)] for phone, owner in enumerate(owners)]
-        named = [np.isin(self._truth(p), served.models[o.cluster].classes) for p, o in enumerate(owners)]
-        limited = [_limited(scores, owner.classes) for scores, owner in zip(seen, owners, strict=True)]
-        return {
-            "accuracy": self._accuracy([scores.argmax(1) for scores in seen]),
-            "accuracy_limited": self._accuracy([scores.argmax(1) for scores in limited]),
-            "macs_ratio": float(np.mean([served.models[owner.cluster].macs_ratio() for owner in owners])),
-            "served": float(np.mean([part.mean() for part in named if len(part)])),
-        }
-
-    def covered(self, centroids: npt.NDArray[Any]) -> float:
-        """`served` of `of_clusters`, from centroids alone."""
-        settings = self.world.config
-        classes = [cluster_classes(centroid, settings.planner.coverage) for centroid in centroids]
-        owners = [Owner.of(counts, centroids, settings.usage) for counts in self.fleet.counts[: self.phones]]
-        named = [np.isin(self._truth(p), classes[owner.cluster]) for p, owner in enumerate(owners)]
-        return float(np.mean([part.mean() for part in named if len(part)]))
-
-    def of_phones(self, served: Served, numbers: Sequence[int], on_phase: OnPhase) -> dict[str, float]:
-        """What these phones end with when they personalise by themselves; images that they are unsure of go to the
-        full model, for which `macs_effective` accounts.
-        """
-        world = self.world
-        shutil.rmtree(world.directory / "phones", ignore_errors=True)
-        oracle, figures = Oracle(world.directory, world.config, world.base, served.models), []
-        for done, number in enumerate(numbers):
-            on_phase("personal step", done, len(numbers))
-            simulated_phone(world.directory, world.config, world.base, number).deliver(*served.delivery)
-            figures.append(oracle.phone(number, 1))
-        return {
-            "accuracy_personal": float(np.nanmean([f.accuracy for f in figures])),
-            "macs_personal": float(np.mean([f.macs_ratio for f in figures])),
-            "macs_effective": float(np.mean([f.effective_macs_ratio for f in figures])),
-        }
-
-    def _inside(self, phone: int) -> npt.NDArray[Any]:
-        """Numbers of the phone's test images that are of its owner's true classes."""
-        row = self._test[phone]
-        row = row[row >= 0]
-        return np.asarray(row[self._own[phone][self._labels[row]]])
-
-    def _truth(self, phone: int) -> npt.NDArray[Any]:
-        return np.asarray(self._labels[self._inside(phone)])
-
-    def _accuracy(self, answers: Sequence[npt.NDArray[Any]]) -> float:
-        right = [(given == self._truth(phone)).mean() for phone, given in enumerate(answers) if len(given)]
-        return float(np.mean(right))
-
-    def _all_classes(self, model: Submodel) -> npt.NDArray[Any]:
-        """Logits [images, C] of a submodel, -inf for the classes that it does not serve."""
-        logits = np.full((len(self._images), self.world.base.groups.classes), -np.inf)
-        logits[:, model.classes] = in_batches(model, self._images)
-        return logits
-
-
-def _limited(scores: npt.NDArray[Any], own: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Logits of own classes alone, of all where none of these has one."""
-    mask = np.isin(np.arange(scores.shape[1]), own)
-    known = mask & np.isfinite(scores).all(0)
-    return np.where(known | ~known.any(), scores, -np.inf)
-
-
-def centroid_error(fleet: Fleet, phones: int, centroids: npt.NDArray[Any], exact: npt.NDArray[Any]) -> float:
-    """Jensen-Shannon divergence (bits) between the centroid that a phone finds nearest and the one that it would have
-    found among `exact` ones, mean over the first `phones`.
-    """
-    apart = np.array([[js_divergence(a, b) for b in _sum_to_one(exact)] for a in _sum_to_one(centroids)])
-    nearest = [(nearest_to(u, centroids), nearest_to(u, exact)) for u in fleet.usage[:phones]]
-    return float(np.mean([apart[pair] for pair in nearest]))
-
-
-def _sum_to_one(centroids: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    return np.asarray(centroids / centroids.sum(1, keepdims=True))

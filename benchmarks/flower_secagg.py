@@ -37,7 +37,7 @@ Arrays = list[NDArray[Any]]
 
 
 @dataclass(frozen=True)
-class Setting:
+class Parameters:
     """`neighbours` holders and masks of a phone; `threshold` of the shares open a secret."""
 
     length: int
@@ -54,14 +54,14 @@ def _keys() -> tuple[bytes, bytes]:
     return private_key_to_bytes(private), public_key_to_bytes(public)
 
 
-def phone_seconds(setting: Setting, clock: Callable[[], float] = time.process_time) -> float:
+def phone_seconds(parameters: Parameters, clock: Callable[[], float] = time.process_time) -> float:
     """Processor seconds of one phone in all stages; its neighbours' keys are made before the clock starts."""
-    others = [_keys()[1] for _ in range(setting.neighbours)]
-    vector: Arrays = [np.zeros(setting.length, np.int64)]
+    others = [_keys()[1] for _ in range(parameters.neighbours)]
+    vector: Arrays = [np.zeros(parameters.length, np.int64)]
     start = clock()
     (sk1, _), (sk2, _), seed = _keys(), _keys(), os.urandom(32)
-    seed_shares = create_shares(seed, setting.threshold, setting.neighbours)
-    key_shares = create_shares(sk1, setting.threshold, setting.neighbours)
+    seed_shares = create_shares(seed, parameters.threshold, parameters.neighbours)
+    key_shares = create_shares(sk1, parameters.threshold, parameters.neighbours)
     sent = []
     for number, other in enumerate(others):
         shared = generate_shared_key(bytes_to_private_key(sk2), bytes_to_public_key(other))
@@ -69,27 +69,27 @@ def phone_seconds(setting: Setting, clock: Callable[[], float] = time.process_ti
         sent.append((shared, encrypt(shared, text)))
     for shared, text in sent:  # as many of the same size come from the neighbours
         share_keys_plaintext_separate(decrypt(shared, text))
-    vector = parameters_addition(vector, setting.mask(seed))
+    vector = parameters_addition(vector, parameters.mask(seed))
     for other in others:
         shared = generate_shared_key(bytes_to_private_key(sk1), bytes_to_public_key(other))
-        vector = parameters_addition(vector, setting.mask(shared))
-    parameters_mod(vector, 1 << setting.bits)
+        vector = parameters_addition(vector, parameters.mask(shared))
+    parameters_mod(vector, 1 << parameters.bits)
     return clock() - start
 
 
 def server_seconds(
-    setting: Setting, survivors: int, dropped: int, clock: Callable[[], float] = time.process_time
+    parameters: Parameters, survivors: int, dropped: int, clock: Callable[[], float] = time.process_time
 ) -> float:
     """Processor seconds of adding up and unmasking, scaled from one survivor and one dropped phone."""
-    other, total = _keys()[1], [np.zeros(setting.length, np.int64)]
+    other, total = _keys()[1], [np.zeros(parameters.length, np.int64)]
     private, seed = _keys()[0], os.urandom(32)
-    shares = {secret: create_shares(secret, setting.threshold, setting.neighbours) for secret in (private, seed)}
+    shares = {secret: create_shares(secret, parameters.threshold, parameters.neighbours) for secret in (private, seed)}
     start = clock()
     total = parameters_addition(total, total)
-    total = parameters_subtraction(total, setting.mask(combine_shares(shares[seed][: setting.threshold])))
+    total = parameters_subtraction(total, parameters.mask(combine_shares(shares[seed][: parameters.threshold])))
     survived = clock()
-    secret = combine_shares(shares[private][: setting.threshold])
-    for _ in range(setting.neighbours):  # Flower takes off the masks with dropped neighbours too
+    secret = combine_shares(shares[private][: parameters.threshold])
+    for _ in range(parameters.neighbours):  # Flower takes off the masks with dropped neighbours too
         shared = generate_shared_key(bytes_to_private_key(secret), bytes_to_public_key(other))
-        total = parameters_subtraction(total, setting.mask(shared))
+        total = parameters_subtraction(total, parameters.mask(shared))
     return survivors * (survived - start) + dropped * (clock() - survived)

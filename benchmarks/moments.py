@@ -3,33 +3,30 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import numpy as np
-import typer
+from typer import Option
 
-from benchmarks.options import File, Fresh
-from benchmarks.progress import bars
-from benchmarks.record import command_line, numbers, open_record, sweep
+from benchmarks.command import SHARED, Benchmark
+from benchmarks.progress import OnPhase
+from benchmarks.record import Row, numbers
+from benchmarks.submodels import random_base
 from fedcaptor.common.moments import SHARE, ClassMoments, Moments, Scatter
+from fedcaptor.common.torch_engine.class_moments import curves_for
+from fedcaptor.common.torch_engine.evidence import consumers
+from fedcaptor.common.torch_engine.latency import one_thread
 
 Clock = Callable[[], float]
 
 OBSERVATIONS = 4096
-"""Of a synthetic class at each place, as some hundred images give."""
+"""A synthetic class has so many at each place, as some hundred images give."""
 
 
-def command(
-    file: File,
-    classes: Annotated[str, typer.Option(help="Numbers of classes.")] = "10,100,1000",
-    model: Annotated[str, typer.Option(help="Registered name; its weights are random.")] = "vgg16",
-    needed: Annotated[int, typer.Option(min=1, help="Classes of the usage whose curves are timed.")] = 5,
-    share: Annotated[float, typer.Option(min=0.5, max=1.0, help="Of each trace that is kept.")] = SHARE,
-    steepness: Annotated[float, typer.Option(min=0.0, help="The i-th variance of a layer falls as i^-this.")] = 1.5,
-    seed: Annotated[int, typer.Option(help="Weights and moments follow from it.")] = 0,
-    fresh: Fresh = False,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class MomentsCost(Benchmark):
     """Bytes and seconds of class moments for 10, 100 and 1,000 classes, without looking at images.
 
     Moments are synthetic and of the network's widths. As many classes as a usage needs are made and timed; bytes and
@@ -37,55 +34,40 @@ def command(
 
     Example: python -m benchmarks moments --json benchmarks/results/moments.json
     """
-    settings: dict[str, str | int | float] = {
-        "model": model,
-        "needed": needed,
-        "share": share,
-        "steepness": steepness,
-        "seed": seed,
-    }
-    record = open_record(file, "moments", settings, command_line("moments", file, classes=classes, **settings), fresh)
-    keys = [{"classes": count} for count in numbers(classes)]
-    with bars("moments") as (on_row, _):
-        sweep(
-            record,
-            file,
-            keys,
-            lambda key: measure(model, key["classes"], min(needed, key["classes"]), share, steepness, seed),
-            on_row,
-        )
 
+    classes: Annotated[str, Option(help="Numbers of classes.")] = "10,100,1000"
+    model: Annotated[str, Option(help="Registered name; its weights are random."), SHARED] = "vgg16"
+    needed: Annotated[int, Option(min=1, help="Classes of the usage whose curves are timed."), SHARED] = 5
+    share: Annotated[float, Option(min=0.5, max=1.0, help="Of each trace that is kept."), SHARED] = SHARE
+    steepness: Annotated[float, Option(min=0.0, help="The i-th variance of a layer falls as i^-this."), SHARED] = 1.5
+    seed: Annotated[int, Option(help="Weights and moments follow from it."), SHARED] = 0
 
-def measure(
-    model: str, classes: int, made: int, share: float, steepness: float, seed: int, clock: Clock = time.thread_time
-) -> dict[str, float]:
-    """One row, from `made` of the `classes`."""
-    from benchmarks.submodels import random_base
-    from fedcaptor.common.torch_engine.class_moments import curves_for
-    from fedcaptor.common.torch_engine.latency import one_thread
+    def row_keys(self) -> list[Row]:
+        return [{"classes": count} for count in numbers(self.classes)]
 
-    with one_thread():
-        base = random_base(model, (3, 32, 32), seed, classes=classes)
-        packing, found = _synthetic(base, made, share, steepness, seed, clock)
-        start = clock()
-        curves_for(base, found, np.ones(made), np.arange(made))
-        curves_seconds = clock() - start
-    places = [*found.inputs.values(), *found.gradients.values()]
-    triangles = sum(place[0].mean.size * (place[0].mean.size + 1) for place in places)
-    return {
-        "bytes": found.nbytes / made * classes,
-        "triangle_bytes": triangles * classes,
-        "packing_seconds": packing / made * classes,
-        "curves_seconds": curves_seconds,
-    }
+    def measure(self, key: Mapping[str, Any], on_phase: OnPhase, clock: Clock = time.thread_time) -> dict[str, float]:
+        """Return the figures of one row, from as many classes as a usage needs."""
+        classes, made = key["classes"], min(self.needed, key["classes"])
+        with one_thread():
+            base = random_base(self.model, (3, 32, 32), self.seed, classes=classes)
+            packing, found = _synthetic(base, made, self.share, self.steepness, self.seed, clock)
+            start = clock()
+            curves_for(base, found, np.ones(made), np.arange(made))
+            curves_seconds = clock() - start
+        places = [*found.inputs.values(), *found.gradients.values()]
+        triangles = sum(place[0].mean.size * (place[0].mean.size + 1) for place in places)
+        return {
+            "bytes": found.nbytes / made * classes,
+            "triangle_bytes": triangles * classes,
+            "packing_seconds": packing / made * classes,
+            "curves_seconds": curves_seconds,
+        }
 
 
 def _synthetic(
     base: Any, classes: int, share: float, steepness: float, seed: int, clock: Clock
 ) -> tuple[float, ClassMoments]:
-    """Seconds of packing, and moments at every place of the network."""
-    from fedcaptor.common.torch_engine.evidence import consumers
-
+    """Return seconds of packing, and moments at every place of the network."""
     rng, spent = np.random.default_rng(seed), 0.0
 
     def packed(channels: int, constant: bool = False) -> list[Moments]:
@@ -104,8 +86,8 @@ def _synthetic(
 
 
 def scatter(channels: int, steepness: float, rng: np.random.Generator, constant: bool = False) -> Scatter:
-    """Of a class whose variances, in random directions, fall as i^-steepness; `constant`: all are zero, as those of the
-    logits' own gradients.
+    """Make the scatter of a class whose variances, in random directions, fall as i^-steepness; `constant`: all are
+    zero, as those of the logits' own gradients.
     """
     mean = rng.standard_normal(channels)
     if constant:

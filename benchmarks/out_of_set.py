@@ -19,23 +19,23 @@ BINS = 15
 CAUGHT = (0.8, 0.95)
 
 
-def inside(z: Floats, needed: npt.NDArray[np.bool_]) -> Floats:
-    """Log odds [N] that an image is of a needed class rather than another, of logits or log probabilities [N, C]."""
+def inside(z: Floats, target: npt.NDArray[np.bool_]) -> Floats:
+    """Return log odds [N] that an image is of a target class, not another, of logits or log probabilities [N, C]."""
     z = np.asarray(z, dtype=np.float64)
-    return np.asarray(logsumexp(z[:, needed], axis=1) - logsumexp(z[:, ~needed], axis=1))
+    return np.asarray(logsumexp(z[:, target], axis=1) - logsumexp(z[:, ~target], axis=1))
 
 
-def rejecting(features: Floats, answers: Indices, needed: Indices, images: Floats) -> Floats:
-    """Log odds [N] by linear discriminant analysis with shrinkage (Ledoit & Wolf 2004) of `images` [N, D], fitted on
+def rejecting(features: Floats, answers: Indices, target: Indices, images: Floats) -> Floats:
+    """Return log odds [N] of `images` [N, D] by linear discriminant analysis (Ledoit & Wolf 2004), fitted on
     `features` [R, D] and the full model's `answers` [R] to them: outputs for classes that the submodel does not have.
     """
     fitted = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto").fit(np.asarray(features, np.float64), answers)
-    return inside(fitted.predict_log_proba(np.asarray(images, np.float64)), np.isin(fitted.classes_, needed))
+    return inside(fitted.predict_log_proba(np.asarray(images, np.float64)), np.isin(fitted.classes_, target))
 
 
 def told_apart(scores: Floats, own: npt.NDArray[np.bool_]) -> dict[str, float]:
-    """AUROC of own images [N] against others, higher scores being surer; and the share of own images that goes to a
-    larger model at the threshold that sends 80 and 95 % of the others there.
+    """Return the AUROC of own images [N] against others, higher scores being surer; and the share of own images that
+    goes to a larger model at the threshold that sends 80 and 95 % of the others there.
     """
     figures = {"auroc": float(roc_auc_score(own, scores))}
     for caught in CAUGHT:
@@ -45,7 +45,7 @@ def told_apart(scores: Floats, own: npt.NDArray[np.bool_]) -> dict[str, float]:
 
 
 def calibration_error(z: Floats, truth: Indices, bins: int = BINS) -> float:
-    """Expected calibration error (Guo et al. 2017) of logits z [N, k] whose right column is `truth` [N]: gap between
+    """Return the expected calibration error (Guo et al. 2017) of logits z [N, k], right column `truth` [N]: gap between
     confidence and accuracy, mean over images, in bins of equal width.
     """
     probabilities = softmax(np.asarray(z, dtype=np.float64), axis=1)
@@ -56,7 +56,7 @@ def calibration_error(z: Floats, truth: Indices, bins: int = BINS) -> float:
 
 
 def temperature(z: Floats, full: Floats) -> float:
-    """The divisor of logits z [N, k], in 0.05..20, that brings their probabilities closest to those of the full model's
+    """Find the divisor of logits z [N, k], in 0.05..20, that brings probabilities closest to those of the full model's
     logits `full` [N, k], in Kullback-Leibler divergence; no labels. Its probabilities and not its bare answers: a
     submodel that gives all of them is fitted best without any doubt left.
     """

@@ -1,9 +1,9 @@
-"""Torch-Pruning (Fang et al., CVPR 2023) on the same weights, needed classes, budgets and unlabelled images.
+"""Torch-Pruning (Fang et al., CVPR 2023) on the same weights, target classes, budgets and unlabelled images.
 
-Global pruning of the full model limited to the needed classes, channels in multiples of 8, gradients of the full model;
+Global pruning of the full model limited to the target classes, channels in multiples of 8, gradients of the full model;
 the one ratio that Torch-Pruning takes is searched for each budget. One draw of five classes on `small-cnn`, before
 training: a hundred small steps did worse, with those gradients and with gradients taken anew on the cut network.
-Labels are the full model's own predictions among the needed classes. What was cut is read off as a plan, so that one
+Labels are the full model's own predictions among the target classes. What was cut is read off as a plan, so that one
 code counts MACs, recalibrates and tunes peers and us.
 """
 
@@ -38,13 +38,13 @@ Gradients = Callable[[nn.Module, torch.Tensor, torch.Tensor], None]
 
 
 def mean_gradient(network: nn.Module, x: torch.Tensor, labels: torch.Tensor) -> None:
-    """∂L/∂w of the mean cross-entropy."""
+    """Take ∂L/∂w of the mean cross-entropy."""
     for images, target in zip(x.split(64), labels.split(64), strict=True):
         (functional.cross_entropy(network(images), target, reduction="sum") / len(x)).backward()
 
 
 def squared_gradients(network: nn.Module, x: torch.Tensor, labels: torch.Tensor) -> None:
-    """Mean over images of (∂L/∂w)², the Hessian's diagonal.
+    """Take the mean over images of (∂L/∂w)², the Hessian's diagonal.
 
     `GroupHessianImportance.accumulate_grad` of 1.6.1 looks sums up under another key than it stores them and so keeps
     the last image alone; here it is given the mean that its documentation describes.
@@ -60,12 +60,12 @@ def squared_gradients(network: nn.Module, x: torch.Tensor, labels: torch.Tensor)
 
 
 def no_gradient(network: nn.Module, x: torch.Tensor, labels: torch.Tensor) -> None:
-    """For an importance that reads weights alone."""
+    """Leave gradients out, for an importance that reads weights alone."""
 
 
 @dataclass(frozen=True, eq=False)
 class Peer:
-    """`network`: the full model limited to the needed classes (plan `limited`), with gradients. `found`: plans by
+    """`network`: the full model limited to the target classes (plan `limited`), with gradients. `found`: plans by
     (steps, pruning ratio), for all budgets.
     """
 
@@ -87,7 +87,7 @@ class Peer:
         return cls(task.base, limited, network, importance)
 
     def submodel(self, budget: Budget) -> Submodel:
-        """The largest found that holds the budget. Raises PlanError when Torch-Pruning reaches none."""
+        """Return the largest found that holds the budget. Raises PlanError when Torch-Pruning reaches none."""
         for steps in STEPS:
             plan = self._largest(budget, steps)
             if plan is not None:
@@ -112,7 +112,7 @@ class Peer:
         return max(held, key=lambda plan: groups.macs(plan.counts()), default=None)
 
     def cut(self, ratio: float, steps: int) -> tuple[Plan, nn.Module]:
-        """Prune `ratio` of all channels; what was kept, and the network as Torch-Pruning itself leaves it."""
+        """Prune `ratio` of all channels; return what was kept, and the network as Torch-Pruning itself leaves it."""
         network, kept = self._copy(), dict(self.limited.kept)
         pruner = self._pruner(network, ratio, steps)
         names = {module: name for name, module in network.named_modules()}
@@ -141,7 +141,7 @@ class Peer:
         )
 
     def _copy(self) -> nn.Module:
-        """With its gradients, which copying a module leaves behind."""
+        """Copy with its gradients, which copying a module leaves behind."""
         network = sliced(self.base, self.limited).module.requires_grad_(True)
         for weight, measured in zip(network.parameters(), self.network.parameters(), strict=True):
             weight.grad = None if measured.grad is None else measured.grad.clone()
@@ -151,7 +151,7 @@ class Peer:
 def _removed(
     pruner: Any, group: Any, names: Mapping[nn.Module, str], kept: Mapping[str, Indices]
 ) -> dict[str, Indices]:
-    """Channels that go, numbered as they are now, by our name of their group: its first producer."""
+    """Return the channels that go, numbered as they are now, by our name of their group: its first producer."""
     found = {}
     for dependency, index in group:
         name = names.get(dependency.target.module, "")
@@ -161,21 +161,21 @@ def _removed(
 
 
 def taylor(task: Task) -> Peer:
-    """First-order Taylor scores of weights, summed over a group (Molchanov et al., CVPR 2019)."""
+    """Prune by first-order Taylor scores of weights, summed over a group (Molchanov et al., CVPR 2019)."""
     from torch_pruning.pruner.importance import GroupTaylorImportance
 
     return Peer.prepare(task, GroupTaylorImportance(), mean_gradient)
 
 
 def group_norm(task: Task) -> Peer:
-    """L2 norm of a group's weights, without the sparse training that may come before it."""
+    """Prune by the L2 norm of a group's weights, without the sparse training that may come before it."""
     from torch_pruning.pruner.importance import GroupMagnitudeImportance
 
     return Peer.prepare(task, GroupMagnitudeImportance(p=2), no_gradient)
 
 
 def hessian(task: Task) -> Peer:
-    """Optimal brain damage by groups: w² times the mean squared gradient."""
+    """Prune by optimal brain damage by groups: w² times the mean squared gradient."""
     from torch_pruning.pruner.importance import GroupHessianImportance
 
     return Peer.prepare(task, GroupHessianImportance(), squared_gradients)

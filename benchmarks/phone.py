@@ -3,34 +3,60 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from multiprocessing import get_context
 from typing import Annotated, Any
 
 import numpy as np
-import typer
+from typer import Option
 
-from benchmarks.options import File, Fresh
-from benchmarks.progress import bars
-from benchmarks.record import command_line, numbers, open_record, sweep
+from benchmarks.command import SHARED, Benchmark
+from benchmarks.options import Models
+from benchmarks.progress import OnPhase
+from benchmarks.record import Row, numbers
+from benchmarks.submodels import random_base
 from fedcaptor.common.config import Personal
+from fedcaptor.common.planner import Budget
+from fedcaptor.common.torch_engine.latency import one_thread
+from fedcaptor.common.torch_engine.prune import Evidence
+from fedcaptor.simulations.memory import peak_rss
 
-MODELS = "small-cnn,resnet20,alexnet,vgg16"
 SHAPE = (3, 32, 32)
 NEEDED = 3
 
 
-def step(model: str, images: int, macs: float, seed: int) -> dict[str, float]:
-    """Evidence of `images` random images with the phones' own settings, then one submodel; run it in a new process.
+@dataclass(frozen=True, kw_only=True)
+class Phone(Benchmark):
+    """CPU seconds and memory of the personal step on one core: evidence, then one submodel.
 
-    Random weights and images take the same time and memory as others: every matrix has the same size.
+    Example: python -m benchmarks phone --json benchmarks/results/phone.json
     """
-    from benchmarks.submodels import random_base
-    from fedcaptor.common.planner import Budget
-    from fedcaptor.common.torch_engine.latency import one_thread
-    from fedcaptor.common.torch_engine.prune import Evidence
-    from fedcaptor.simulations.memory import peak_rss
 
+    models: Models = "small-cnn,resnet20,alexnet,vgg16"
+    images: Annotated[str, Option(help="Own and reference images together, one or more numbers.")] = "60,150"
+    macs: Annotated[float, Option(help="Most MACs of the submodel, as a ratio of the full model's."), SHARED] = 0.3
+    seed: Annotated[int, Option(min=0, help="Weights and images follow from it."), SHARED] = 0
+
+    def shared(self) -> dict[str, Any]:
+        return {**super().shared(), "needed": NEEDED, "rows": Personal().rows, "shape": list(SHAPE)}
+
+    def row_keys(self) -> list[Row]:
+        return [{"model": name, "images": count} for name in self.models.split(",") for count in numbers(self.images)]
+
+    def measure(self, key: Mapping[str, Any], on_phase: OnPhase) -> dict[str, float]:
+        """Return one row, from a process of its own: peaks are those of a whole process."""
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            return pool.submit(step, key["model"], key["images"], self.macs, self.seed).result()
+
+
+def step(model: str, images: int, macs: float, seed: int) -> dict[str, float]:
+    """Gather evidence of `images` random images with the phones' own settings, then make one submodel.
+
+    Random weights and images take the same time and memory as others: every matrix has the same size. For a
+    process of its own.
+    """
     with one_thread():
         base = random_base(model, SHAPE, seed)
         rng = np.random.default_rng(seed)
@@ -46,29 +72,3 @@ def step(model: str, images: int, macs: float, seed: int) -> dict[str, float]:
             "added_rss_bytes": peak_rss() - before,
             "macs_ratio": submodel.macs_ratio(),
         }
-
-
-def measure(key: dict[str, Any], macs: float, seed: int) -> dict[str, float]:
-    """One row, from a process of its own: peaks are those of a whole process."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(step, key["model"], key["images"], macs, seed).result()
-
-
-def command(
-    file: File,
-    models: Annotated[str, typer.Option(help="Registered names, separated by commas.")] = MODELS,
-    images: Annotated[str, typer.Option(help="Own and reference images together, one or more numbers.")] = "60,150",
-    macs: Annotated[float, typer.Option(help="Most MACs of the submodel, as a ratio of the full model's.")] = 0.3,
-    seed: Annotated[int, typer.Option(min=0, help="Weights and images follow from it.")] = 0,
-    fresh: Fresh = False,
-) -> None:
-    """CPU seconds and memory of the personal step on one core: evidence, then one submodel.
-
-    Example: python -m benchmarks phone --json benchmarks/results/phone.json
-    """
-    settings = {"macs": macs, "needed": NEEDED, "rows": Personal().rows, "shape": list(SHAPE), "seed": seed}
-    options: dict[str, str | int | float | None] = {"models": models, "images": images, "macs": macs, "seed": seed}
-    record = open_record(file, "phone", settings, command_line("phone", file, **options), fresh)
-    keys = [{"model": name, "images": count} for name in models.split(",") for count in numbers(images)]
-    with bars("phone") as (on_row, _):
-        sweep(record, file, keys, lambda key: measure(dict(key), macs, seed), on_row)

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
-import typer
 from scipy.stats import rankdata
+from typer import Option
 
-from benchmarks.options import File, Fresh
-from benchmarks.private_vs_open import Design
-from benchmarks.progress import OnPhase, bars
-from benchmarks.record import command_line, numbers, open_record, sweep
-from benchmarks.trial import Latest
+from benchmarks.command import Benchmark, Measure
+from benchmarks.evaluation import Evaluation
+from benchmarks.fleet import fleet_sum
+from benchmarks.last_call import remembers_last_call
+from benchmarks.options import MinCohort, Populations
+from benchmarks.private_vs_open import Population
+from benchmarks.progress import OnPhase
+from benchmarks.record import Row, numbers
 from fedcaptor.common.arrays import Floats, Indices
 from fedcaptor.common.config import Config
 from fedcaptor.common.errors import ConfigError
@@ -26,8 +31,11 @@ from fedcaptor.common.filter_clusters import filter_clusters
 from fedcaptor.common.groups import ChannelGroups
 from fedcaptor.common.preference import join, layer_slices, share_out
 from fedcaptor.common.statistics import SCORES
+from fedcaptor.server.budget import Step, SumBudget
+from fedcaptor.server.painting import Visualisation
+from fedcaptor.server.visualise import visualise
 
-RANK = 2  # of a layer's matrix, classes by filters
+RANK = 2  # that a layer's matrix, classes by filters, is reduced to
 VARIANTS = (
     "each filter, negative scores kept",
     "each filter, low rank",
@@ -41,20 +49,50 @@ VARIANTS = (
 )
 
 
-@dataclass(eq=False)
-class Trial:
-    """Measures rows; those of a seed share its phones. Pictures are of the network alone, so all rows share them."""
+@dataclass(frozen=True, kw_only=True)
+class Preference(Benchmark):
+    """How near the released filter preference is to the one without noise, with and without each part of its making.
 
-    design: Design
-    folder: Path
-    on_phase: OnPhase = lambda name, done, total: None
+    Example: python -m benchmarks preference --json benchmarks/results/preference.json
+    """
+
+    phones: Populations = "100,1000"
+    epsilons: Annotated[str, Option(help="ε of a run, whole numbers.")] = "2,8"
+    seeds: Annotated[str, Option(help="Phones, images and noise follow from each.")] = "0..2"
+    min_cohort: MinCohort = 20
 
     def __post_init__(self) -> None:
-        self._fleet, self._pictures = Latest(self._draw), Latest(self._paint)
+        if min(numbers(self.epsilons)) < 1:
+            raise ConfigError(f"epsilons is {self.epsilons!r}, must be at least 1")
+
+    @property
+    def population(self) -> Population:
+        return Population(max(numbers(self.phones)), self.min_cohort)
+
+    def shared(self) -> dict[str, Any]:
+        return {**self.population.settings(), "judged": 1, "personal": 0, "variants": list(VARIANTS)}
+
+    def row_keys(self) -> list[Row]:
+        rows = product(numbers(self.seeds), numbers(self.phones), numbers(self.epsilons))
+        return [{"phones": phones, "epsilon": epsilon, "seed": seed} for seed, phones, epsilon in rows]
+
+    @contextmanager
+    def measuring(self, on_phase: OnPhase) -> Iterator[Measure]:
+        with TemporaryDirectory(prefix="benchmark-") as folder:
+            yield PreferenceMeasurement(self.population, Path(folder), on_phase).measure
+
+
+@dataclass(eq=False)
+class PreferenceMeasurement:
+    """Measures rows; those of a seed share its phones. Pictures are of the network alone, so all rows share them."""
+
+    population: Population
+    folder: Path
+    on_phase: OnPhase
 
     def measure(self, key: Mapping[str, Any]) -> dict[str, Any]:
-        """Rank correlation by variant, in the order of `VARIANTS`."""
-        config = self.design.config(float(key["epsilon"]), key["seed"])
+        """Return rank correlations by variant, in the order of `VARIANTS`."""
+        config = self.population.config(float(key["epsilon"]), key["seed"])
         world, fleet = self._fleet(key["seed"])
         groups, numbers_of = world.base.groups, np.arange(key["phones"])
         visual = self._pictures(world.base)
@@ -85,17 +123,14 @@ class Trial:
         }
         return {"correlations": [correlation(found[name], exact, groups) for name in VARIANTS]}
 
-    def _draw(self, seed: int) -> Any:
-        from benchmarks.fleet_server import jury_of
+    @remembers_last_call
+    def _fleet(self, seed: int) -> Any:
+        evaluation = Evaluation.of(self.population.config(None, seed), self.folder, 1, self.on_phase)
+        return evaluation.world, evaluation.fleet
 
-        jury = jury_of(self.design.config(None, seed), self.folder, self.design.judged, self.on_phase)
-        return jury.world, jury.fleet
-
-    def _paint(self, base: Any) -> npt.NDArray[np.float32]:
-        from fedcaptor.server.painting import Visualisation
-        from fedcaptor.server.visualise import visualise
-
-        steps = self.design.config(None, 0).visualise.steps
+    @remembers_last_call
+    def _pictures(self, base: Any) -> npt.NDArray[np.float32]:
+        steps = self.population.config(None, 0).visualise.steps
         found = visualise(
             base, Visualisation(steps=steps), self.folder, lambda done, total: self.on_phase("pictures", done, total)
         )
@@ -111,10 +146,7 @@ def released(
     noise: bool = True,
     rotated: bool = True,
 ) -> Floats:
-    """The decoded sum of filter scores pooled by `assignment` [F]; its noise is that of a run under `config`."""
-    from benchmarks.fleet import fleet_sum
-    from fedcaptor.server.budget import Step, SumBudget
-
+    """Return the decoded sum of filter scores pooled by `assignment` [F]; its noise is that of a run under `config`."""
     budget = SumBudget(config, fleet.groups, len(phones))
     spec = budget.spec(Step(1, SCORES, 0), int(assignment.max()) + 1)
     if not rotated:  # then rounding is biased and wants finer quanta
@@ -126,18 +158,18 @@ def released(
 
 
 def by_layer(matrix: Floats, groups: ChannelGroups, change: Callable[[Floats], Floats]) -> Floats:
-    """Each layer's block [filters, classes] changed."""
+    """Change each layer's block [filters, classes]."""
     return np.concatenate([change(matrix[rows]) for rows in layer_slices(groups)])
 
 
 def low_rank(block: Floats) -> Floats:
-    """The nearest matrix of rank `RANK`."""
+    """Return the nearest matrix of rank `RANK`."""
     u, s, v = np.linalg.svd(block, full_matrices=False)
     return np.asarray((u[:, :RANK] * s[:RANK]) @ v[:RANK])
 
 
 def correlation(found: npt.NDArray[Any], exact: Floats, groups: ChannelGroups) -> float:
-    """Spearman's, of a layer's filters for a class; the mean over layers and classes that some phone has."""
+    """Return Spearman's, of a layer's filters for a class; the mean over layers and classes that some phone has."""
     values = []
     for rows in layer_slices(groups):
         seen = exact[rows].std(0) > 0
@@ -146,30 +178,3 @@ def correlation(found: npt.NDArray[Any], exact: Floats, groups: ChannelGroups) -
         length = np.sqrt(np.square(a).sum(0) * np.square(b).sum(0))
         values.append(np.divide((a * b).sum(0), length, out=np.zeros(len(length)), where=length > 0))
     return float(np.concatenate(values).mean())
-
-
-def command(
-    file: File,
-    phones: Annotated[str, typer.Option(help="Populations; the smaller are the first phones of the largest.")] = (
-        "100,1000"
-    ),
-    epsilons: Annotated[str, typer.Option(help="ε of a run, whole numbers.")] = "2,8",
-    seeds: Annotated[str, typer.Option(help="Phones, images and noise follow from each.")] = "0..2",
-    min_cohort: Annotated[int, typer.Option(min=20, help="privacy.min_cohort.")] = 20,
-    fresh: Fresh = False,
-) -> None:
-    """How near the released filter preference is to the one without noise, with and without each part of its making.
-
-    Example: python -m benchmarks preference --json benchmarks/results/preference.json
-    """
-    sizes, values, draws = numbers(phones), numbers(epsilons), numbers(seeds)
-    if min(values) < 1:
-        raise ConfigError(f"epsilons is {epsilons!r}, must be at least 1")
-    design = Design(max(sizes), min_cohort, 1, 0)
-    keys = [{"phones": n, "epsilon": e, "seed": seed} for seed in draws for n in sizes for e in values]
-    options: dict[str, str | int | float | None] = {"phones": phones, "epsilons": epsilons, "seeds": seeds}
-    line = command_line("preference", file, **options, min_cohort=min_cohort)
-    settings = {**design.settings(), "variants": list(VARIANTS)}
-    record = open_record(file, "preference", settings, line, fresh)
-    with bars("preference") as (on_row, on_phase), TemporaryDirectory(prefix="benchmark-") as folder:
-        sweep(record, file, keys, Trial(design, Path(folder), on_phase).measure, on_row)

@@ -4,133 +4,53 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
-import typer
+from typer import Option
 
-from benchmarks.options import File, Fresh
-from benchmarks.progress import OnPhase, bars
-from benchmarks.record import command_line, floats, numbers, of_configuration, open_record, sweep
-from benchmarks.trial import Latest
+from benchmarks.command import SHARED, Benchmark, Measure
+from benchmarks.evaluation import Evaluation, centroid_error
+from benchmarks.fleet import FleetCourier
+from benchmarks.fleet_server import Profiles, Served, courier_args, serve_fleet
+from benchmarks.last_call import remembers_last_call
+from benchmarks.options import MinCohort, Populations
+from benchmarks.progress import OnPhase
+from benchmarks.record import Row, floats, numbers, settings_of
 from fedcaptor.common.config import Config, load_config
 from fedcaptor.common.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class Design:
-    """What all rows have in common: `drawn` phones a seed, of which smaller populations are the first; the first
-    `judged` of them are judged in all rows, whether their answers were in the sums or not, the first `personal` with
-    the personal step.
+class Population:
+    """What the runs of a benchmark have in common: `drawn` phones a seed, of which smaller populations are the first.
+    `overrides`: of the shipped configuration, as in `fedcaptor simulate --set`.
     """
 
     drawn: int
     min_cohort: int
-    judged: int
-    personal: int
     overrides: tuple[str, ...] = ()
 
     def config(self, epsilon: float | None, seed: int) -> Config:
-        """The shipped configuration; None: no noise. Budgets are those of masked sums."""
+        """Return the configuration of one run; None: no noise. Budgets are those of masked sums."""
         noise = "privacy.noise=false" if epsilon is None else f"privacy.epsilon={epsilon}"
         shared = [f"population.phones={self.drawn}", f"privacy.min_cohort={self.min_cohort}", f"run.seed={seed}"]
         return load_config(None, [*shared, noise, *self.overrides])
 
     def settings(self) -> dict[str, Any]:
-        """For the record."""
+        """Return what a record says of it."""
         config = self.config(None, 0)
-        return {
-            "drawn": self.drawn,
-            "min_cohort": self.min_cohort,
-            "judged": self.judged,
-            "personal": self.personal,
-            "corrupted": config.privacy.noiseless,
-            **of_configuration(config),
-        }
+        shared = {"drawn": self.drawn, "min_cohort": self.min_cohort, "corrupted": config.privacy.noiseless}
+        return {**shared, **settings_of(config)}
 
 
-@dataclass(eq=False)
-class Trial:
-    """Measures rows; keys that come sorted share the fleet of their seed, the pictures of its filters and the server
-    without noise.
-    """
-
-    design: Design
-    folder: Path
-    on_phase: OnPhase = lambda name, done, total: None
-
-    def __post_init__(self) -> None:
-        self._of_seed, self._exact = Latest(self._draw), Latest(self._without_noise)
-
-    def keys(
-        self, seeds: Sequence[int], phones: Sequence[int], epsilons: Sequence[float | None]
-    ) -> list[dict[str, Any]]:
-        """Of all rows, those without noise first."""
-        ordered = sorted(epsilons, key=lambda e: -math.inf if e is None else -e)
-        return [{"phones": n, "epsilon": e, "seed": s} for s in seeds for n in sorted(phones) for e in ordered]
-
-    def measure(self, key: Mapping[str, Any]) -> dict[str, Any]:
-        """Figures of one row."""
-        from benchmarks.fleet_server import centroid_error
-
-        start = time.process_time()
-        phones, epsilon, seed = key["phones"], key["epsilon"], key["seed"]
-        jury, exact = self._of_seed(seed), self._exact(seed, phones)
-        served = exact if epsilon is None else self._serve(epsilon, seed, phones, exact.pictures)
-        centroids = served.published.centroids
-        figures = {
-            "clusters": len(centroids),
-            **jury.of_full,
-            **jury.of_clusters(served),
-            "accuracy_personal": None,
-            "macs_personal": None,
-            "macs_effective": None,
-            "judged": self.design.judged,
-            "centroid_error": centroid_error(jury.fleet, phones, centroids, exact.published.centroids),
-            "spent_epsilon": served.epsilon,
-        }
-        if self.design.personal:
-            figures |= jury.of_phones(served, range(self.design.personal), self.on_phase)
-        return figures | {"seconds": time.process_time() - start}
-
-    def _draw(self, seed: int) -> Any:
-        """The jury of one seed, with its population and fleet."""
-        from benchmarks.fleet_server import jury_of
-
-        return jury_of(self.design.config(None, seed), self.folder, self.design.judged, self.on_phase)
-
-    def _without_noise(self, seed: int, phones: int) -> Any:
-        return self._serve(None, seed, phones, None)
-
-    def _serve(self, epsilon: float | None, seed: int, phones: int, pictures: Any) -> Any:
-        from benchmarks.fleet_server import serve_fleet
-
-        jury = self._of_seed(seed)
-        world = replace(jury.world, config=self.design.config(epsilon, seed))
-        return serve_fleet(world, jury.fleet, phones, pictures, on_phase=self.on_phase)
-
-
-def budgets(text: str) -> list[float | None]:
-    """`inf,8,2` as values of ε; None for no noise."""
-    found = floats(text)
-    if not found or not all(value > 0 for value in found):
-        raise ConfigError(f"epsilons is {text!r}, must be different values above 0 such as inf,8,2")
-    return [None if math.isinf(value) else value for value in found]
-
-
-def command(
-    file: File,
-    epsilons: Annotated[str, typer.Option(help="Values of ε of a run; inf: no noise.")] = "inf,8,4,2,1",
-    phones: Annotated[str, typer.Option(help="Populations; the smaller are the first phones of the largest.")] = "100",
-    seeds: Annotated[str, typer.Option(help="Seeds: 0..2 or 0,5,7. Phones, images and noise follow from them.")] = "0",
-    min_cohort: Annotated[int, typer.Option(min=20, help="privacy.min_cohort.")] = 20,
-    judged: Annotated[int, typer.Option(min=1, help="Phones whose cluster's submodel is judged, alike in all.")] = 100,
-    personal: Annotated[int, typer.Option(min=0, help="Phones that personalise too, a CPU second each.")] = 6,
-    fresh: Fresh = False,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class PrivateVsOpen(Benchmark):
     """What the noise of differential privacy costs, by ε and population: accuracy and MACs of what phones get.
 
     Sums hold the very vectors and noise that masked ones would; the phones' answers are worked out once and their noise
@@ -140,22 +60,96 @@ def command(
     Example: python -m benchmarks private_vs_open --epsilons inf,8,4,2,1 --phones 100,1000,10000 --seeds 0,1,2
     --json benchmarks/results/private_vs_open.json
     """
-    values, sizes, draws = budgets(epsilons), numbers(phones), numbers(seeds)
-    if max(personal, judged) > max(sizes):
-        raise ConfigError(
-            f"personal {personal} and judged {judged} must be at most the largest population {max(sizes)}: lower them"
-        )
-    design = Design(max(sizes), min_cohort, judged, personal)
-    options: dict[str, str | int | float | None] = {
-        "epsilons": epsilons,
-        "phones": phones,
-        "seeds": seeds,
-        "min_cohort": min_cohort,
-        "judged": judged,
-        "personal": personal,
-    }
-    line = command_line("private_vs_open", file, **options)
-    record = open_record(file, "private_vs_open", design.settings(), line, fresh)
-    with bars("private_vs_open") as (on_row, on_phase), TemporaryDirectory(prefix="benchmark-") as folder:
-        trial = Trial(design, Path(folder), on_phase)
-        sweep(record, file, trial.keys(draws, sizes, values), trial.measure, on_row)
+
+    epsilons: Annotated[str, Option(help="Values of ε of a run; inf: no noise.")] = "inf,8,4,2,1"
+    phones: Populations = "100"
+    seeds: Annotated[str, Option(help="Seeds: 0..2 or 0,5,7. Phones, images and noise follow from them.")] = "0"
+    min_cohort: MinCohort = 20
+    judged: Annotated[int, Option(min=1, help="Phones whose cluster's submodel is judged, alike in all."), SHARED] = 100
+    personal: Annotated[int, Option(min=0, help="Phones that personalise too, a CPU second each."), SHARED] = 6
+
+    def __post_init__(self) -> None:
+        budgets(self.epsilons)
+        largest = max(numbers(self.phones))
+        if max(self.personal, self.judged) > largest:
+            raise ConfigError(
+                f"personal {self.personal} and judged {self.judged} must be at most the largest population {largest}: "
+                "lower them"
+            )
+
+    @property
+    def population(self) -> Population:
+        return Population(max(numbers(self.phones)), self.min_cohort)
+
+    def shared(self) -> dict[str, Any]:
+        return {**super().shared(), **self.population.settings()}
+
+    def row_keys(self) -> list[Row]:
+        """Return the rows without noise first: those of the same seed and population are held against them."""
+        ordered = sorted(budgets(self.epsilons), key=lambda e: -math.inf if e is None else -e)
+        rows = product(numbers(self.seeds), sorted(numbers(self.phones)), ordered)
+        return [{"phones": phones, "epsilon": epsilon, "seed": seed} for seed, phones, epsilon in rows]
+
+    @contextmanager
+    def measuring(self, on_phase: OnPhase) -> Iterator[Measure]:
+        with TemporaryDirectory(prefix="benchmark-") as folder:
+            yield PrivacyMeasurement(self.population, self.judged, self.personal, Path(folder), on_phase).measure
+
+
+@dataclass(eq=False)
+class PrivacyMeasurement:
+    """Measures rows; keys that come sorted share the fleet of their seed, the pictures of its filters and the server
+    without noise. The first `judged` phones are judged in all rows, whether their answers were in the sums or not, the
+    first `personal` with the personal step.
+    """
+
+    population: Population
+    judged: int
+    personal: int
+    folder: Path
+    on_phase: OnPhase
+    _profiles: dict[int, Profiles] = field(default_factory=dict)
+
+    def measure(self, key: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the figures of one row."""
+        start = time.process_time()
+        phones, epsilon, seed = key["phones"], key["epsilon"], key["seed"]
+        evaluation, exact = self._evaluation(seed), self._exact(seed, phones)
+        served = exact if epsilon is None else self._serve(epsilon, seed, phones)
+        centroids = served.round.centroids
+        figures = {
+            "clusters": len(centroids),
+            **evaluation.of_full,
+            **evaluation.of_clusters(served),
+            "accuracy_personal": None,
+            "macs_personal": None,
+            "macs_effective": None,
+            "judged": self.judged,
+            "centroid_error": centroid_error(evaluation.fleet, phones, centroids, exact.round.centroids),
+            "spent_epsilon": served.epsilon,
+        }
+        if self.personal:
+            figures |= evaluation.of_phones(served, range(self.personal), self.on_phase)
+        return figures | {"seconds": time.process_time() - start}
+
+    @remembers_last_call
+    def _evaluation(self, seed: int) -> Evaluation:
+        return Evaluation.of(self.population.config(None, seed), self.folder, self.judged, self.on_phase)
+
+    @remembers_last_call
+    def _exact(self, seed: int, phones: int) -> Served:
+        return self._serve(None, seed, phones)
+
+    def _serve(self, epsilon: float | None, seed: int, phones: int) -> Served:
+        evaluation = self._evaluation(seed)
+        world = replace(evaluation.world, config=self.population.config(epsilon, seed))
+        courier = FleetCourier(**courier_args(world, phones), fleet=evaluation.fleet)
+        return serve_fleet(world, courier, self._profiles.setdefault(seed, []), on_phase=self.on_phase)
+
+
+def budgets(text: str) -> list[float | None]:
+    """Read `inf,8,2` as values of ε; None for no noise. Raises ConfigError."""
+    found = floats(text)
+    if not found or not all(value > 0 for value in found):
+        raise ConfigError(f"epsilons is {text!r}, must be different values above 0 such as inf,8,2")
+    return [None if math.isinf(value) else value for value in found]

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import product
 from typing import Annotated, Any
 
 import typer
+from typer import Option
 
-from benchmarks.inputs import Inputs
-from benchmarks.options import File, Fresh, Model, Test, Threads, Weights
-from benchmarks.progress import bars
-from benchmarks.record import command_line, numbers, open_record, ratios, sweep
+from benchmarks.command import SHARED, Measure
+from benchmarks.inputs import NetworkBenchmark
+from benchmarks.options import Budgets, Classes, Draws, Model, Test, Threads, Weights
+from benchmarks.progress import OnPhase
+from benchmarks.pruning_measurement import PruningMeasurement
+from benchmarks.record import Row, numbers, ratios
 from benchmarks.subsets import given
 from fedcaptor.common.errors import ConfigError, PlanError
 
@@ -28,72 +34,20 @@ STRATEGIES = (
     "torch-pruning-hessian",
 )
 TUNE = ("none", "short")
+Mixture = Annotated[
+    float | None,
+    Option(
+        min=0.01,
+        help="Calibrate on phone-like mixtures: Dirichlet concentration of class shares, a tenth of other classes.",
+    ),
+]
+Tuning = Annotated[int, Option(min=10, help="Most images a class for short tuning."), SHARED]
+TuneSeconds = Annotated[float, Option(min=1, help="Most of one tuning; of CPU with one thread."), SHARED]
 
 
-def keys(
-    model: str,
-    sets: Sequence[Sequence[tuple[int, ...]]],
-    strategies: Sequence[str],
-    macs: Sequence[float],
-    tune: Sequence[str],
-    calibration: Sequence[int],
-    seed: int,
-    mixture: float | None = None,
-) -> list[dict[str, Any]]:
-    """Of all rows: draw by draw, so that a run that was stopped has whole draws; `sets`: class sets of each draw."""
-    return [
-        {
-            "model": model,
-            "classes": list(classes),
-            "strategy": strategy,
-            "macs_target": ratio,
-            "tune": tuning,
-            "calibration_per_class": images,
-            "mixture": mixture,
-            "seed": seed,
-            "draw": draw,
-        }
-        for draw, drawn_sets in enumerate(sets)
-        for classes in drawn_sets
-        for images in calibration
-        for strategy in strategies
-        for ratio in macs
-        for tuning in tune
-    ]
-
-
-def command(
-    file: File,
-    model: Model,
-    weights: Weights,
-    data: Annotated[
-        str, typer.Option(help="Source of calibration and tuning images; split `train` where it has some.")
-    ],
-    test: Test = None,
-    classes: Annotated[str, typer.Option(help="Needed classes, one or more numbers of them.")] = "5",
-    draws: Annotated[int, typer.Option(min=1, help="Random class sets of each size.")] = 20,
-    class_sets: Annotated[str | None, typer.Option(help="These sets instead, labels: 0,1,2;3,5.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Class sets and images follow from it.")] = 0,
-    macs: Annotated[str, typer.Option(help="Budgets: ratios of the full model's MACs.")] = "0.5,0.3,0.2,0.1",
-    strategies: Annotated[str, typer.Option(help="Any of the strategies.")] = ",".join(STRATEGIES),
-    tune: Annotated[str, typer.Option(help="none, short or both.")] = ",".join(TUNE),
-    calibration_per_class: Annotated[str, typer.Option(help="Unlabelled images a class, one or more numbers.")] = "50",
-    mixture: Annotated[
-        float | None,
-        typer.Option(
-            min=0.01,
-            help="Calibrate on phone-like mixtures: Dirichlet concentration of class shares, a tenth of other classes.",
-        ),
-    ] = None,
-    test_per_class: Annotated[
-        int | None, typer.Option(min=1, help="Most test images a class; all if not given.")
-    ] = None,
-    tune_per_class: Annotated[int, typer.Option(min=10, help="Most images a class for short tuning.")] = 2000,
-    tune_seconds: Annotated[float, typer.Option(min=1, help="Most of one tuning; of CPU with one thread.")] = 180.0,
-    threads: Threads = None,
-    fresh: Fresh = False,
-) -> None:
-    """Accuracy on needed classes at a MACs budget: our strategies, plain baselines and Torch-Pruning.
+@dataclass(frozen=True, kw_only=True)
+class Pruning(NetworkBenchmark):
+    """Accuracy on target classes at a MACs budget: our strategies, plain baselines and Torch-Pruning.
 
     All get the same weights, class sets, unlabelled images, budgets and tuning. Other classes, budgets, strategies and
     seeds can be added to the same file by a further command. Ctrl-C stops it, the same command goes on.
@@ -101,62 +55,85 @@ def command(
     Example: python -m benchmarks pruning --model vgg16 --weights vgg16.safetensors --data train.npz --test test.npz
     --classes 2,5,8 --draws 20 --json benchmarks/results/pruning-vgg16.json
     """
-    from benchmarks.trial import Trial
 
-    chosen, tuning = _among("strategies", strategies, STRATEGIES), _among("tune", tune, TUNE)
-    budgets, calibration = ratios(macs), numbers(calibration_per_class)
-    if min(calibration) < 1:
-        raise ConfigError(f"calibration-per-class is {calibration_per_class}, must be at least 1: give images to see")
-    inputs = Inputs.load(model, weights, data, test, threads, test_per_class)
-    if class_sets is None:
-        sets = inputs.sets(classes, draws, seed)
-    else:
-        sets = [[one] for one in given(class_sets, inputs.available)]
-    settings = {
-        **inputs.settings,
-        "tune_per_class": tune_per_class,
-        "tune_seconds": tune_seconds,
-        "threads": inputs.threads,
-    }
-    options: dict[str, str | int | float | None] = {
-        **inputs.options,
-        **({"classes": classes, "draws": draws} if class_sets is None else {"class_sets": f'"{class_sets}"'}),
-        "seed": seed,
-        "macs": macs,
-        "strategies": None if chosen == list(STRATEGIES) else strategies,
-        "tune": tune,
-        "calibration_per_class": calibration_per_class,
-        "mixture": mixture,
-        "test_per_class": test_per_class,
-        "tune_per_class": tune_per_class,
-        "tune_seconds": tune_seconds,
-        "threads": threads,
-    }
-    record = open_record(file, "pruning", settings, command_line("pruning", file, **options), fresh)
-    with bars("pruning") as (on_row, on_phase):
-        clock = time.process_time if inputs.threads == 1 else time.monotonic  # other programs do not count
-        trial = Trial(inputs.base, inputs.pool, tune_per_class, tune_seconds, on_phase, clock)
-        wanted = keys(model, sets, chosen, budgets, tuning, calibration, seed, mixture)
-        impossible: list[str] = []
-        measure = _possible(trial.measure, impossible)
-        sweep(record, file, wanted, measure, on_row)
-    for reason in dict.fromkeys(impossible):
-        typer.echo(f"not measured: {reason}", err=True)
+    model: Model
+    weights: Weights
+    data: Annotated[str, Option(help="Source of calibration and tuning images; split `train` where it has some.")]
+    test: Test = None
+    classes: Classes = "5"
+    draws: Draws = 20
+    class_sets: Annotated[str | None, Option(help="These sets instead, labels: 0,1,2;3,5.")] = None
+    seed: Annotated[int, Option(min=0, help="Class sets and images follow from it.")] = 0
+    macs: Budgets = "0.5,0.3,0.2,0.1"
+    strategies: Annotated[str, Option(help="Any of the strategies.")] = ",".join(STRATEGIES)
+    tune: Annotated[str, Option(help="none, short or both.")] = ",".join(TUNE)
+    calibration_per_class: Annotated[str, Option(help="Unlabelled images a class, one or more numbers.")] = "50"
+    mixture: Mixture = None
+    test_per_class: Annotated[int | None, Option(min=1, help="Most test images a class; all if not given.")] = None
+    tune_per_class: Tuning = 2000
+    tune_seconds: TuneSeconds = 180.0
+    threads: Threads = None
 
+    def __post_init__(self) -> None:
+        _among("strategies", self.strategies, STRATEGIES)
+        _among("tune", self.tune, TUNE)
+        ratios(self.macs)
+        if min(numbers(self.calibration_per_class)) < 1:
+            raise ConfigError(
+                f"calibration-per-class is {self.calibration_per_class}, must be at least 1: give images to see"
+            )
 
-def _possible(
-    measure: Callable[[Mapping[str, Any]], dict[str, Any]], impossible: list[str]
-) -> Callable[[Mapping[str, Any]], dict[str, Any] | None]:
-    """`measure`, but None for a budget that a strategy cannot reach, with the reason in `impossible`: others may."""
+    def shared(self) -> dict[str, Any]:
+        return {**super().shared(), "threads": self.inputs.threads}
 
-    def figures(key: Mapping[str, Any]) -> dict[str, Any] | None:
-        try:
-            return measure(key)
-        except PlanError as error:
-            impossible.append(f"{key['strategy']}, classes {key['classes']}: {error}")
-            return None
+    def options(self) -> dict[str, Any]:
+        every = _among("strategies", self.strategies, STRATEGIES) == list(STRATEGIES)
+        left_out = ["strategies"] * every + (["classes", "draws"] if self.class_sets is not None else [])
+        return {**super().options(), **dict.fromkeys(left_out)}
 
-    return figures
+    def class_sets_of_draws(self) -> list[list[tuple[int, ...]]]:
+        if self.class_sets is None:
+            return super().class_sets_of_draws()
+        return [[one] for one in given(self.class_sets, self.inputs.available)]
+
+    def row_keys(self) -> list[Row]:
+        strategies, tune = _among("strategies", self.strategies, STRATEGIES), _among("tune", self.tune, TUNE)
+        columns = list(product(numbers(self.calibration_per_class), strategies, ratios(self.macs), tune))
+        return [
+            {
+                "model": self.model,
+                "classes": classes,
+                "strategy": strategy,
+                "macs_target": ratio,
+                "tune": tuning,
+                "calibration_per_class": images,
+                "mixture": self.mixture,
+                "seed": self.seed,
+                "draw": draw,
+            }
+            for draw, classes in self.numbered_sets()
+            for images, strategy, ratio, tuning in columns
+        ]
+
+    @contextmanager
+    def measuring(self, on_phase: OnPhase) -> Iterator[Measure]:
+        """Leave out budgets that a strategy cannot reach, for others may; they are told at the end."""
+        clock = time.process_time if self.inputs.threads == 1 else time.monotonic  # other programs do not count
+        measurement = PruningMeasurement(
+            self.inputs.base, self.inputs.splits, self.tune_per_class, self.tune_seconds, on_phase, clock
+        )
+        unreached: list[str] = []
+
+        def measure(key: Mapping[str, Any]) -> dict[str, Any] | None:
+            try:
+                return measurement.measure(key)
+            except PlanError as error:
+                unreached.append(f"{key['strategy']}, classes {key['classes']}: {error}")
+                return None
+
+        yield measure
+        for reason in dict.fromkeys(unreached):
+            typer.echo(f"not measured: {reason}", err=True)
 
 
 def _among(option: str, text: str, known: Sequence[str]) -> list[str]:

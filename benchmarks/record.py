@@ -30,15 +30,11 @@ class Record:
     rows: list[Row] = field(default_factory=list)
 
     def holds(self, key: Mapping[str, Any]) -> bool:
-        """Whether a row with all these values is there; None is what a row has that lacks a column."""
+        """Tell whether a row with all these values is there; None is what a row has that lacks a column."""
         return any(all(row.get(name) == value for name, value in key.items()) for row in self.rows)
 
-    def select(self, **values: Any) -> list[Row]:
-        """Rows with all these values."""
-        return [row for row in self.rows if all(row[name] == value for name, value in values.items())]
-
     def distinct(self, name: str) -> list[Any]:
-        """Different values of a column, in the order in which they came."""
+        """Return the different values of a column, in the order in which they came."""
         return list(dict.fromkeys(row[name] for row in self.rows))
 
     def save(self, path: Path) -> None:
@@ -49,7 +45,7 @@ class Record:
 
 
 def read_record(path: Path) -> Record:
-    """A stored record. Raises StateError when the file is none."""
+    """Read a stored record. Raises StateError when the file is none."""
     try:
         return Record(**json.loads(path.read_text()))
     except (OSError, ValueError, TypeError) as error:
@@ -57,7 +53,7 @@ def read_record(path: Path) -> Record:
 
 
 def open_record(path: Path, benchmark: str, settings: dict[str, Any], command: str, fresh: bool = False) -> Record:
-    """The record in `path`, to go on with, or a new one. Raises StateError when its rows are not comparable."""
+    """Return the record in `path`, to go on with, or a new one. Raises StateError when its rows are not comparable."""
     here = machine()
     if fresh or not path.exists():
         return Record(benchmark, settings, here, [command])
@@ -97,12 +93,12 @@ def sweep(
 
 
 def rounded(figures: Mapping[str, Any]) -> Row:
-    """Six significant digits are more than any of these figures has."""
+    """Round to six significant digits, more than any of these figures has."""
     return {name: float(f"{v:.6g}") if isinstance(v, float) else v for name, v in figures.items()}
 
 
 def machine() -> dict[str, Any]:
-    """What figures depend on and may be told: no host name."""
+    """Return what figures depend on and may be told: no host name."""
     return {
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "cpu": _cpu(Path("/proc/cpuinfo")),
@@ -111,8 +107,8 @@ def machine() -> dict[str, Any]:
     }
 
 
-def of_configuration(config: Config) -> dict[str, Any]:
-    """What a record says of the configuration of its runs; the digest stands for every other key."""
+def settings_of(config: Config) -> dict[str, Any]:
+    """Return what a record says of the configuration of its runs; the digest stands for every other key."""
     return {
         "delta": config.privacy.delta,
         "model": config.model.name,
@@ -122,15 +118,8 @@ def of_configuration(config: Config) -> dict[str, Any]:
     }
 
 
-def command_line(benchmark: str, path: Path, **options: str | int | float | None) -> str:
-    """The command as a reader of the results types it, in a checkout."""
-    texts = {name: f"{v:g}" if isinstance(v, float) else str(v) for name, v in options.items() if v is not None}
-    given = "".join(f" --{name.replace('_', '-')} {text}" for name, text in texts.items())
-    return f"python -m benchmarks {benchmark}{given} --json benchmarks/results/{path.name}"
-
-
 def numbers(text: str) -> list[int]:
-    """`0..2` or `100,30,12` as numbers."""
+    """Read `0..2` or `100,30,12` as numbers. Raises ConfigError."""
     try:
         return list(parse_seeds(text))
     except ConfigError:
@@ -140,7 +129,7 @@ def numbers(text: str) -> list[int]:
 
 
 def floats(text: str) -> list[float]:
-    """`0.5,2,inf` as numbers; none where they are not different numbers."""
+    """Read `0.5,2,inf` as numbers; none where they are not different numbers."""
     try:
         found = [float(part) for part in text.split(",")]
     except ValueError:
@@ -149,7 +138,7 @@ def floats(text: str) -> list[float]:
 
 
 def ratios(text: str) -> list[float]:
-    """`0.5,0.3` as shares of the full model's MACs."""
+    """Read `0.5,0.3` as shares of the full model's MACs. Raises ConfigError."""
     found = floats(text)
     if not found or not all(0 < ratio <= 1 for ratio in found):
         raise ConfigError(f"macs is {text!r}, must be different ratios in (0, 1] such as 0.5,0.3")

@@ -27,7 +27,7 @@ class Served:
     figures: dict[str, Any]
 
 
-def serve(terms: Terms, nodes: int, answer: Callable[[int, int, bytes], bytes]) -> Served:
+def serve_in_process(terms: Terms, nodes: int, answer: Callable[[int, int, bytes], bytes]) -> Served:
     """Run a sum; `answer(step, node, request)` is called here for each message, empty for a phone that is lost."""
     child = subprocess.Popen(
         [sys.executable, "-m", "benchmarks.secure_server", json.dumps(asdict(terms)), str(nodes)],

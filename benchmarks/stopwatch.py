@@ -19,7 +19,7 @@ class Stopwatch:
     seconds: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
 
     def around(self, app: App) -> App:
-        """The same app, timed. Phones answer on several threads, each alone on its own."""
+        """Return the app, timed. Phones answer on several threads, each alone on its own."""
 
         def timed(message: Message, context: Context) -> Message:
             start = time.thread_time()
@@ -30,5 +30,5 @@ class Stopwatch:
         return timed
 
     def each(self, message_type: str, phones: int) -> float:
-        """Seconds that one of `phones` phones spent on all messages of this type."""
+        """Return the seconds that one of `phones` phones spent on all messages of this type."""
         return sum(self.seconds[message_type]) / phones

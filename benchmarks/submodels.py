@@ -31,7 +31,7 @@ Clock = Callable[[], float]
 
 
 def random_base(name: str, shape: Shape, seed: int, groups: str | None = None, classes: int = CLASSES) -> BaseModel:
-    """A registered network with random weights, which it shares with its state. `groups`: as JSON, traced if absent."""
+    """Make a registered network with random weights, shared with its state. `groups`: as JSON, traced if absent."""
     torch.manual_seed(seed)
     module = build(name, classes, shape)
     state = state_of(module)
@@ -40,7 +40,7 @@ def random_base(name: str, shape: Shape, seed: int, groups: str | None = None, c
 
 
 def random_plans(groups: ChannelGroups, macs: float, count: int, seed: int) -> list[Plan]:
-    """Plans that keep the same share of every group, multiples of 8, as large as `macs` of the full model's MACs
+    """Draw plans that keep the same share of every group, multiples of 8, as large as `macs` of the full model's MACs
     allows; which channels is drawn. All classes stay. Raises PlanError when no share is small enough.
     """
     shares = [
@@ -58,8 +58,8 @@ def random_plans(groups: ChannelGroups, macs: float, count: int, seed: int) -> l
 
 
 def torch_pruning(base: BaseModel, plan: Plan, clock: Clock = time.thread_time) -> tuple[nn.Module, float]:
-    """Its documented way to the plan's submodel: a deep copy, the copy's dependency graph, one group cut after the
-    other. Returns the seconds of the graph as well.
+    """Go its documented way to the plan's submodel: a deep copy, the copy's dependency graph, one group cut after
+    the other. Returns the seconds of the graph as well.
     """
     import torch_pruning
 
@@ -79,7 +79,7 @@ def torch_pruning(base: BaseModel, plan: Plan, clock: Clock = time.thread_time) 
 
 
 def factory_seconds(base: BaseModel, plans: Sequence[Plan], clock: Clock = time.thread_time) -> float:
-    """Seconds a submodel from the factory, each dropped at once."""
+    """Return the seconds a submodel from the factory, each dropped at once."""
     start = clock()
     for plan in plans:
         sliced(base, plan)
@@ -89,14 +89,14 @@ def factory_seconds(base: BaseModel, plans: Sequence[Plan], clock: Clock = time.
 def torch_pruning_seconds(
     base: BaseModel, plans: Sequence[Plan], clock: Clock = time.thread_time
 ) -> tuple[float, float]:
-    """Seconds a submodel from Torch-Pruning, each dropped at once, and how many of them its graph takes."""
+    """Return the seconds a submodel from Torch-Pruning, each dropped at once, and how many of them its graph takes."""
     start = clock()
     tracing = [torch_pruning(base, plan, clock)[1] for plan in plans]
     return (clock() - start) / len(plans), sum(tracing) / len(plans)
 
 
 def copying_seconds(base: BaseModel, plan: Plan, clock: Clock = time.thread_time) -> float:
-    """Seconds to copy the plan's tensors, already cut, into memory at hand: no way to make submodels is faster."""
+    """Return the seconds to copy the plan's tensors, already cut, into memory at hand: nothing is faster."""
     tensors = slice_state(base.state, base.groups, plan, own=True)
     copies = {name: np.zeros_like(array) for name, array in tensors.items()}
     start = clock()
@@ -106,7 +106,7 @@ def copying_seconds(base: BaseModel, plan: Plan, clock: Clock = time.thread_time
 
 
 def require_equal(base: BaseModel, plan: Plan) -> None:
-    """Raises FedcaptorError unless both ways give the same tensors and outputs, bit for bit."""
+    """Raise FedcaptorError unless both ways give the same tensors and outputs, bit for bit."""
     ours, theirs = sliced(base, plan).module, torch_pruning(base, plan)[0]
     left, right = ours.state_dict(), theirs.state_dict()
     x = torch.randn(2, *base.groups.input_shape, generator=torch.Generator().manual_seed(0))
@@ -117,7 +117,7 @@ def require_equal(base: BaseModel, plan: Plan) -> None:
 
 
 def wall_seconds(base: BaseModel, plans: Sequence[Plan], threads: int) -> float:
-    """Seconds by the clock on the wall for a submodel of a batch, each dropped at once."""
+    """Return the seconds by the clock on the wall for a submodel of a batch, each dropped at once."""
     start = time.perf_counter()
     for _ in sliced_all(base, plans, threads):
         pass
@@ -125,7 +125,7 @@ def wall_seconds(base: BaseModel, plans: Sequence[Plan], threads: int) -> float:
 
 
 def merging_seconds(base: BaseModel, plan: Plan, images: int, seed: int) -> float:
-    """Seconds to slice and merge one submodel, when the evidence of `images` noise images is at hand."""
+    """Return the seconds to slice and merge one submodel, once the evidence of `images` noise images is at hand."""
     rng = np.random.default_rng(seed)
     channels, *size = base.groups.input_shape
     noise = rng.integers(0, 256, (images, *size, channels), dtype=np.uint8)
@@ -137,7 +137,7 @@ def merging_seconds(base: BaseModel, plan: Plan, images: int, seed: int) -> floa
 
 
 def peak(maker: str, name: str, shape: Shape, groups: str, macs: float, count: int, seed: int) -> tuple[int, int]:
-    """Peak resident bytes of this process with all loaded, and after `count` submodels one after another.
+    """Return peak resident bytes of this process with all loaded, and after `count` submodels one after another.
 
     For a process of its own. `maker`: "ours" or "torch-pruning".
     """

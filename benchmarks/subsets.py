@@ -16,10 +16,10 @@ from fedcaptor.common.data.splits import split
 from fedcaptor.common.errors import ConfigError, DataError
 
 ALL_IMAGES = 1000
-"""At most so many images of all classes together for class-agnostic evidence, unless the needed ones are more."""
+"""At most so many images of all classes together for class-agnostic evidence, unless the target classes' are more."""
 
 OTHERS = 0.1
-"""Share of a phone-like mixture's images that show classes which are not needed."""
+"""Share of a phone-like mixture's images that show classes that are no target."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +31,7 @@ class Labelled:
 
     @classmethod
     def part(cls, data: Dataset, key: str) -> Labelled:
-        """Images of this split, all of them where the data set has no splits."""
+        """Take the images of this split, all of them where the data set has no splits."""
         if data.split is None:
             return cls(data.x, data.y)
         chosen = data.split == key
@@ -41,8 +41,8 @@ class Labelled:
 
 
 @dataclass(frozen=True, eq=False)
-class Sample:
-    """Of one class set. `images`: calibration; `everything`: calibration of all classes; `tune`, `held`: short tuning.
+class ImageSample:
+    """Images of a class set. `images`: calibration; `everything`: that of all classes; `tune`, `held`: short tuning.
 
     No image is in `held` and in another part.
     """
@@ -54,40 +54,40 @@ class Sample:
 
 
 @dataclass(frozen=True, eq=False)
-class Pool:
+class ImageSplits:
     """Training images, from which strategies are given some without labels, and test images."""
 
     train: Labelled
     test: Labelled
 
     @classmethod
-    def load(cls, train: str, test: str | None) -> Pool:
-        """From data sources. One source for both without splits is divided as everywhere in the project: base and
+    def load(cls, train: str, test: str | None) -> ImageSplits:
+        """Read data sources. One source for both without splits is divided as everywhere in the project: base and
         phones. Raises DataError when the images differ in shape.
         """
         data = load(train)
         if test is not None and test != train:
-            pool = cls(Labelled.part(data, "train"), Labelled.part(load(test), "test"))
+            splits = cls(Labelled.part(data, "train"), Labelled.part(load(test), "test"))
         elif data.split is not None:
-            pool = cls(Labelled.part(data, "train"), Labelled.part(data, "test"))
+            splits = cls(Labelled.part(data, "train"), Labelled.part(data, "test"))
         else:
             parts = split(data)
-            pool = cls(*(Labelled(data.x[parts[p]], data.y[parts[p]]) for p in ("base", "phones")))
-        shapes = [part.x.shape[1:] for part in (pool.train, pool.test)]
+            splits = cls(*(Labelled(data.x[parts[p]], data.y[parts[p]]) for p in ("base", "phones")))
+        shapes = [part.x.shape[1:] for part in (splits.train, splits.test)]
         if shapes[0] != shapes[1]:
             raise DataError(f"training images are {shapes[0]}, test images {shapes[1]}: give both in one size")
-        return pool
+        return splits
 
-    def judged_by(self, most: int | None) -> Pool:
-        """With the first `most` test images of each class, all of them for None."""
+    def with_test_images(self, most: int | None) -> ImageSplits:
+        """Keep the first `most` test images of each class, all of them for None."""
         if most is None:
             return self
         y = self.test.y
         chosen = np.sort(np.concatenate([np.flatnonzero(y == label)[:most] for label in np.unique(y)]))
-        return Pool(self.train, Labelled(self.test.x[chosen], y[chosen]))
+        return ImageSplits(self.train, Labelled(self.test.x[chosen], y[chosen]))
 
     def classes(self, outputs: int) -> Indices:
-        """Labels with training and test images. Raises DataError unless they are numbers of a model's `outputs`."""
+        """Return labels with both kinds of images. Raises DataError unless they are numbers of a model's `outputs`."""
         found = np.intersect1d(self.train.y, self.test.y)
         if len(found) == 0 or found[-1] >= outputs:
             highest = found[-1] if len(found) else "none"
@@ -99,8 +99,8 @@ class Pool:
 
     def sample(
         self, classes: Sequence[int], calibration: int, tune: int, seed: Sequence[int], mixture: float | None = None
-    ) -> Sample:
-        """Images by class: the first of one random order calibrate and tune, the last are held out.
+    ) -> ImageSample:
+        """Draw images by class: the first of one random order calibrate and tune, the last are held out.
 
         `mixture`: as many calibration images altogether, but as a phone might hold them: class shares drawn from a
         symmetric Dirichlet distribution of this concentration, and one image in ten of another class.
@@ -113,7 +113,7 @@ class Pool:
         counts = dict.fromkeys(classes, calibration)
         if mixture is not None:
             counts = _mixed(classes, sorted(shuffled), calibration * len(classes), mixture, seed)
-        return Sample(
+        return ImageSample(
             self._images([rest.get(c, shuffled[c])[:count] for c, count in counts.items()]),
             self._images([index[:fewer] if c not in rest else rest[c][:fewer] for c, index in shuffled.items()]),
             self._images([rest[c][:tune] for c in classes]),
@@ -125,20 +125,20 @@ class Pool:
 
 
 def _mixed(
-    needed: Sequence[int], available: Sequence[int], images: int, mixture: float, seed: Sequence[int]
+    target: Sequence[int], available: Sequence[int], images: int, mixture: float, seed: Sequence[int]
 ) -> dict[int, int]:
-    """Images of each class in a phone-like mixture."""
-    rng, others = np.random.default_rng([*seed, len(needed)]), [c for c in available if c not in needed]
+    """Draw the number of images of each class in a phone-like mixture."""
+    rng, others = np.random.default_rng([*seed, len(target)]), [c for c in available if c not in target]
     outside = round(OTHERS * images) if others else 0
-    shares = rng.dirichlet([mixture] * len(needed))
-    counts = dict(zip(needed, rng.multinomial(images - outside, shares).tolist(), strict=True))
+    shares = rng.dirichlet([mixture] * len(target))
+    counts = dict(zip(target, rng.multinomial(images - outside, shares).tolist(), strict=True))
     if others:
         counts |= zip(others, rng.multinomial(outside, [1 / len(others)] * len(others)).tolist(), strict=True)
     return counts
 
 
 def drawn(available: Indices, size: int, count: int, seed: int) -> list[tuple[int, ...]]:
-    """`count` class sets of `size`, all different where there are so many; more draws begin with the same sets."""
+    """Draw `count` class sets of `size`, all different where there are so many; more draws begin with the same sets."""
     if not 1 <= size <= len(available):
         raise ConfigError(f"classes is {size}, must lie in 1..{len(available)}: that many have images in both parts")
     rng, repeated, distinct = np.random.default_rng([seed, size]), 0, math.comb(len(available), size)
@@ -152,7 +152,7 @@ def drawn(available: Indices, size: int, count: int, seed: int) -> list[tuple[in
 
 
 def given(text: str, available: Indices) -> list[tuple[int, ...]]:
-    """`0,1,2;3,5` as class sets. Raises ConfigError."""
+    """Read `0,1,2;3,5` as class sets. Raises ConfigError."""
     try:
         sets = [tuple(sorted({int(part) for part in each.split(",")})) for each in text.split(";") if each.strip()]
     except ValueError:
@@ -166,7 +166,7 @@ def given(text: str, available: Indices) -> list[tuple[int, ...]]:
 
 
 def shown(source: str) -> str:
-    """A data source without the folders of one machine."""
+    """Return a data source without the folders of one machine."""
     return source if source.startswith("torchvision:") else Path(source).name
 
 

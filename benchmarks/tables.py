@@ -25,35 +25,35 @@ class Spread:
 
     @property
     def told_from_zero(self) -> bool:
-        """Whether the 95 % confidence interval of the mean (Student's t) leaves out zero; one seed never tells."""
+        """Tell whether the 95 % confidence interval of the mean (Student's t) leaves out zero; one seed never tells."""
         return abs(self.mean) > self.half_width
 
     @property
     def half_width(self) -> float:
-        """Of that interval; infinite for one seed."""
+        """Return that of the interval; infinite for one seed."""
         if self.count < 2:
             return math.inf
         return half_width(self.deviation, self.count)
 
     def text(self, scale: float = 1.0, digits: int = 1, sign: bool = False) -> str:
-        """`94.7 ± 0.3`, or the mean alone of one seed."""
+        """Write `94.7 ± 0.3`, or the mean alone of one seed."""
         mean = f"{self.mean * scale:{'+' if sign else ''}.{digits}f}".replace("-", "−")
         return mean if math.isnan(self.deviation) else f"{mean} ± {self.deviation * scale:.{digits}f}"
 
 
 def measured(values: Iterable[float | None]) -> Spread | None:
-    """Of those that were measured; None where none was."""
+    """Summarise those that were measured; None where none was."""
     found = [value for value in values if value is not None]
     return Spread.of(found) if found else None
 
 
 def reach(values: Iterable[int]) -> str:
-    """`2 to 5`, or `3` where all are alike; a dash where there is none."""
+    """Write `2 to 5`, or `3` where all are alike; a dash where there is none."""
     found = sorted(values)
     return " to ".join(map(str, dict.fromkeys((found[0], found[-1])))) if found else "–"
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table, its first column to the left, the others to the right."""
+    """Make a Markdown table, its first column to the left, the others to the right."""
     lines = [header, [":--"] + ["--:"] * (len(header) - 1), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

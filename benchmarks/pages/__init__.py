@@ -1,1 +1,1 @@
-"""How rows become a page: one module a benchmark, with `render(record) -> Section`."""
+"""How rows become a page: a template a benchmark, and a module where rows are selected or compared."""

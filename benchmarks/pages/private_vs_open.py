@@ -2,68 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from benchmarks.charts import Chart, Line, Panel
-from benchmarks.pages.section import Section
+from benchmarks.pages.rows import differences, one_each, paired, seed_of, where
+from benchmarks.pages.section import Section, section
 from benchmarks.record import Record, Row
-from benchmarks.tables import Spread, measured, reach, table
+from benchmarks.tables import Spread, measured
 
 GOALS = ((8.0, 1000), (2.0, 10000))
 MARGIN = 0.005
-COLUMNS = (
-    "",
-    "clusters",
-    "centroid error, bits",
-    "images of served classes, %",
-    "cluster's submodel, %",
-    "… against no noise",
-    "… own classes alone, %",
-    "MACs, %",
-    "personal, %",
-    "… against no noise",
-    "MACs, %",
-    "effective MACs, %",
-)
-INTRODUCTION = """\
-{data} images, {model}; δ = {delta:g}, cohorts of at least {min_cohort}, {corrupted:g} of the phones allowed to side
-with the server. ε is that of a whole run. All of a population answer every sum; sums hold the very vectors, clipped,
-rotated and quantised, and the noise that masked ones would (masks cancel to the bit), but no message is sent. Of each
-seed {drawn:,} phones are drawn, smaller populations are the first of these.
-
-Judged on own classes' test images, which the simulator alone reads: the first {judged:,} phones of each seed, the same
-for every ε and population; those that a smaller population does not have only fetch what it led to. *Cluster's
-submodel*: what the server made for the cluster that a phone finds nearest, all its classes allowed; *own classes
-alone*: its answers limited to what the phone takes for its owner's. It is no phone's last model: *personal* is, after
-the personal step, with what it leaves to the full model (*effective MACs*), on the first {personal} phones. *Centroid
-error*: Jensen-Shannon divergence of the nearest published centroid from the one without noise, mean over phones. ± is
-the standard deviation over seeds, of differences within seeds."""
 
 
 def render(record: Record) -> Section:
-    """One table a population, verdicts on the goals, a chart."""
-    full = [Spread.of(row[name] for row in _once(record.rows)) for name in ("accuracy_full", "accuracy_full_limited")]
-    parts = [
-        INTRODUCTION.format(**record.settings),
-        f"Seeds {', '.join(map(str, sorted(record.distinct('seed'))))}. The full model: {full[0].text(100)} %; limited "
-        f"to the owner's true classes: {full[1].text(100)} %.",
-    ]
-    for phones in sorted(record.distinct("phones")):
-        rows = record.select(phones=phones)
-        parts += [f"### {phones:,} phones", table(COLUMNS, [_line(rows, epsilon) for epsilon in _epsilons(rows)])]
-    verdicts = [line for epsilon, phones in GOALS for line in _verdicts(record.select(phones=phones), epsilon, phones)]
-    if verdicts:
-        parts.append("\n".join(verdicts))
-    return Section("What privacy costs", "\n\n".join(parts), {"private-vs-open": _chart(record)})
-
-
-def _once(rows: Sequence[Row]) -> list[Row]:
-    """A row a seed: the full model's figures are the same in all."""
-    return list({row["seed"]: row for row in rows}.values())
+    """Make one table a population, verdicts on the goals, a chart."""
+    by_phones = {phones: where(record.rows, phones=phones) for phones in sorted(record.distinct("phones"))}
+    goals = [goal for epsilon, phones in GOALS for goal in _goals(by_phones.get(phones, []), epsilon, phones)]
+    return section(
+        "private_vs_open",
+        record,
+        {"private-vs-open": _chart(record)},
+        once=one_each(record.rows, seed_of),
+        populations={phones: [_line(rows, e) for e in _epsilons(rows)] for phones, rows in by_phones.items()},
+        goals=goals,
+        margin=MARGIN,
+    )
 
 
 def _epsilons(rows: Sequence[Row]) -> list[float | None]:
-    """Falling, no noise first."""
+    """Return them falling, no noise first."""
     found = {row["epsilon"] for row in rows}
     return [None] * (None in found) + sorted((e for e in found if e is not None), reverse=True)
 
@@ -72,75 +40,42 @@ def _name(epsilon: float | None) -> str:
     return "no noise" if epsilon is None else f"ε = {epsilon:g}"
 
 
-def _over_seeds(rows: Sequence[Row], epsilon: float | None, figure: str) -> Spread | None:
-    """None where it was not measured."""
-    return measured(row[figure] for row in rows if row["epsilon"] == epsilon)
+def _line(rows: Sequence[Row], epsilon: float | None) -> dict[str, Any]:
+    """Return the rows of one ε, and what their accuracies differ from those without noise."""
+    noisy, exact = where(rows, epsilon=epsilon), where(rows, epsilon=None) if epsilon is not None else []
+    against = {figure: paired(noisy, exact, figure, seed_of) for figure in ("accuracy", "accuracy_personal")}
+    return {"name": _name(epsilon), "rows": noisy, "against": against}
 
 
-def _differences(rows: Sequence[Row], epsilon: float | None, figure: str) -> list[float]:
-    """From no noise, seed by seed."""
-    exact = {row["seed"]: row[figure] for row in rows if row["epsilon"] is None and row[figure] is not None}
-    noisy = {row["seed"]: row[figure] for row in rows if row["epsilon"] == epsilon and row[figure] is not None}
-    return [noisy[seed] - exact[seed] for seed in noisy if seed in exact]
-
-
-def _line(rows: Sequence[Row], epsilon: float | None) -> list[str]:
-    def mean(figure: str, scale: float = 100, digits: int = 1) -> str:
-        spread = _over_seeds(rows, epsilon, figure)
-        return spread.text(scale, digits) if spread else "–"
-
-    def against(figure: str) -> str:
-        differences = _differences(rows, epsilon, figure) if epsilon is not None else []
-        return Spread.of(differences).text(100, 2, sign=True) if differences else "–"
-
-    return [
-        _name(epsilon),
-        reach(row["clusters"] for row in rows if row["epsilon"] == epsilon),
-        mean("centroid_error", 1, 4),
-        mean("served"),
-        mean("accuracy"),
-        against("accuracy"),
-        mean("accuracy_limited"),
-        mean("macs_ratio"),
-        mean("accuracy_personal"),
-        against("accuracy_personal"),
-        mean("macs_personal"),
-        mean("macs_effective"),
-    ]
-
-
-def _verdicts(rows: Sequence[Row], epsilon: float, phones: int) -> list[str]:
-    """Whether the accuracy lost is within the margin, for both models."""
-    lines = []
-    for name, figure, macs in (
+def _goals(rows: Sequence[Row], epsilon: float, phones: int) -> Iterator[dict[str, Any]]:
+    """Yield whether the accuracy lost is within the margin, for both models."""
+    noisy, exact = where(rows, epsilon=epsilon), where(rows, epsilon=None)
+    for model, figure, macs in (
         ("cluster's submodel", "accuracy", "macs_ratio"),
         ("personal submodel", "accuracy_personal", "macs_personal"),
     ):
-        lost, compute = _differences(rows, epsilon, figure), _differences(rows, epsilon, macs)
-        if lost:
-            spread = Spread.of(lost)
-            word = "within" if spread.mean >= -MARGIN else "**not within**"
-            if word == "within" and spread.mean - spread.half_width < -MARGIN:
+        found = differences(noisy, exact, figure, seed_of)
+        if found:
+            lost, word = Spread.of(found), "within"
+            if lost.mean < -MARGIN:
+                word = "**not within**"
+            elif lost.mean - lost.half_width < -MARGIN:
                 word = "on average within, these seeds do not rule out more than"
-            least, ratio = Spread.of([min(lost)]).text(100, 2, sign=True), Spread.of(compute).text(100, 2, sign=True)
-            lines.append(
-                f"- **ε = {epsilon:g}, {phones:,} phones, {name}**: {spread.text(100, 2, sign=True)} points against no "
-                f"noise (worst seed {least}), at {ratio} points of MACs: {word} {100 * MARGIN:g} points."
-            )
-    return lines
+            compute = paired(noisy, exact, macs, seed_of)
+            shared = {"epsilon": epsilon, "phones": phones, "model": model, "verdict": word}
+            yield {**shared, "lost": lost, "worst": Spread.of([min(found)]), "macs": compute}
 
 
 def _chart(record: Record) -> Chart:
-    populations, epsilons = sorted(record.distinct("phones")), _epsilons(record.rows)
+    populations = sorted(record.distinct("phones"))
 
     def line(epsilon: float | None, figure: str) -> Line:
-        found = [_over_seeds(record.select(phones=n), epsilon, figure) for n in populations]
-        spreads = [spread or Spread(float("nan"), float("nan"), 0) for spread in found]
-        means, deviations = ([round(100 * getattr(s, f), 3) for s in spreads] for f in ("mean", "deviation"))
-        return Line(_name(epsilon), tuple(means), tuple(deviations), reference=epsilon is None)
+        rows = [where(record.rows, phones=phones, epsilon=epsilon) for phones in populations]
+        spreads = [measured(row[figure] for row in found) for found in rows]
+        return Line.of(_name(epsilon), spreads, 100, 3, reference=epsilon is None)
 
     def panel(title: str, figure: str) -> Panel:
-        lines = tuple(line(epsilon, figure) for epsilon in epsilons)
+        lines = tuple(line(epsilon, figure) for epsilon in _epsilons(record.rows))
         return Panel(title, "phones", "% on own classes", tuple(f"{n:,}" for n in populations), lines)
 
     panels = [panel("Cluster's submodel", "accuracy")]

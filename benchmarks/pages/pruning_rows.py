@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
-from benchmarks.charts import Line
+from benchmarks.pages.rows import draw_of, paired, where
 from benchmarks.record import Record, Row
-from benchmarks.tables import Spread
+from benchmarks.tables import Spread, measured
 from fedcaptor.common.errors import StateError
 
 NAMES = {
@@ -26,42 +25,42 @@ OURS, AGNOSTIC = "reconstruct", "reconstruct-agnostic"
 MERGING = (OURS, AGNOSTIC, "reconstruct-fisher")
 TUNING = {"none": "No training", "short": "Short tuning"}
 
+Calibration = tuple[int, float]
+"""Images a class, and the concentration of a phone-like mixture of them; 0 for as many images of every class."""
+
 
 def best(row: Row) -> float:
-    """What is compared without training: our own as it is, of all others the higher of cut and recalibrated."""
+    """Return what is compared without training: our own as it is, of all others the higher of cut and recalibrated."""
     figures = [row["accuracy"]]
     if row["tune"] == "none" and row["strategy"] not in MERGING:
         figures.append(row["accuracy_recalibrated"])
     return float(max(figures))
 
 
-def paired(rows: Sequence[Row], first: str, second: str, macs: float) -> Spread | None:
-    """`first` minus `second` over the draws that have both."""
-    values = {
-        name: {draw_of(r): best(r) for r in rows if r["strategy"] == name and r["macs_target"] == macs}
-        for name in (first, second)
-    }
-    both = [draw for draw in values[first] if draw in values[second]]
-    return Spread.of(values[first][d] - values[second][d] for d in both) if both else None
-
-
-def best_other(rows: Sequence[Row], macs: float) -> tuple[str, Spread] | None:
-    """The strategy that ours is least ahead of, but for our own control, and by how much; of those that share most
-    draws with ours, so that one lucky draw makes no best.
-    """
-    found = {name: paired(rows, OURS, name, macs) for name in NAMES if name not in MERGING}
-    measured = {name: ahead for name, ahead in found.items() if ahead is not None}
-    most = max((ahead.count for ahead in measured.values()), default=0)
-    rivals = [(name, ahead) for name, ahead in measured.items() if ahead.count == most]
-    return min(rivals, key=lambda rival: rival[1].mean, default=None)
-
-
 def loss_of(row: Row) -> float:
+    """Return what is lost to the full model that answers among the target classes only."""
     return float(row["accuracy_full_limited"]) - best(row)
 
 
-Calibration = tuple[int, float]
-"""Images a class, and the concentration of a phone-like mixture of them; 0 for as many images of every class."""
+def losses(rows: Sequence[Row], budgets: Sequence[float]) -> list[Spread | None]:
+    """Return the loss at each budget; None where it was not measured."""
+    return [measured(loss_of(row) for row in where(rows, macs_target=macs)) for macs in budgets]
+
+
+def ahead_of(rows: Sequence[Row], rival: str, macs: float) -> Spread | None:
+    """Return ours minus a rival's accuracy at a budget, over the draws that have both."""
+    ours, theirs = (where(rows, strategy=name, macs_target=macs) for name in (OURS, rival))
+    return paired(ours, theirs, best, draw_of)
+
+
+def best_other(rows: Sequence[Row], macs: float) -> tuple[str, Spread] | None:
+    """Return the strategy that ours is least ahead of, but for our own control, and by how much; of those that share
+    most draws with ours, so that one lucky draw makes no best.
+    """
+    measured = {name: ahead for name in NAMES if name not in MERGING and (ahead := ahead_of(rows, name, macs))}
+    most = max((ahead.count for ahead in measured.values()), default=0)
+    rivals = [(name, ahead) for name, ahead in measured.items() if ahead.count == most]
+    return min(rivals, key=lambda rival: rival[1].mean, default=None)
 
 
 def calibration_of(row: Row) -> Calibration:
@@ -69,37 +68,28 @@ def calibration_of(row: Row) -> Calibration:
 
 
 def usual_calibration(record: Record) -> Calibration:
-    """That of most rows: the tables are about it."""
+    """Return that of most rows: the tables are about it."""
     kinds = [calibration_of(row) for row in record.rows]
     return max(sorted(set(kinds)), key=kinds.count)
 
 
 def sizes_of(record: Record) -> list[int]:
-    """Numbers of needed classes."""
+    """Return the numbers of target classes."""
     return sorted({len(row["classes"]) for row in record.rows})
 
 
-def usual_rows(record: Record, size: int, tune: str) -> list[Row]:
-    """Of so many needed classes with the usual calibration."""
+def usual_rows(record: Record, size: int, **values: object) -> list[Row]:
+    """Return the rows of so many target classes with the usual calibration, and these values."""
     usual = usual_calibration(record)
-    return [r for r in record.select(tune=tune) if len(r["classes"]) == size and calibration_of(r) == usual]
-
-
-def header_of(budgets: Iterable[float]) -> tuple[str, ...]:
-    """Of a table with a column for each budget, and one of how many draws its rows have."""
-    return ("", *(f"{100 * macs:g} % MACs" for macs in budgets), "draws")
+    return [r for r in where(record.rows, **values) if len(r["classes"]) == size and calibration_of(r) == usual]
 
 
 def budgets_of(rows: Sequence[Row]) -> list[float]:
     return sorted({row["macs_target"] for row in rows}, reverse=True)
 
 
-def draw_of(row: Row) -> tuple[object, ...]:
-    return (row["seed"], row["draw"], *row["classes"])
-
-
 def refuse_twins(rows: Sequence[Row]) -> None:
-    """Raises StateError where two files measured the same: a mean would count it twice."""
+    """Raise StateError where two files measured the same: a mean would count it twice."""
     seen = set()
     for row in rows:
         key = (*draw_of(row), row["strategy"], row["macs_target"], row["tune"], *calibration_of(row))
@@ -109,10 +99,3 @@ def refuse_twins(rows: Sequence[Row]) -> None:
                 "two rows in the files of one section: remove the older one"
             )
         seen.add(key)
-
-
-def line_of(label: str, by_budget: Sequence[Spread | None], reference: bool = False) -> Line:
-    """Per cent. A gap where a budget was not measured yet."""
-    spreads = [Spread(math.nan, math.nan, 0) if spread is None else spread for spread in by_budget]
-    means, deviations = ([round(100 * getattr(s, f), 3) for s in spreads] for f in ("mean", "deviation"))
-    return Line(label, tuple(means), tuple([math.nan] * len(means) if reference else deviations), reference)

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from scipy.special import softmax
 
 from benchmarks import fallback
-from benchmarks.fallback import SCORES, Seen
+from benchmarks.fallback import SCORES, Fallback, Seen
 from benchmarks.out_of_set import calibration_error, inside, rejecting, temperature, told_apart
+from benchmarks.pages.rows import where
 from benchmarks.record import read_record
 from benchmarks.results import PAGES
 from fedcaptor.common.planner import Budget, allocate
@@ -73,10 +74,8 @@ def test_kept_outputs_leave_what_the_submodel_says_of_the_needed_classes(bars):
 
 def measure(bars, file, **options):
     data, weights = bars
-    fallback.command(
-        file, tiny.MODEL, weights, str(data), **{"classes": "2", "draws": 1, "macs": "0.8", "images": 20, "threads": 1}
-        | options,
-    )  # fmt: skip
+    given = {"classes": "2", "draws": 1, "macs": "0.8", "images": 20, "threads": 1, **options}
+    Fallback(model=tiny.MODEL, weights=weights, data=str(data), **given).run(file)
     return read_record(file)
 
 
@@ -91,7 +90,7 @@ def test_rows_go_on_and_the_page_shows_them(bars, tmp_path, monkeypatch):
     for row in record.rows:
         assert 0 < row["macs_ratio"] <= row["macs_target"]
         assert 0 <= row["escalated_80"] <= row["escalated_95"] <= 1
-    auroc = {score: record.select(score=score, draw=0, macs_target=0.9)[0]["auroc"] for score in SCORES}
+    auroc = {score: where(record.rows, score=score, draw=0, macs_target=0.9)[0]["auroc"] for score in SCORES}
     assert (
         min(auroc["max-logit-kept"], auroc["max-logit-refitted"], auroc["full-model"], auroc["reject-features"]) > 0.9
     )

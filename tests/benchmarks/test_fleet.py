@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from scipy.stats import ks_2samp
 
-from benchmarks.fleet import Fleet, FleetCourier, noise_of
+from benchmarks.fleet import Fleet, FleetCourier, fleet_sum, noise_of
 from fedcaptor.common.config import load_config
 from fedcaptor.common.errors import ConfigError, PrivacyError
 from fedcaptor.common.messages import SumFields, SumRequest
 from fedcaptor.common.privacy.noise import discrete_gaussian
+from fedcaptor.server import plausible
 from fedcaptor.server.budget import SumBudget, steps
 from fedcaptor.server.collect import Courier
 from fedcaptor.server.masked import Masking
@@ -46,9 +47,9 @@ def spec_of(world, name, blocks=1, **changes):
     return replace(budget.spec(step, blocks), **changes)
 
 
-def courier(world, fleet, **alter):
+def courier(world, fleet):
     grid = LocalGrid(lambda message, context: message, world.phones)
-    return FleetCourier(grid, "a" * 64, world.config.rounds, None, fleet=fleet, seed=(0,), **alter)
+    return FleetCourier(grid, "a" * 64, world.config.rounds, None, fleet=fleet, seed=(0,))
 
 
 def nodes(world):
@@ -110,9 +111,8 @@ def test_noise_of_all_phones_is_distributed_as_their_shares():
     assert abs(together.var() / (7 * 1.7) - 1) < 0.1  # five standard errors
 
 
-def test_liars_before_the_clip_weigh_what_one_phone_may_and_after_it_are_found_out(world, fleet):
+def test_malicious_vectors_weigh_what_one_phone_may_before_the_clip_and_are_found_out_after_it(world, fleet):
     spec = spec_of(world, "usage-1", 3, noise_multiplier=0.0)
-    asked = (1, "usage", spec, {"centroids": CENTROIDS}, nodes(world))
 
     def lie(kind, numbers, vectors):
         assert kind == "usage"
@@ -121,9 +121,12 @@ def test_liars_before_the_clip_weigh_what_one_phone_may_and_after_it_are_found_o
         out[numbers == 4, 0] = 1e6 * spec.scale
         return out
 
-    honest, _ = courier(world, fleet).sum(*asked)
-    lied, _ = courier(world, fleet, before_clip=lie).sum(*asked)
+    def total(**alter):
+        phones, rng = np.arange(world.phones), np.random.default_rng(0)
+        return fleet_sum(fleet, "usage", spec, {"centroids": CENTROIDS}, phones, rng, **alter)
+
     own = fleet.vectors("usage", [4], {"centroids": CENTROIDS})[0]
-    np.testing.assert_allclose(lied - honest, np.eye(len(own))[0] * spec.clip - own, atol=2 / spec.scale)
+    lied = total(before_clip=lie) - total()
+    np.testing.assert_allclose(lied, np.eye(len(own))[0] * spec.clip - own, atol=2 / spec.scale)
     with pytest.raises(PrivacyError, match="does not clip"):
-        courier(world, fleet, after_clip=lie).sum(*asked)
+        plausible.check(total(after_clip=lie), spec, world.phones)

@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from benchmarks import gradients
 from benchmarks.closing import Closing
+from benchmarks.gradients import Gradients
 from benchmarks.record import read_record
 from benchmarks.results import PAGES
 from fedcaptor.common.errors import ConfigError
@@ -61,10 +62,8 @@ def test_rank_correlation_by_hand():
 
 def measure(bars, file, draws=2, **options):
     data, weights = bars
-    gradients.command(
-        file, tiny.MODEL, weights, str(data), classes="3", draws=draws, filters=8, images=10, held=10, threads=1,
-        **options,
-    )  # fmt: skip
+    given = {"classes": "3", "draws": draws, "filters": 8, "images": 10, "held": 10, "threads": 1, **options}
+    Gradients(model=tiny.MODEL, weights=weights, data=str(data), **given).run(file)
     return read_record(file)
 
 
@@ -88,4 +87,4 @@ def test_the_command_goes_on_and_the_page_shows_its_rows(bars, tmp_path, monkeyp
 
 def test_too_many_classes_are_refused(bars, tmp_path):
     with pytest.raises(ConfigError, match=r"classes is 7, must lie in 1\.\.6"):
-        gradients.command(tmp_path / "a.json", tiny.MODEL, bars[1], str(bars[0]), classes="7", threads=1)
+        measure(bars, tmp_path / "a.json", classes="7")

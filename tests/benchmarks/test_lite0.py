@@ -12,8 +12,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from benchmarks import lite0, pruning
+from benchmarks import lite0
 from benchmarks.lite0 import EfficientNet, Same, Stage
+from benchmarks.pruning import Pruning
 from benchmarks.record import read_record
 from fedcaptor.common.errors import DataError, ModelError
 from fedcaptor.common.plan import Plan
@@ -130,12 +131,11 @@ def test_rows_of_a_thousand_outputs_of_which_few_have_images(base, tmp_path):
     for name, seed in (("train", 1), ("test", 2)):
         x, y = lite0.by_output(write_images(tmp_path / f"{name}-raw.npz", 12, seed))
         np.savez(tmp_path / f"{name}.npz", x=x, y=y)
-    pruning.command(
-        tmp_path / "rows.json",
-        "tests.benchmarks.test_lite0:narrow",
-        weights,
-        str(tmp_path / "train.npz"),
-        str(tmp_path / "test.npz"),
+    settings = Pruning(
+        model="tests.benchmarks.test_lite0:narrow",
+        weights=weights,
+        data=str(tmp_path / "train.npz"),
+        test=str(tmp_path / "test.npz"),
         classes="2,4",
         draws=1,
         macs="1.0,0.6",
@@ -145,6 +145,7 @@ def test_rows_of_a_thousand_outputs_of_which_few_have_images(base, tmp_path):
         tune_per_class=12,
         threads=1,
     )
+    settings.run(tmp_path / "rows.json")
     record = read_record(tmp_path / "rows.json")
     assert (record.settings["outputs"], record.settings["outputs_with_images"]) == (1000, 6)
     assert len(record.rows) == 2 * 2 * 5

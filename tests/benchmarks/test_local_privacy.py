@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from benchmarks import local_privacy
+from benchmarks.local_privacy import LocalPrivacy
+from benchmarks.pages.rows import where
 from benchmarks.record import read_record
 from benchmarks.results import PAGES
 from fedcaptor.common.errors import ConfigError
@@ -19,14 +21,14 @@ def test_figures_by_hand():
 
 def test_the_command_goes_on_and_the_page_shows_its_rows(tmp_path):
     file = tmp_path / "rows.json"
-    options = {"phones": "120", "epsilons": "1,12", "classes": 10, "groups": 4, "min_cohort": 20, "fresh": False}
-    local_privacy.command(file, seeds="0", **options)
+    options = {"phones": "120", "epsilons": "1,12", "classes": 10, "groups": 4, "min_cohort": 20}
+    LocalPrivacy(seeds="0", **options).run(file)
     first = read_record(file).rows
-    local_privacy.command(file, seeds="0,1", **options)
+    LocalPrivacy(seeds="0,1", **options).run(file)
     record = read_record(file)
     assert [row for row in record.rows if row["seed"] == 0] == first
     assert len(record.rows) == 4
-    loose, tight = record.select(epsilon=12, seed=0)[0], record.select(epsilon=1, seed=0)[0]
+    loose, tight = (where(record.rows, epsilon=epsilon, seed=0)[0] for epsilon in (12, 1))
     assert loose["unprotected_distance"] == tight["unprotected_distance"]
     assert loose["local_distance"] < tight["local_distance"] - 0.1
     text = PAGES["local_privacy"](record).text
@@ -34,6 +36,6 @@ def test_the_command_goes_on_and_the_page_shows_its_rows(tmp_path):
     assert "Seeds 0, 1." in text
 
 
-def test_no_epsilon_is_refused(tmp_path):
+def test_no_epsilon_is_refused():
     with pytest.raises(ConfigError, match="epsilons is '0,4', must be above 0"):
-        local_privacy.command(tmp_path / "rows.json", epsilons="0,4")
+        LocalPrivacy(epsilons="0,4")

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from benchmarks import moments
-from benchmarks.pages.moments import render
+from benchmarks.moments import MomentsCost
 from benchmarks.record import read_record
+from benchmarks.results import PAGES
 from benchmarks.submodels import random_base
 from fedcaptor.common.errors import ConfigError
 from fedcaptor.common.moments import Moments
@@ -16,20 +17,21 @@ from fedcaptor.common.torch_engine.evidence import consumers
 
 def test_rows_grow_with_the_classes(tmp_path, one_thread):
     file = tmp_path / "moments.json"
-    moments.command(file, "10,100", "resnet20", 2, 0.9, 1.5, 0)
+    MomentsCost(classes="10,100", model="resnet20", needed=2, share=0.9).run(file)
     record = read_record(file)
     first, second = record.rows
     assert (first["classes"], second["classes"]) == (10, 100)
     for row in (first, second):
         assert 0 < row["bytes"] < row["triangle_bytes"]
-    (line,) = [line for line in render(record).text.splitlines() if line.startswith("| 100 |")]
+    (line,) = [line for line in PAGES["moments"](record).text.splitlines() if line.startswith("| 100 |")]
     assert line.endswith(f"| {second['curves_seconds']:.1f} |")
     assert 10 <= second["bytes"] / first["bytes"] < 11  # means of the last layer grow with the classes as well
 
 
 def test_seconds_are_of_all_classes(one_thread):
     ticks = count()
-    row = moments.measure("resnet20", 10, 2, 0.9, 1.5, 0, clock=lambda: float(next(ticks)))
+    settings = MomentsCost(model="resnet20", needed=2, share=0.9)
+    row = settings.measure({"classes": 10}, lambda *_: None, clock=lambda: float(next(ticks)))
     pairs = consumers(random_base("resnet20", (3, 32, 32), 0).groups)
     places = len(pairs) + len({consumer.layer for _, consumer in pairs})
     assert row["curves_seconds"] == 1
@@ -44,6 +46,6 @@ def test_a_steeper_spectrum_needs_fewer_bytes():
     assert Moments.of(moments.scatter(64, 1.0, np.random.default_rng(0), constant=True)).rank == 0
 
 
-def test_numbers_of_classes_are_checked(tmp_path):
+def test_numbers_of_classes_are_checked():
     with pytest.raises(ConfigError, match="must be different whole numbers"):
-        moments.command(tmp_path / "m.json", "10,many")
+        MomentsCost(classes="10,many").row_keys()

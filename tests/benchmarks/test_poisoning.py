@@ -1,13 +1,14 @@
-"""What liars send, that they stay below the bound just so, and what rows hold."""
+"""What malicious clients send, that they stay below the bound just so, and what rows hold."""
 
 import numpy as np
 import pytest
 
 from benchmarks.fleet import Fleet
-from benchmarks.liars import chosen, lies, room
-from benchmarks.liars_server import Lie, MedianSpec, serve_liars
+from benchmarks.fleet_server import courier_args
+from benchmarks.malicious import ATTACKS, MaliciousCourier, malicious_clients, poisoned, undetected_norm
+from benchmarks.median_sums import MedianSpec
 from benchmarks.pages.poisoning import render
-from benchmarks.poisoning import ATTACKS, Design, Trial, aggregate, cohort_of, command, shares_of
+from benchmarks.poisoning import Poisoning, PoisoningMeasurement, aggregate, cohort_of, serve_attacked, shares_of
 from benchmarks.record import Record, rounded
 from fedcaptor.common.config import load_config
 from fedcaptor.common.errors import ConfigError, PrivacyError
@@ -22,24 +23,24 @@ from tests import tiny
 SPEC = SumSpec("usage", 6, 1.0, 500.0, 1.5, 100, 90)
 
 
-def test_liars_within_the_clip_send_what_one_phone_may():
+def test_attacks_within_the_clip_send_what_one_phone_may():
     usage = np.array([0.7, 0.3, 0.0])
     met = cooccurrence(usage)[None]
-    np.testing.assert_array_equal(lies("one-class", "usage", met, 3, 2)[0], cooccurrence(np.array([0.0, 0.0, 1.0])))
+    np.testing.assert_array_equal(poisoned("one-class", "usage", met, 3, 2)[0], cooccurrence(np.array([0.0, 0.0, 1.0])))
     block = in_block(usage, 2, 4)[None]
-    np.testing.assert_array_equal(lies("one-class", "usage", block, 3, 1)[0], in_block(np.eye(3)[1], 2, 4))
-    np.testing.assert_array_equal(lies("sign-flip", "usage", block, 3, 1), -block)
-    scores = lies("one-class", "scores", np.zeros((1, 15)), 3, 1)[0]
+    np.testing.assert_array_equal(poisoned("one-class", "usage", block, 3, 1)[0], in_block(np.eye(3)[1], 2, 4))
+    np.testing.assert_array_equal(poisoned("sign-flip", "usage", block, 3, 1), -block)
+    scores = poisoned("one-class", "scores", np.zeros((1, 15)), 3, 1)[0]
     mean, presence = scores_mean(scores, 2, 3)
     assert np.linalg.norm(scores) == pytest.approx(1)
     assert (presence > 0).tolist() == [False, True, False]
     assert len(np.unique(mean[:, 1])) == 1
 
 
-def test_liars_who_know_the_bound_are_just_below_it():
+def test_clients_who_know_the_bound_are_just_below_it():
     honest = np.array([30.0, 10.0, 5.0, 0.0, 20.0, 8.0])
     flat = np.full(6, 6**-0.5)
-    found = honest + flat * room(honest, SPEC, 100)
+    found = honest + flat * undetected_norm(honest, SPEC, 100)
     noise = 4 * SPEC.deviation / np.sqrt(6)
     plausible.check(found + noise, SPEC, 100)
     with pytest.raises(PrivacyError, match="does not clip"):
@@ -53,21 +54,21 @@ def test_the_median_of_cohorts_has_the_deviation_that_it_states():
     assert abs(medians.std() / spec.deviation - 1) < 0.06  # 40 sums: 2 % below the limit; five standard errors
 
 
-def test_liars_are_nested_and_never_judged():
-    few, many = chosen(100, 30, 0.02, 1), chosen(100, 30, 0.2, 1)
+def test_malicious_clients_are_nested_and_never_judged():
+    few, many = malicious_clients(100, 30, 0.02, 1), malicious_clients(100, 30, 0.2, 1)
     assert (few.sum(), many.sum()) == (2, 20)
     assert many[few].all()
     assert not many[:30].any()
-    assert (chosen(100, 30, 0.2, 2) != many).any()
+    assert (malicious_clients(100, 30, 0.2, 2) != many).any()
 
 
 @pytest.fixture(scope="module")
 def rows(bars, tmp_path_factory):
     small = tiny.overrides(*bars, "population.phones=60", "clusters.alike=0.01", "privacy.min_cohort=20")
-    design = Design(60, 200.0, 10, 60, tuple(small))
-    trial = Trial(design, tmp_path_factory.mktemp("poisoning"))
-    keys = trial.keys([0], [0.0, 0.2], [0, 20])
-    return [{**key, **rounded(trial.measure(key))} for key in keys]
+    settings = Poisoning(phones=60, epsilon=200.0, judged=10, images=60, liars="0,0.2", cohorts="0,20")
+    folder = tmp_path_factory.mktemp("poisoning")
+    measurement = PoisoningMeasurement(settings, folder, lambda name, done, total: None, small)
+    return [{**key, **rounded(measurement.measure(key))} for key in settings.row_keys()]
 
 
 def test_rows_hold_the_contract(rows):
@@ -86,16 +87,22 @@ def test_rows_hold_the_contract(rows):
             assert (row["centroid_error"] == 0) == (row["attack"] == "none")
 
 
-def test_a_median_withstands_one_cohort_with_liars(bars, tmp_path):
+def test_a_median_withstands_one_cohort_with_malicious_clients(bars, tmp_path):
     config = load_config(None, tiny.overrides(*bars, "population.phones=60", "privacy.noise=false"))
     world = build_world(config, tmp_path)
-    fleet, one = Fleet.of(world.directory, config, world.base), np.arange(60) == 59
-    honest = serve_liars(world, fleet, Lie(~one & one), False, None)
+    fleet, one, profiles = Fleet.of(world.directory, config, world.base), np.arange(60) == 59, []
+
+    def served(malicious, attack="none", cohort=0):
+        args = courier_args(world, 60)
+        courier = MaliciousCourier(**args, fleet=fleet, malicious=malicious, attack=attack, cohort=cohort)
+        return serve_attacked(world, courier, profiles, planned=False)
+
+    honest = served(~one & one).served.round
     for attack, discarded in (("overshoot", 1 / 3), ("unclipped", 0)):
-        found = serve_liars(world, fleet, Lie(one, attack, 20), False, None)
+        found = served(one, attack, 20)
         assert found.discarded == pytest.approx(discarded)
-        assert found.published.counts.sum() == pytest.approx(honest.published.counts.sum(), rel=0.25)
-    assert serve_liars(world, fleet, Lie(one, "overshoot"), False, None).published is None
+        assert found.served.round.counts.sum() == pytest.approx(honest.counts.sum(), rel=0.25)
+    assert served(one, "overshoot").served is None
 
 
 def row(attack, liars, name, error, **more):
@@ -110,7 +117,7 @@ def test_the_page_tells_what_is_within_the_limit():
     rows += [row("unclipped", 0.1, "median of 20", 0.4, accuracy=0.6)]
     ended = dict.fromkeys(("error_exact", "served", "clusters", "accuracy", "macs_ratio"))
     rows += [row("overshoot", 0.1, "sum", None, discarded=1.0, **ended)]
-    section = render(Record("poisoning", Design(1000, 8.0, 30, 100).settings(), {}, ["the command"], rows))
+    section = render(Record("poisoning", Poisoning(judged=30).shared(), {}, ["the command"], rows))
     assert (
         "at worst 0.040 within its limit, unclipped by 2 %; at worst 0.040 beyond it, unclipped by 10 %."
         in section.text
@@ -131,8 +138,8 @@ def test_texts_are_read():
             shares_of(text)
 
 
-def test_judged_liars_and_cohorts_too_small_are_refused(tmp_path):
-    with pytest.raises(ConfigError, match="never lie: lower it"):
-        command(tmp_path / "rows.json", phones=40, judged=40, liars="0.5")
+def test_judged_clients_and_cohorts_too_small_are_refused():
+    with pytest.raises(ConfigError, match="are honest: lower it"):
+        Poisoning(phones=40, judged=40, liars="0.5")
     with pytest.raises(ConfigError, match="must be 0 or from 20"):
-        command(tmp_path / "rows.json", phones=40, judged=10, cohorts="10")
+        Poisoning(phones=40, judged=10, liars="0", cohorts="10")

@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 
-from benchmarks import preference
-from benchmarks.preference import VARIANTS, Trial, correlation, low_rank
-from benchmarks.private_vs_open import Design
+from benchmarks.preference import VARIANTS, Preference, PreferenceMeasurement, correlation, low_rank
+from benchmarks.private_vs_open import Population
 from benchmarks.record import Record
 from benchmarks.results import PAGES
 from fedcaptor.common.errors import ConfigError
@@ -14,13 +13,14 @@ from tests import tiny
 
 
 @pytest.fixture(scope="module")
-def trial(bars, tmp_path_factory):
+def measurement(bars, tmp_path_factory):
     overrides = (*tiny.overrides(*bars, "privacy.min_cohort=5")[:-1], "visualise.steps=2")
-    return Trial(Design(30, 20, 1, 0, overrides), tmp_path_factory.mktemp("trial"))
+    folder = tmp_path_factory.mktemp("measurement")
+    return PreferenceMeasurement(Population(30, 20, overrides), folder, lambda name, done, total: None)
 
 
-def test_little_noise_leaves_the_order_of_filters(trial):
-    found = {e: trial.measure({"phones": 30, "epsilon": e, "seed": 0})["correlations"] for e in (1, 10**6)}
+def test_little_noise_leaves_the_order_of_filters(measurement):
+    found = {e: measurement.measure({"phones": 30, "epsilon": e, "seed": 0})["correlations"] for e in (1, 10**6)}
     each = VARIANTS.index("each filter")
     assert found[10**6][each] > 0.9
     assert found[1][each] < found[10**6][each] - 0.3
@@ -47,17 +47,17 @@ def test_low_rank_keeps_what_has_it():
     assert np.linalg.matrix_rank(low_rank(rng.random((6, 5)))) == 2
 
 
-def test_no_epsilon_below_one(tmp_path):
+def test_no_epsilon_below_one():
     with pytest.raises(ConfigError, match="epsilons is '0,2', must be at least 1"):
-        preference.command(tmp_path / "rows.json", epsilons="0,2")
+        Preference(epsilons="0,2")
 
 
-def test_the_page_has_a_line_for_each_way(trial):
+def test_the_page_has_a_line_for_each_way():
     rows = [
         {"phones": 100, "epsilon": 8, "seed": s, "correlations": [0.1 * s + 0.01 * i for i in range(len(VARIANTS))]}
         for s in (0, 2)
     ]
-    record = Record("preference", trial.design.settings() | {"variants": list(VARIANTS)}, {}, [], rows)
+    record = Record("preference", Preference().shared(), {}, [], rows)
     text = PAGES["preference"](record).text
     assert "| each filter, low rank | 0.11 ± 0.14 |" in text
     assert "seeds 0, 2." in text

@@ -5,23 +5,24 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from benchmarks.fleet_server import centroid_error
-from benchmarks.private_vs_open import Design, Trial, budgets, command
+from benchmarks.evaluation import centroid_error
+from benchmarks.private_vs_open import Population, PrivacyMeasurement, PrivateVsOpen, budgets
 from benchmarks.record import rounded
 from fedcaptor.common.errors import ConfigError
 from tests import tiny
 
 
 @pytest.fixture(scope="module")
-def trial(bars, tmp_path_factory):
-    design = Design(30, 20, 8, 8, tuple(tiny.overrides(*bars, "clusters.alike=0.01", "privacy.min_cohort=5")[:-1]))
-    return Trial(design, tmp_path_factory.mktemp("trial"))
+def measurement(bars, tmp_path_factory):
+    overrides = tuple(tiny.overrides(*bars, "clusters.alike=0.01", "privacy.min_cohort=5")[:-1])
+    folder = tmp_path_factory.mktemp("measurement")
+    return PrivacyMeasurement(Population(30, 20, overrides), 8, 8, folder, lambda name, done, total: None)
 
 
 @pytest.fixture(scope="module")
-def rows(trial):
-    keys = trial.keys([0], [30, 25], [8.0, None])
-    return [{**key, **rounded(trial.measure(key))} for key in keys]
+def rows(measurement):
+    keys = PrivateVsOpen(epsilons="8,inf", phones="30,25", judged=8).row_keys()
+    return [{**key, **rounded(measurement.measure(key))} for key in keys]
 
 
 def test_rows_without_noise_come_first(rows):
@@ -45,17 +46,17 @@ def test_the_same_phones_and_images_are_judged_everywhere(rows):
     assert len({(row["accuracy_full"], row["accuracy_full_limited"]) for row in rows}) == 1
 
 
-def test_clusters_are_judged_as_the_oracle_judges_them(trial):
+def test_clusters_are_judged_as_the_oracle_judges_them(measurement):
     from fedcaptor.simulations.oracle import Oracle
 
-    served, jury = trial._exact(0, 30), trial._of_seed(0)
-    jury.of_phones(served, range(8), lambda name, done, total: None)
-    oracle = Oracle(jury.world.directory, jury.world.config, jury.world.base, served.models)
-    figures, found = [oracle.phone(number, 1) for number in range(8)], jury.of_clusters(served)
+    served, evaluation = measurement._exact(0, 30), measurement._evaluation(0)
+    evaluation.of_phones(served, range(8), lambda name, done, total: None)
+    oracle = Oracle(evaluation.world.directory, evaluation.world.config, evaluation.world.base, served.models)
+    figures, found = [oracle.phone(number, 1) for number in range(8)], evaluation.of_clusters(served)
     for name, ours in (("accuracy_cluster", "accuracy"), ("accuracy_cluster_limited", "accuracy_limited")):
         assert found[ours] == pytest.approx(np.mean([getattr(f, name) for f in figures]))
     for name in ("accuracy_full", "accuracy_full_limited"):
-        assert jury.of_full[name] == pytest.approx(np.mean([getattr(f, name) for f in figures]))
+        assert evaluation.of_full[name] == pytest.approx(np.mean([getattr(f, name) for f in figures]))
     assert found["macs_ratio"] == pytest.approx(np.mean([f.cluster_macs_ratio for f in figures]))
 
 
@@ -73,6 +74,6 @@ def test_budgets_are_read():
             budgets(text)
 
 
-def test_more_judges_than_phones_are_refused(tmp_path):
+def test_more_judges_than_phones_are_refused():
     with pytest.raises(ConfigError, match="judged 200 must be at most the largest population 100"):
-        command(tmp_path / "rows.json", phones="100", judged=200, personal=0, min_cohort=20)
+        PrivateVsOpen(phones="100", judged=200, personal=0)

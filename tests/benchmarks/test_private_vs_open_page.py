@@ -3,7 +3,7 @@
 import pytest
 
 from benchmarks.pages.private_vs_open import render
-from benchmarks.private_vs_open import Design
+from benchmarks.private_vs_open import PrivateVsOpen
 from benchmarks.record import Record
 
 
@@ -21,7 +21,8 @@ def record():
     rows = [row(1000, None, seed, 0.88 + 0.02 * seed) for seed in (0, 1)]
     rows += [row(1000, 8.0, seed, 0.877 + 0.022 * seed) for seed in (0, 1)]
     rows += [row(10000, None, 0, 0.89), row(10000, 2.0, 0, 0.88, 0.958)]
-    return Record("private_vs_open", Design(10000, 20, 4, 2).settings(), {}, ["the command"], rows)
+    settings = PrivateVsOpen(phones="10000", judged=4, personal=2).shared()
+    return Record("private_vs_open", settings, {}, ["the command"], rows)
 
 
 def test_a_line_has_differences_within_seeds(record):

@@ -9,10 +9,12 @@ import pytest
 from hypothesis import given as cases
 from hypothesis import strategies as st
 
-from benchmarks import pruning, trial
+from benchmarks import pruning_measurement
+from benchmarks.last_call import remembers_last_call
+from benchmarks.pruning import Pruning
+from benchmarks.pruning_measurement import Accuracy
 from benchmarks.record import read_record
-from benchmarks.subsets import Labelled, Pool, drawn, given, shown
-from benchmarks.trial import Latest, Score
+from benchmarks.subsets import ImageSplits, Labelled, drawn, given, shown
 from fedcaptor.common.errors import ConfigError, DataError
 from tests import tiny
 
@@ -35,19 +37,14 @@ CONTRACT = {
 }
 
 
-def measure(bars, file, **options):
-    data, weights = bars
+def settings_of(bars, **options):
     given = {"class_sets": "0,3,4", "macs": "0.8", "strategies": "reconstruct,l1", "calibration_per_class": "8"}
-    pruning.command(
-        file,
-        tiny.MODEL,
-        weights,
-        str(data),
-        tune_per_class=40,
-        tune_seconds=1.0,
-        threads=1,
-        **{**given, "tune": "none", **options},
-    )
+    given |= {"tune": "none", "tune_per_class": 40, "tune_seconds": 1.0, "threads": 1, **options}
+    return Pruning(model=tiny.MODEL, weights=bars[1], data=str(bars[0]), **given)
+
+
+def measure(bars, file, **options):
+    settings_of(bars, **options).run(file)
     return read_record(file).rows
 
 
@@ -73,7 +70,7 @@ def test_tuning_is_the_same_for_all_but_the_second_rate_of_others(bars, tmp_path
         calls.append((len(images), len(held), seconds, rate, seed))
         return SimpleNamespace(submodel=submodel, before=0.5, after=0.6 + (rate or 0), steps=7, rate=rate or 1e-4)
 
-    monkeypatch.setattr(trial, "tune", tune)
+    monkeypatch.setattr(pruning_measurement, "tune", tune)
     rows = measure(bars, tmp_path / "rows.json", tune="short")
     assert calls == [(120, 12, 1.0, rate, 0) for rate in (None, 5e-4, 1e-3)]
     assert [row["tune_rate"] for row in rows] == [1e-4, 1e-3]
@@ -85,10 +82,10 @@ def test_a_stopped_run_goes_on_and_shares_evidence(bars, tmp_path, monkeypatch):
     gathered, file = [], tmp_path / "rows.json"
 
     def counted(name):
-        make = trial.STRATEGIES[name]
+        make = pruning_measurement.STRATEGIES[name]
         return lambda task: (gathered.append(name), make(task))[1]
 
-    monkeypatch.setattr(trial, "STRATEGIES", {name: counted(name) for name in ("reconstruct", "l1")})
+    monkeypatch.setattr(pruning_measurement, "STRATEGIES", {name: counted(name) for name in ("reconstruct", "l1")})
     measure(bars, file, strategies="reconstruct")
     rows = measure(bars, file, macs="0.8,0.9")
     assert [(row["strategy"], row["macs_target"]) for row in rows] == [
@@ -125,13 +122,13 @@ def test_what_cannot_be_measured_is_refused(bars, tmp_path, options, words):
         measure(bars, tmp_path / "rows.json", **options)
 
 
-def test_keys_go_draw_by_draw():
-    sets = [[(0, 1), (0, 1, 2)], [(2, 3), (1, 2, 3)]]
-    made = pruning.keys("m", sets, ["a", "b"], [0.5, 0.3], ["none", "short"], [50], 3)
+def test_keys_go_draw_by_draw(bars):
+    given = {"class_sets": None, "classes": "2,3", "draws": 2, "strategies": "l1,random", "macs": "0.5,0.3"}
+    made = settings_of(bars, **given, tune="none,short").row_keys()
     assert len(made) == 2 * 2 * 2 * 2 * 2
     assert [key["draw"] for key in made] == [0] * 16 + [1] * 16
     assert [(k["strategy"], k["macs_target"], k["tune"]) for k in made[:8]] == list(
-        itertools.product(["a", "b"], [0.5, 0.3], ["none", "short"])
+        itertools.product(["l1", "random"], [0.5, 0.3], ["none", "short"])
     )
 
 
@@ -158,7 +155,7 @@ def pool(per_class):
     number = np.arange(len(y))
     x = np.zeros((len(y), 2, 1, 1), np.uint8)
     x[:, 0, 0, 0], x[:, 1, 0, 0] = number // 256, number % 256
-    return Pool(Labelled(x, y), Labelled(x[:4], y[[0, per_class, 2 * per_class, 3 * per_class]]))
+    return ImageSplits(Labelled(x, y), Labelled(x[:4], y[[0, per_class, 2 * per_class, 3 * per_class]]))
 
 
 def numbers_of(images):
@@ -199,19 +196,19 @@ def test_splits_of_a_data_set_are_followed(tmp_path):
     x, y = tiny.images(60, 0)
     key = np.array(["train", "test", "validation"])[np.arange(60) % 3]
     np.savez(tmp_path / "both.npz", x=x, y=y, split=key)
-    both = Pool.load(str(tmp_path / "both.npz"), None)
+    both = ImageSplits.load(str(tmp_path / "both.npz"), None)
     assert (both.train.y.tolist(), both.test.y.tolist()) == (y[::3].tolist(), y[1::3].tolist())
     np.savez(tmp_path / "whole.npz", x=x, y=y)
-    assert len(Pool.load(str(tmp_path / "both.npz"), str(tmp_path / "whole.npz")).test.y) == 60
+    assert len(ImageSplits.load(str(tmp_path / "both.npz"), str(tmp_path / "whole.npz")).test.y) == 60
     np.savez(tmp_path / "wide.npz", x=np.repeat(x, 2, 2), y=y)
     with pytest.raises(DataError, match="give both in one size"):
-        Pool.load(str(tmp_path / "whole.npz"), str(tmp_path / "wide.npz"))
+        ImageSplits.load(str(tmp_path / "whole.npz"), str(tmp_path / "wide.npz"))
     with pytest.raises(DataError, match=r"the highest label .* is 5, the model has 4 outputs"):
         both.classes(4)
 
 
 def test_one_source_without_splits_is_divided(bars):
-    divided = Pool.load(str(bars[0]), None)
+    divided = ImageSplits.load(str(bars[0]), None)
     images = [{image.tobytes() for image in part.x} for part in (divided.train, divided.test)]
     assert not images[0] & images[1]
     assert shown(str(bars[0])) == "bars.npz"
@@ -220,19 +217,26 @@ def test_one_source_without_splits_is_divided(bars):
 def test_a_few_test_images_a_class_are_the_first_ones():
     y = np.array([2, 0, 2, 0, 0, 2, 1])
     part = Labelled(np.arange(7, dtype=np.uint8).reshape(-1, 1, 1, 1), y)
-    judged = Pool(part, part).judged_by(2)
+    judged = ImageSplits(part, part).with_test_images(2)
     assert judged.test.x.ravel().tolist() == [0, 1, 2, 3, 6]
     assert judged.test.y.tolist() == [2, 0, 2, 0, 1]
     assert len(judged.train.y) == 7
-    assert len(Pool(part, part).judged_by(None).test.y) == 7
+    assert len(ImageSplits(part, part).with_test_images(None).test.y) == 7
 
 
-def test_score_by_hand():
-    assert Score.of(np.array([0, 0, 1, 2]), np.array([0, 0, 1, 1])) == Score(0.75, 0.5)
+def test_accuracy_by_hand():
+    assert Accuracy.of(np.array([0, 0, 1, 2]), np.array([0, 0, 1, 1])) == Accuracy(0.75, 0.5)
 
 
-def test_latest_makes_again_only_for_other_arguments():
+def test_a_value_is_made_again_only_for_other_arguments():
     made = []
-    latest = Latest(lambda *given: made.append(given) or given)
-    assert [latest(1, "a"), latest(1, "a"), latest(2, "a"), latest(1, "a")] == [(1, "a"), (1, "a"), (2, "a"), (1, "a")]
+
+    class Maker:
+        @remembers_last_call
+        def give(self, *given):
+            made.append(given)
+            return given
+
+    give = Maker().give
+    assert [give(1, "a"), give(1, "a"), give(2, "a"), give(1, "a")] == [(1, "a"), (1, "a"), (2, "a"), (1, "a")]
     assert made == [(1, "a"), (2, "a"), (1, "a")]

@@ -79,8 +79,8 @@ def test_tables_show_mean_spread_and_loss(record):
     assert "| Torch-Pruning, Taylor | 20.2 ± 0.2 (72.0 ± 0.1) |" in text
     assert "| Torch-Pruning, Taylor, recalibrated | 80.2 ± 0.2 (12.0 ± 0.0) |" in text
     assert "full model, all its classes 86.0 ± 0.0 % (worst draw 86.0)" in text
-    assert "full model, needed classes only 92.2 ± 0.2 % (worst draw 92.0)" in text
-    assert "lowest class on needed classes only, of any draw, 85.0 %" in text
+    assert "full model, target classes only 92.2 ± 0.2 % (worst draw 92.0)" in text
+    assert "lowest class on target classes only, of any draw, 85.0 %" in text
 
 
 def test_worst_draw_and_lowest_class(record):
@@ -172,7 +172,7 @@ def test_a_chart_for_each_number_of_classes(record, tmp_path):
     values = {each.label: each.values for each in panel.lines}
     assert values["reconstruct"] == pytest.approx((-0.067, -11.967))
     assert values["Torch-Pruning, group norm"] == pytest.approx((-22, -32))
-    assert values["full model, needed classes only"] == pytest.approx((0, 0))
+    assert values["full model, target classes only"] == pytest.approx((0, 0))
     draw(charts["pruning-vgg16-5"], tmp_path / "chart.svg")
     assert "Torch-Pruning, Taylor" in (tmp_path / "chart.svg").read_text()
 
@@ -211,7 +211,7 @@ def many(record):
 def test_many_classes_of_an_own_network(many):
     section = render(many)
     assert section.title == "Pruning efficientnet_lite0"
-    assert "efficientnet_lite0, 1,000 classes, 202 of them with images, from which the needed ones" in section.text
+    assert "efficientnet_lite0, 1,000 classes, 202 of them with images, from which the target classes" in section.text
     assert "scaled to 160 inside the network" in section.text
     names = ["5", "10", "50", "adaptivity"]
     assert list(section.charts) == [f"pruning-efficientnet-lite0-{name}" for name in names]

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.record import command_line, machine, numbers, open_record, read_record, rounded, sweep
+from benchmarks.record import machine, numbers, open_record, read_record, rounded, sweep
 from fedcaptor.common.errors import ConfigError, StateError
 
 KEYS = [{"arm": arm, "seed": seed} for seed in (0, 1) for arm in ("a", "b")]
@@ -76,13 +76,6 @@ def test_a_damaged_file_is_refused(tmp_path):
 def test_the_machine_has_no_name():
     assert set(machine()) == {"cores", "cpu", "python", "torch"}
     assert socket.gethostname() not in json.dumps(machine())
-
-
-def test_a_command_line_is_what_a_reader_types(tmp_path):
-    line = command_line("fake", tmp_path / "fake.json", seeds="0..2", min_cohort=20, epsilon=8.0, other=None)
-    assert (
-        line == "python -m benchmarks fake --seeds 0..2 --min-cohort 20 --epsilon 8 --json benchmarks/results/fake.json"
-    )
 
 
 @given(st.lists(st.integers(0, 999), min_size=1, unique=True))

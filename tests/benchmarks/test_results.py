@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks.charts import Chart, Line, Panel, colours_of, draw, drawn_digest
-from benchmarks.federation import Fleet
+from benchmarks.federation import Federation
 from benchmarks.pages.federation import render
+from benchmarks.pages.rows import where
 from benchmarks.record import Record
 from benchmarks.results import page, sections, write_results
 from benchmarks.tables import Spread, table
@@ -38,7 +39,7 @@ def record():
             row("scores", seed, 0.90 + jitter, 0.5 + jitter),
             row("one-for-all", seed, 0.88 + jitter, 0.3),
         ]
-    return Record("federation", Fleet(24, 20, 8.0).settings(), MACHINE, ["the command"], rows)
+    return Record("federation", Federation(phones=24).shared(), MACHINE, ["the command"], rows)
 
 
 def test_a_table_shows_means_and_spreads(record):
@@ -58,14 +59,14 @@ def test_what_brought_nothing_or_is_worse_is_said(record):
 
 
 def test_one_seed_tells_nothing(record):
-    record.rows[:] = record.select(seed=0)
+    record.rows[:] = where(record.rows, seed=0)
     text = render(record).text
     assert "±" not in text.partition("###")[2]
     assert text.count("one seed, not told from chance") == 5
 
 
 def test_arms_that_were_not_measured_yet_are_left_out(record):
-    record.rows[:] = record.select(arm="alone")
+    record.rows[:] = where(record.rows, arm="alone")
     section = render(record)
     assert "+ reference images" not in section.text.partition("###")[2]
     assert [len(panel.lines) for panel in section.charts["federation"].panels] == [3, 1]
@@ -83,8 +84,8 @@ def test_write_results_gives_page_and_figures(record, tmp_path):
 
 def test_rows_of_two_machines_make_one_section(record, tmp_path):
     there = Record(record.benchmark, record.settings, MACHINE | {"cpu": "slide rule"}, ["another command"])
-    there.rows[:] = record.select(seed=2)
-    record.rows[:] = record.select(seed=0) + record.select(seed=1)
+    there.rows[:] = where(record.rows, seed=2)
+    record.rows[:] = where(record.rows, seed=0) + where(record.rows, seed=1)
     record.save(tmp_path / "here.json")
     there.save(tmp_path / "there.json")
     ((records, section),) = sections(tmp_path)

@@ -3,18 +3,18 @@
 import numpy as np
 import pytest
 
-from benchmarks import flower_secagg, secure_server, secure_sum
+from benchmarks import flower_secagg, secure_server
 from benchmarks.record import read_record
 from benchmarks.results import PAGES
-from benchmarks.secure_sum import Trial, serialise_seconds
+from benchmarks.secure_sum import Phones, SecureSum, serialise_seconds
 from fedcaptor.common.errors import ConfigError, PrivacyError
 from fedcaptor.common.secure.terms import Terms
 
-TRIAL = Trial(length=300, dropout=0.2, corrupted=0.05, flower_phones=1, seed=0)
+SETTINGS = SecureSum(phones="20", length=300)
 
 
 def test_entries_have_as_few_bits_as_the_sum_needs():
-    spec = TRIAL.spec(1000)
+    spec = SETTINGS.spec(1000)
     assert (spec.min_survivors, spec.cohort) == (800, 1000)
     with pytest.raises(PrivacyError, match="could wrap around"):
         type(spec)(**{**vars(spec), "bits": spec.bits - 1})
@@ -23,31 +23,31 @@ def test_entries_have_as_few_bits_as_the_sum_needs():
 
 
 def test_figures_are_of_phones_that_stayed():
-    fleet = secure_sum.Fleet(TRIAL, TRIAL.spec(10), None, 2, lambda name, done, total: None)
-    assert fleet.mean({0: 100.0, 1: 100.0, 2: 3.0, 3: 5.0}) == 4.0
-    assert fleet.answer(3, 1, b"a request") == b""
-    assert not np.array_equal(fleet.vector(2), fleet.vector(3))
-    np.testing.assert_array_equal(fleet.vector(2), fleet.vector(2))
+    phones = Phones(0, SETTINGS.spec(10), None, 2, lambda name, done, total: None)
+    assert phones.mean({0: 100.0, 1: 100.0, 2: 3.0, 3: 5.0}) == 4.0
+    assert phones.answer(3, 1, b"a request") == b""
+    assert not np.array_equal(phones.vector(2), phones.vector(3))
+    np.testing.assert_array_equal(phones.vector(2), phones.vector(2))
 
 
 def test_seconds_come_from_the_clock():
     ticks = iter([1.0, 4.0])
     assert serialise_seconds(np.zeros(3, np.uint32), 8, 2, ticks.__next__) == 3.0
     ticks = iter([0.0, 2.0, 7.0])  # two seconds a survivor, five a dropped phone
-    assert flower_secagg.server_seconds(flower_secagg.Setting(5, 16, 3, 2), 4, 2, ticks.__next__) == 4 * 2 + 2 * 5
+    assert flower_secagg.server_seconds(flower_secagg.Parameters(5, 16, 3, 2), 4, 2, ticks.__next__) == 4 * 2 + 2 * 5
     ticks = iter([1.0, 9.0])
-    assert flower_secagg.phone_seconds(flower_secagg.Setting(5, 16, 3, 2), ticks.__next__) == 8.0
+    assert flower_secagg.phone_seconds(flower_secagg.Parameters(5, 16, 3, 2), ticks.__next__) == 8.0
 
 
-def test_an_impossible_dropout_is_refused(tmp_path):
+def test_an_impossible_dropout_is_refused():
     with pytest.raises(ConfigError, match="must lie in"):
-        secure_sum.command(tmp_path / "a.json", "10", 5, dropout=0.5, corrupted=0.0, flower_phones=1, seed=0)
+        SecureSum(dropout=0.5)
 
 
 @pytest.mark.slow
 def test_the_command_writes_rows_that_the_page_shows(tmp_path):
     file = tmp_path / "secure_sum.json"
-    secure_sum.command(file, "20", 300, dropout=0.2, corrupted=0.05, flower_phones=1, seed=0, fresh=False)
+    SETTINGS.run(file)
     record = read_record(file)
     (row,) = record.rows
     assert row["exact"] is True
@@ -71,4 +71,4 @@ def test_an_error_of_the_phones_ends_the_server():
         raise PrivacyError("declined")
 
     with pytest.raises(PrivacyError, match="declined"):
-        secure_server.serve(Terms("0" * 64, 3, 8, 4, 4, 4, 0.2, 0.0), 4, answer)
+        secure_server.serve_in_process(Terms("0" * 64, 3, 8, 4, 4, 4, 0.2, 0.0), 4, answer)
