@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 DEMO := $(BIN)/fedcaptor simulate simulations/scenarios/demo.toml --fresh
 
-.PHONY: setup demo test coverage lint docs results clean
+.PHONY: setup demo test test-fast coverage lint docs site results clean
 
 setup: .venv/ready
 
@@ -24,6 +24,9 @@ demo: setup
 test: setup
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
+test-fast: setup # without real processes, browsers and long computations
+	$(BIN)/python -m pytest -n 2 -m "not slow"
+
 coverage: setup # a page in runs/coverage
 	$(BIN)/python -m pytest -m "not slow" --cov --cov-report=term --cov-report=html:runs/coverage
 
@@ -37,8 +40,11 @@ docs: setup # the pages that are made from code
 	$(BIN)/fedcaptor config --reference > docs/configuration.md
 	$(BIN)/fedcaptor messages > docs/messages.md
 
+site: setup # the documentation, in site/; needs no network
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 results: setup
 	@$(BIN)/python -m benchmarks results
 
 clean:
-	rm -rf runs .pytest_cache .mypy_cache .ruff_cache
+	rm -rf runs site .pytest_cache .mypy_cache .ruff_cache
