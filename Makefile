@@ -1,6 +1,8 @@
 # `make demo` and `make test` do all their own set-up in .venv.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
+# Workers share the cores, so none starts threads. What comes first stays first: tests of real processes, which wait.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 DEMO := $(BIN)/fedcaptor simulate simulations/scenarios/demo.toml --fresh
 
 .PHONY: setup demo test test-fast coverage lint docs site results clean
@@ -22,10 +24,10 @@ demo: setup
 	@$(BIN)/fedcaptor report runs/demo runs/demo-open
 
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(PYTEST)
 
 test-fast: setup # without real processes, browsers and long computations
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+	$(PYTEST) -m "not slow"
 
 coverage: setup # a page in runs/coverage
 	$(BIN)/python -m pytest -m "not slow" --cov --cov-report=term --cov-report=html:runs/coverage

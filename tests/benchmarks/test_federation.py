@@ -72,6 +72,7 @@ def test_a_plan_that_ignores_usage_serves_all_classes_alike(one_thread):
     assert of_usage.classes(base.groups).tolist() == [0]
 
 
+@pytest.mark.slow
 def test_a_row_of_the_arm_without_personal_step(tmp_path):
     row = measure(FLEET, {"arm": "one-for-all", "images": 12, "seed": 0}, tmp_path, lambda phase, done, total: None)
     assert row["macs"] == row["effective_macs"] <= 0.3
