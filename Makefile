@@ -12,7 +12,7 @@ setup: .venv/ready
 .venv/ready: pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo "Setting up .venv (torch is large: this takes a few minutes the first time)"
-	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[dev]'
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-compile -e '.[dev]'
 	@touch $@
 
 # Both runs side by side: each has steps that keep one core busy alone.

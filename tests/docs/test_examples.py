@@ -9,7 +9,9 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PAGES = {page.stem: page.read_text() for page in sorted((ROOT / "docs" / "examples").glob("*.md"))}
-PROGRAMS = {page: dict(re.findall(r"^```python\n# (\S+)\n(.*?)^```", text, re.M | re.S)) for page, text in PAGES.items()}
+PROGRAMS = {
+    page: dict(re.findall(r"^```python\n# (\S+)\n(.*?)^```", text, re.M | re.S)) for page, text in PAGES.items()
+}
 
 pytestmark = [
     pytest.mark.slow,

@@ -40,7 +40,7 @@ def run_onnx(path, pixels):
     return session.run([OUTPUT], {INPUT: pixels})[0], about
 
 
-@pytest.mark.parametrize(("ending", "run"), [("pt2", run_pt2), ("onnx", run_onnx)])
+@pytest.mark.parametrize(("ending", "run"), [("pt2", run_pt2), pytest.param("onnx", run_onnx, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "name",
     [
