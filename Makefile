@@ -1,16 +1,18 @@
 # `make demo` and `make test` do all their own set-up in .venv.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
+# Workers share the cores, so none starts threads. What comes first stays first: tests of real processes, which wait.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 DEMO := $(BIN)/fedcaptor simulate simulations/scenarios/demo.toml --fresh
 
-.PHONY: setup demo test coverage lint docs results clean
+.PHONY: setup demo test test-fast coverage lint docs site results clean
 
 setup: .venv/ready
 
 .venv/ready: pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo "Setting up .venv (torch is large: this takes a few minutes the first time)"
-	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[dev]'
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-compile -e '.[dev]'
 	@touch $@
 
 # Both runs side by side: each has steps that keep one core busy alone.
@@ -22,7 +24,10 @@ demo: setup
 	@$(BIN)/fedcaptor report runs/demo runs/demo-open
 
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(PYTEST)
+
+test-fast: setup # without real processes, browsers and long computations
+	$(PYTEST) -m "not slow"
 
 coverage: setup # a page in runs/coverage
 	$(BIN)/python -m pytest -m "not slow" --cov --cov-report=term --cov-report=html:runs/coverage
@@ -37,8 +42,11 @@ docs: setup # the pages that are made from code
 	$(BIN)/fedcaptor config --reference > docs/configuration.md
 	$(BIN)/fedcaptor messages > docs/messages.md
 
+site: setup # the documentation, in site/; needs no network
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 results: setup
 	@$(BIN)/python -m benchmarks results
 
 clean:
-	rm -rf runs .pytest_cache .mypy_cache .ruff_cache
+	rm -rf runs site .pytest_cache .mypy_cache .ruff_cache

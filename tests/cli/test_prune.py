@@ -37,6 +37,7 @@ def test_several_budgets_hold_together_in_the_file(tmp_path):
     assert out.stat().st_size <= result["file_bytes_at_most"] <= 250_000
 
 
+@pytest.mark.slow
 def test_budgets_are_compared(tmp_path):
     first, second = json.loads(run("--macs", "0.5,0.2").stdout)
     assert second["macs_ratio"] <= 0.2 < first["macs_ratio"] <= 0.5
@@ -51,6 +52,7 @@ def test_budgets_are_compared(tmp_path):
     assert "choose a budget to write its submodel" in str(failed)
 
 
+@pytest.mark.slow
 def test_one_submodel_goes_into_several_files(tmp_path):
     files = [tmp_path / "small.safetensors", tmp_path / "small.pt2"]
     run("--macs", "0.5", *(word for file in files for word in ("--out", str(file))))
@@ -68,6 +70,7 @@ def test_a_file_that_cannot_be_written_is_refused_before_the_work(tmp_path, monk
     assert "must end in .safetensors, .pt2, .onnx" in str(failed)
 
 
+@pytest.mark.slow
 def test_a_tolerance_is_verified_on_images_that_are_held_out():
     result = json.loads(run("--tolerance", "0.1").stdout)
     assert result["disagreement"] <= 0.1
@@ -111,6 +114,7 @@ def test_what_is_no_budget_is_refused(macs):
     assert "must be ratios such as 0.4 or 0.5,0.3,0.1" in str(failed)
 
 
+@pytest.mark.slow
 def test_any_strategy_can_be_recalibrated_and_tuned():
     options = ["--strategy", "taylor", "--macs", "0.5", "--recalibrate", "--tune-steps", "3"]
     cut, better = json.loads(run(*options[:4]).stdout), json.loads(run(*options).stdout)
@@ -122,6 +126,7 @@ def test_any_strategy_can_be_recalibrated_and_tuned():
     assert better["tuning_images"] > 100
 
 
+@pytest.mark.slow
 def test_a_tolerance_holds_for_any_strategy():
     result = json.loads(run("--strategy", "taylor", "--tolerance", "0.3").stdout)
     assert result["disagreement"] <= 0.3
@@ -140,6 +145,7 @@ def test_an_unknown_strategy_is_named():
     assert "must be one of reconstruct, reconstruct-agnostic, reconstruct-fisher" in str(failed)
 
 
+@pytest.mark.slow
 def test_a_latency_is_planned_by_the_table_beside_the_weights(tmp_path, monkeypatch):
     weights = tmp_path / "small.safetensors"
     weights.write_bytes(WEIGHTS.read_bytes())

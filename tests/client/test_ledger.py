@@ -397,6 +397,7 @@ ledger.answer(spec, digest(0), compute)
 KILLED = SumSpec("usage", 2000, 1.0, 1024.0, 1000.0, 100, 80)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["durable", "simulated"])
 def test_after_a_kill_every_answer_given_is_charged_and_given_again(path, mode):
     said = {}
@@ -422,6 +423,7 @@ def test_after_a_kill_every_answer_given_is_charged_and_given_again(path, mode):
     assert said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["computing", "committing"])
 def test_an_exit_before_the_commit_leaves_neither_charge_nor_answer(path, moment):
     command = [sys.executable, "-c", DYING, str(path), "simulated", moment]

@@ -209,6 +209,7 @@ while True:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["durable", "simulated"])
 def test_a_kill_in_mid_write_loses_a_whole_batch_or_none(path, mode):
     last = 0

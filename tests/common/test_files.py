@@ -64,6 +64,7 @@ WRITERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("writer", WRITERS)
 def test_what_is_left_of_half_written_tensors_is_found(writer: str, tmp_path: Path) -> None:
     imports, write = WRITERS[writer]

@@ -126,7 +126,12 @@ def assert_slices(module: nn.Module, name: str, shape: tuple[int, int, int], pla
     return groups
 
 
-@pytest.mark.parametrize("name", names())
+LARGE = ("torchvision/vgg16", "torchvision/alexnet")  # seconds each
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in LARGE else name for name in names()]
+)
 def test_slicing_equals_hiding_on_registered_models(name: str) -> None:
     shape = shape_of(name)
     groups = assert_slices(build(name, CLASSES, shape), name, shape, 1 if name.startswith("torchvision/") else 4)

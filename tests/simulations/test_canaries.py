@@ -28,6 +28,8 @@ from fedcaptor.simulations.runner import World, build_world, simulate
 from tests import tiny
 from tests.simulations import canary
 
+pytestmark = pytest.mark.slow
+
 PHONES, VICTIM, RARE, OFTEN = 24, 5, 5, 2
 NODES = 7_340_127_611  # ids from here: ten digits that no other number has
 SIMULATORS = {"oracle", "phones", "population", "details.json"}

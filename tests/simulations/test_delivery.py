@@ -28,6 +28,8 @@ from fedcaptor.simulations import runner
 from fedcaptor.simulations.oracle import Oracle
 from tests import tiny
 
+pytestmark = pytest.mark.slow
+
 PHONES, VICTIM, ATTEMPTS = 24, 5, 2
 
 

@@ -19,7 +19,7 @@ from fedcaptor.simulations.runner import World, build_world, conclude, local_gri
 from tests import tiny
 from tests.integration.test_survival import rows
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 ROUNDS = 2
 SMALL = (
     f"run.rounds={ROUNDS}",

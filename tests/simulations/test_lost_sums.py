@@ -32,6 +32,7 @@ def losing(app: App) -> App:
     return answer
 
 
+@pytest.mark.slow
 def test_a_sum_that_failed_after_its_vectors_left_is_in_the_snapshot(bars: tuple[Path, Path], tmp_path: Path) -> None:
     config = load_config(None, tiny.overrides(*bars, "population.phones=24", "scores.enabled=false"))
     with pytest.MonkeyPatch.context() as patch:

@@ -34,6 +34,7 @@ def finished(tmp_path_factory):
     return directory, simulate(load_config(None, SMALL), directory)
 
 
+@pytest.mark.slow
 def test_phones_end_with_smaller_models_that_know_their_classes(finished):
     directory, summary = finished
     assert summary["phones"] == 20
@@ -53,6 +54,7 @@ def flat(value, prefix=""):
     return {key for name, inner in value.items() for key in flat(inner, f"{prefix}.{name}" if prefix else name)}
 
 
+@pytest.mark.slow
 def test_every_figure_and_file_of_a_run_is_documented(finished):
     directory, summary = finished
     files, keys = asset("docs/outputs.md").read_text().split("## Keys")
@@ -61,6 +63,7 @@ def test_every_figure_and_file_of_a_run_is_documented(finished):
     assert {path.name for path in directory.iterdir()} <= set(re.findall(r"^\| `([^`]+)` \|", files, re.M))
 
 
+@pytest.mark.slow
 def test_files_of_a_run_are_read_as_they_were_written(finished, tmp_path):
     directory, summary = finished
     for name, kind in ((records.SUMMARY, records.Summary), (records.DETAILS, records.Details)):
@@ -69,6 +72,7 @@ def test_files_of_a_run_are_read_as_they_were_written(finished, tmp_path):
     assert summary == json.loads((directory / records.SUMMARY).read_text())
 
 
+@pytest.mark.slow
 def test_rounds_are_the_same_in_every_output(finished):
     directory, summary = finished
     (row,) = read_rows(directory / "rounds.csv")
@@ -81,18 +85,21 @@ def test_rounds_are_the_same_in_every_output(finished):
     assert sum(details["scores"]["outside"]) > 0
 
 
+@pytest.mark.slow
 def test_a_second_call_replays_the_journal(finished):
     directory, summary = finished
     again = simulate(load_config(None, SMALL), directory)
     assert again["accuracy"] == summary["accuracy"]
 
 
+@pytest.mark.slow
 def test_another_configuration_is_refused(finished):
     directory, _ = finished
     with pytest.raises(StateError, match="another configuration"):
         simulate(load_config(None, [*SMALL, "run.seed=1"]), directory)
 
 
+@pytest.mark.slow
 def test_a_run_survives_dropped_and_malformed_replies(bars, tmp_path):
     faults = ["faults.dropout=0.2", "faults.malformed=0.05", "population.phones=40", "privacy.dropout=0.3"]
     summary = simulate(load_config(None, tiny.overrides(*bars, *faults)), tmp_path)

@@ -12,14 +12,17 @@ from fedcaptor.simulations.runner import simulate
 
 LOW = {"name": "low", "share": 0.5, "macs": 0.15, "bytes": 120_000}
 VALUES = {
-    "population": {"phones": 20, "use_images": 30, "check_images": 20, "test_images": 30},
-    "privacy": {"min_cohort": 20, "noise": False},
+    "population": {"phones": 20, "use_images": 20, "check_images": 15, "test_images": 20},
+    "privacy": {"min_cohort": 20, "noise": False, "sums": "plain"},
     "visualise": {"enabled": False},
-    "personal": {"ladder": [0.3], "reference": 10, "rows": 256},
+    "personal": {"ladder": [0.3], "reference": 6, "rows": 256},
     "scores": {"enabled": False},
     "planner": {"images": 60},
     "tiers": [LOW, {"name": "high", "share": 0.5}],
 }
+
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 
 @pytest.fixture(scope="module")

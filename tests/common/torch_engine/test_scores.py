@@ -141,6 +141,7 @@ def test_a_very_sure_prediction_still_has_scores() -> None:
     np.testing.assert_allclose(found[:, 0], [1 / 5**0.5, 2 / 5**0.5], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_scores_rank_filters_as_closing_them_does() -> None:
     data = load("embedded")
     chosen = data.y < 4
