@@ -105,7 +105,7 @@ class Trial:
         own_images = np.isin(self.inputs.pool.test.y, needed)
         figures = {name: told_apart(score, own_images) for name, score in scores.items()}
         self.on_phase("", 1, 1)
-        return self._calibration(own.z[:, needed], full, test, needed) | {"macs_ratio": submodel.macs_ratio()}, figures
+        return self._calibration(own.z[:, needed], full, test, needed) | {"macs_ratio": submodel.macs_ratio}, figures
 
     def _calibration(self, own: Floats, full: Floats, test: Seen, needed: Indices) -> dict[str, float]:
         """Of the probabilities of needed classes, on their test images; the temperature is fitted on other images, to

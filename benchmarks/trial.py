@@ -113,8 +113,8 @@ class Trial:
         self.on_phase(f"{key['strategy']} {key['macs_target']:g}", 0, 1)
         cut = self._cut(setting, key["strategy"], key["macs_target"])
         figures = self._reference(setting) | {
-            "macs_ratio": cut.submodel.macs_ratio(),
-            "parameters_ratio": cut.submodel.parameters_ratio(),
+            "macs_ratio": cut.submodel.macs_ratio,
+            "parameters_ratio": cut.submodel.parameters_ratio,
             "accuracy_recalibrated": cut.again.mean,
             "accuracy_recalibrated_worst_class": cut.again.worst_class,
         }

@@ -49,8 +49,8 @@ def keep(folder: Path, result: Personalised, larger: Submodel | None, base_fetch
     if result.submodel is not None:
         note |= {
             "digest": _save(folder / SUBMODEL_FILE, result.submodel),
-            "macs": result.submodel.macs_ratio(),
-            "parameters": result.submodel.parameters_ratio(),
+            "macs": result.submodel.macs_ratio,
+            "parameters": result.submodel.parameters_ratio,
             "plan": result.submodel.plan.to_json(),
         }
     if larger is not None:

@@ -9,9 +9,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 from fedcaptor.common.errors import ConfigError
+from fedcaptor.common.plugins import is_own
 
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Ratio = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
@@ -20,6 +22,20 @@ MAX_TIERS = 8
 TIER_NAME = r"^[a-z0-9][a-z0-9_-]{0,31}$"
 SMALL_COHORTS = "small cohorts"
 """The mark of a run whose sums may be of few phones."""
+
+
+def one_of(*known: str) -> AfterValidator:
+    """A shipped part by name, or one's own as `package.module:object`."""
+
+    def check(value: str) -> str:
+        if value not in known and not is_own(value):
+            expected = ", ".join(f"'{name}'" for name in known)
+            raise PydanticCustomError(
+                "literal_error", "Input should be {expected} or package.module:object", {"expected": expected}
+            )
+        return value
+
+    return AfterValidator(check)
 
 
 class Section(BaseModel):
@@ -35,7 +51,9 @@ class Run(Section):
 
 class Data(Section):
     source: str = Field(
-        "embedded", description="`embedded`, an `.npz` file, a folder of class folders, or `torchvision:NAME`."
+        "embedded",
+        description="`embedded`, an `.npz` file, a folder of class folders, `torchvision:NAME`, or "
+        "`package.module:function`.",
     )
 
 
@@ -53,11 +71,11 @@ class Population(Section):
         le=1_000_000,
         description="Number of phones; with `owners`, and partitioners of given sizes, at most this many.",
     )
-    law: Literal["habits", "zipf", "dirichlet", "owners", "partitioner"] = Field(
+    law: Annotated[str, one_of("habits", "zipf", "dirichlet", "owners", "partitioner")] = Field(
         "habits",
         description="`habits`: owners belong to groups with favourite classes and draw shares among their own; `zipf`: "
         "the same, shares by rank; `dirichlet`: each owner alone; `owners`: natural owners of the images; "
-        "`partitioner`: one of flwr-datasets.",
+        "`partitioner`: one of flwr-datasets; or your own, `package.module:function`.",
     )
     groups: int = Field(4, ge=1, le=32, description="Groups of owners (`habits`, `zipf`).")
     classes_min: int = Field(2, ge=1, description="Fewest classes of an owner.")
@@ -133,6 +151,9 @@ class Visualise(Section):
 
 
 class Clusters(Section):
+    method: Annotated[str, one_of("kmeans")] = Field(
+        "kmeans", description="How phones are clustered by noisy sums: `kmeans`, or your own, `package.module:object`."
+    )
     k: int = Field(0, ge=0, le=32, description="Preference clusters; 0 = chosen, see `most`.")
     alike: float = Field(0.05, ge=0, le=1, description="Centroids closer than this (bits) merge where `k` is 0.")
     most: int = Field(8, ge=1, le=32, description="Clusters to begin with where `k` is 0; small and alike ones merge.")
@@ -209,8 +230,8 @@ class Fallback(Section):
         "counts as deleted (storage), and as downloaded again for each later personalisation with "
         '`delivery.mode = "plan"`; with `submodel` the own submodel is refined from the cluster\'s instead.',
     )
-    score: Literal["energy", "max-softmax", "max-logit"] = Field(
-        "max-logit", description="Out-of-set score of the submodel."
+    score: Annotated[str, one_of("energy", "max-softmax", "max-logit")] = Field(
+        "max-logit", description="Out-of-set score of the submodel; or your own, `package.module:function`."
     )
     outputs: Literal["own", "all"] = Field(
         "own",
@@ -367,8 +388,12 @@ class Config(Section):
 
     @property
     def digest(self) -> str:
-        """SHA-256 (hex) of all values but two that are for phones alone and change no result."""
+        """SHA-256 (hex) of all values but two that are for phones alone and change no result, and the clustering where
+        it is the default: runs from before that key keep their digest, which seeds noise.
+        """
         own = {"delivery": {"answer_seconds", "fetches"}}
+        if self.clusters.method == Clusters().method:
+            own["clusters"] = {"method"}
         return hashlib.sha256(self.model_dump_json(exclude=own).encode()).hexdigest()
 
     def marks(self, simulated: bool) -> list[str]:
@@ -383,10 +408,14 @@ class Config(Section):
         return marks
 
 
-def load_config(path: Path | None = None, overrides: Iterable[str] = ()) -> Config:
-    """Defaults, then the TOML file, then `section.key=value` overrides. Raises ConfigError naming key and remedy."""
+def load_config(path: Path | Config | None = None, overrides: Iterable[str] = ()) -> Config:
+    """Defaults, then the TOML file or another configuration, then `section.key=value` overrides. Raises ConfigError
+    naming key and remedy.
+    """
     values: dict[str, Any] = {}
-    if path is not None:
+    if isinstance(path, Config):
+        values = path.model_dump(mode="json")
+    elif path is not None:
         try:
             values = tomllib.loads(path.read_text())
         except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

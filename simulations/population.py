@@ -18,7 +18,7 @@ from fedcaptor.common.config import Population as Settings
 from fedcaptor.common.data.source import Dataset
 from fedcaptor.common.data.splits import pool
 from fedcaptor.common.errors import ConfigError, DataError
-from fedcaptor.simulations.habits import Shares, draw_habits
+from fedcaptor.simulations.habits import Shares, shares_by_law
 from fedcaptor.simulations.owners import dealt, natural_owners, partitioned, shares_of
 
 Drawn = dict[str, npt.NDArray[Any]]  # use, check, test: image numbers [rounds, phones, width], -1 for none; shares
@@ -80,7 +80,7 @@ def _limits(settings: Settings) -> dict[str, int]:
 
 def _images_by_habits(data: Dataset, parts: dict[str, Indices], settings: Settings, rounds: int, seed: int) -> Drawn:
     """Images drawn anew each round by the shares that a law gives."""
-    shares = draw_habits(settings, len(data.names), rounds, seed)
+    shares = shares_by_law(settings, len(data.names), rounds, seed)
     drawn: Drawn = {"shares": shares}
     for number, (part, count) in enumerate(_limits(settings).items()):
         labels = data.y[parts[part]]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import copy
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,14 +17,16 @@ from fedcaptor.common.errors import ModelError
 from fedcaptor.common.groups import ChannelGroups, State
 from fedcaptor.common.plan import Plan
 from fedcaptor.common.torch_engine.forward import logits, normalise
-from fedcaptor.common.torch_engine.network import load_state, network
+from fedcaptor.common.torch_engine.network import load_state, network, state_of
 from fedcaptor.common.torch_engine.registry import skeleton
 from fedcaptor.common.torch_engine.trace import trace
 
 
 @dataclass(frozen=True, eq=False)
 class BaseModel:
-    """`mean`, `std`: per input channel, of images in [0, 1]. `module`: the full network in eval mode."""
+    """`mean`, `std`: per input channel, of images in [0, 1]. `module`: the full network in eval mode. `architecture`
+    makes a network of this architecture to fill; None: the registry makes it by `name`.
+    """
 
     name: str
     state: State
@@ -30,6 +34,28 @@ class BaseModel:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     module: nn.Module
+    architecture: Callable[[], nn.Module] | None = None
+
+    @classmethod
+    def of(
+        cls,
+        module: nn.Module,
+        name: str,
+        input_shape: tuple[int, int, int],
+        mean: Sequence[float],
+        std: Sequence[float],
+    ) -> BaseModel:
+        """A network in memory, copied to the processor in single precision: the caller's stays as it is.
+
+        Raises ModelError when it cannot be copied or traced.
+        """
+        try:
+            copied = copy.deepcopy(module).cpu().float()
+            own = network(copy.deepcopy(copied), state_of(copied))
+        except (RuntimeError, TypeError) as error:
+            raise ModelError(f"{name} cannot be copied ({error}): remove what ties its tensors to a graph") from error
+        groups = trace(own, name, input_shape)
+        return cls(name, state_of(copied), groups, tuple(mean), tuple(std), own, lambda: copy.deepcopy(own))
 
     @classmethod
     def load(cls, weights: Path, name: str, input_shape: tuple[int, int, int]) -> BaseModel:
@@ -55,7 +81,13 @@ class BaseModel:
 
     def rebuild(self, state: State) -> nn.Module:
         """A network of this architecture with other, possibly sliced, tensors."""
-        return network(skeleton(self.name, self.groups.classes, self.groups.input_shape), state)
+        return network(self.skeleton(), state)
+
+    def skeleton(self) -> nn.Module:
+        """A network of this architecture for `network` to fill."""
+        if self.architecture is not None:
+            return self.architecture()
+        return skeleton(self.name, self.groups.classes, self.groups.input_shape)
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,10 +111,14 @@ class Submodel:
         """Logits [N, k] in the order of `classes`."""
         return logits(self.module, normalise(images, self.base.mean, self.base.std))
 
+    @property
     def macs_ratio(self) -> float:
+        """MACs over those of the full network."""
         return self.base.groups.macs_ratio(self.plan.counts())
 
+    @property
     def parameters_ratio(self) -> float:
+        """Stored values over those of the full network."""
         return self.base.groups.parameters_ratio(self.plan.counts())
 
 

@@ -24,10 +24,11 @@ from typing import Protocol
 
 import numpy as np
 
-from fedcaptor.common.arrays import Images, Indices
-from fedcaptor.common.errors import ConfigError, DataError
+from fedcaptor.common.arrays import Floats, Images, Indices
+from fedcaptor.common.errors import DataError
 from fedcaptor.common.plan import Plan
 from fedcaptor.common.planner import Budget, plan
+from fedcaptor.common.plugins import resolve
 from fedcaptor.common.ranking import by_class_preference, cut, for_classes, ranked, weight_norms
 from fedcaptor.common.selection import RemovalCurve
 from fedcaptor.common.torch_engine.base import BaseModel, Submodel
@@ -68,6 +69,18 @@ class Selection:
     curves: Mapping[str, RemovalCurve]
     build: Callable[[Plan], Submodel]
 
+    @classmethod
+    def by_scores(cls, task: Task, scores: Mapping[str, Floats]) -> Selection:
+        """Cut the channels of least score first; the others keep their weights.
+
+        Args:
+            task: What to prune for.
+            scores: Scores [channels], not negative, of each group in `task.base.groups.prunable`. Scales of layers need
+                not agree: `common.ranking`.
+        """
+        curves = ranked(task.base.groups, scores)
+        return cls(task.base, np.unique(task.classes), curves, partial(sliced, task.base))
+
     def submodel(self, budget: Budget) -> Submodel:
         """Plan and build. Raises PlanError for an impossible budget."""
         return self.merged(plan(self.base.groups, self.curves, self.classes, budget))
@@ -79,9 +92,15 @@ class Selection:
 
 def prepare(name: str, task: Task) -> Selection:
     """Evidence of the strategy `name`. Raises ConfigError for an unknown one, DataError without the images it needs."""
-    if name not in STRATEGIES:
-        raise ConfigError(f"strategy is {name!r}, must be one of {', '.join(STRATEGIES)}")
-    return STRATEGIES[name](task)
+    return strategy_of(name)(task)
+
+
+def strategy_of(name: str) -> Callable[[Task], Selection]:
+    """The shipped strategy of that name, or one's own by `package.module:object`. Raises ConfigError."""
+    if name in STRATEGIES:
+        return STRATEGIES[name]
+    own: Callable[[Task], Selection] = resolve(name, "strategy", ", ".join(STRATEGIES))
+    return own
 
 
 def reconstruct(task: Task) -> Selection:
@@ -123,21 +142,18 @@ def taylor(task: Task) -> Selection:
     """First-order effect of closing a filter, summed over the needed classes, each with the same say."""
     needed = np.unique(task.classes)
     found = _class_scores(task.base, task.images, needed)
-    curves = ranked(task.base.groups, for_classes(found.scores, found.presence, needed))
-    return Selection(task.base, needed, curves, partial(sliced, task.base))
+    return Selection.by_scores(task, for_classes(found.scores, found.presence, needed))
 
 
 def l1(task: Task) -> Selection:
     """L1 norm of the filters' weights; the same for every set of classes."""
-    curves = ranked(task.base.groups, weight_norms(task.base.groups, task.base.state))
-    return Selection(task.base, np.unique(task.classes), curves, partial(sliced, task.base))
+    return Selection.by_scores(task, weight_norms(task.base.groups, task.base.state))
 
 
 def random(task: Task) -> Selection:
     """Scores drawn from the seed, uniform in each layer."""
     rng = np.random.default_rng(task.seed)
-    curves = ranked(task.base.groups, {group.name: rng.uniform(size=group.channels) for group in cut(task.base.groups)})
-    return Selection(task.base, np.unique(task.classes), curves, partial(sliced, task.base))
+    return Selection.by_scores(task, {group.name: rng.uniform(size=group.channels) for group in cut(task.base.groups)})
 
 
 STRATEGIES: dict[str, Callable[[Task], Selection]] = {
