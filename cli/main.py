@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
@@ -254,7 +255,7 @@ def main() -> None:
         with explained("fedcaptor.cli"):
             app()
     except (fedcaptor.FedcaptorError, OSError) as error:  # of the system: a full disk, a folder of someone else's
-        console.print(f"[red]error:[/red] {error}", highlight=False)
+        console.print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(2)
 
 

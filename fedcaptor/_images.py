@@ -70,7 +70,7 @@ class Normalisation:
                     "leave these out for images that are normalised already"
                 )
             x = standardise(x, self.mean, self.std)
-        return x.permute(0, 2, 3, 1).numpy()
+        return np.ascontiguousarray(x.permute(0, 2, 3, 1).numpy())
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,7 +154,7 @@ def _is_uint8(images: npt.NDArray[Any] | torch.Tensor) -> bool:
 def _pixels(images: npt.NDArray[Any] | torch.Tensor) -> npt.NDArray[np.uint8]:
     if isinstance(images, torch.Tensor):
         _require(images.ndim == 4, images, "uint8 tensors must be [N, C, H, W]")
-        return images.permute(0, 2, 3, 1).cpu().numpy()
+        return np.ascontiguousarray(images.permute(0, 2, 3, 1).cpu().numpy())
     _require(images.ndim in (3, 4), images, "uint8 arrays must be [N, H, W, C] or [N, H, W]")
     return images.reshape(*images.shape[:3], -1)
 
