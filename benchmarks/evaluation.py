@@ -76,7 +76,7 @@ class Evaluation:
         return {
             "accuracy": self._accuracy([scores.argmax(1) for scores in seen]),
             "accuracy_limited": self._accuracy([scores.argmax(1) for scores in limited]),
-            "macs_ratio": float(np.mean([served.models[owner.cluster].macs_ratio() for owner in owners])),
+            "macs_ratio": float(np.mean([served.models[owner.cluster].macs_ratio for owner in owners])),
             "served": float(np.mean([part.mean() for part in named if len(part)])),
         }
 

@@ -132,7 +132,7 @@ class FallbackMeasurement:
         own_images = np.isin(inputs.splits.test.y, target)
         figures = {name: told_apart(score, own_images) for name, score in scores.items()}
         self.on_phase("", 1, 1)
-        return self._calibration(own.z[:, target], full, test, target) | {"macs_ratio": submodel.macs_ratio()}, figures
+        return self._calibration(own.z[:, target], full, test, target) | {"macs_ratio": submodel.macs_ratio}, figures
 
     def _calibration(self, own: Floats, full: Floats, test: Seen, target: Indices) -> dict[str, float]:
         """Judge the probabilities of target classes, on their test images; the temperature is fitted on other images,

@@ -70,5 +70,5 @@ def step(model: str, images: int, macs: float, seed: int) -> dict[str, float]:
             "submodel_seconds": time.process_time() - gathered,
             "loaded_rss_bytes": before,
             "added_rss_bytes": peak_rss() - before,
-            "macs_ratio": submodel.macs_ratio(),
+            "macs_ratio": submodel.macs_ratio,
         }

@@ -90,8 +90,8 @@ class PruningMeasurement:
         self.on_phase(f"{key['strategy']} {key['macs_target']:g}", 0, 1)
         pruned = self._prune(draw, key["strategy"], key["macs_target"])
         figures = self._test_full(draw) | {
-            "macs_ratio": pruned.submodel.macs_ratio(),
-            "parameters_ratio": pruned.submodel.parameters_ratio(),
+            "macs_ratio": pruned.submodel.macs_ratio,
+            "parameters_ratio": pruned.submodel.parameters_ratio,
             "accuracy_recalibrated": pruned.again.mean,
             "accuracy_recalibrated_worst_class": pruned.again.worst_class,
         }

@@ -1,4 +1,4 @@
-"""The `fedcaptor` command: thin, the one place that sees all packages."""
+"""The `fedcaptor` command: options and printing over the Python interface."""
 
 from __future__ import annotations
 
@@ -10,12 +10,16 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import Progress, TaskID
+from rich.markup import escape
+from rich.progress import Progress
 from rich.table import Table
 
+import fedcaptor
+from fedcaptor._extras import explained
+from fedcaptor.cli.options import AsJson, ModelName, Overrides, Source, Weights, formerly
 from fedcaptor.cli.phone import app as phone
 from fedcaptor.cli.privacy import app as privacy
-from fedcaptor.common.errors import FedcaptorError
+from fedcaptor.cli.service import app as service
 
 app = typer.Typer(
     help="Smaller CNNs for the classes that are needed. Start with `fedcaptor prune --help`.",
@@ -25,11 +29,8 @@ app = typer.Typer(
 )
 app.add_typer(phone, name="phone", no_args_is_help=True)
 app.add_typer(privacy, name="privacy", no_args_is_help=True)
+app.add_typer(service)
 console = Console(stderr=True)
-
-ModelName = Annotated[str, typer.Argument(help="Registered model (small-cnn, vgg16, …) or package.module:factory.")]
-Weights = Annotated[Path, typer.Option(help="Weights as safetensors.")]
-Source = Annotated[str, typer.Option(help="embedded, an .npz file, a folder of class folders, or torchvision:NAME.")]
 
 
 class Engine(StrEnum):
@@ -39,43 +40,30 @@ class Engine(StrEnum):
     ray = "ray"
 
 
-class Participant(StrEnum):
-    """Whose file is written."""
-
-    phone = "phone"
-
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object to standard output.")]
-
-
-@app.command()
+@app.command(cls=formerly("--model"))
 def train(
-    model: Annotated[str, typer.Option(help="Registered model or package.module:factory.")],
+    model: ModelName,
     out: Annotated[Path, typer.Option(help="File to write.")],
     data: Source = "embedded",
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the base part of the data.")] = 12,
     seed: int = 0,
 ) -> None:
     """Train a base model on the data's base part; its accuracy on the other parts goes into the file."""
-    from fedcaptor.cli.train import train_model
-
-    train_model(model, data, out, epochs, seed, console)
+    fedcaptor.train(model, data, out=out, epochs=epochs, seed=seed)
 
 
 @app.command()
 def inspect(model: ModelName, weights: Weights, data: Source = "embedded", as_json: AsJson = False) -> None:
     """Show a model's channel groups and what each layer costs."""
-    from fedcaptor.cli.prune import load_base
-    from fedcaptor.common.data.source import load
+    from fedcaptor._inspection import inspect_files
 
-    groups = load_base(model, weights, load(data)).groups
+    found = inspect_files(model, weights, data)
     if as_json:
-        print(groups.to_json())
+        print(found.groups.to_json())
         return
-    table = Table("group", "channels", "producers", "read by", title=f"{model}: {groups.macs():,} MACs")
-    for group in groups.groups:
-        readers = ", ".join(c.layer for c in group.consumers) or ("the classes" if group.output else "–")
-        table.add_row(group.name, str(group.channels), ", ".join(group.producers), readers)
+    table = Table("group", "channels", "producers", "read by", title=found.title)
+    for name, channels, producers, readers in found.rows:
+        table.add_row(name, str(channels), producers, readers)
     Console().print(table)
 
 
@@ -114,7 +102,9 @@ def prune(
         str,
         typer.Option(
             help="reconstruct: remove what other channels can stand in for. For comparison: reconstruct-agnostic (told "
-            "nothing about classes), captor (clusters of filters that prefer unneeded classes), taylor, l1, random."
+            "nothing about classes), reconstruct-fisher (an error between two classes counts by how likely both are), "
+            "captor (clusters of filters that prefer unneeded classes), taylor, l1, random. Or your own, "
+            "package.module:object."
         ),
     ] = "reconstruct",
     recalibrate: Annotated[
@@ -143,12 +133,9 @@ def prune(
     as_json: AsJson = False,
 ) -> None:
     """One model, one class set, no federation: a physically smaller model, without training unless asked for."""
-    from fedcaptor.cli.prune import Request, prune_model, ratios_of
-    from fedcaptor.common.planner import Budget
+    from fedcaptor._measuring import Request, budgets_of, measure
 
-    if (macs, parameters, size, latency) == (None, None, None, None):
-        macs = "0.4" if tolerance is None else "1"
-    budgets = tuple(Budget(ratio, parameters=parameters, bytes=size, latency=latency) for ratio in ratios_of(macs))
+    budgets = budgets_of(macs, parameters, size, latency, tolerance)
     files = tuple(out or ())
     request = Request(
         model, weights, data, classes, budgets, tolerance, calibration, seed, files, strategy, recalibrate, tune_steps
@@ -156,7 +143,7 @@ def prune(
     with Progress(console=console, transient=True) as progress:
         bar = progress.add_task("tuning", total=tune_steps, visible=False)
         layers = progress.add_task("measuring latency", total=None, visible=False)
-        results = prune_model(
+        results = measure(
             request,
             lambda step: progress.update(bar, completed=step, visible=True),
             lambda done, total: progress.update(layers, completed=done, total=total, visible=True),
@@ -190,27 +177,21 @@ def atlas(
 
     The pictures come from the network alone, the patches from the data's reference part. VGG-16 takes a few minutes.
     """
-    from fedcaptor.cli.atlas import Request, make_atlas
+    from fedcaptor._atlas import atlas_of_files, bars
+    from fedcaptor._atlas_page import Look
 
     chosen = tuple(layer.strip() for layer in layers.split(",") if layer.strip())
-    with Progress(console=console, transient=True) as progress:
-        bars: dict[str, TaskID] = {}
-
-        def on_progress(what: str, done: int, total: int) -> None:
-            if what not in bars:
-                bars[what] = progress.add_task(what, total=total)
-            progress.update(bars[what], completed=done)
-
-        make_atlas(Request(model, weights, data, out, chosen, filters, patches, steps, seed), on_progress)
+    with bars() as on_progress:
+        atlas_of_files(model, weights, data, out, Look(chosen, filters, patches, steps, seed), on_progress)
     Console().print(f"atlas: {out}", highlight=False, soft_wrap=True)
 
 
 @app.command()
 def simulate(
     scenario: Annotated[
-        Path | None, typer.Argument(help="TOML file, for example simulations/scenarios/demo.toml.")
+        str | None, typer.Argument(help="TOML file, or the name of a shipped scenario, for example demo.")
     ] = None,
-    overrides: Annotated[list[str] | None, typer.Option("--set", help="section.key=value, may be repeated.")] = None,
+    overrides: Overrides = None,
     out: Annotated[Path, typer.Option(help="Folder of the run; the same one again resumes it.")] = Path(
         "runs/simulation"
     ),
@@ -229,7 +210,7 @@ def simulate(
     --seeds it writes sweep.json, rounds.csv and report.html of all runs. Ctrl-C stops after the phase in flight is
     given up; the same command goes on from there.
     """
-    from fedcaptor.cli.simulate import run_scenario, run_seeds, summary_table, sweep_table
+    from fedcaptor.cli.tables import summary_table, sweep_table
 
     chosen = list(overrides or [])
     if data is not None:
@@ -237,19 +218,14 @@ def simulate(
     if weights is not None:
         chosen.append(f"model.weights={json.dumps(str(weights.resolve()))}")
     try:
-        if seeds is not None:
-            result = run_seeds(scenario, chosen, seeds, out, engine.value, fresh, console)
-            table = sweep_table(out.name, result)
-        else:
-            result = run_scenario(scenario, chosen, out, engine.value, fresh, console)
-            table = summary_table({out.name: result})
+        run = fedcaptor.simulate(scenario, chosen, seeds=seeds, out=out, engine=engine.value, fresh=fresh)
     except KeyboardInterrupt:  # typer would end here with the same code, without a word
         console.print("interrupted: the same command goes on from the last finished phase", highlight=False)
         raise typer.Exit(130) from None
     if as_json:
-        print(json.dumps(result))
+        print(json.dumps(run.record))
         return
-    Console().print(table)
+    Console().print(sweep_table(out.name, run.record) if run.is_sweep else summary_table({out.name: run.record}))
     Console().print(f"report: {out / 'report.html'}", highlight=False)
 
 
@@ -260,66 +236,26 @@ def report(
     ],
 ) -> None:
     """Write the report page of finished runs and sweeps again and print their tables."""
-    from fedcaptor.cli.simulate import read_summary, summary_table, sweep_table
-    from fedcaptor.simulations.report import write_report
-    from fedcaptor.simulations.sweep_folder import is_sweep, rewrite
+    from fedcaptor.cli.tables import summary_table, sweep_table
 
-    sweeps = [directory for directory in directories if is_sweep(directory)]
-    runs = [directory for directory in directories if directory not in sweeps]
-    tables = [sweep_table(directory.name, rewrite(directory)) for directory in sweeps]
-    for directory in runs:
-        write_report(directory)
-    if runs:
-        tables.append(summary_table({d.name: read_summary(d) for d in runs}))
+    runs = [fedcaptor.Run.open(directory) for directory in directories]
+    pages = [run.report() for run in runs]
+    tables = [sweep_table(run.folder.name, fedcaptor.Run.open(run.folder).record) for run in runs if run.is_sweep]
+    if single := {run.folder.name: run.record for run in runs if not run.is_sweep}:
+        tables.append(summary_table(single))
     for table in tables:
         Console().print(table)
-    for directory in directories:
-        Console().print(f"report: {directory / 'report.html'}", highlight=False, soft_wrap=True)
-
-
-@app.command()
-def exporter(
-    directory: Annotated[Path, typer.Argument(help="Folder of a run.")],
-    host: Annotated[str, typer.Option(help="Address to bind; loopback unless you mean it.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535)] = 9464,
-) -> None:
-    """Serve a run's aggregate pruning to Prometheus until interrupted."""
-    from fedcaptor.server.exporter import serve
-
-    with serve(directory, host, port) as serving:
-        console.print(f"metrics: {serving.url}", highlight=False)
-        serving.wait()
-
-
-@app.command()
-def config(
-    scenario: Annotated[Path | None, typer.Argument(help="Check this TOML file and print all its values.")] = None,
-    reference: Annotated[bool, typer.Option("--reference", help="Print the reference page of all keys.")] = False,
-    reader: Annotated[Participant | None, typer.Option("--for", help="Print this one's file, in TOML.")] = None,
-) -> None:
-    """Check a scenario, print what can be configured, or the part of a scenario that a phone reads."""
-    from fedcaptor.common.config import load_config, phone_config, reference_page
-
-    if reader is not None:
-        print(phone_config(load_config(scenario)), end="")
-        return
-    print(reference_page() if reference else load_config(scenario).model_dump_json(indent=1) + "\n", end="")
-
-
-@app.command()
-def messages() -> None:
-    """Print the reference page of the messages between server and phones."""
-    from fedcaptor.common.messages_page import reference_page
-
-    print(reference_page(), end="")
+    for page in pages:
+        Console().print(f"report: {page}", highlight=False, soft_wrap=True)
 
 
 def main() -> None:
     """Entry point: errors in one line, exit code 2; typer ends an interruption with 130."""
     try:
-        app()
-    except (FedcaptorError, OSError) as error:  # of the system: a full disk, a folder of someone else's
-        console.print(f"[red]error:[/red] {error}", highlight=False)
+        with explained("fedcaptor.cli"):
+            app()
+    except (fedcaptor.FedcaptorError, OSError) as error:  # of the system: a full disk, a folder of someone else's
+        console.print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(2)
 
 

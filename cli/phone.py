@@ -12,16 +12,18 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from fedcaptor.cli.options import AsJson, formerly
+
 app = typer.Typer(help="For the owner of a phone: what was spent and what is stored; switch off, on, erase.")
 
-Folder = Annotated[Path, typer.Option(help="The phone's own folder, as in its node configuration.")]
+Folder = Annotated[Path, typer.Argument(help="The phone's own folder, as in its node configuration.")]
+Command = formerly("--folder")
 Settings = Annotated[
     Path | None, typer.Option("--config", help="TOML file with what the phone insists on; defaults without it.")
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object to standard output.")]
 
 
-@app.command()
+@app.command(cls=Command)
 def status(folder: Folder, config: Settings = None, as_json: AsJson = False) -> None:
     """Show the privacy spent in the period, its budget, and the size of what is stored."""
     from fedcaptor.client import folder as phone
@@ -44,7 +46,7 @@ def status(folder: Folder, config: Settings = None, as_json: AsJson = False) -> 
     Console().print(table)
 
 
-@app.command()
+@app.command(cls=Command)
 def off(folder: Folder, config: Settings = None) -> None:
     """Decline every request from now on; the server learns `declined`, as when the budget is spent.
 
@@ -53,13 +55,13 @@ def off(folder: Folder, config: Settings = None) -> None:
     _switch(folder, config, False)
 
 
-@app.command()
+@app.command(cls=Command)
 def on(folder: Folder, config: Settings = None) -> None:
     """Answer again, within the budget."""
     _switch(folder, config, True)
 
 
-@app.command()
+@app.command(cls=Command)
 def erase(
     folder: Folder,
     config: Settings = None,

@@ -12,6 +12,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from fedcaptor.cli.options import AsJson, Overrides
+
 if TYPE_CHECKING:
     from fedcaptor.common.config import Config
     from fedcaptor.common.groups import ChannelGroups
@@ -29,8 +31,8 @@ def _group() -> None:
 @app.command()
 def plan(
     scenario: Annotated[Path | None, typer.Argument(help="TOML file; the defaults without one.")] = None,
-    overrides: Annotated[list[str] | None, typer.Option("--set", help="section.key=value, may be repeated.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object to standard output.")] = False,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
 ) -> None:
     """Show every sum of a run: its noise, its price, how precise it is and how many phones would be enough. With
     `privacy.sums=local` the one answer of each phone, and masked sums beside it.

@@ -40,10 +40,12 @@ class Submodel(Protocol):
         """Original labels [N]."""
         ...
 
+    @property
     def macs_ratio(self) -> float:
         """Multiply-accumulates of one image over those of the full model."""
         ...
 
+    @property
     def parameters_ratio(self) -> float:
         """Stored values over those of the full model."""
         ...

@@ -12,6 +12,8 @@ from scipy.special import logsumexp
 from fedcaptor.client.engine import Engine, Submodel
 from fedcaptor.common.arrays import Floats, Images, Indices
 from fedcaptor.common.config import Fallback
+from fedcaptor.common.errors import ConfigError
+from fedcaptor.common.plugins import is_own, resolve
 
 ABSTAINED = -1
 """The label of an image that nobody answers."""
@@ -23,8 +25,11 @@ def out_of_set_score(scores: npt.NDArray[Any], kind: str, others: npt.NDArray[An
     Hendrycks et al. 2022), which is the sum of both: low for images of other classes and for those between two own.
 
     `others` [N, m]: logits of other classes, where the submodel has kept some. Probabilities are then those among all;
-    from the other scores the energy of `others` is taken off.
+    from the other scores the energy of `others` is taken off. `kind` may be a user's own, `package.module:function`:
+    raises ConfigError when that gives scores of another form.
     """
+    if is_own(kind):
+        return _own_score(kind, scores, others)
     z = scores.astype(np.float64)
     top, energy = z.max(1), logsumexp(z, axis=1)
     if others is None or others.shape[1] == 0:
@@ -32,6 +37,14 @@ def out_of_set_score(scores: npt.NDArray[Any], kind: str, others: npt.NDArray[An
     other = logsumexp(others.astype(np.float64), axis=1)
     among = np.exp(top - np.logaddexp(energy, other))
     return np.asarray({"energy": energy - other, "max-softmax": among, "max-logit": top - other}[kind])
+
+
+def _own_score(kind: str, scores: npt.NDArray[Any], others: npt.NDArray[Any] | None) -> Floats:
+    score = resolve(kind, "fallback.score", "energy, max-softmax, max-logit")
+    found = np.asarray(score(scores.astype(np.float64), others), np.float64)
+    if found.shape != (len(scores),) or not np.isfinite(found).all():
+        raise ConfigError(f"fallback.score {kind!r} gave {found.shape} for {len(scores)} images, must be finite, [N]")
+    return found
 
 
 @dataclass(frozen=True, eq=False)

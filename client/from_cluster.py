@@ -32,7 +32,7 @@ def personalise_from_cluster(
     result speaks of the full model's channels and classes; there is always a submodel.
     """
     inner, labels = engine.within(cluster), cluster.classes
-    share = cluster.macs_ratio()
+    share = cluster.macs_ratio
     ladder = tuple(ratio / share for ratio in config.personal.ladder if ratio < share)
     config = config.model_copy(update={"personal": config.personal.model_copy(update={"ladder": ladder})})
     found = personalise(

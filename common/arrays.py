@@ -12,8 +12,8 @@ Array = NDArray[Any]
 Floats = NDArray[np.float64]
 Indices = NDArray[np.int64]
 """Positions or class labels."""
-Images = NDArray[np.uint8]
-"""Pixels [N, height, width, channels]."""
+Images = NDArray[np.uint8 | np.float32]
+"""Images [N, height, width, channels]: pixels as uint8, or floats that are normalised already."""
 Bits = NDArray[np.uint8]
 """Packed bits, or bytes."""
 Tensors = Mapping[str, Array]

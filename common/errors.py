@@ -25,6 +25,10 @@ class PrivacyError(FedcaptorError):
     """A request would break a privacy promise; the phone or server declines."""
 
 
+class MissingError(FedcaptorError, ImportError):
+    """A library of an extra is not installed; the message has the command that installs it."""
+
+
 class StateError(FedcaptorError):
     """Stored state is damaged or belongs to another run."""
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from typing import Any
+
 import numpy as np
 from scipy.stats import norm
 from sklearn.cluster import KMeans
 
 from fedcaptor.common.arrays import Floats
 from fedcaptor.common.distances import js_divergence
+from fedcaptor.common.errors import ConfigError
+from fedcaptor.common.plugins import is_own, resolve
 
 
 def to_simplex(values: Floats) -> Floats:
@@ -33,13 +38,17 @@ def expected_shares(noisy: Floats, deviation: Floats) -> Floats:
     return np.asarray(np.divide(expected, total, out=np.full(noisy.shape, 1 / noisy.shape[1]), where=total > 0))
 
 
-def first_centroids(cooccurrence: Floats, k: int, seed: int) -> Floats:
+def first_centroids(cooccurrence: Floats, k: int, seed: int, method: str = "kmeans") -> Floats:
     """Derive first centroids [≤ k, C] from a noisy sum of co-occurrences of classes [C, C].
 
     Row c, divided by its own sum, is the mean usage of those who meet class c.
 
-    Weighted k-means of these rows joins classes that are met together; no further private data is needed.
+    Weighted k-means of these rows joins classes that are met together; no further private data is needed. `method`: a
+    user's own clustering instead, `package.module:object`.
     """
+    if is_own(method):
+        found = _own(method).first(cooccurrence, k, seed)
+        return _checked(found, method, "first", range(1, k + 1), len(cooccurrence))
     matrix, classes = np.maximum(cooccurrence, 0), len(cooccurrence)
     weight = matrix.sum(1)
     met = weight > 1e-9
@@ -51,13 +60,20 @@ def first_centroids(cooccurrence: Floats, k: int, seed: int) -> Floats:
     return to_simplex(np.asarray(fitted.cluster_centers_, dtype=np.float64))
 
 
-def next_centroids(total: Floats, before: Floats, deviation: float) -> tuple[Floats, Floats]:
+def next_centroids(total: Floats, before: Floats, deviation: float, method: str = "kmeans") -> tuple[Floats, Floats]:
     """Take one k-means step: new centroids [K, C] and phones in each [K], from a noisy sum of usage blocks.
 
     Usage sums to one, so a block's total counts its phones. A block that noise alone could explain (total below two
     standard deviations; `deviation`: of one entry) keeps its centroid.
+    `method`: as for `first_centroids`.
     """
     blocks = total.reshape(before.shape)
+    if is_own(method):
+        moved, sizes = _own(method).next(blocks, before, deviation)
+        moved, counts = _checked(moved, method, "next", [len(before)], before.shape[1]), np.asarray(sizes, np.float64)
+        if counts.shape != (len(moved),) or not np.isfinite(counts).all():
+            raise ConfigError(f"clusters.method {method!r} gave counts {counts.shape} in `next`, must be finite, [K]")
+        return moved, counts
     counts = blocks.sum(1)
     real = counts > 2 * deviation * np.sqrt(before.shape[1])
     size = np.where(real, counts, 1.0)[:, None]
@@ -90,6 +106,24 @@ def publishable(
         counts[j] = weight
         centroids, counts = np.delete(centroids, i, 0), np.delete(counts, i)
     return centroids, counts
+
+
+def _own(method: str) -> Any:
+    """The user's object; of a class, one made without arguments."""
+    found = resolve(method, "clusters.method", "kmeans")
+    return found() if isinstance(found, type) else found
+
+
+def _checked(centroids: Any, method: str, step: str, counts: Collection[int], classes: int) -> Floats:
+    """Raises ConfigError unless these are distributions [K, classes] with K one of `counts`."""
+    found = np.asarray(centroids, np.float64)
+    fits = found.ndim == 2 and len(found) in counts and found.shape[1] == classes
+    if not fits or not (found >= 0).all() or not np.allclose(found.sum(1), 1):
+        raise ConfigError(
+            f"clusters.method {method!r} gave centroids {found.shape} in `{step}`, must be at most "
+            f"({max(counts)}, {classes}), not negative, each row summing to 1"
+        )
+    return found
 
 
 def _closest(centroids: Floats, i: int) -> tuple[int, float]:

@@ -95,7 +95,7 @@ def published(answers: Answers, settings: Clusters, seed: int) -> tuple[Floats, 
         raise PrivacyError("no phone answered: look whether they are configured with privacy.sums local")
     k = settings.k or min(settings.most, spec.classes)
     pairs = cooccurrence_matrix(spec.cooccurrence(answers.ones(), phones), spec.classes)
-    first = clusters.first_centroids(pairs, k, seed)
+    first = clusters.first_centroids(pairs, k, seed, settings.method)
     centroids, counts = fit(answers, first, STEPS)
     return clusters.publishable(centroids, counts, smallest(spec, phones), settings.alike, settings.k == 0)
 

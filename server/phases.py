@@ -33,13 +33,13 @@ def cluster_by_sums(flow: Flow, round: int, centroids: Floats | None, counts: Fl
     classes, settings = flow.base.groups.classes, flow.config.clusters
     for step in flow.steps(round, COOCCURRENCE):
         k = settings.k or min(settings.most, classes)
-        centroids = clusters.first_centroids(flow.sum(step, {}), k, flow.config.run.seed)
+        centroids = clusters.first_centroids(flow.sum(step, {}), k, flow.config.run.seed, settings.method)
     assert centroids is not None  # every run begins with co-occurrence
     for step in flow.steps(round, USAGE):
         sent = rounded(centroids)
         blocks = flow.sum(step, {"centroids": sent.astype(np.float32)}, len(sent))
         deviation = flow.budget.spec(step, len(sent)).deviation
-        centroids, counts = clusters.next_centroids(blocks, sent, deviation)
+        centroids, counts = clusters.next_centroids(blocks, sent, deviation, settings.method)
         floor = flow.config.privacy.min_cohort + 2 * deviation * float(np.sqrt(classes))
         centroids, counts = clusters.publishable(centroids, counts, floor, settings.alike, settings.k == 0)
     return rounded(centroids), counts

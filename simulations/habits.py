@@ -8,11 +8,28 @@ import numpy.typing as npt
 from fedcaptor.common.arrays import Indices
 from fedcaptor.common.config import Population as Settings
 from fedcaptor.common.errors import ConfigError
+from fedcaptor.common.plugins import is_own, resolve
 from fedcaptor.common.random_streams import Stream, stream
 
 Shares = npt.NDArray[np.float64]
 LEAST = 0.1
 """Least share of an own class, over an even share: a class that is never met would not be an own class."""
+
+
+def shares_by_law(settings: Settings, classes: int, rounds: int, seed: int) -> Shares:
+    """How often owners truly meet each class [rounds, phones, classes], by a law of this module or one's own. Raises
+    ConfigError for shares of another form.
+    """
+    if not is_own(settings.law):
+        return draw_habits(settings, classes, rounds, seed)
+    law = resolve(settings.law, "population.law", "habits, zipf, dirichlet, owners, partitioner")
+    shares, shape = np.asarray(law(settings, classes, rounds, seed), np.float64), (rounds, settings.phones, classes)
+    if shares.shape != shape or not (shares >= 0).all() or not np.allclose(shares.sum(-1), 1):
+        raise ConfigError(
+            f"population.law {settings.law!r} gave shares {shares.shape}, must be {shape} (rounds, phones, classes), "
+            "not negative, each row summing to 1"
+        )
+    return shares
 
 
 def draw_habits(settings: Settings, classes: int, rounds: int, seed: int) -> Shares:

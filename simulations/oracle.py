@@ -94,7 +94,7 @@ class Oracle:
         of_cluster = limited = full.argmax(1)
         if note and at_cluster:
             of_cluster, limited = _cluster_answers(at_cluster, images, note.classes)
-        macs = submodel.macs_ratio() if submodel else 1.0
+        macs = submodel.macs_ratio if submodel else 1.0
         share = _share(given.escalated)
         return PhoneFigures(
             accuracy_full=_share((full.argmax(1) == truth)[inside]),
@@ -103,10 +103,10 @@ class Oracle:
             accuracy_cluster=_share((of_cluster == truth)[inside]),
             accuracy_cluster_limited=_share((limited == truth)[inside]),
             macs_ratio=macs,
-            parameters_ratio=submodel.parameters_ratio() if submodel else 1.0,
-            cluster_macs_ratio=at_cluster.macs_ratio() if at_cluster else 1.0,
-            cluster_parameters_ratio=at_cluster.parameters_ratio() if at_cluster else 1.0,
-            effective_macs_ratio=macs + share * (models.larger.macs_ratio() if models.larger else 0.0),
+            parameters_ratio=submodel.parameters_ratio if submodel else 1.0,
+            cluster_macs_ratio=at_cluster.macs_ratio if at_cluster else 1.0,
+            cluster_parameters_ratio=at_cluster.parameters_ratio if at_cluster else 1.0,
+            effective_macs_ratio=macs + share * (models.larger.macs_ratio if models.larger else 0.0),
             escalated=share,
             accuracy_outside=_share((given.labels == truth)[~inside]),
             abstained_outside=_share((given.labels == ABSTAINED)[~inside]),

@@ -18,7 +18,7 @@ from fedcaptor.common.data.source import Dataset
 from fedcaptor.common.data.splits import pool
 from fedcaptor.common.errors import ConfigError, DataError
 from fedcaptor.common.random_streams import Stream, stream
-from fedcaptor.simulations.habits import Shares, draw_habits
+from fedcaptor.simulations.habits import Shares, shares_by_law
 from fedcaptor.simulations.owners import by_round, natural_owners, partitioned, shares_of
 
 
@@ -92,7 +92,7 @@ def _images_by_habits(
     data: Dataset, parts: dict[str, Indices], settings: Settings, rounds: int, seed: int
 ) -> Encounters:
     """Draw images anew each round, in proportion to the class shares that a law gives."""
-    shares = draw_habits(settings, len(data.names), rounds, seed)
+    shares = shares_by_law(settings, len(data.names), rounds, seed)
     found: dict[str, Array] = {}
     for number, (part, count) in enumerate(_limits(settings).items()):
         labels = data.y[parts[part]]

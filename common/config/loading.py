@@ -26,9 +26,15 @@ RENAMED: Mapping[tuple[str, str], str] = {("faults", "rubbish"): "malformed"}
 logger = logging.getLogger(__name__)
 
 
-def load_config(path: Path | None = None, overrides: Iterable[str] = ()) -> Config:
-    """Defaults, then the TOML file, then `section.key=value` overrides. Raises ConfigError naming key and remedy."""
-    values: dict[str, Any] = {} if path is None else _renamed(_read(path))
+def load_config(path: Path | Config | None = None, overrides: Iterable[str] = ()) -> Config:
+    """Defaults, then the TOML file or another configuration, then `section.key=value` overrides. Raises ConfigError
+    naming key and remedy.
+    """
+    values: dict[str, Any] = {}
+    if isinstance(path, Config):
+        values = path.model_dump(mode="json")
+    elif path is not None:
+        values = _renamed(_read(path))
     for override in overrides:
         _apply(values, override)
     return parse(values)

@@ -21,6 +21,7 @@ from PIL import Image
 
 from fedcaptor.common.assets import asset
 from fedcaptor.common.errors import DataError
+from fedcaptor.common.plugins import is_own, resolve
 
 EMBEDDED = asset("common/data/embedded/fashion_mnist.npz")
 TORCHVISION = ("CIFAR10", "CIFAR100", "FashionMNIST", "KMNIST", "MNIST", "USPS")
@@ -49,7 +50,9 @@ class Dataset:
 
 
 def load(source: str) -> Dataset:
-    """The data set that `source` names: `embedded`, a `.npz` file, a folder or `torchvision:NAME`."""
+    """The data set that `source` names: `embedded`, a `.npz` file, a folder, `torchvision:NAME`, or what a user's own
+    `package.module:function` returns.
+    """
     if source == "embedded":
         return _npz(EMBEDDED, "embedded")
     if source.startswith("torchvision:"):
@@ -58,9 +61,20 @@ def load(source: str) -> Dataset:
     if path.is_dir():
         return _folder(path)
     if path.suffix.lower() != ".npz":
-        known = "'embedded', a .npz file, a folder of class folders or torchvision:NAME"
+        if is_own(source):
+            return _own(source)
+        known = "'embedded', a .npz file, a folder of class folders, torchvision:NAME or package.module:function"
         raise DataError(f"{source!r} is no data source: give {known}")
     return _npz(path, path.name)
+
+
+def _own(source: str) -> Dataset:
+    """What the function returns, checked as a file would be."""
+    found = resolve(source, "data source", "'embedded', a .npz file, a folder of class folders", DataError)()
+    kind = type(found).__name__
+    _need(isinstance(found, Dataset), source, f"gave a {kind}", "return a fedcaptor.Dataset of x, y and names")
+    arrays = {"x": found.x, "y": found.y, "names": np.array(found.names), "owner": found.owner, "split": found.split}
+    return _dataset(found.name, source, {key: np.asarray(value) for key, value in arrays.items() if value is not None})
 
 
 def _need(holds: object, where: object, rule: str, remedy: str) -> None:

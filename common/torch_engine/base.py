@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import copy
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +19,7 @@ from fedcaptor.common.groups import ChannelGroups, State
 from fedcaptor.common.messages import digest_of
 from fedcaptor.common.plan import Plan
 from fedcaptor.common.torch_engine.forward import logits, normalise
-from fedcaptor.common.torch_engine.network import network
+from fedcaptor.common.torch_engine.network import network, state_of
 from fedcaptor.common.torch_engine.registry import skeleton
 from fedcaptor.common.torch_engine.trace import trace
 from fedcaptor.common.weights_file import load_state
@@ -34,6 +36,7 @@ class BaseModel:
         mean: Of each input channel, of images in [0, 1].
         std: Of each input channel, of images in [0, 1].
         module: The network itself, in eval mode.
+        architecture: Makes a network of this architecture to fill; None: the registry makes it by `name`.
     """
 
     name: str
@@ -42,6 +45,28 @@ class BaseModel:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     module: nn.Module
+    architecture: Callable[[], nn.Module] | None = None
+
+    @classmethod
+    def of(
+        cls,
+        module: nn.Module,
+        name: str,
+        input_shape: tuple[int, int, int],
+        mean: Sequence[float],
+        std: Sequence[float],
+    ) -> BaseModel:
+        """A network in memory, copied to the processor in single precision: the caller's stays as it is.
+
+        Raises ModelError when it cannot be copied or traced.
+        """
+        try:
+            copied = copy.deepcopy(module).cpu().float()
+            own = network(copy.deepcopy(copied), state_of(copied))
+        except (RuntimeError, TypeError) as error:
+            raise ModelError(f"{name} cannot be copied ({error}): remove what ties its tensors to a graph") from error
+        groups = trace(own, name, input_shape)
+        return cls(name, state_of(copied), groups, tuple(mean), tuple(std), own, lambda: copy.deepcopy(own))
 
     @classmethod
     def load(cls, weights: Path, name: str, input_shape: tuple[int, int, int]) -> BaseModel:
@@ -79,7 +104,13 @@ class BaseModel:
 
     def rebuild(self, state: State) -> nn.Module:
         """Build a network of this architecture with other, possibly sliced, tensors."""
-        return network(skeleton(self.name, self.groups.classes, self.groups.input_shape), state)
+        return network(self.skeleton(), state)
+
+    def skeleton(self) -> nn.Module:
+        """Make a network of this architecture for `network` to fill."""
+        if self.architecture is not None:
+            return self.architecture()
+        return skeleton(self.name, self.groups.classes, self.groups.input_shape)
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,12 +140,14 @@ class Submodel:
         """Compute logits, float32 [N, k], of uint8 images [N, H, W, C], in the order of `classes`."""
         return logits(self.module, normalise(images, self.base.mean, self.base.std))
 
+    @property
     def macs_ratio(self) -> float:
-        """Divide its multiply-accumulate operations by the base model's."""
+        """MACs over those of the base model."""
         return self.base.groups.macs_ratio(self.plan.counts())
 
+    @property
     def parameters_ratio(self) -> float:
-        """Divide its stored values by the base model's."""
+        """Stored values over those of the base model."""
         return self.base.groups.parameters_ratio(self.plan.counts())
 
 

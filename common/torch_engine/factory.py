@@ -12,7 +12,6 @@ from fedcaptor.common.plan import Plan
 from fedcaptor.common.slicer import slice_state
 from fedcaptor.common.torch_engine.base import BaseModel, Submodel
 from fedcaptor.common.torch_engine.network import network
-from fedcaptor.common.torch_engine.registry import skeleton
 
 
 def sliced(base: BaseModel, plan: Plan) -> Submodel:
@@ -22,8 +21,7 @@ def sliced(base: BaseModel, plan: Plan) -> Submodel:
     shares no memory with it.
     """
     tensors = slice_state(base.state, base.groups, plan, own=True)
-    blank = skeleton(base.name, base.groups.classes, base.groups.input_shape)
-    return Submodel(base, plan, network(blank, tensors, share=True))
+    return Submodel(base, plan, network(base.skeleton(), tensors, share=True))
 
 
 def restricted(base: BaseModel, classes: Indices) -> Submodel:

@@ -13,11 +13,20 @@ from fedcaptor.common.arrays import Images
 
 
 def normalise(images: Images, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
-    """Turn uint8 images [N, H, W, C] into a float tensor [N, C, H, W], (x / 255 - mean) / std by channel."""
-    x = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 255
-    shape = (1, -1, 1, 1)
-    x = (x - torch.tensor(mean, dtype=torch.float32).view(shape)) / torch.tensor(std, dtype=torch.float32).view(shape)
+    """Turn images [N, H, W, C] into a float tensor [N, C, H, W]: uint8 as (x / 255 - mean) / std by channel; floats are
+    normalised already and change their layout alone.
+    """
+    x = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)
+    if not x.is_floating_point():
+        x = standardise(x.float() / 255, mean, std)
     return x.contiguous(memory_format=torch.channels_last)
+
+
+def standardise(x: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
+    """(x - mean) / std by channel of float images [N, C, H, W] in [0, 1]."""
+    shape = (1, -1, 1, 1)
+    shift, scale = (torch.tensor(values, dtype=torch.float32).view(shape) for values in (mean, std))
+    return (x - shift) / scale
 
 
 @torch.no_grad()

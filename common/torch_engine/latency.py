@@ -22,7 +22,6 @@ from fedcaptor.common.latency import LatencyTable, LayerTimes, monotone
 from fedcaptor.common.torch_engine.base import BaseModel
 from fedcaptor.common.torch_engine.evidence import hooks
 from fedcaptor.common.torch_engine.network import network
-from fedcaptor.common.torch_engine.registry import skeleton
 
 Clock = Callable[[], float]
 """Gives seconds from any fixed start."""
@@ -74,7 +73,7 @@ def measure_table(
     """
     groups, found = base.groups, {}
     lengths = layer_lengths(groups)
-    blank = dict(skeleton(base.name, groups.classes, groups.input_shape).named_modules())
+    blank = dict(base.skeleton().named_modules())
     with one_thread():
         inside, rest = _inside(base.module, groups, clock)
         for done, (name, (inputs, outputs)) in enumerate(lengths.items(), 1):

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import os
-import sys
 from collections import OrderedDict
 from functools import lru_cache
 
@@ -12,6 +9,7 @@ import torch
 from torch import nn
 
 from fedcaptor.common.errors import ModelError
+from fedcaptor.common.plugins import resolve
 from fedcaptor.common.torch_engine import torchvision_models  # noqa: F401  registers its models
 from fedcaptor.common.torch_engine.models import MODELS, Factory, Shape
 
@@ -73,18 +71,7 @@ def _factory(name: str) -> Factory:
     """Find or import a factory. Raises ModelError for an unknown name."""
     if name in MODELS:
         return MODELS[name]
-    path, colon, attribute = name.partition(":")
-    if not colon:
-        raise ModelError(f"model is {name!r}, must be one of {', '.join(names())} or package.module:factory")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        factory = getattr(importlib.import_module(path), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ModelError(
-            f"model {name!r} cannot be imported ({error}): run where {path or 'the package'} lies, "
-            f"or use one of {', '.join(names())}"
-        ) from error
+    factory: Factory = resolve(name, "model", ", ".join(names()), ModelError)
     return factory
 
 

@@ -14,9 +14,12 @@ from fedcaptor.common.arrays import Images, Indices
 from fedcaptor.common.errors import ModelError
 from fedcaptor.common.torch_engine.base import Submodel, statistic
 from fedcaptor.common.torch_engine.forward import logits, normalise
+from fedcaptor.common.torch_engine.models import Factory
 from fedcaptor.common.torch_engine.network import network, state_of
 from fedcaptor.common.torch_engine.registry import names, skeleton
 from fedcaptor.common.weights_file import load_state, save_state
+
+_INPUTS, _NORMALISED = "inputs", "normalised"  # metadata of a network that does not take pixels
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +33,8 @@ class Standalone:
         std: Of each channel, of images in [0, 1].
         input_shape: (C, H, W) of its images.
         module: The network, in eval mode.
+        pixels: False where the network takes images that were normalised in a way not known here; `mean` is then 0 and
+            `std` 1.
     """
 
     model: str
@@ -38,20 +43,22 @@ class Standalone:
     std: tuple[float, ...]
     input_shape: tuple[int, int, int]
     module: nn.Module
+    pixels: bool = True
 
     @classmethod
-    def of(cls, submodel: Submodel) -> Standalone:
+    def of(cls, submodel: Submodel, pixels: bool = True) -> Standalone:
         """Detach a submodel from its base; the network is shared, not copied."""
         base = submodel.base
-        return cls(base.name, submodel.classes, base.mean, base.std, base.groups.input_shape, submodel.module)
+        return cls(base.name, submodel.classes, base.mean, base.std, base.groups.input_shape, submodel.module, pixels)
 
     @classmethod
-    def read(cls, path: Path, model: str | None = None) -> Standalone:
+    def read(cls, path: Path, model: str | Factory | None = None) -> Standalone:
         """Read a file of `write`.
 
         Args:
             path: The file.
-            model: Factory of a network that is not a registered one: a file does not choose what is imported.
+            model: Factory of a network that is not a registered one, or its name: a file does not choose what is
+                imported.
 
         Raises:
             ModelError: The file is something else, or its network is not registered and `model` is not given.
@@ -66,12 +73,17 @@ class Standalone:
             raise ModelError(f"{path} holds a network of {name!r}, not one of {', '.join(names())}: name its factory")
         shape = (channels, height, width)
         mean, std = (statistic(metadata, key, 0.5, channels) for key in ("mean", "std"))
-        module = network(skeleton(model or name, len(labels), shape), state)
-        return cls(model or name, labels, mean, std, shape, module)
+        pixels = metadata.get(_INPUTS) != _NORMALISED
+        if model is None or isinstance(model, str):
+            blank, name = skeleton(model or name, len(labels), shape), model or name
+        else:
+            blank = model(len(labels), shape)
+        return cls(name, labels, mean, std, shape, network(blank, state), pixels)
 
     def write(self, path: Path) -> None:
         """Write weights in half precision, and all that using them takes, as safetensors."""
         about = {"labels": json.dumps(self.labels.tolist()), "input_shape": json.dumps(self.input_shape)}
+        about |= {} if self.pixels else {_INPUTS: _NORMALISED}
         save_state(
             path, state_of(self.module), {"model": self.model, **about, "mean": str(self.mean), "std": str(self.std)}
         )

@@ -24,10 +24,11 @@ from typing import Protocol
 
 import numpy as np
 
-from fedcaptor.common.arrays import Images, Indices
-from fedcaptor.common.errors import ConfigError, DataError
+from fedcaptor.common.arrays import Floats, Images, Indices
+from fedcaptor.common.errors import DataError
 from fedcaptor.common.plan import Plan
 from fedcaptor.common.planner import Budget, allocate
+from fedcaptor.common.plugins import resolve
 from fedcaptor.common.ranking import by_class_preference, for_classes, rankable_groups, ranked, weight_norms
 from fedcaptor.common.selection import PruningCurve
 from fedcaptor.common.torch_engine.base import BaseModel, Submodel
@@ -83,6 +84,18 @@ class PreparedStrategy:
     curves: Mapping[str, PruningCurve]
     build: Callable[[Plan], Submodel]
 
+    @classmethod
+    def by_scores(cls, task: Task, scores: Mapping[str, Floats]) -> PreparedStrategy:
+        """Remove the channels of least score first; the others keep their weights.
+
+        Args:
+            task: What to prune for.
+            scores: Scores [channels], not negative, of each group in `task.base.groups.prunable`. Scales of layers need
+                not agree: `common.ranking`.
+        """
+        curves = ranked(task.base.groups, scores)
+        return cls(task.base, np.unique(task.classes), curves, partial(sliced, task.base))
+
     def submodel(self, budget: Budget) -> Submodel:
         """Plan and build within a budget. Raises PlanError for an impossible one."""
         return self.build(allocate(self.base.groups, self.curves, self.classes, budget))
@@ -93,9 +106,15 @@ def prepare(name: str, task: Task) -> PreparedStrategy:
 
     Raises ConfigError for an unknown strategy, DataError without the images that it needs.
     """
-    if name not in STRATEGIES:
-        raise ConfigError(f"strategy is {name!r}, must be one of {', '.join(STRATEGIES)}")
-    return STRATEGIES[name](task)
+    return strategy_of(name)(task)
+
+
+def strategy_of(name: str) -> Callable[[Task], PreparedStrategy]:
+    """Return the shipped strategy of that name, or one's own by `package.module:object`. Raises ConfigError."""
+    if name in STRATEGIES:
+        return STRATEGIES[name]
+    own: Callable[[Task], PreparedStrategy] = resolve(name, "strategy", ", ".join(STRATEGIES))
+    return own
 
 
 def reconstruct(task: Task) -> PreparedStrategy:
@@ -138,23 +157,19 @@ def taylor(task: Task) -> PreparedStrategy:
     """Rank by the first-order effect of closing a filter, summed over the target classes, which weigh alike."""
     target_classes = np.unique(task.classes)
     found = _class_scores(task.base, task.images, target_classes)
-    curves = ranked(task.base.groups, for_classes(found.scores, found.presence, target_classes))
-    return PreparedStrategy(task.base, target_classes, curves, partial(sliced, task.base))
+    return PreparedStrategy.by_scores(task, for_classes(found.scores, found.presence, target_classes))
 
 
 def l1(task: Task) -> PreparedStrategy:
     """Rank by the L1 norm of the filters' weights, whatever the target classes."""
-    curves = ranked(task.base.groups, weight_norms(task.base.groups, task.base.state))
-    return PreparedStrategy(task.base, np.unique(task.classes), curves, partial(sliced, task.base))
+    return PreparedStrategy.by_scores(task, weight_norms(task.base.groups, task.base.state))
 
 
 def random(task: Task) -> PreparedStrategy:
     """Rank by scores drawn from the seed, uniform in each layer."""
     rng = np.random.default_rng(task.seed)
-    curves = ranked(
-        task.base.groups, {group.name: rng.uniform(size=group.channels) for group in rankable_groups(task.base.groups)}
-    )
-    return PreparedStrategy(task.base, np.unique(task.classes), curves, partial(sliced, task.base))
+    groups = rankable_groups(task.base.groups)
+    return PreparedStrategy.by_scores(task, {group.name: rng.uniform(size=group.channels) for group in groups})
 
 
 STRATEGIES: dict[str, Callable[[Task], PreparedStrategy]] = {

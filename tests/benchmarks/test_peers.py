@@ -41,7 +41,7 @@ def test_a_submodel_holds_its_budget_and_answers_among_the_needed_classes(task, 
     monkeypatch.setattr(peers, "HALVINGS", 4)
     peer = PEERS[name](task)
     large, small = (peer.submodel(Budget(macs=macs)) for macs in (0.8, 0.4))
-    assert small.macs_ratio() <= 0.4 < large.macs_ratio() <= 0.8
+    assert small.macs_ratio <= 0.4 < large.macs_ratio <= 0.8
     assert small.classes.tolist() == CLASSES.tolist()
     assert small.scores(task.images).shape == (len(task.images), 3)
     assert all(len(kept) % 8 == 0 for name, kept in small.plan.kept.items() if name != task.base.groups.output.name)

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from fedcaptor.cli.atlas import Request, make_atlas
+from fedcaptor._atlas import atlas_of_files
+from fedcaptor._atlas_page import Look
 from fedcaptor.cli.main import app
 from fedcaptor.common.errors import ConfigError
 from tests import tiny
@@ -18,18 +19,19 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
-def request_of(bars: tuple[Path, Path], tmp_path: Path):
+def page_of(bars: tuple[Path, Path], tmp_path: Path):
     data, weights = bars
 
-    def make(**changes) -> Request:
-        return Request(tiny.MODEL, weights, str(data), tmp_path / "atlas.html", filters=3, steps=2, **changes)
+    def make(on_progress=lambda what, done, total: None, **changes) -> str:
+        look = Look(**{"filters": 3, "steps": 2, **changes})
+        return atlas_of_files(tiny.MODEL, weights, str(data), tmp_path / "atlas.html", look, on_progress).read_text()
 
     return make
 
 
-def test_each_filter_is_shown_once_with_what_excites_it(request_of) -> None:
+def test_each_filter_is_shown_once_with_what_excites_it(page_of) -> None:
     seen: list[tuple[str, int, int]] = []
-    page = make_atlas(request_of(patches=2), lambda *progress: seen.append(progress)).read_text()
+    page = page_of(lambda *progress: seen.append(progress), patches=2)
     sections = re.findall(r'<section id="layer-\d+".*?</section>', page, re.DOTALL)
     assert len(sections) == len(re.findall(r'<a href="#layer-\d+">', page)) > 1
     for number, section in enumerate(sections, 1):
@@ -45,29 +47,29 @@ def test_each_filter_is_shown_once_with_what_excites_it(request_of) -> None:
     assert seen[-1] == ("painting", 2 * len(sections), 2 * len(sections))
 
 
-def test_without_patches_no_image_is_in_the_page_and_a_seed_repeats_it(request_of) -> None:
-    page = make_atlas(request_of(patches=0)).read_text()
+def test_without_patches_no_image_is_in_the_page_and_a_seed_repeats_it(page_of) -> None:
+    page = page_of(patches=0)
     assert page.count("data:image/png") == page.count("<section")
     assert 'class="pic p' not in page
     assert "Small pictures" not in page
-    assert make_atlas(request_of(patches=0)).read_text() == page
-    assert make_atlas(request_of(patches=0, seed=1)).read_text() != page
+    assert page_of(patches=0) == page
+    assert page_of(patches=0, seed=1) != page
 
 
-def test_layers_are_chosen_by_name(request_of) -> None:
+def test_layers_are_chosen_by_name(page_of) -> None:
     with pytest.raises(ConfigError, match=r"layer 'attic' is unknown: give some of 0, 3"):
-        make_atlas(request_of(layers=("0", "attic")))
-    page = make_atlas(request_of(layers=("3",))).read_text()
+        page_of(layers=("0", "attic"))
+    page = page_of(layers=("3",))
     assert re.findall(r"<h2[^>]*>(.*?)</h2>", page) == ["3"]
 
 
-def test_hostile_class_names_stay_text(request_of, bars: tuple[Path, Path], tmp_path: Path) -> None:
+def test_hostile_class_names_stay_text(bars: tuple[Path, Path], tmp_path: Path) -> None:
     data = dict(np.load(bars[0]))
     data["names"] = np.array([f"<script>alert({n})</script>" for n in range(tiny.CLASSES)])
     hostile = tmp_path / "hostile.npz"
     np.savez(hostile, **data)
-    request = request_of(layers=("0",))
-    page = make_atlas(Request(request.model, request.weights, str(hostile), request.out, steps=1)).read_text()
+    look = Look(("0",), steps=1)
+    page = atlas_of_files(tiny.MODEL, bars[1], str(hostile), tmp_path / "atlas.html", look).read_text()
     assert "<script>" not in page
     assert "&lt;script&gt;alert(0)" in page
 

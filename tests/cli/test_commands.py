@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors import safe_open
+from safetensors.numpy import load_file
 from typer.testing import CliRunner
 
 from fedcaptor.cli.main import app, main
@@ -37,7 +38,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     y = rng.integers(3, size=240)
     x = (rng.integers(0, 60, (240, 16, 16)) + 80 * (y[:, None, None] == np.arange(16)[:, None] // 6)).astype(np.uint8)
     np.savez_compressed(data, x=x, y=y, names=np.array(["top", "middle", "bottom"]))
-    words = ["train", "--model", "small-cnn", "--data", str(data), "--out", str(weights), "--epochs", "1"]
+    words = ["train", "small-cnn", "--data", str(data), "--out", str(weights), "--epochs", "1"]
     ran(*words)
     return data, weights
 
@@ -92,7 +93,7 @@ def test_prune_keeps_two_classes_of_the_shipped_model(tmp_path: Path) -> None:
     "command",
     [
         ["prune", "small-cnn", "--weights", str(SHIPPED), "--classes", "3"],
-        ["train", "--model", "small-cnn"],
+        ["train", "small-cnn"],
         ["atlas", "small-cnn", "--weights", str(SHIPPED)],
     ],
 )
@@ -111,7 +112,8 @@ def test_a_full_disk_is_an_error_in_one_line(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("fedcaptor.simulations.report.write_report", full)
+    (tmp_path / "summary.json").write_text('{"seed": 0}')
+    monkeypatch.setattr("fedcaptor._simulation.write_report", full)
     code, text = failed(capsys, monkeypatch, "report", str(tmp_path))
     assert code == 2
     assert "error: [Errno 28] No space left on device" in text
@@ -160,6 +162,7 @@ PRUNE = ["prune", "small-cnn", "--weights", str(SHIPPED), "--classes"]
         (["report", "."], "error: "),
         (["exporter", ".", "--host", "not an address"], "error: the exporter cannot listen on not an address"),
         (["prune", "small-cnn"], "Missing option '--weights'"),
+        (["train", "--out", "a.safetensors"], "Missing argument 'MODEL'"),
         (["unheard"], "No such command 'unheard'"),
     ],
     ids=lambda value: " ".join(value[-2:]) if isinstance(value, list) else "",
@@ -199,6 +202,16 @@ def test_a_small_simulation_prints_its_summary_and_report_rewrites_it(bars: tupl
     (out / "report.html").unlink()
     assert "personalised submodel" in ran("report", str(out))
     assert (out / "report.html").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("model", [["small-cnn"], ["--model", "small-cnn"], ["--model=small-cnn"]])
+def test_the_model_may_be_named_as_in_earlier_releases(
+    model: list[str], small: tuple[Path, Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "again.safetensors"
+    ran("train", *model, "--data", str(small[0]), "--out", str(out), "--epochs", "1")
+    again, first = load_file(out), load_file(small[1])
+    assert all(np.array_equal(again[name], tensor) for name, tensor in first.items())
 
 
 def test_every_command_has_help() -> None:

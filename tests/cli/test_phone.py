@@ -72,30 +72,34 @@ def test_status_counts_what_lies_in_the_period(folder: Path) -> None:
 
 
 def test_status_shows_sizes_and_no_class(folder: Path) -> None:
-    found = json.loads(run("status", "--folder", str(folder), "--json"))
+    found = json.loads(run("status", str(folder), "--json"))
     assert (found["answering"], found["budget"], found["delta"]) == (True, 8.0, 1e-5)
     assert found["stored"] == {"phone.db": (folder / "phone.db").stat().st_size} | dict.fromkeys(FILES, len(SECRET))
     assert set(found) == {"answering", "epsilon", "delta", "budget", "period_days", "answers", "named", "stored"}
-    table = run("status", "--folder", str(folder))
+    table = run("status", str(folder))
     assert "on" in table
     assert "submodel.safetensors" in table
+
+
+def test_the_folder_may_be_an_option_as_in_earlier_releases(folder: Path) -> None:
+    assert run("status", "--folder", str(folder), "--json") == run("status", str(folder), "--json")
 
 
 def test_the_phones_own_settings_are_read(folder: Path, tmp_path: Path) -> None:
     file = tmp_path / "phone.toml"
     file.write_text("[privacy]\nepsilon = 3\n")
-    assert json.loads(run("status", "--folder", str(folder), "--config", str(file), "--json"))["budget"] == 3
+    assert json.loads(run("status", str(folder), "--config", str(file), "--json"))["budget"] == 3
     file.write_text("[privacy]\nnoise = false\n")
-    assert json.loads(run("status", "--folder", str(folder), "--config", str(file), "--json"))["budget"] is None
+    assert json.loads(run("status", str(folder), "--config", str(file), "--json"))["budget"] is None
     assert status(folder, Privacy(noise=False)).budget == math.inf
 
 
 def test_a_phone_that_is_off_declines_until_it_is_on(folder: Path) -> None:
-    assert run("off", "--folder", str(folder)) == "answers are off\n"
-    assert "off" in run("status", "--folder", str(folder))
+    assert run("off", str(folder)) == "answers are off\n"
+    assert "off" in run("status", str(folder))
     with pytest.raises(PrivacyError, match="switched off"):
         answer(folder, 1)
-    run("on", "--folder", str(folder))
+    run("on", str(folder))
     answer(folder, 1)
 
 
@@ -104,19 +108,19 @@ def test_a_phone_can_be_off_before_its_first_answer(there: bool, tmp_path: Path)
     folder = tmp_path / "apps" / "own"
     if there:
         folder.mkdir(parents=True)
-    said = run("off", "--folder", str(folder))
+    said = run("off", str(folder))
     assert said.startswith("answers are off")
     assert f"{folder} was empty" in said
     assert (folder / "phone.db").stat().st_mode & 0o777 == 0o600
     with pytest.raises(PrivacyError, match="switched off"):
         answer(folder, 1)
-    assert run("on", "--folder", str(folder)) == "answers are on\n"
+    assert run("on", str(folder)) == "answers are on\n"
     answer(folder, 1)
 
 
 def test_erasing_leaves_the_charges_and_what_is_not_the_phones(folder: Path) -> None:
     before = at(folder, 1e9)
-    said = json.loads(run("erase", "--folder", str(folder), "--yes", "--json"))
+    said = json.loads(run("erase", str(folder), "--yes", "--json"))
     assert sorted(said["deleted"]) == sorted([*FILES, ".outcome.json.77.88.tmp"])
     assert {path.name for path in folder.iterdir()} == {"phone.db", "album.jpg"}
     assert at(folder, 1e9) == before
@@ -124,14 +128,14 @@ def test_erasing_leaves_the_charges_and_what_is_not_the_phones(folder: Path) -> 
     assert np.full(4, 1234567, "<u4").tobytes() not in held
     with UsageLog(folder / "phone.db", 10, 100.0) as log:
         assert not log.counts().any()
-    assert json.loads(run("erase", "--folder", str(folder), "--yes", "--json"))["deleted"] == []
+    assert json.loads(run("erase", str(folder), "--yes", "--json"))["deleted"] == []
 
 
 def test_erasing_asks_first(folder: Path) -> None:
-    refused = CliRunner().invoke(app, ["phone", "erase", "--folder", str(folder)], input="n\n")
+    refused = CliRunner().invoke(app, ["phone", "erase", str(folder)], input="n\n")
     assert refused.exit_code == 1
     assert all((folder / name).exists() for name in FILES)
-    run("erase", "--folder", str(folder), typed="y\n")
+    run("erase", str(folder), typed="y\n")
     assert not any((folder / name).exists() for name in FILES)
 
 
@@ -155,7 +159,7 @@ def test_another_folder_is_refused_and_left_as_it_was(
     if wrong == "album":
         (place / "cat.jpg").write_bytes(b"cat")
     before = {path.name: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    monkeypatch.setattr(sys, "argv", ["fedcaptor", "phone", command, "--folder", str(place)])
+    monkeypatch.setattr(sys, "argv", ["fedcaptor", "phone", command, str(place)])
     with pytest.raises(SystemExit) as ended:
         main()
     text = " ".join(capsys.readouterr().err.split())
@@ -166,7 +170,7 @@ def test_another_folder_is_refused_and_left_as_it_was(
 
 def test_a_damaged_file_is_said_to_be_damaged(folder: Path, tmp_path: Path) -> None:
     (folder / "phone.db").write_bytes(b"not a database" * 100)
-    result = CliRunner().invoke(app, ["phone", "status", "--folder", str(folder)])
+    result = CliRunner().invoke(app, ["phone", "status", str(folder)])
     assert "is damaged" in str(result.exception)
     with pytest.raises(Exception, match="is damaged"):
         open_ledger(folder, Privacy())

@@ -1,18 +1,20 @@
 """`fedcaptor prune`: budgets beside each other, and a tolerance verified on images that it was not calibrated on."""
 
 import json
+import re
 
 import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner
 
-from fedcaptor.cli import prune
+from fedcaptor import _measuring, _pruning
 from fedcaptor.cli.main import app
 from fedcaptor.common.assets import asset
 from fedcaptor.common.errors import ConfigError, ModelError, PlanError
 from fedcaptor.common.latency import LatencyTable, LayerTimes
 from fedcaptor.common.torch_engine.standalone import Standalone
+from fedcaptor.common.torch_engine.strategies import STRATEGIES
 
 WEIGHTS = asset("simulations/models/small_cnn_fashion.safetensors")
 COMMAND = ["prune", "small-cnn", "--weights", str(WEIGHTS), "--classes", "0,6", "--calibration", "10", "--json"]
@@ -22,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(autouse=True)
 def no_timing(monkeypatch):
-    monkeypatch.setattr(prune, "measured_latency_ratio", lambda *_: 1.0)
+    monkeypatch.setattr(_measuring, "measured_latency_ratio", lambda *_: 1.0)
 
 
 def run(*options):
@@ -64,7 +66,7 @@ def test_one_submodel_goes_into_several_files(tmp_path):
 
 
 def test_a_file_that_cannot_be_written_is_refused_before_the_work(tmp_path, monkeypatch):
-    monkeypatch.setattr(prune, "load", lambda source: pytest.fail("looked at the images"))
+    monkeypatch.setattr(_measuring, "load", lambda source: pytest.fail("looked at the images"))
     failed = run("--out", str(tmp_path / "small.pth")).exception
     assert isinstance(failed, ConfigError)
     assert "must end in .safetensors, .pt2, .onnx" in str(failed)
@@ -139,6 +141,12 @@ def test_a_strategy_that_compares_classes_sees_all_of_them():
     assert result["macs_ratio"] <= 0.5
 
 
+def test_help_names_every_strategy():
+    shown = " ".join(CliRunner().invoke(app, ["prune", "--help"]).stdout.split())
+    for name in STRATEGIES:
+        assert re.search(rf"\b{name}\b(?!-)", shown), name
+
+
 def test_an_unknown_strategy_is_named():
     failed = run("--strategy", "magic").exception
     assert isinstance(failed, ConfigError)
@@ -157,7 +165,7 @@ def test_a_latency_is_planned_by_the_table_beside_the_weights(tmp_path, monkeypa
         lengths = {layer.name: LayerTimes((1,), (1, layer.full_outputs), ((0.0, 1.0),)) for layer in base.groups.layers}
         return LatencyTable(base.name, base.groups.input_shape, base.groups.digest, "by hand", 1, lengths)
 
-    monkeypatch.setattr(prune, "measure_table", table)
+    monkeypatch.setattr(_pruning, "measure_table", table)
     options = ["--weights", str(weights), "--latency", "0.5"]
     first, second = (json.loads(run(*options).stdout) for _ in range(2))
     assert measured == [8]

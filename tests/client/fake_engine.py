@@ -43,15 +43,17 @@ class FakeSubmodel:
 
     def scores(self, images: Images) -> Logits:
         z = logits(images)[:, self.classes]
-        z[hard(images) > self.macs_ratio() + self.gain] = np.eye(len(self.classes))[0] * 9
+        z[hard(images) > self.macs_ratio + self.gain] = np.eye(len(self.classes))[0] * 9
         return z
 
     def predict(self, images: Images) -> Indices:
         return np.asarray(self.classes[self.scores(images).argmax(1)])
 
+    @property
     def macs_ratio(self) -> float:
         return GROUPS.macs_ratio(self.plan.counts())
 
+    @property
     def parameters_ratio(self) -> float:
         return GROUPS.parameters_ratio(self.plan.counts())
 

@@ -131,7 +131,7 @@ def test_every_mode_ends_with_a_submodel_and_its_fallback(
     of_base = CLUSTER if mode == "submodel" and fallback != "kept_full" else [*range(tiny.CLASSES)]
     assert models.own.classes.tolist() == (OWN if outputs == "own" else of_base)
     assert models.classes.tolist() == OWN
-    assert models.own.macs_ratio() <= 0.45 * (1 + 1e-9)
+    assert models.own.macs_ratio <= 0.45 * (1 + 1e-9)
     note = Outcome.read(tmp_path)
     assert note is not None
     assert (note.cluster, note.base_fetches) == (1, 0)
@@ -158,7 +158,7 @@ def test_a_phone_without_the_full_model_takes_channels_of_its_cluster_alone(base
     assert found.prior.sum() == pytest.approx(1)
     for name, kept in found.submodel.plan.kept.items():
         assert np.isin(kept, cluster.plan.kept.get(name, kept)).all()
-    assert found.submodel.macs_ratio() <= 0.45 * (1 + 1e-9)
+    assert found.submodel.macs_ratio <= 0.45 * (1 + 1e-9)
     nothing = personalise_from_cluster(
         TorchEngine(base), cluster, offer, counts, feed.use(1)[:0], feed.check(1), settings
     )
@@ -391,5 +391,5 @@ def test_a_submodel_that_disagrees_too_often_is_tuned_where_that_is_wanted(base:
     untuned, tuned = own(0), own(200)
     assert untuned.submodel is not None
     assert tuned.submodel is not None
-    assert untuned.submodel.macs_ratio() > 0.45 >= tuned.submodel.macs_ratio()
+    assert untuned.submodel.macs_ratio > 0.45 >= tuned.submodel.macs_ratio
     assert tuned.agreement >= 0.88

@@ -45,7 +45,7 @@ def step(check: Images, offer: Offer | None = None, engine: Engine | None = None
 
 def kept_macs(found: Personalised) -> float:
     assert found.submodel is not None
-    return found.submodel.macs_ratio()
+    return found.submodel.macs_ratio
 
 
 def test_the_smallest_rung_that_agrees_is_kept() -> None:

@@ -116,7 +116,7 @@ def test_every_phone_gets_the_submodel_of_the_cluster_that_it_named(run: Run) ->
         assert note is not None
         assert note.cluster == named[number]
         assert models.own is not None
-        assert models.own.macs_ratio() <= 0.62
+        assert models.own.macs_ratio <= 0.62
         assert models.larger is not None
 
 
@@ -162,7 +162,7 @@ def test_what_each_fallback_costs_on_one_phone(run: Run) -> None:
     own, larger = note.macs, models_of(run, 0).larger
     assert larger is not None
     stored = sum(file.stat().st_size for file in folder_of(run, 0).iterdir())
-    extra = {"kept_full": 1.0, "cluster": larger.macs_ratio(), "abstain": 0.0}
+    extra = {"kept_full": 1.0, "cluster": larger.macs_ratio, "abstain": 0.0}
     assert own < extra["cluster"] < 1
     for mode, macs in extra.items():
         config = run.config.model_copy(update={"fallback": run.config.fallback.model_copy(update={"mode": mode})})

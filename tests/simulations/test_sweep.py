@@ -219,7 +219,7 @@ def test_the_command_runs_each_seed_in_its_own_folder(tmp_path, monkeypatch):
         ran[folder.name] = config
         return Runs({config.run.seed: config})(config.run.seed, folder)
 
-    monkeypatch.setattr("fedcaptor.cli.simulate.simulate_with_progress", run)
+    monkeypatch.setattr("fedcaptor._simulation.with_progress", run)
     command = ["simulate", "--out", str(tmp_path), "--set", "run.seed=9", "--set", "planner.macs=0.5", "--json"]
     result = CliRunner().invoke(app, [*command, "--seeds", "1,4"])
     assert result.exit_code == 0

@@ -5,8 +5,11 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic.fields import FieldInfo
+from pydantic_core import PydanticCustomError
+
+from fedcaptor.common.plugins import is_own
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Ratio = Annotated[float, Field(gt=0, le=1)]
@@ -24,6 +27,20 @@ class Reader(StrEnum):
 
 
 SERVER, PHONE, SIMULATION = Reader.server, Reader.phone, Reader.simulation
+
+
+def one_of(*known: str) -> AfterValidator:
+    """Accept a shipped part by name, or one's own as `package.module:object`."""
+
+    def check(value: str) -> str:
+        if value not in known and not is_own(value):
+            expected = ", ".join(f"'{name}'" for name in known)
+            raise PydanticCustomError(
+                "literal_error", "Input should be {expected} or package.module:object", {"expected": expected}
+            )
+        return value
+
+    return AfterValidator(check)
 
 
 class Section(BaseModel):

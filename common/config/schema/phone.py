@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from fedcaptor.common.config.schema.base import PHONE, SERVER, SIMULATION, Positive, Ratio, Section, Share
+from fedcaptor.common.config.schema.base import PHONE, SERVER, SIMULATION, Positive, Ratio, Section, Share, one_of
 
 MAX_TIERS = 8
 TIER_NAME = r"^[a-z0-9][a-z0-9_-]{0,31}$"
@@ -100,8 +100,8 @@ class Fallback(Section):
         "counts as deleted (storage), and as downloaded again for each later personalisation with "
         '`delivery.mode = "plan"`; with `submodel` the own submodel is refined from the cluster\'s instead.',
     )
-    score: Annotated[Literal["energy", "max-softmax", "max-logit"], PHONE] = Field(
-        "max-logit", description="Out-of-set score of the submodel."
+    score: Annotated[str, one_of("energy", "max-softmax", "max-logit"), PHONE] = Field(
+        "max-logit", description="Out-of-set score of the submodel; or your own, `package.module:function`."
     )
     outputs: Annotated[Literal["own", "all"], PHONE] = Field(
         "own",

@@ -18,7 +18,9 @@ class Run(Section):
 
 class Data(Section):
     source: Annotated[str, SERVER, SIMULATION] = Field(
-        "embedded", description="`embedded`, an `.npz` file, a folder of class folders, or `torchvision:NAME`."
+        "embedded",
+        description="`embedded`, an `.npz` file, a folder of class folders, `torchvision:NAME`, or "
+        "`package.module:function`.",
     )
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from fedcaptor.common.config.schema.base import PHONE, SERVER, Ratio, Section, Share
+from fedcaptor.common.config.schema.base import PHONE, SERVER, Ratio, Section, Share, one_of
 
 
 class Scores(Section):
@@ -39,6 +39,9 @@ class Visualise(Section):
 
 
 class Clusters(Section):
+    method: Annotated[str, one_of("kmeans"), SERVER] = Field(
+        "kmeans", description="How phones are clustered by noisy sums: `kmeans`, or your own, `package.module:object`."
+    )
     k: Annotated[int, SERVER] = Field(0, ge=0, le=32, description="Preference clusters; 0 = chosen, see `most`.")
     alike: Annotated[float, SERVER] = Field(
         0.05, ge=0, le=1, description="Centroids closer than this (bits) merge where `k` is 0."

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from fedcaptor.common.config.schema.base import SERVER, SIMULATION, Positive, Section, Share
+from fedcaptor.common.config.schema.base import SERVER, SIMULATION, Positive, Section, Share, one_of
 
 
 class Population(Section):
@@ -18,11 +18,12 @@ class Population(Section):
         le=1_000_000,
         description="Number of phones; with `owners`, and partitioners of given sizes, at most this many.",
     )
-    law: Annotated[Literal["habits", "zipf", "dirichlet", "owners", "partitioner"], SIMULATION] = Field(
+    law: Annotated[str, one_of("habits", "zipf", "dirichlet", "owners", "partitioner"), SIMULATION] = Field(
         "habits",
         description="How images are given to phones. `habits`: owners belong to groups with favourite classes, and the "
         "shares of an owner's classes are drawn; `zipf`: as `habits`, with shares by rank; `dirichlet`: each owner "
-        "independently; `owners`: by the natural owners of the images; `partitioner`: by one of flwr-datasets.",
+        "independently; `owners`: by the natural owners of the images; `partitioner`: by one of flwr-datasets; "
+        "or your own, `package.module:function`.",
     )
     groups: Annotated[int, SIMULATION] = Field(4, ge=1, le=32, description="Groups of owners (`habits`, `zipf`).")
     classes_min: Annotated[int, SERVER, SIMULATION] = Field(2, ge=1, description="Fewest classes of an owner.")

@@ -41,6 +41,9 @@ GIVEN: dict[str, Any] = {
     "usage.min_share": 0.2,
     "fallback.retention": 0.8,
     "fallback.mode": "abstain",
+    "fallback.score": "energy",
+    "population.law": "zipf",
+    "clusters.method": "own.module:Clustering",
     "scores.images": 7,
     "scores.weight": 0.6,
 }

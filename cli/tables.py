@@ -1,98 +1,18 @@
-"""`fedcaptor simulate`: progress while it runs, a table at the end."""
+"""Tables of runs and sweeps, as the command line prints them."""
 
 from __future__ import annotations
 
-import json
-import time
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
-
-from fedcaptor.common.config import Config, load_config
-from fedcaptor.common.errors import StateError
-from fedcaptor.simulations.runner import remove_run, simulate
-from fedcaptor.simulations.seeds import parse_seeds
-from fedcaptor.simulations.sweep_folder import folder_of, is_sweep, run_sweep
-
-STEPS = {
-    "messages": "phones answer",
-    "visualise": "what filters look for",
-    "plans": "cluster plans",
-    "oracle": "true accuracy",
-}
-
-
-def simulate_with_progress(config: Config, out: Path, console: Console) -> dict[str, Any]:
-    """Run in this process; the bars go to `console`, standard error."""
-    columns = (TextColumn("{task.description:<22}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, transient=True) as bars:
-        tasks: dict[str, Any] = {}
-        shown = time.monotonic()
-
-        def on_progress(phase: str, done: int, total: int) -> None:
-            nonlocal shown
-            if phase not in tasks or done <= 1:
-                if phase in tasks:
-                    bars.remove_task(tasks[phase])
-                tasks[phase] = bars.add_task(STEPS.get(phase, phase), total=total)
-            if done == total or time.monotonic() - shown > 0.1:
-                shown = time.monotonic()
-                bars.update(tasks[phase], completed=done)
-
-        summary: dict[str, Any] = simulate(config, out, on_progress)
-        return summary
-
-
-def run_scenario(
-    scenario: Path | None, overrides: list[str], out: Path, engine: str, fresh: bool, console: Console
-) -> dict[str, Any]:
-    """Run a scenario with the chosen engine and return its summary."""
-    config = load_config(scenario, overrides)
-    if is_sweep(out):
-        raise StateError(f"{out} holds a sweep: choose another --out, or give --seeds")
-    if fresh:
-        remove_run(out)
-    if engine == "local":
-        return simulate_with_progress(config, out, console)
-    from fedcaptor.simulations.ray_engine import simulate_ray
-
-    return simulate_ray(scenario, overrides, out, config.population.phones)
-
-
-def run_seeds(
-    scenario: Path | None, overrides: list[str], seeds: str, out: Path, engine: str, fresh: bool, console: Console
-) -> dict[str, Any]:
-    """Run a scenario under each of `seeds`, which win over `run.seed`, and return the sweep's figures."""
-    chosen = {seed: [*overrides, f"run.seed={seed}"] for seed in parse_seeds(seeds)}
-    configs = {seed: load_config(scenario, each) for seed, each in chosen.items()}
-    if fresh:
-        for seed in configs:
-            remove_run(folder_of(out, seed))
-
-    def run(seed: int, folder: Path) -> dict[str, Any]:
-        console.print(f"seed {seed}: {folder}", highlight=False)
-        return run_scenario(scenario, chosen[seed], folder, engine, False, console)
-
-    return run_sweep(out, configs, run)
-
-
-def read_summary(directory: Path) -> dict[str, Any]:
-    """The summary of a finished run."""
-    try:
-        summary: dict[str, Any] = json.loads((directory / "summary.json").read_text())
-    except (OSError, ValueError) as error:
-        raise StateError(f"{directory} has no readable summary.json ({error}): finish the run first") from error
-    return summary
 
 
 def percent(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.1f} %"
 
 
-def summary_table(summaries: dict[str, dict[str, Any]]) -> Table:
+def summary_table(summaries: Mapping[str, Mapping[str, Any]]) -> Table:
     """Runs side by side, one column each."""
     table = Table("", *summaries, title="FedCAPTOR: what the phones ended with")
     rows: list[tuple[str, Any]] = [
@@ -121,7 +41,7 @@ def summary_table(summaries: dict[str, dict[str, Any]]) -> Table:
     return table
 
 
-def sweep_table(name: str, sweep: dict[str, Any]) -> Table:
+def sweep_table(name: str, sweep: Mapping[str, Any]) -> Table:
     """Headline figures of a sweep, each as mean and interval over the seeds."""
     table = Table("", "mean", f"{100 * sweep['confidence']:.0f} % interval", title=f"FedCAPTOR: {name}")
     rows = (

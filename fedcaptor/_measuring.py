@@ -1,39 +1,30 @@
-"""`fedcaptor prune`: what the engine does for one model and one class set, with its figures."""
+"""What pruning does to a network in a file, for one class set and some budgets, in figures on labelled data."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from fedcaptor._pruning import MOST_HELD, needed_of, sees_all, table_of, within_tolerance
 from fedcaptor.common import costs
 from fedcaptor.common.arrays import Images
 from fedcaptor.common.data.source import Dataset, load
 from fedcaptor.common.data.splits import split
-from fedcaptor.common.errors import ConfigError, PlanError
+from fedcaptor.common.errors import ConfigError
 from fedcaptor.common.latency import LatencyTable
 from fedcaptor.common.planner import Budget, require_possible
 from fedcaptor.common.torch_engine.base import BaseModel, Submodel
 from fedcaptor.common.torch_engine.export import check_files, export
-from fedcaptor.common.torch_engine.latency import measure_table, measured_latency_ratio
+from fedcaptor.common.torch_engine.latency import measured_latency_ratio
 from fedcaptor.common.torch_engine.recalibrate import recalibrate
 from fedcaptor.common.torch_engine.standalone import Standalone
-from fedcaptor.common.torch_engine.strategies import SEE_ALL_CLASSES, PreparedStrategy, Task, prepare
-from fedcaptor.common.torch_engine.tolerance import smallest_within
+from fedcaptor.common.torch_engine.strategies import PreparedStrategy, Task, prepare
 from fedcaptor.common.torch_engine.tuning import tune
-
-MOST_HELD = 500  # images that tuning is judged on: more would take longer than they tell
-
-
-def load_base(model: str, weights: Path, data: Dataset) -> BaseModel:
-    """The base model for images of this data set's shape."""
-    _, height, width, channels = data.x.shape
-    return BaseModel.load(weights, model, (channels, height, width))
 
 
 @dataclass(frozen=True)
@@ -54,7 +45,7 @@ class Request:
     tune_steps: int = 0
 
 
-def prune_model(
+def measure(
     request: Request,
     on_step: Callable[[int], None] | None = None,
     on_layer: Callable[[int, int], None] | None = None,
@@ -71,14 +62,15 @@ def prune_model(
     if request.out and len(request.budgets) > 1:
         raise ConfigError(f"{len(request.budgets)} budgets and one --out: choose a budget to write its submodel")
     data = load(request.source)
-    base = load_base(request.model, request.weights, data)
+    _, height, width, channels = data.x.shape
+    base = BaseModel.load(request.weights, request.model, (channels, height, width))
     needed = _parse(request.classes, base.groups.classes)
     for budget in request.budgets:
         require_possible(base.groups, len(needed), budget)
     part = _Parts.draw(data, needed, request)
     first, table = request.budgets[0], None
     if first.latency is not None:
-        table = _table(base, request.weights, first.multiple, on_layer)
+        table = table_of(base, request.weights.with_suffix(".latency.json"), first.multiple, on_layer)
     task = Task(base, needed, data.x[part.seen], data.x[part.seen_of_all], request.seed)
     selection = prepare(request.strategy, task)
     full = _full(base, needed, data.x[part.test], data.y[part.test])
@@ -110,17 +102,6 @@ def _pruned(
     return result | {"test_images": len(part.test), "calibration_images": len(part.seen), **more}
 
 
-def _table(base: BaseModel, weights: Path, multiple: int, on_layer: Callable[[int, int], None] | None) -> LatencyTable:
-    """The latency table beside the weights; measured here and now, and kept there, when there is none."""
-    beside = weights.with_suffix(".latency.json")
-    if beside.exists():
-        return LatencyTable.read(beside, base.groups)
-    table = measure_table(base, multiple, on_layer)
-    with suppress(OSError):  # a folder that cannot be written to: measured again next time
-        table.write(beside)
-    return table
-
-
 def _predicted(submodel: Submodel, table: LatencyTable) -> dict[str, float | str]:
     ratio = costs.predicted_latency_ratio(submodel.base.groups, table, submodel.plan.counts())
     return {"latency_ratio_predicted": round(ratio, 4), "latency_machine": table.machine}
@@ -128,18 +109,12 @@ def _predicted(submodel: Submodel, table: LatencyTable) -> dict[str, float | str
 
 def _selected(
     selection: PreparedStrategy, budget: Budget, tolerance: float | None, held: Callable[[], Images]
-) -> tuple[Submodel, dict[str, float | int]]:
+) -> tuple[Submodel, dict[str, float]]:
     """The submodel, with what was verified of it on the images `held` out when there is a tolerance."""
     if tolerance is None:
         return selection.submodel(budget), {}
-    images = held()
-    found = smallest_within(selection, budget, images, tolerance)
-    if found.disagreement > tolerance:
-        raise PlanError(
-            f"tolerance is {tolerance}, the largest submodel within the budgets disagrees on "
-            f"{found.disagreement:.4f} of {len(images)} images: raise the budgets or the tolerance"
-        )
-    return found.submodel, {"disagreement": round(found.disagreement, 4), "verifying_images": len(images)}
+    submodel, measured = within_tolerance(selection, budget, tolerance, held())
+    return submodel, measured | {"disagreement": round(measured["disagreement"], 4)}
 
 
 def _tuned(
@@ -170,19 +145,26 @@ def _figures(submodel: Submodel, images: Images, truth: np.ndarray) -> dict[str,
     base = submodel.base
     return {
         "accuracy": _share(submodel.predict(images) == truth),
-        "macs_ratio": round(submodel.macs_ratio(), 4),
-        "parameters_ratio": round(submodel.parameters_ratio(), 4),
+        "macs_ratio": round(submodel.macs_ratio, 4),
+        "parameters_ratio": round(submodel.parameters_ratio, 4),
         "file_bytes_at_most": base.groups.file_bytes(submodel.plan.counts()),
         "latency_ratio": round(measured_latency_ratio(submodel.module, base.module, base.groups.input_shape), 4),
     }
 
 
-def ratios_of(macs: str | None) -> list[float | None]:
-    """`0.5,0.3` as numbers; None alone where nothing is given."""
+def budgets_of(
+    macs: str | None, parameters: float | None, size: int | None, latency: float | None, tolerance: float | None
+) -> tuple[Budget, ...]:
+    """Budgets from options: one for each ratio of `macs`, which the other limits hold with. Where nothing is given, 0.4
+    of the MACs, or all of them with a tolerance.
+    """
+    if (macs, parameters, size, latency) == (None,) * 4:
+        macs = "0.4" if tolerance is None else "1"
     try:
-        return [None] if macs is None else [float(ratio) for ratio in macs.split(",")]
+        ratios = [None] if macs is None else [float(ratio) for ratio in macs.split(",")]
     except ValueError:
         raise ConfigError(f"macs is {macs!r}, must be ratios such as 0.4 or 0.5,0.3,0.1") from None
+    return tuple(Budget(ratio, parameters=parameters, bytes=size, latency=latency) for ratio in ratios)
 
 
 def _share(hits: np.ndarray) -> float:
@@ -194,9 +176,7 @@ def _parse(classes: str, available: int) -> np.ndarray:
         needed = np.unique([int(c) for c in classes.split(",")])
     except ValueError:
         raise ConfigError(f"classes are {classes!r}, must be labels such as 3,5") from None
-    if needed[0] < 0 or needed[-1] >= available:
-        raise ConfigError(f"classes are {classes}, labels of this model lie in 0..{available - 1}")
-    return needed
+    return needed_of(needed, available)
 
 
 @dataclass(frozen=True, eq=False)
@@ -232,7 +212,7 @@ class _Parts:
             )
 
         seen = some(needed)
-        others = some(np.setdiff1d(present, needed) if request.strategy in SEE_ALL_CLASSES else needed[:0])
+        others = some(np.setdiff1d(present, needed) if sees_all(request.strategy) else needed[:0])
         test = parts["phones"][np.isin(labels[parts["phones"]], needed)]
         return cls(data, needed, reference, seen, np.concatenate([seen, others]), test)
 

@@ -1,4 +1,4 @@
-"""`fedcaptor atlas`: what the filters of a network look for, as a page."""
+"""The work behind an atlas page: scores, patches and pictures of a network's filters."""
 
 from __future__ import annotations
 
@@ -9,12 +9,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fedcaptor.cli.prune import load_base
 from fedcaptor.common.arrays import Array, Images
-from fedcaptor.common.data.source import Dataset, load
+from fedcaptor.common.data.source import Dataset
 from fedcaptor.common.data.splits import split
 from fedcaptor.common.errors import ConfigError
-from fedcaptor.common.files import check_writable
 from fedcaptor.common.filter_clusters import filter_clusters
 from fedcaptor.common.preference import layer_slices
 from fedcaptor.common.torch_engine.base import BaseModel
@@ -40,22 +38,38 @@ from fedcaptor.simulations.report.filters import (
 SCORED_IMAGES = 240  # for profiles on images; more change them little
 SEEN_IMAGES = 1000  # searched for patches
 
-Progress = Callable[[str, int, int], None]
+OnProgress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
-class Request:
-    """What `fedcaptor atlas` was asked for. `layers`: names of channel groups, none for all."""
+class Look:
+    """What a page shows. `layers`: names of channel groups, none for all; `filters`: most of a layer; `patches` of
+    images beside each picture; `steps` that a picture is painted in.
+    """
 
-    model: str
-    weights: Path
-    source: str
-    out: Path
     layers: tuple[str, ...] = ()
     filters: int = 16
     patches: int = 4
     steps: int = 64
     seed: int = 0
+
+
+def write(
+    base: BaseModel,
+    images: Images,
+    data: str,
+    names: tuple[str, ...],
+    look: Look,
+    out: Path,
+    on_progress: OnProgress,
+) -> Path:
+    """Score, search, paint and write the page. Raises ConfigError for a layer that the network lacks."""
+    layers = _layers(base, wanted(base, look.layers), images[:SCORED_IMAGES], look, on_progress)
+    patches = _patches(base, layers, images, look.patches, on_progress)
+    pictures = _painted(base, layers, look, on_progress)
+    shown = tuple(_view(layer, pictures[layer.name], patches.get(layer.name), names.__getitem__) for layer in layers)
+    searched = len(images) if patches else 0
+    return write_atlas(out, Page(base.name, data, base.groups.input_shape, names, look.steps, searched, shown))
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,24 +83,7 @@ class _Layer:
     chosen: NDArray[np.int64]
 
 
-def make_atlas(request: Request, on_progress: Progress = lambda what, done, total: None) -> Path:
-    """Score, search, paint and write the page. Raises ConfigError for a layer that the network lacks."""
-    check_writable(request.out)
-    data = load(request.source)
-    base = load_base(request.model, request.weights, data)
-    wanted = _wanted(base, request.layers)
-    images = _reference(data, request.seed)
-    layers = _layers(base, wanted, images[:SCORED_IMAGES], request, on_progress)
-    patches = _patches(base, layers, images, request.patches, on_progress)
-    pictures = _painted(base, layers, request, on_progress)
-    names = data.names if len(data.names) == base.groups.classes else tuple(map(str, range(base.groups.classes)))
-    shown = [_view(layer, pictures[layer.name], patches.get(layer.name), names.__getitem__) for layer in layers]
-    searched = len(images) if patches else 0
-    shape = base.groups.input_shape
-    return write_atlas(request.out, Page(request.model, data.name, shape, names, request.steps, searched, tuple(shown)))
-
-
-def _wanted(base: BaseModel, layers: tuple[str, ...]) -> list[int]:
+def wanted(base: BaseModel, layers: tuple[str, ...]) -> list[int]:
     """Numbers of the groups asked for."""
     known = [group.name for group in base.groups.prunable]
     for layer in layers:
@@ -95,29 +92,27 @@ def _wanted(base: BaseModel, layers: tuple[str, ...]) -> list[int]:
     return [number for number, name in enumerate(known) if not layers or name in layers]
 
 
-def _reference(data: Dataset, seed: int) -> Images:
+def reference_images(data: Dataset, seed: int) -> Images:
     """Reference images, a random part if there are many."""
     reference = split(data)["reference"]
     drawn: Images = data.x[np.random.default_rng(seed).permutation(reference)[:SEEN_IMAGES]]
     return drawn
 
 
-def _layers(
-    base: BaseModel, wanted: list[int], images: Images, request: Request, on_progress: Progress
-) -> list[_Layer]:
+def _layers(base: BaseModel, wanted: list[int], images: Images, look: Look, on_progress: OnProgress) -> list[_Layer]:
     """Families of filters by what they do to the network's answers on images, and whom the page shows of each."""
     measured = _measured(base, images, on_progress)
-    family = filter_clusters(measured, base.groups, seed=request.seed)
+    family = filter_clusters(measured, base.groups, seed=look.seed)
     slices = layer_slices(base.groups)
     found = []
     for number in wanted:
         own, profile = local(family[slices[number]]), measured[slices[number]]
-        chosen = choose(profile, own, request.filters)
+        chosen = choose(profile, own, look.filters)
         found.append(_Layer(number, base.groups.prunable[number].name, own, profile, chosen))
     return found
 
 
-def _measured(base: BaseModel, images: Images, on_progress: Progress) -> Array:
+def _measured(base: BaseModel, images: Images, on_progress: OnProgress) -> Array:
     """Profiles [F, classes] of all filters, rows summing to one."""
     scores: ClassScores | None = None
     for start in range(0, len(images), 32):
@@ -130,7 +125,7 @@ def _measured(base: BaseModel, images: Images, on_progress: Progress) -> Array:
 
 
 def _patches(
-    base: BaseModel, layers: list[_Layer], images: Images, count: int, on_progress: Progress
+    base: BaseModel, layers: list[_Layer], images: Images, count: int, on_progress: OnProgress
 ) -> dict[str, Patches]:
     if count == 0:
         return {}
@@ -138,8 +133,8 @@ def _patches(
     return most_exciting(base, chosen, images, count, lambda done, total: on_progress("searching images", done, total))
 
 
-def _painted(base: BaseModel, layers: list[_Layer], request: Request, on_progress: Progress) -> dict[str, Pictures]:
-    settings = Visualisation(steps=request.steps, seed=request.seed)
+def _painted(base: BaseModel, layers: list[_Layer], look: Look, on_progress: OnProgress) -> dict[str, Pictures]:
+    settings = Visualisation(steps=look.steps, seed=look.seed)
     total = sum(-(-len(layer.chosen) // settings.batch) for layer in layers) * settings.steps
     done = 0
 
@@ -152,9 +147,10 @@ def _painted(base: BaseModel, layers: list[_Layer], request: Request, on_progres
 
 
 def _view(layer: _Layer, seen: Pictures, patches: Patches | None, name: Name) -> GroupView:
+    crops = np.asarray(patches.crops if patches else 0, np.uint8)
     shown = Shown(
         layer.chosen,
-        seen.pictures,
+        np.asarray(seen.pictures, np.uint8),
         seen.profile.astype(np.float64),
         layer.family[layer.chosen],
         layer.measured[layer.chosen],
@@ -165,8 +161,8 @@ def _view(layer: _Layer, seen: Pictures, patches: Patches | None, name: Name) ->
         views(shown, name),
         families_of(layer.family, layer.measured, name),
         len(layer.family),
-        sprite_of(seen.pictures),
-        sprite_of(patches.crops.reshape(-1, *patches.crops.shape[2:]), MAX_PATCH) if patches else None,
+        sprite_of(np.asarray(seen.pictures, np.uint8)),
+        sprite_of(crops.reshape(-1, *crops.shape[2:]), MAX_PATCH) if patches else None,
         patches.strength.shape[1] if patches else 0,
         patches.window if patches else None,
     )

@@ -1,0 +1,55 @@
+"""`fedcaptor exporter`, `config` and `messages`: a run's metrics, and the reference pages."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+app = typer.Typer()
+
+
+class Participant(StrEnum):
+    """Whose file is written."""
+
+    phone = "phone"
+
+
+@app.command()
+def exporter(
+    directory: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    host: Annotated[str, typer.Option(help="Address to bind; loopback unless you mean it.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535)] = 9464,
+) -> None:
+    """Serve a run's aggregate pruning to Prometheus until interrupted."""
+    from fedcaptor.server.exporter import serve
+
+    with serve(directory, host, port) as serving:
+        Console(stderr=True).print(f"metrics: {serving.url}", highlight=False)
+        serving.wait()
+
+
+@app.command()
+def config(
+    scenario: Annotated[Path | None, typer.Argument(help="Check this TOML file and print all its values.")] = None,
+    reference: Annotated[bool, typer.Option("--reference", help="Print the reference page of all keys.")] = False,
+    reader: Annotated[Participant | None, typer.Option("--for", help="Print this one's file, in TOML.")] = None,
+) -> None:
+    """Check a scenario, print what can be configured, or the part of a scenario that a phone reads."""
+    from fedcaptor.common.config import load_config, phone_config, reference_page
+
+    if reader is not None:
+        print(phone_config(load_config(scenario)), end="")
+        return
+    print(reference_page() if reference else load_config(scenario).model_dump_json(indent=1) + "\n", end="")
+
+
+@app.command()
+def messages() -> None:
+    """Print the reference page of the messages between server and phones."""
+    from fedcaptor.common.messages_page import reference_page
+
+    print(reference_page(), end="")

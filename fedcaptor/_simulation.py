@@ -1,0 +1,258 @@
+"""Simulated runs: a scenario in, frames of figures and a report out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from fedcaptor._parts import Value, as_override
+from fedcaptor.common.assets import asset
+from fedcaptor.common.config import Config, load_config
+from fedcaptor.common.errors import ConfigError, StateError
+from fedcaptor.simulations.records import ROUNDS, STATISTICS, SUMMARY, SWEEP
+from fedcaptor.simulations.report import write_report
+from fedcaptor.simulations.runner import remove_run
+from fedcaptor.simulations.runner import simulate as run_here
+from fedcaptor.simulations.seeds import parse_seeds
+from fedcaptor.simulations.sweep import figures
+from fedcaptor.simulations.sweep_folder import folder_of, is_sweep, rewrite, run_sweep
+
+Scenario = str | Path | Config | None
+Overrides = Mapping[str, Value] | Iterable[str]
+Engine = Literal["local", "ray"]
+
+STEPS = {
+    "messages": "phones answer",
+    "visualise": "what filters look for",
+    "plans": "cluster plans",
+    "oracle": "true accuracy",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A finished simulation: one run, or a sweep of one run for each seed.
+
+    Attributes:
+        folder: Where its files are.
+        seeds: The seeds, in the order of the rows below.
+        record: Contents of `summary.json`, or of `sweep.json` for a sweep.
+    """
+
+    folder: Path
+    seeds: tuple[int, ...]
+    record: Mapping[str, Any]
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Run:
+        """A run or a sweep that was finished earlier. Raises StateError when the folder holds none."""
+        place = Path(folder)
+        file = place / (SWEEP if is_sweep(place) else SUMMARY)
+        record = _read(file)
+        try:
+            seeds = record["seeds"] if is_sweep(place) else [record["seed"]]
+            return cls(place, tuple(int(seed) for seed in seeds), record)
+        except (KeyError, TypeError, ValueError) as error:
+            raise StateError(f"{file} is damaged ({error!r}); run the simulation again") from error
+
+    @property
+    def is_sweep(self) -> bool:
+        """Whether it has a run for each of several seeds."""
+        return is_sweep(self.folder)
+
+    @cached_property
+    def summary(self) -> pd.DataFrame:
+        """Headline figures, one row for each seed: columns `seed`, then all of `summary.json` by dotted name."""
+        return pd.DataFrame([{"seed": s, **_flat(_read(self._of(s) / SUMMARY))} for s in self.seeds])
+
+    @cached_property
+    def phones(self) -> pd.DataFrame:
+        """One row for each phone of each seed: `seed`, `phone`, and its figures, accuracies in [0, 1]."""
+        return _together(self.seeds, lambda seed: _phones(_read(self._of(seed) / "details.json")["phones"]))
+
+    @cached_property
+    def rounds(self) -> pd.DataFrame:
+        """One row for each round of each seed: `seed`, and the columns of `rounds.csv`, known to the server."""
+        return _together(self.seeds, lambda seed: pd.read_csv(self._of(seed) / ROUNDS))
+
+    @cached_property
+    def statistics(self) -> dict[int, dict[str, Any]]:
+        """The decoded figures of one's own statistics by name, for each seed; empty where none are registered."""
+        files = {seed: self._of(seed) / STATISTICS for seed in self.seeds}
+        return {seed: _read(file) if file.exists() else {} for seed, file in files.items()}
+
+    def report(self) -> Path:
+        """Write the report page anew. Returns its path."""
+        if self.is_sweep:
+            rewrite(self.folder)
+        else:
+            write_report(self.folder)
+        return self.folder / "report.html"
+
+    def __repr__(self) -> str:
+        seeds = f"seeds {', '.join(map(str, self.seeds))}" if self.is_sweep else f"seed {self.seeds[0]}"
+        return f"<fedcaptor.Run in {self.folder}, {seeds}>"
+
+    def _of(self, seed: int) -> Path:
+        return folder_of(self.folder, seed) if self.is_sweep else self.folder
+
+
+def simulate(
+    scenario: Scenario = None,
+    overrides: Overrides = (),
+    *,
+    seeds: Iterable[int] | str | None = None,
+    out: str | Path | None = None,
+    engine: Engine = "local",
+    fresh: bool = False,
+    progress: bool = True,
+) -> Run:
+    """Let many simulated phones find out their classes privately and get pruned submodels of their own.
+
+    A run that was stopped goes on where it was when called again alike; a finished one is not repeated in a sweep.
+
+    Args:
+        scenario: TOML file, the name of a shipped one such as `demo`, a `fedcaptor.Config`, or None for the defaults.
+        overrides: Values by `section.key`, which win over the scenario's: a mapping, or texts such as `run.rounds=2`.
+            Where a part of one's own can be named (`fedcaptor.protocols`), its function or class may be given.
+        seeds: Seeds of a sweep, as numbers or text (`0..4`), one run each; they win over `run.seed`. None: one run.
+        out: Folder of the run. None: `runs/NAME-DIGEST`, of the scenario's name and the configuration, so that the same
+            call goes on and another one does not collide with it.
+        engine: `local`, this process, or `ray`, Flower's simulation; the figures are the same.
+        fresh: Remove an earlier run in the folder first.
+        progress: Whether bars are shown on standard error.
+
+    Returns:
+        The run with its figures as pandas frames.
+
+    Raises:
+        ConfigError: A value that is unknown or outside its bounds.
+        PrivacyError: Cohorts that are too small to publish anything.
+        StateError: The folder holds another run.
+
+    Example:
+        ```python
+        run = fedcaptor.simulate("demo", {"population.phones": 60}, seeds=range(3))
+        print(run.summary[["seed", "accuracy.personalised.mean", "macs_ratio"]])
+        ```
+    """
+    file = scenario if isinstance(scenario, Config) else _scenario(scenario)
+    texts = [*map(as_override, overrides.items())] if isinstance(overrides, Mapping) else list(overrides)
+    console = Console(stderr=True, quiet=not progress)
+    chosen = parse_seeds(seeds) if isinstance(seeds, str) else None if seeds is None else tuple(seeds)
+    place = _default(file, texts, chosen is not None) if out is None else Path(out)
+    if chosen is None:
+        if is_sweep(place):
+            raise StateError(f"{place} holds a sweep: choose another --out, or give --seeds")
+        return Run.open(_run(file, texts, place, engine, fresh, console))
+    if not chosen:
+        raise ConfigError("seeds are empty: give at least one, or None for one run of the scenario's own seed")
+    by_seed = {seed: [*texts, f"run.seed={seed}"] for seed in chosen}
+    configs = {seed: load_config(file, each) for seed, each in by_seed.items()}
+    if fresh:
+        for seed in configs:
+            remove_run(folder_of(place, seed))
+
+    def run(seed: int, folder: Path) -> dict[str, Any]:
+        console.print(f"seed {seed}: {folder}", highlight=False)
+        return _read(_run(file, by_seed[seed], folder, engine, False, console) / SUMMARY)
+
+    run_sweep(place, configs, run)
+    return Run.open(place)
+
+
+def _run(
+    file: Path | Config | None, texts: list[str], out: Path, engine: Engine, fresh: bool, console: Console
+) -> Path:
+    """One run; returns its folder."""
+    config = load_config(file, texts)
+    if fresh:
+        remove_run(out)
+    if engine == "local":
+        with_progress(config, out, console)
+        return out
+    if isinstance(file, Config):
+        raise ConfigError("engine is ray, the scenario a Config: other processes read it, give a TOML file")
+    from fedcaptor.simulations.ray_engine import simulate_ray
+
+    simulate_ray(file, texts, out, config.population.phones)
+    return out
+
+
+def with_progress(config: Config, out: Path, console: Console) -> dict[str, Any]:
+    """Run in this process, with bars on `console`; returns the summary."""
+    columns = (TextColumn("{task.description:<22}"), BarColumn(), MofNCompleteColumn())
+    shown = not console.quiet
+    with Progress(
+        *columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, transient=True, disable=not shown
+    ) as bars:
+        tasks: dict[str, Any] = {}
+        last = time.monotonic()
+
+        def on_progress(phase: str, done: int, total: int) -> None:
+            nonlocal last
+            if phase not in tasks or done <= 1:
+                if phase in tasks:
+                    bars.remove_task(tasks[phase])
+                tasks[phase] = bars.add_task(STEPS.get(phase, phase), total=total)
+            if done == total or time.monotonic() - last > 0.1:
+                last = time.monotonic()
+                bars.update(tasks[phase], completed=done)
+
+        summary: dict[str, Any] = run_here(config, out, on_progress)
+        return summary
+
+
+def _scenario(given: str | Path | None) -> Path | None:
+    """A file, or where there is none the shipped scenario of that name."""
+    if given is None or Path(given).exists():
+        return None if given is None else Path(given)
+    shipped = asset("simulations/scenarios") / Path(given).with_suffix(".toml")
+    return shipped if Path(given).name == str(given) and shipped.exists() else Path(given)
+
+
+def _default(file: Path | Config | None, texts: list[str], sweep: bool) -> Path:
+    """A folder that this configuration alone has; for a sweep whatever the seed."""
+    config = load_config(file, [*texts, "run.seed=0"] if sweep else texts)
+    digest = hashlib.sha256(config.model_dump_json().encode()).hexdigest()[:8]
+    name = file.stem if isinstance(file, Path) else "simulation"
+    return Path("runs") / f"{name}-{'sweep-' if sweep else ''}{digest}"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise StateError(f"{path.parent} has no readable {path.name} ({error}): finish the run first") from error
+    return found
+
+
+def _flat(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Figures by dotted name; texts as they are, lists left out."""
+    texts = {key: value for key, value in summary.items() if isinstance(value, str)}
+    return texts | dict(figures(summary))
+
+
+def _phones(lists: Mapping[str, list[Any]]) -> pd.DataFrame:
+    frame = pd.DataFrame(dict(lists))
+    frame.insert(0, "phone", range(len(frame)))
+    return frame
+
+
+def _together(seeds: Iterable[int], of: Callable[[int], pd.DataFrame]) -> pd.DataFrame:
+    """Frames of all seeds, one below the other, with a column `seed` in front."""
+    return pd.concat([of(seed).assign(seed=seed) for seed in seeds], ignore_index=True).pipe(_seed_first)
+
+
+def _seed_first(frame: pd.DataFrame) -> pd.DataFrame:
+    return frame[["seed", *(column for column in frame.columns if column != "seed")]]
