@@ -13,10 +13,7 @@ PROGRAMS = {
     page: dict(re.findall(r"^```python\n# (\S+)\n(.*?)^```", text, re.M | re.S)) for page, text in PAGES.items()
 }
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not (ROOT / "fedcaptor" / "protocols.py").exists(), reason="the Python API is not there yet"),
-]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ RAW = re.compile(r"<p>[^<]*\n(?:- |\| |\d\. )")  # a list or table that was take
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.skipif(not (ROOT / "fedcaptor" / "protocols.py").exists(), reason="the Python API is not there yet")
 def test_the_site_builds_strictly_and_keeps_to_itself(tmp_path):
     pytest.importorskip("mkdocs", reason="mkdocs is not installed (extra docs)")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", tmp_path]

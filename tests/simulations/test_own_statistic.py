@@ -17,18 +17,10 @@ from fedcaptor.common.groups import ChannelGroups
 from fedcaptor.common.statistics import PhoneView, Precision, Statistic, register, unregister
 from fedcaptor.server.budget import SumBudget, budget_shares, steps
 from fedcaptor.simulations.runner import simulate
+from tests import tiny
 from tests.server.test_budget import GROUPS
 
-SMALL = [
-    "population.phones=24",
-    "population.use_images=20",
-    "privacy.min_cohort=20",
-    "privacy.noise=false",
-    "visualise.enabled=false",
-    "scores.enabled=false",
-    "personal.ladder=[0.3]",
-    "planner.images=60",
-]
+SMALL = ("population.phones=24", "privacy.noise=false", "scores.enabled=false")
 
 
 class Brightness(Statistic):
@@ -66,8 +58,8 @@ def brightness() -> Iterator[Brightness]:
     unregister(statistic.name)
 
 
-def test_its_sum_comes_through_the_same_masks_as_all_others(tmp_path: Path) -> None:
-    simulate(load_config(None, SMALL), tmp_path)
+def test_its_sum_comes_through_the_same_masks_as_all_others(bars: tuple[Path, Path], tmp_path: Path) -> None:
+    simulate(load_config(None, tiny.overrides(*bars, *SMALL)), tmp_path)
     population = tmp_path / "population"
     images, use = np.load(population / "images.npy"), np.load(population / "use.npy")[0]
     truth = np.mean([images[row].mean() / 255 for row in use])
