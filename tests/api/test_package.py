@@ -66,6 +66,7 @@ def test_a_missing_library_is_said_in_one_line() -> None:
     assert done.stderr == f"error: {remedy}\n"
 
 
+@pytest.mark.slow
 def test_a_simulation_names_its_whole_extra_at_once() -> None:
     code = (
         "import sys; sys.modules['flwr'] = None\n"

@@ -31,6 +31,7 @@ def kept_of(submodel: fedcaptor.Submodel) -> dict[str, list[int]]:
     return {name: kept.tolist() for name, kept in submodel.kept.items()}
 
 
+@pytest.mark.slow
 def test_a_network_in_memory_gives_what_its_file_gives(network: nn.Module, bars: tuple[Path, Path]) -> None:
     small = fedcaptor.prune(network, NEEDED, CLASSES, macs=0.5, multiple=2, **STATISTICS)
     expected = prune_base(tiny.base_model(bars[1]), np.array(CLASSES), NEEDED, Budget(0.5, multiple=2))

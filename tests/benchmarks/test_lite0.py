@@ -126,6 +126,7 @@ def test_merging_stands_in_for_what_was_cut(base):
     assert errors[0] < errors[1] / 2
 
 
+@pytest.mark.slow
 def test_rows_of_a_thousand_outputs_of_which_few_have_images(base, tmp_path):
     weights = write(tmp_path)
     for name, seed in (("train", 1), ("test", 2)):

@@ -190,6 +190,7 @@ def test_a_folder_with_something_else_is_not_removed(
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
 
 
+@pytest.mark.slow
 def test_a_small_simulation_prints_its_summary_and_report_rewrites_it(bars: tuple[Path, Path], tmp_path: Path) -> None:
     data, weights = bars
     file, out = tmp_path / "small.toml", tmp_path / "run"

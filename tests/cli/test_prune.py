@@ -81,12 +81,14 @@ def test_a_tolerance_is_verified_on_images_that_are_held_out():
     assert result["macs_ratio"] < 0.9
 
 
+@pytest.mark.slow
 def test_budgets_that_leave_no_room_for_the_tolerance_are_named():
     failed = run("--tolerance", "0.001", "--macs", "0.1").exception
     assert isinstance(failed, PlanError)
     assert "tolerance is 0.001, the largest submodel within the budgets disagrees on 0." in str(failed)
 
 
+@pytest.mark.slow
 def test_a_tolerance_needs_images_that_are_left():
     failed = run("--tolerance", "0.1", "--calibration", "5000").exception
     assert isinstance(failed, ConfigError)
@@ -135,6 +137,7 @@ def test_a_tolerance_holds_for_any_strategy():
     assert result["macs_ratio"] < 1
 
 
+@pytest.mark.slow
 def test_a_strategy_that_compares_classes_sees_all_of_them():
     result = json.loads(run("--strategy", "captor", "--macs", "0.5").stdout)
     assert result["calibration_images"] == 20

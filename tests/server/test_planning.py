@@ -51,6 +51,7 @@ def test_a_cluster_serves_its_most_used_classes():
     assert cluster_classes(np.array([1.0, 0.0]), 1.0).tolist() == [0]
 
 
+@pytest.mark.slow
 def test_every_tier_gets_a_plan_within_its_limits(base, reference):
     settings = Planner(images=60)
     low, high = plan_cluster(base, CENTROID, reference, settings, None, 0, (LOW, HIGH))
@@ -87,6 +88,7 @@ def test_images_that_verify_are_not_those_that_calibrate(base, reference, monkey
     assert (len(seen[1]), len(held[1])) == (90, 0)
 
 
+@pytest.mark.slow
 def test_a_tolerance_takes_the_place_of_the_macs_and_obeys_the_tier(base, reference):
     settings = Planner(images=90, tolerance=0.04, macs=0.9)
     low, high = plan_cluster(base, CENTROID, reference, settings, None, 0, (LOW, HIGH))
@@ -95,6 +97,7 @@ def test_a_tolerance_takes_the_place_of_the_macs_and_obeys_the_tier(base, refere
     assert fits(LOW, base.groups, low.plan.counts())
 
 
+@pytest.mark.slow
 def test_the_smallest_rung_within_the_tolerance_is_found(evidence, reference):
     held = images_of(reference, 30, 100)
     found = smallest_within(evidence, Budget(1.0), held, 0.06)

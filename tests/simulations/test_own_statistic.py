@@ -58,6 +58,7 @@ def brightness() -> Iterator[Brightness]:
     unregister(statistic.name)
 
 
+@pytest.mark.slow
 def test_its_sum_comes_through_the_same_masks_as_all_others(bars: tuple[Path, Path], tmp_path: Path) -> None:
     simulate(load_config(None, tiny.overrides(*bars, *SMALL)), tmp_path)
     population = tmp_path / "population"
