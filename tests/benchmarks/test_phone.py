@@ -1,5 +1,7 @@
 """The personal step's cost: figures of a process of its own, and their table."""
 
+import pytest
+
 from benchmarks.phone import Phone
 from benchmarks.record import read_record
 from benchmarks.results import PAGES
