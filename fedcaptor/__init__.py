@@ -18,8 +18,9 @@ from fedcaptor._extras import explained
 if TYPE_CHECKING:
     from fedcaptor import protocols
     from fedcaptor._atlas import atlas
+    from fedcaptor._evidence import Evidence
     from fedcaptor._inspection import Inspection, inspect
-    from fedcaptor._pruning import Evidence, prune
+    from fedcaptor._pruning import prune
     from fedcaptor._simulation import Run, simulate
     from fedcaptor._submodel import Submodel, load
     from fedcaptor._training import train
@@ -67,7 +68,8 @@ __all__ = [
 _PLACES = {
     "_atlas": ("atlas",),
     "_inspection": ("Inspection", "inspect"),
-    "_pruning": ("Evidence", "prune"),
+    "_evidence": ("Evidence",),
+    "_pruning": ("prune",),
     "_simulation": ("Run", "simulate"),
     "_submodel": ("Submodel", "load"),
     "_training": ("train",),

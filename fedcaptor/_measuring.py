@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from fedcaptor._pruning import MOST_HELD, needed_of, sees_all, table_of, within_tolerance
+from fedcaptor._evidence import MOST_HELD, sees_all, target_classes_of
+from fedcaptor._verification import table_of, within_tolerance
 from fedcaptor.common import costs
 from fedcaptor.common.arrays import Images
 from fedcaptor.common.data.source import Dataset, load
@@ -176,7 +177,7 @@ def _parse(classes: str, available: int) -> np.ndarray:
         needed = np.unique([int(c) for c in classes.split(",")])
     except ValueError:
         raise ConfigError(f"classes are {classes!r}, must be labels such as 3,5") from None
-    return needed_of(needed, available)
+    return target_classes_of(needed, available)
 
 
 @dataclass(frozen=True, eq=False)

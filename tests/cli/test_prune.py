@@ -8,7 +8,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from fedcaptor import _measuring, _pruning
+from fedcaptor import _measuring, _verification
 from fedcaptor.cli.main import app
 from fedcaptor.common.assets import asset
 from fedcaptor.common.errors import ConfigError, ModelError, PlanError
@@ -168,7 +168,7 @@ def test_a_latency_is_planned_by_the_table_beside_the_weights(tmp_path, monkeypa
         lengths = {layer.name: LayerTimes((1,), (1, layer.full_outputs), ((0.0, 1.0),)) for layer in base.groups.layers}
         return LatencyTable(base.name, base.groups.input_shape, base.groups.digest, "by hand", 1, lengths)
 
-    monkeypatch.setattr(_pruning, "measure_table", table)
+    monkeypatch.setattr(_verification, "measure_table", table)
     options = ["--weights", str(weights), "--latency", "0.5"]
     first, second = (json.loads(run(*options).stdout) for _ in range(2))
     assert measured == [8]
