@@ -2,7 +2,7 @@
 
 A part is named in the configuration, or in an option of the command line, as `package.module:object`; the calls of
 `fedcaptor` take the object as well. Names are imported with the current directory on the path, from one's own
-configuration alone: no message and no file of weights ever names one. `docs/examples/own_parts` has an example of each.
+configuration alone: no message and no file of weights ever names one. `docs/examples/own-parts.md` has an example of each.
 
 | part | where it is named | protocol |
 |---|---|---|
@@ -12,11 +12,15 @@ configuration alone: no message and no file of weights ever names one. `docs/exa
 | a pruning strategy | `fedcaptor prune --strategy` | `PruningStrategy` |
 | a clustering of phones | `clusters.method` | `PhoneClustering` |
 | an out-of-set score | `fallback.score` | `OutOfSetScore` |
+| a statistic | `register_statistic`, in every process | `Statistic` |
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
+
+from fedcaptor.common.statistics import PhoneView, Precision, Statistic
+from fedcaptor.common.statistics import register as register_statistic
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,7 +33,18 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float64]
 
-__all__ = ["DataSource", "ModelFactory", "OutOfSetScore", "PhoneClustering", "PopulationLaw", "PruningStrategy"]
+__all__ = [
+    "DataSource",
+    "ModelFactory",
+    "OutOfSetScore",
+    "PhoneClustering",
+    "PhoneView",
+    "PopulationLaw",
+    "Precision",
+    "PruningStrategy",
+    "Statistic",
+    "register_statistic",
+]
 
 
 class ModelFactory(Protocol):
@@ -89,7 +104,7 @@ class PruningStrategy(Protocol):
 
         Args:
             task: `task.base.module` and `task.base.groups` are the network and its channel groups; `task.images` are of
-                the needed `task.classes`, `task.all_images` of all classes where there are some.
+                the target `task.classes`, `task.all_images` of all classes where there are some.
 
         Returns:
             `fedcaptor.PreparedStrategy.by_scores(task, scores)` where a score of each channel is enough; otherwise a

@@ -34,6 +34,15 @@ def run(tmp_path):
 def test_every_page_has_its_programs():
     assert {page: sorted(programs) for page, programs in PROGRAMS.items()} == {
         "one-network": ["budgets.py", "one_network.py"],
+        "own-parts": [
+            "my_clustering.py",
+            "my_data.py",
+            "my_law.py",
+            "my_model.py",
+            "my_score.py",
+            "my_statistic.py",
+            "own_parts.py",
+        ],
         "own-strategy": ["own_strategy.py"],
         "population": ["population.py"],
     }
@@ -63,3 +72,11 @@ def test_population(run, tmp_path):
     page = Path(shown.splitlines()[-1])
     assert (tmp_path / page).exists()
     assert (tmp_path / "runs" / "population" / "seed-1" / "summary.json").exists()
+
+
+def test_own_parts(run):
+    *_, header, row, statistic = run("own_parts.py").splitlines()
+    figures = dict(zip(header.split(), map(float, row.split()[1:]), strict=True))
+    assert figures["phones"] == 40
+    assert 0 < figures["macs_ratio"] < 1
+    assert 0.1 < float(statistic.removeprefix("brightness ")) < 0.6
