@@ -2,7 +2,8 @@
 
 A part is named in the configuration, or in an option of the command line, as `package.module:object`; the calls of
 `fedcaptor` take the object as well. Names are imported with the current directory on the path, from one's own
-configuration alone: no message and no file of weights ever names one. `docs/examples/own-parts.md` has an example of each.
+configuration alone: no message and no file of weights ever names one. `docs/examples/own-parts.md` has an example of
+each.
 
 | part | where it is named | protocol |
 |---|---|---|
@@ -17,10 +18,8 @@ configuration alone: no message and no file of weights ever names one. `docs/exa
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol
-
-from fedcaptor.common.statistics import PhoneView, Precision, Statistic
-from fedcaptor.common.statistics import register as register_statistic
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,6 +28,8 @@ if TYPE_CHECKING:
 
     from fedcaptor.common.config import Population
     from fedcaptor.common.data.source import Dataset
+    from fedcaptor.common.statistics import PhoneView, Precision, Statistic
+    from fedcaptor.common.statistics import register as register_statistic
     from fedcaptor.common.torch_engine.strategies import PreparedStrategy, Task
 
     Floats = NDArray[np.float64]
@@ -45,6 +46,13 @@ __all__ = [
     "Statistic",
     "register_statistic",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """What a statistic is made of, imported when it is first used (PEP 562): it needs numpy."""
+    if name not in ("PhoneView", "Precision", "Statistic", "register_statistic"):
+        raise AttributeError(f"module 'fedcaptor.protocols' has no attribute {name!r}")
+    return getattr(import_module("fedcaptor.common.statistics"), name.removesuffix("_statistic"))
 
 
 class ModelFactory(Protocol):

@@ -31,7 +31,7 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
         fedcaptor.prun  # noqa: B018
 
 
-@pytest.mark.parametrize("name", protocols.__all__)
+@pytest.mark.parametrize("name", [name for name in protocols.__all__ if name in vars(protocols)])
 def test_every_protocol_says_what_comes_in_and_out(name: str) -> None:
     protocol = getattr(protocols, name)
     methods = [getattr(protocol, method) for method in ("__call__", "first", "next") if method in vars(protocol)]

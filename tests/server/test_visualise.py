@@ -23,7 +23,7 @@ FAST = Visualisation(steps=3, batch=5)
 FOCUS = Visualisation().focus
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 
 def base_of(network: nn.Module, shape: tuple[int, int, int]) -> BaseModel:

@@ -14,6 +14,8 @@ from fedcaptor.simulations.rounds import FLEET, read_rows
 from fedcaptor.simulations.runner import simulate
 from tests import tiny
 
+pytestmark = pytest.mark.slow
+
 PHONES = 12
 
 

@@ -3,9 +3,12 @@
 import os
 
 import numpy as np
+import pytest
 
 from fedcaptor.simulations.memory import peak_rss
 from fedcaptor.simulations.runner import keep_memory_flat
+
+pytestmark = pytest.mark.slow
 
 CAPACITIES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
 

@@ -14,6 +14,8 @@ from fedcaptor.common.privacy.noise import discrete_gaussian
 from fedcaptor.common.privacy.sums import SumSpec, decode, encode
 from fedcaptor.common.privacy.zcdp import epsilon
 
+pytestmark = pytest.mark.slow
+
 P_FAIL = 1e-6  # that a bound below is wrong, for noise as claimed
 TRIALS, PHONES, DELTA = 5_000, 20, 1e-5
 SPEC = SumSpec("one entry", 1, 1.0, 64.0, 1.0, PHONES, PHONES, min_cohort=20)

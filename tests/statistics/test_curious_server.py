@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
@@ -13,6 +14,8 @@ from fedcaptor.common.privacy.noise import discrete_gaussian
 from fedcaptor.common.privacy.sums import SumSpec, decode, encode
 from fedcaptor.common.privacy.zcdp import epsilon, noise_multiplier
 from fedcaptor.common.statistics import in_block
+
+pytestmark = pytest.mark.slow
 
 P_FAIL = 1e-6  # that an interval below is wrong
 TRIALS, PHONES, EPSILON, DELTA = 4_000, 20, 1.0, 1e-5

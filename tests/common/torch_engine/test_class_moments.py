@@ -23,7 +23,7 @@ from fedcaptor.common.torch_engine.prune import Evidence
 NEEDED = np.array([1, 5, 9])
 USAGE = np.array([0, 0.5, 0, 0, 0, 0.25, 0, 0, 0, 0.25])
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from fedcaptor.common.torch_engine.base import BaseModel, Submodel
 from fedcaptor.common.torch_engine.forward import logits, normalise
 from fedcaptor.common.torch_engine.strategies import SEE_ALL_CLASSES, STRATEGIES, Task, prepare
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 NEEDED = np.array([1, 7])
 
