@@ -86,10 +86,10 @@ class Run:
         return _together(self.seeds, lambda seed: pd.read_csv(self._of(seed) / ROUNDS))
 
     @cached_property
-    def statistics(self) -> dict[int, dict[str, Any]]:
-        """The decoded figures of one's own statistics by name, for each seed; empty where none are registered."""
+    def statistics(self) -> pd.DataFrame:
+        """What registered statistics of one's own came to: a column each beside `seed`, one row for each seed."""
         files = {seed: self._of(seed) / STATISTICS for seed in self.seeds}
-        return {seed: _read(file) if file.exists() else {} for seed, file in files.items()}
+        return pd.DataFrame([{"seed": s, **(_read(file) if file.exists() else {})} for s, file in files.items()])
 
     def report(self) -> Path:
         """Write the report page anew. Returns its path."""
