@@ -44,7 +44,7 @@ class Stream(Enum):
     LOCAL_ANSWERS = 12, ()
     """The randomised answers of all phones, drawn one after the other (`benchmarks/local_privacy.py`)."""
     MALICIOUS = 21, ()
-    """Which phones are malicious (`benchmarks/liars.py`)."""
+    """Which phones are malicious (`benchmarks/malicious.py`)."""
 
     def __init__(self, number: int, keys: tuple[str, ...]) -> None:
         self.number, self.keys = number, keys

@@ -68,6 +68,6 @@ def inspect(module: nn.Module, input_shape: tuple[int, int, int], name: str | No
 
 
 def inspect_files(model: str, weights: Path, source: str) -> Inspection:
-    """The same of a network in a file, for images as those of a data source."""
+    """Inspect a network in a file, for images as those of a data source."""
     _, height, width, channels = load(source).x.shape
     return Inspection(BaseModel.load(weights, model, (channels, height, width)).groups)

@@ -24,7 +24,7 @@ _RESOLUTION = 24
 clipped report's norm is 2^this/8 quanta."""
 
 _ROTATED_RESOLUTION = 4
-"""The same for rotated sums, which are rounded without a bias: that adds 1/64 to a share's variance at most."""
+"""Quanta of a share in rotated sums, which are rounded without a bias: that adds 1/64 to a share's variance at most."""
 
 _ROUNDING_GROWTH = 0.02
 """How much the squared norm of a rotated vector, and with it the noise, may grow by rounding."""

@@ -40,7 +40,7 @@ class Budget(Protocol):
         """ε of answering all `specs`; None without noise."""
 
     def epsilon_server(self, specs: Sequence[Any]) -> float | None:
-        """The same towards a server that deviates from the protocol."""
+        """ε of answering all `specs` towards a server that deviates from the protocol."""
 
     def describe(self, spec: Any) -> dict[str, Any]:
         """What the run's details say of one of its `specs`."""

@@ -24,10 +24,10 @@ from fedcaptor.server import clusters
 from fedcaptor.server.local_design import best_local_spec
 
 MAX_BYTES = 1 << 30
-"""Of all answers together."""
+"""Most bytes that all answers together may take."""
 
 STEPS = 6
-"""Of expectation maximisation. More fit the noise: `python -m benchmarks local_privacy` says what few phones pay."""
+"""Steps of expectation maximisation. More would fit the noise (`python -m benchmarks local_privacy`)."""
 
 _CHUNK = 1 << 22  # bits as floats at a time
 
@@ -56,7 +56,7 @@ class LocalBudget:
         return self.spec.epsilon if any(True for _ in specs) else 0.0
 
     epsilon_server = epsilon
-    """The same: nobody is trusted."""
+    """ε towards a server that deviates: no other, as nobody is trusted."""
 
     def describe(self, spec: LocalSpec) -> dict[str, Any]:
         """What `details.json` says of the answer."""

@@ -69,7 +69,7 @@ def _state(snapshot: Snapshot) -> Iterable[Metric]:
 
 
 def _models(snapshot: Snapshot) -> Iterable[Metric]:
-    """Of the fleet and of each cluster; what is not known yet is left out."""
+    """Metrics of the fleet and of each cluster; what is not known yet is left out."""
     fleet = snapshot.fleet
     for name, text in FLEET.items():
         if (value := getattr(fleet, name)) is not None:
@@ -86,7 +86,7 @@ def _models(snapshot: Snapshot) -> Iterable[Metric]:
 
 
 def _rounds(snapshot: Snapshot) -> Iterable[Metric]:
-    """Of rounds, and of what phones answered in them."""
+    """Metrics of rounds, and of what phones answered in them."""
     rounds = {"finished": snapshot.rounds.finished, "failed": snapshot.rounds.failed}
     yield _counters("rounds", "Rounds by result.", "result", rounds)
     yield HistogramMetricFamily(

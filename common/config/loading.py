@@ -15,7 +15,7 @@ from fedcaptor.common.config.wording import explained, shown
 from fedcaptor.common.errors import ConfigError
 
 MAX_BYTES = 1 << 20
-"""Of a file or an override. The shipped scenarios have less than a kilobyte."""
+"""Most bytes of a file or an override. The shipped scenarios have less than a kilobyte."""
 
 MAX_DEPTH = 8
 """Sections, tables and lists within each other; the schema has four levels."""
