@@ -27,8 +27,8 @@ Tensors = dict[str, npt.NDArray[Any]]
 class Catalogue:
     """All plans of a round; that of cluster k and tier t is at k · tiers + t (`common.tiers`), at k without tiers.
 
-    `plans`, the submodels' tensors (`states`), `why` each layer kept what it kept, and the verified `disagreement`, None
-    where none was verified.
+    `plans`, the submodels' tensors (`states`), `why` each layer kept what it kept, and the verified `disagreement`,
+    None where none was verified.
     """
 
     plans: Sequence[Plan]
