@@ -65,20 +65,20 @@ def measure(
     data = load(request.source)
     _, height, width, channels = data.x.shape
     base = BaseModel.load(request.weights, request.model, (channels, height, width))
-    needed = _parse(request.classes, base.groups.classes)
+    target = _parse(request.classes, base.groups.classes)
     for budget in request.budgets:
-        require_possible(base.groups, len(needed), budget)
-    part = _Parts.draw(data, needed, request)
+        require_possible(base.groups, len(target), budget)
+    part = _Parts.draw(data, target, request)
     first, table = request.budgets[0], None
     if first.latency is not None:
         table = table_of(base, request.weights.with_suffix(".latency.json"), first.multiple, on_layer)
-    task = Task(base, needed, data.x[part.seen], data.x[part.seen_of_all], request.seed)
+    task = Task(base, target, data.x[part.seen], data.x[part.seen_of_all], request.seed)
     selection = prepare(request.strategy, task)
-    full = _full(base, needed, data.x[part.test], data.y[part.test])
+    full = _full(base, target, data.x[part.test], data.y[part.test])
     results = []
     for budget in request.budgets:
         result = _pruned(selection, replace(budget, table=table), part, request, on_step)
-        about = {"classes": needed.tolist(), "strategy": request.strategy, **full}
+        about = {"classes": target.tolist(), "strategy": request.strategy, **full}
         results.append(about | result | {"seconds": round(time.perf_counter() - start, 2)})
         start = time.perf_counter()
     return results
@@ -134,11 +134,11 @@ def _tuned(
     }
 
 
-def _full(base: BaseModel, needed: np.ndarray, images: Images, truth: np.ndarray) -> dict[str, float]:
+def _full(base: BaseModel, target: np.ndarray, images: Images, truth: np.ndarray) -> dict[str, float]:
     scores = base.scores(images)
     return {
         "accuracy_full": _share(scores.argmax(1) == truth),
-        "accuracy_full_limited": _share(needed[scores[:, needed].argmax(1)] == truth),
+        "accuracy_full_limited": _share(target[scores[:, target].argmax(1)] == truth),
     }
 
 
@@ -174,32 +174,32 @@ def _share(hits: np.ndarray) -> float:
 
 def _parse(classes: str, available: int) -> np.ndarray:
     try:
-        needed = np.unique([int(c) for c in classes.split(",")])
+        target = np.unique([int(c) for c in classes.split(",")])
     except ValueError:
         raise ConfigError(f"classes are {classes!r}, must be labels such as 3,5") from None
-    return target_classes_of(needed, available)
+    return target_classes_of(target, available)
 
 
 @dataclass(frozen=True, eq=False)
 class _Parts:
-    """Places in the data. `seen`: calibration images of the needed classes; `seen_of_all`: of all classes, for the
+    """Places in the data. `seen`: calibration images of the target classes; `seen_of_all`: of all classes, for the
     strategies that look at them. `test`: what the figures are measured on.
     """
 
     data: Dataset
-    needed: np.ndarray
+    target: np.ndarray
     reference: np.ndarray
     seen: np.ndarray
     seen_of_all: np.ndarray
     test: np.ndarray
 
     @classmethod
-    def draw(cls, data: Dataset, needed: np.ndarray, request: Request) -> _Parts:
-        """Raises ConfigError when a needed class has no reference image."""
+    def draw(cls, data: Dataset, target: np.ndarray, request: Request) -> _Parts:
+        """Raises ConfigError when a target class has no reference image."""
         parts, rng = split(data), np.random.default_rng(request.seed)
         reference, labels = parts["reference"], data.y
         present = np.unique(labels[reference])
-        missing = np.setdiff1d(needed, present)
+        missing = np.setdiff1d(target, present)
         if len(missing):
             raise ConfigError(
                 f"the data has no reference image of class {missing[0]}: choose another class or more data"
@@ -212,16 +212,16 @@ class _Parts:
                 or [np.empty(0, np.int64)]
             )
 
-        seen = some(needed)
-        others = some(np.setdiff1d(present, needed) if sees_all(request.strategy) else needed[:0])
-        test = parts["phones"][np.isin(labels[parts["phones"]], needed)]
-        return cls(data, needed, reference, seen, np.concatenate([seen, others]), test)
+        seen = some(target)
+        others = some(np.setdiff1d(present, target) if sees_all(request.strategy) else target[:0])
+        test = parts["phones"][np.isin(labels[parts["phones"]], target)]
+        return cls(data, target, reference, seen, np.concatenate([seen, others]), test)
 
     def rest(self) -> np.ndarray:
-        """Reference images of the needed classes that were not seen. Raises ConfigError when a class has none."""
+        """Reference images of the target classes that were not seen. Raises ConfigError when a class has none."""
         labels = self.data.y
-        rest = np.setdiff1d(self.reference[np.isin(labels[self.reference], self.needed)], self.seen)
-        for label in self.needed:
+        rest = np.setdiff1d(self.reference[np.isin(labels[self.reference], self.target)], self.seen)
+        for label in self.target:
             if not (labels[rest] == label).any():
                 raise ConfigError(
                     f"no reference image of class {label} is left to verify or tune on: lower --calibration"

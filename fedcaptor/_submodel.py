@@ -21,13 +21,13 @@ from fedcaptor.common.torch_engine.forward import logits, normalise
 from fedcaptor.common.torch_engine.standalone import Standalone
 
 if TYPE_CHECKING:
-    from fedcaptor.common.torch_engine.base import Submodel as Cut
+    from fedcaptor.common.torch_engine.base import Submodel as Pruned
     from fedcaptor.protocols import ModelFactory
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Submodel:
-    """A physically smaller network that answers in the labels of the network that it was cut from.
+    """A physically smaller network that answers in the labels of the network that it was pruned from.
 
     Made by `fedcaptor.prune`, `fedcaptor.Evidence.submodel` and `fedcaptor.load`.
 
@@ -38,7 +38,7 @@ class Submodel:
     """
 
     _file: Standalone = field(repr=False)
-    _cut: Cut | None = field(default=None, repr=False)
+    _pruned: Pruned | None = field(default=None, repr=False)
     kept: Mapping[str, Indices] = field(default_factory=dict)
     measured: Mapping[str, float] = field(default_factory=dict)
 
@@ -124,16 +124,16 @@ class Submodel:
 
     def __repr__(self) -> str:
         made = f"<fedcaptor.Submodel of {self.name} for classes {self.classes.tolist()}: {self.parameters:,} parameters"
-        if self._cut is None:
+        if self._pruned is None:
             return f"{made}>"
         ratios = f"{made} ({self.parameters_ratio:.1%}), {self.macs:,} MACs ({self.macs_ratio:.1%})"
         return "".join([ratios, *(f", {name} {value:.4g}" for name, value in self.measured.items()), ">"])
 
     @property
-    def _whole(self) -> Cut:
-        if self._cut is None:
+    def _whole(self) -> Pruned:
+        if self._pruned is None:
             raise ModelError(f"a file of {self.name} does not say what the full network costs: ask after pruning")
-        return self._cut
+        return self._pruned
 
 
 def load(path: str | Path, network: str | nn.Module | ModelFactory | None = None) -> Submodel:

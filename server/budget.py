@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -88,13 +89,13 @@ class SumBudget:
         length = step.statistic.length(self._groups, blocks)
         return self._spec(step, self._multipliers.get(step.kind, 0.0), length)
 
-    def epsilon(self, specs: list[SumSpec]) -> float | None:
+    def epsilon(self, specs: Sequence[SumSpec]) -> float | None:
         """ε of answering all `specs`, None without noise."""
         if not self._config.privacy.noise:
             return None
         return epsilon(specs, self._config.privacy.delta, self._config.privacy.noiseless)
 
-    def epsilon_server(self, specs: list[SumSpec]) -> float | None:
+    def epsilon_server(self, specs: Sequence[SumSpec]) -> float | None:
         """ε of the same towards a server that deviates: from the smallest masked sum that it can get out of phones, or
         from single vectors where sums are plain. None without noise.
         """

@@ -34,7 +34,13 @@ OnPhase = Callable[[RunRecord], None]
 class Budget(Protocol):
     """How a run's ε is spent: by sums (`SumBudget`) or by each phone's own answer (`LocalBudget`)."""
 
-    cohort: int
+    @property
+    def cohort(self) -> int:
+        """The number of phones asked in a sum."""
+
+    @property
+    def spec(self) -> Any:
+        """The spec of one sum, by its step and blocks; of local answers the spec itself."""
 
     def epsilon(self, specs: Sequence[Any]) -> float | None:
         """ε of answering all `specs`; None without noise."""
@@ -77,7 +83,7 @@ class Flow:
     nodes: Sequence[int]
     journal: Journal
     courier: Courier
-    budget: Any
+    budget: Budget
     phases: Phases
     pictures: Path
     on_progress: OnProgress
@@ -159,7 +165,7 @@ class Flow:
         self._specs.append(spec)
 
     def tallied(self, round: int, name: str, tally: Tally, tensors: Tensors) -> Result:
-        """The result of a phase that asked phones; malformed replies are counted."""
+        """The result of a phase that asked phones; replies that were refused are counted by reason."""
         for reason, count in tally.refused.items():
             self.journal.refuse(round, name, reason, count)
         return {"tally": tally.as_dict()}, dict(tensors)

@@ -19,7 +19,7 @@ from fedcaptor.server.privacy_plan import plan as planned_sums
 
 @dataclass(frozen=True)
 class MaskedFigures:
-    """Masked sums of this scenario at the same ε, at its `delta`. `epsilon_server`: where the server cheats."""
+    """Masked sums of this scenario at the same ε, at its `delta`. `deviation`, `phones`: of the first usage sum."""
 
     epsilon: float | None
     delta: float

@@ -15,7 +15,7 @@ from fedcaptor.server.catalogue import Catalogue
 @dataclass(frozen=True)
 class PhaseRecord:
     """One phase: its duration, and what became of its messages. `bytes_down` and `bytes_up` are payload bytes to and
-    from the phones; `refused` counts malformed replies by reason.
+    from the phones; `refused` counts replies by the reason for which they were refused.
     """
 
     round: int
@@ -54,9 +54,9 @@ class RunRecord:
     """A run so far, or to its end.
 
     `phones`: how many it has. `sums`: what is told of each sum. `epsilon`: ε for a phone that answered all of them,
-    `epsilon_server` the same towards a server that deviates; None without noise. `refused`: malformed replies by
-    reason. `lost`: sums that came to nothing, by phase and reason. `atlas`: pictures and profiles of filters.
-    `statistics`: decoded sums of statistics that are not FedCAPTOR's own, by name.
+    `epsilon_server` the same towards a server that deviates; None without noise. `refused`: replies by the
+    reason for which they were refused. `lost`: sums that came to nothing, by phase and reason. `atlas`: pictures and
+    profiles of filters. `statistics`: decoded sums of statistics that are not FedCAPTOR's own, by name.
     """
 
     config: Config

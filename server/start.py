@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from flwr.serverapp import Grid
 
@@ -16,7 +15,7 @@ from fedcaptor.common.groups import ChannelGroups
 from fedcaptor.common.torch_engine.base import BaseModel
 from fedcaptor.server.budget import SumBudget
 from fedcaptor.server.collect import Courier
-from fedcaptor.server.flow import Flow, OnPhase, OnProgress, Phases
+from fedcaptor.server.flow import Budget, Flow, OnPhase, OnProgress, Phases
 from fedcaptor.server.journal import Journal, Result
 from fedcaptor.server.local import LocalBudget
 from fedcaptor.server.masked import masking_of
@@ -36,7 +35,7 @@ def open_run(
     pictures: Path,
     wait_for_nodes: Callable[[], Iterable[int]] | None = None,
     courier: Courier | None = None,
-    budget: Any = None,
+    budget: Budget | None = None,
     phases: Phases | None = None,
     on_progress: OnProgress = lambda phase, done, total: None,
     on_phase: OnPhase = lambda record: None,
@@ -76,7 +75,7 @@ def courier_of(config: Config, grid: Grid, digest: str, on_progress: OnProgress)
     )
 
 
-def budget_of(config: Config, groups: ChannelGroups, phones: int) -> SumBudget | LocalBudget:
+def budget_of(config: Config, groups: ChannelGroups, phones: int) -> Budget:
     """The privacy budget of a run over so many phones. Raises PrivacyError when it cannot be met."""
     if config.privacy.sums == "local":
         return LocalBudget.of(config.privacy, groups.classes, phones, config.rounds.cohort)
