@@ -126,7 +126,7 @@ def prune(
         list[Path] | None,
         typer.Option(
             help="File to write, may be repeated. The ending says what: .safetensors (weights), "
-            ".pt2 (a program for PyTorch alone) or .onnx (for ONNX Runtime; needs fedcaptor[onnx])."
+            ".pt2 (a program for PyTorch alone) or .onnx (for ONNX Runtime; needs the extra onnx)."
         ),
     ] = None,
     seed: int = 0,

@@ -148,6 +148,7 @@ def test_help_names_every_strategy():
     shown = " ".join(CliRunner().invoke(app, ["prune", "--help"]).stdout.split())
     for name in STRATEGIES:
         assert re.search(rf"\b{name}\b(?!-)", shown), name
+    assert "needs the extra onnx" in re.sub(r"[│\s]+", " ", shown)
 
 
 def test_an_unknown_strategy_is_named():

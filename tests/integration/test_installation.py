@@ -79,6 +79,11 @@ def test_a_phone_imports_without_what_others_need(phone: Path, tmp_path: Path) -
     assert run(phone / "python", "-c", "import fedcaptor, fedcaptor.client.app", cwd=tmp_path).stderr == ""
 
 
+def test_help_explains_arguments(phone: Path, tmp_path: Path) -> None:
+    shown = run(phone / "fedcaptor", "phone", "status", "--help", cwd=tmp_path).stdout
+    assert "The phone's own folder" in " ".join(shown.replace("│", " ").split())
+
+
 def test_what_a_phone_lacks_is_said_in_one_line(phone: Path, tmp_path: Path) -> None:
     status = run(phone / "fedcaptor", "phone", "status", tmp_path, cwd=tmp_path)
     assert status.returncode == 2
