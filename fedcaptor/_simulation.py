@@ -19,6 +19,7 @@ from fedcaptor._parts import Value, as_override
 from fedcaptor.common.assets import asset
 from fedcaptor.common.config import Config, load_config
 from fedcaptor.common.errors import ConfigError, StateError
+from fedcaptor.common.statistics import BUILT_IN, registered
 from fedcaptor.simulations.records import ROUNDS, STATISTICS, SUMMARY, SWEEP
 from fedcaptor.simulations.report import write_report
 from fedcaptor.simulations.runner import remove_run
@@ -183,6 +184,8 @@ def _run(
         return out
     if isinstance(file, Config):
         raise ConfigError("engine is ray, the scenario a Config: other processes read it, give a TOML file")
+    if added := [statistic.name for statistic in registered() if statistic not in BUILT_IN]:
+        raise ConfigError(f"engine is ray, its processes lack the statistic {', '.join(added)}: use the engine local")
     from fedcaptor.simulations.ray_engine import simulate_ray
 
     simulate_ray(file, texts, out, config.population.phones)

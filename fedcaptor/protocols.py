@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from fedcaptor.common.data.source import Dataset
     from fedcaptor.common.statistics import PhoneView, Precision, Statistic
     from fedcaptor.common.statistics import register as register_statistic
+    from fedcaptor.common.statistics import unregister as unregister_statistic
     from fedcaptor.common.torch_engine.strategies import PreparedStrategy, Task
 
     Floats = NDArray[np.float64]
@@ -45,12 +46,13 @@ __all__ = [
     "PruningStrategy",
     "Statistic",
     "register_statistic",
+    "unregister_statistic",
 ]
 
 
 def __getattr__(name: str) -> Any:
     """What a statistic is made of, imported when it is first used (PEP 562): it needs numpy."""
-    if name not in ("PhoneView", "Precision", "Statistic", "register_statistic"):
+    if name not in ("PhoneView", "Precision", "Statistic", "register_statistic", "unregister_statistic"):
         raise AttributeError(f"module 'fedcaptor.protocols' has no attribute {name!r}")
     return getattr(import_module("fedcaptor.common.statistics"), name.removesuffix("_statistic"))
 

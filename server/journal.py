@@ -121,7 +121,7 @@ class Journal:
             self.close()
             raise StateError(
                 f"the database belongs to run {stored[:12]}, not {run_digest[:12]}; "
-                "use the old configuration or another database"
+                "use the configuration, weights and statistics that it began with, or another database"
             )
         self._pending: Counter[tuple[int, str, str]] = Counter()
 

@@ -12,6 +12,7 @@ from flwr.serverapp import Grid
 from fedcaptor.common import tiers
 from fedcaptor.common.config import Config
 from fedcaptor.common.groups import ChannelGroups
+from fedcaptor.common.statistics import BUILT_IN, registered
 from fedcaptor.common.torch_engine.base import BaseModel
 from fedcaptor.server.budget import SumBudget
 from fedcaptor.server.collect import Courier
@@ -83,10 +84,11 @@ def budget_of(config: Config, groups: ChannelGroups, phones: int) -> Budget:
 
 
 def run_digest(config: Config, base: BaseModel, name: object) -> str:
-    """SHA-256 (hex) that names a run: configuration, network, weights, and its name or number of phones. Phones answer
-    a question of the same run alike.
+    """SHA-256 (hex) that names a run: configuration, network, weights, its name or number of phones, and statistics
+    that were added to the built-in ones. Phones answer a question of the same run alike.
     """
-    parts = config.digest, base.groups.digest, base.weights_digest, name
+    added = sorted(statistic.name for statistic in registered() if statistic not in BUILT_IN)
+    parts = config.digest, base.groups.digest, base.weights_digest, name, *added
     return hashlib.sha256("/".join(map(str, parts)).encode()).hexdigest()
 
 

@@ -10,12 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import fedcaptor
 from fedcaptor.common.arrays import Floats, Tensors
 from fedcaptor.common.config import Config, load_config
-from fedcaptor.common.errors import ConfigError
+from fedcaptor.common.errors import ConfigError, StateError
 from fedcaptor.common.groups import ChannelGroups
 from fedcaptor.common.statistics import PhoneView, Precision, Statistic, register, unregister
 from fedcaptor.server.budget import SumBudget, budget_shares, steps
+from fedcaptor.server.journal import Journal
+from fedcaptor.server.start import run_digest
 from fedcaptor.simulations.runner import simulate
 from tests import tiny
 from tests.server.test_budget import GROUPS
@@ -85,6 +88,28 @@ def test_shares_that_leave_nothing_are_refused(brightness: Brightness, monkeypat
     monkeypatch.setattr(Brightness, "share", lambda self, config: 0.6)
     with pytest.raises(ConfigError, match=r"brightness 0\.6 of the privacy budget, nothing is left for usage"):
         budget_shares(Config())
+
+
+def test_a_run_goes_on_only_with_the_statistics_that_it_began_with(
+    brightness: Brightness, bars: tuple[Path, Path], tmp_path: Path
+) -> None:
+    base, config = tiny.base_model(bars[1]), Config()
+    with_it = run_digest(config, base, 24)
+    unregister(brightness.name)
+    try:
+        without = run_digest(config, base, 24)
+    finally:
+        register(brightness)
+    assert with_it != without
+    Journal(f"sqlite:///{tmp_path / 'state.db'}", without).close()
+    with pytest.raises(StateError, match="use the configuration, weights and statistics that it began with"):
+        Journal(f"sqlite:///{tmp_path / 'state.db'}", with_it)
+
+
+def test_other_processes_do_not_have_it(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="its processes lack the statistic brightness: use the engine local"):
+        fedcaptor.simulate(overrides=SMALL, out=tmp_path / "run", engine="ray", progress=False)
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_built_in_ones_stay() -> None:
