@@ -20,7 +20,7 @@ from benchmarks.record import Row, numbers, settings_of
 from benchmarks.stopwatch import Stopwatch
 from fedcaptor.common.config import Config, load_config
 from fedcaptor.simulations.local_grid import VirtualClock
-from fedcaptor.simulations.runner import World, local_grid, remove_run, serve, simulate, weights_of
+from fedcaptor.simulations.runner import World, local_grid, remove_run, run_rounds, simulate, weights_of
 
 NO_SCORES = ("scores.enabled=false", "visualise.enabled=false")
 NO_CLUSTERS = ("clusters.k=1", "usage.prior=0", "delivery.plans=false")
@@ -89,7 +89,7 @@ class Federation(Benchmark):
 
         def engine(world: World) -> Any:
             clock = VirtualClock()
-            return serve(world, local_grid(world, clock, watch.around), on_phase, clock)
+            return run_rounds(world, local_grid(world, clock, watch.around), on_phase, clock)
 
         with self._folder(key) as directory:
             summary = simulate(config, directory, on_phase, engine)

@@ -1,1 +1,1 @@
-"""The `fedcaptor` command."""
+"""This package is the `fedcaptor` command."""

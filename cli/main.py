@@ -1,4 +1,4 @@
-"""The `fedcaptor` command: options and printing over the Python interface."""
+"""Run the `fedcaptor` command: options and printing over the Python interface."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from fedcaptor.cli.privacy import app as privacy
 from fedcaptor.cli.service import app as service
 
 app = typer.Typer(
-    help="Smaller CNNs for the classes that are needed. Start with `fedcaptor prune --help`.",
+    help="Make CNNs smaller for the classes that matter. Start with `fedcaptor prune --help`.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -34,7 +34,7 @@ console = Console(stderr=True)
 
 
 class Engine(StrEnum):
-    """Who carries the messages."""
+    """Choose what carries the messages between server and simulated phones."""
 
     local = "local"
     ray = "ray"
@@ -71,7 +71,7 @@ def inspect(model: ModelName, weights: Weights, data: Source = "embedded", as_js
 def prune(
     model: ModelName,
     weights: Weights,
-    classes: Annotated[str, typer.Option(help="Needed labels, for example 3,5.")],
+    classes: Annotated[str, typer.Option(help="Target classes by label, for example 3,5.")],
     data: Source = "embedded",
     macs: Annotated[
         str | None,
@@ -103,14 +103,14 @@ def prune(
         typer.Option(
             help="reconstruct: remove what other channels can stand in for. For comparison: reconstruct-agnostic (told "
             "nothing about classes), reconstruct-fisher (an error between two classes counts by how likely both are), "
-            "captor (clusters of filters that prefer unneeded classes), taylor, l1, random. Or your own, "
+            "captor (clusters of filters that prefer other than the target classes), taylor, l1, random. Or your own, "
             "package.module:object."
         ),
     ] = "reconstruct",
     recalibrate: Annotated[
         bool,
         typer.Option(
-            "--recalibrate", help="Measure batch-norm statistics anew; helps strategies other than reconstruct."
+            "--recalibrate", help="Measure batch-norm statistics again; helps strategies other than reconstruct."
         ),
     ] = False,
     tune_steps: Annotated[
@@ -132,7 +132,7 @@ def prune(
     seed: int = 0,
     as_json: AsJson = False,
 ) -> None:
-    """One model, one class set, no federation: a physically smaller model, without training unless asked for."""
+    """Make one model physically smaller for one set of classes: no federation, and no training unless asked for."""
     from fedcaptor._measuring import Request, budgets_of, measure
 
     budgets = budgets_of(macs, parameters, size, latency, tolerance)
@@ -173,7 +173,7 @@ def atlas(
     steps: Annotated[int, typer.Option(min=1, max=10_000, help="Steps that a picture is painted in.")] = 64,
     seed: int = 0,
 ) -> None:
-    """What a network's filters look for: a page of pictures, class profiles and the image patches that excite them.
+    """Show what a network's filters look for: a page of pictures, class profiles and image patches that excite them.
 
     The pictures come from the network alone, the patches from the data's reference part. VGG-16 takes a few minutes.
     """
@@ -250,7 +250,7 @@ def report(
 
 
 def main() -> None:
-    """Entry point: errors in one line, exit code 2; typer ends an interruption with 130."""
+    """Run the command line: errors are one line and exit code 2; typer ends an interruption with 130."""
     try:
         with explained("fedcaptor.cli"):
             app()

@@ -1,4 +1,4 @@
-"""Options that several commands have, and names that earlier releases gave them."""
+"""Define options that several commands share, and accept names that earlier releases gave them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Overrides = Annotated[list[str] | None, typer.Option("--set", help="section.key=
 
 
 def formerly(option: str) -> type[TyperCommand]:
-    """A command whose argument was an option in earlier releases, which is still understood: `--model X` is `X`."""
+    """Make a command whose argument was an option in earlier releases; that still works: `--model X` is `X`."""
 
     class Command(TyperCommand):
         def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""`fedcaptor phone`: what the owner of a phone can see and decide."""
+"""Run `fedcaptor phone`, by which the owner of a phone sees what it stores and decides what it answers."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def erase(
 ) -> None:
     """Erase usage, kept answers, own classes and submodels. Charges stay: erasing refunds nothing.
 
-    Stop the phone's app first, or it may write its files anew.
+    Stop the phone's app first, or it may write its files again.
     """
     from fedcaptor.client import folder as phone
     from fedcaptor.common.config import load_config

@@ -1,4 +1,4 @@
-"""`fedcaptor privacy`: what a run would cost, before it runs."""
+"""Run `fedcaptor privacy`, which tells what a run would cost before it runs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ app = typer.Typer(help="Plan a run's privacy before it is run.")
 
 @app.callback()
 def _group() -> None:
-    """Without it typer would make `plan` the whole command."""
+    """Keep `plan` a sub-command: without this typer would make it the whole command."""
 
 
 @app.command()
@@ -34,10 +34,10 @@ def plan(
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show every sum of a run: its noise, its price, how precise it is and how many phones would be enough. With
-    `privacy.sums=local` the one answer of each phone, and masked sums beside it.
+    """Show every sum of a run: its noise, its price, how precise it is and how many phones would be enough.
 
-    From configuration and model alone: nothing is run.
+    With `privacy.sums=local` it shows the one answer of each phone, and masked sums beside it. Configuration and model
+    alone are read: nothing is run.
     """
     from fedcaptor.common.config import load_config
     from fedcaptor.server import local_plan, privacy_plan
@@ -45,10 +45,10 @@ def plan(
     config = load_config(scenario, overrides or [])
     found: PrivacyPlan | LocalPlan
     if config.privacy.sums == "local":
-        found = local_plan.plan(config, groups_of(config))
+        found = local_plan.plan_local_answers(config, groups_of(config))
         tables = [answer_table(found), local_table(found)]
     else:
-        found = privacy_plan.plan(config, groups_of(config))
+        found = privacy_plan.plan_sums(config, groups_of(config))
         tables = [price_table(found), precision_table(found), totals_table(found)]
     if as_json:
         print(json.dumps(_finite(asdict(found))))
@@ -58,7 +58,7 @@ def plan(
 
 
 def groups_of(config: Config) -> ChannelGroups:
-    """Channel groups of a scenario's model; its weights are needed only where they are given."""
+    """Return the channel groups of a scenario's model; its weights are read only where they are given."""
     from fedcaptor.common.data.source import load
     from fedcaptor.common.torch_engine.base import BaseModel
     from fedcaptor.common.torch_engine.registry import build
@@ -73,7 +73,7 @@ def groups_of(config: Config) -> ChannelGroups:
 
 
 def price_table(found: PrivacyPlan) -> Table:
-    """What each sum is and costs."""
+    """Tabulate what each sum is and costs."""
     table = Table(title=f"{found.cohort} phones, {found.clusters} clusters to begin with")
     table.caption = "noise: standard deviation of the whole sum's, over clip"
     for column in ("sum", "entries", "bits", "clip", "noise", "ρ", "ε alone", "ε so far"):
@@ -87,7 +87,7 @@ def price_table(found: PrivacyPlan) -> Table:
 
 
 def precision_table(found: PrivacyPlan) -> Table:
-    """What the noise does to the figures made from each sum."""
+    """Tabulate what the noise does to the figures made from each sum."""
     table = Table(title="standard deviation by noise, and the phones that make it small enough")
     for column in ("sum", "deviation", "of", "phones for"):
         table.add_column(column, no_wrap=column != "of")
@@ -97,7 +97,7 @@ def precision_table(found: PrivacyPlan) -> Table:
 
 
 def totals_table(found: PrivacyPlan) -> Table:
-    """What the sums come to."""
+    """Tabulate what the sums come to together."""
     table = Table("", "", show_header=False)
     table.add_row("ε of the run", f"{_number(found.epsilon)} at δ = {found.delta:g}")
     for share, value in found.dishonest.items():
@@ -110,7 +110,7 @@ def totals_table(found: PrivacyPlan) -> Table:
 
 
 def answer_table(found: LocalPlan) -> Table:
-    """How each phone protects its answer."""
+    """Tabulate how each phone protects its answer."""
     table = Table("", "", show_header=False, title=f"one answer of each of {found.cohort:,} phones")
     table.add_row("bits, one for each pair of classes", f"{found.length:,}")
     table.add_row("the own pair's bit is one", f"with probability {found.present:.4g}")
@@ -123,7 +123,7 @@ def answer_table(found: LocalPlan) -> Table:
 
 
 def local_table(found: LocalPlan) -> Table:
-    """Local answers beside masked sums, `found.clusters` clusters."""
+    """Tabulate local answers beside masked sums, for `found.clusters` clusters."""
     title = f"share of a class in a cluster's usage, {found.clusters} clusters to begin with"
     table = Table("", "local answers", "masked sums", title=title)
     masked = found.masked
@@ -143,7 +143,7 @@ def _number(value: float | None) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """For JSON, which has no infinity."""
+    """Replace infinity by None, as JSON has none."""
     if isinstance(value, dict):
         return {str(key): _finite(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""`fedcaptor exporter`, `config` and `messages`: a run's metrics, and the reference pages."""
+"""Run `fedcaptor exporter`, `config` and `messages`: they serve a run's metrics and print reference pages."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ app = typer.Typer()
 
 
 class Participant(StrEnum):
-    """Whose file is written."""
+    """Choose whose file is written."""
 
     phone = "phone"
 
@@ -25,9 +25,9 @@ def exporter(
     port: Annotated[int, typer.Option(min=0, max=65535)] = 9464,
 ) -> None:
     """Serve a run's aggregate pruning to Prometheus until interrupted."""
-    from fedcaptor.server.exporter import serve
+    from fedcaptor.server.exporter import start_exporter
 
-    with serve(directory, host, port) as serving:
+    with start_exporter(directory, host, port) as serving:
         Console(stderr=True).print(f"metrics: {serving.url}", highlight=False)
         serving.wait()
 

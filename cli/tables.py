@@ -1,4 +1,4 @@
-"""Tables of runs and sweeps, as the command line prints them."""
+"""Make tables of runs and sweeps for the command line."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def percent(value: float | None) -> str:
 
 
 def summary_table(summaries: Mapping[str, Mapping[str, Any]]) -> Table:
-    """Runs side by side, one column each."""
+    """Tabulate runs side by side, one column each."""
     table = Table("", *summaries, title="FedCAPTOR: what the phones ended with")
     rows: list[tuple[str, Any]] = [
         ("phones / clusters", lambda s: f"{s['phones']} / {s['clusters']}"),
@@ -42,7 +42,7 @@ def summary_table(summaries: Mapping[str, Mapping[str, Any]]) -> Table:
 
 
 def sweep_table(name: str, sweep: Mapping[str, Any]) -> Table:
-    """Headline figures of a sweep, each as mean and interval over the seeds."""
+    """Tabulate headline figures of a sweep, each as mean and interval over the seeds."""
     table = Table("", "mean", f"{100 * sweep['confidence']:.0f} % interval", title=f"FedCAPTOR: {name}")
     rows = (
         ("full model, own classes' images", "accuracy.full.mean", percent),

@@ -1,1 +1,1 @@
-"""What runs on a phone: usage log, filter scores, ledger, personal step."""
+"""This package runs on a phone: usage log, filter scores, ledger, personal step."""

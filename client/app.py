@@ -1,4 +1,4 @@
-"""Flower's view of a phone: messages in, messages out. All that is decided is decided in `fedcaptor.client.phone`.
+"""Connect a phone to Flower: messages in, messages out. `fedcaptor.client.phone` takes all decisions.
 
 On a device Flower starts a process for every message, and most need no network: torch, which takes seconds and half a
 gigabyte, is imported where an answer needs it.
@@ -43,7 +43,7 @@ Handler = Callable[[Message, Context], Message]
 
 
 def make_app(phone_of: PhoneOf) -> ClientApp:
-    """A ClientApp whose phones come from `phone_of`."""
+    """Make a ClientApp whose phones come from `phone_of`."""
     app = ClientApp()
 
     @app.query("sum")
@@ -86,8 +86,10 @@ def make_app(phone_of: PhoneOf) -> ClientApp:
 
 
 def _tells_nothing(handler: Handler) -> Handler:
-    """Flower sends an exception's text to the server: it gets one word, whether the owner's budget is spent, a photo
-    cannot be read or the disk is full. Why stays in the phone's own log.
+    """Replace every error of a handler by one word, as Flower sends an exception's text to the server.
+
+    The server cannot tell whether the budget is spent, a photo cannot be read or the disk is full. The reason stays in
+    the phone's own log.
     """
 
     def answer(message: Message, context: Context) -> Message:
@@ -101,11 +103,11 @@ def _tells_nothing(handler: Handler) -> Handler:
 
 
 def device_phone(context: Context) -> Phone:
-    """A real device: everything from its node configuration; noise from the operating system's generator.
+    """Make the phone of a real device from its node configuration; noise is the operating system's.
 
     `folder`: the phone's own storage; `images`: its images; `weights`, `model`, `input-shape` ("1x28x28"): the base
     model; `config`: TOML with what the phone insists on. Paths are absolute. `tier`: its device tier, where there are
-    tiers and `personal.tier` does not give it.
+    tiers and `personal.tier` does not give it. Raises ConfigError on a key that is missing or malformed.
     """
     node = {key: str(value) for key, value in context.node_config.items()}
     for key in ("folder", "images", "weights", "model", "config", "input-shape"):

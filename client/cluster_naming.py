@@ -1,4 +1,4 @@
-"""How often a phone names its cluster: that is outside any ε, so it is counted instead."""
+"""Count how often a phone names its cluster, which no ε covers, and limit it."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from fedcaptor.common.errors import PrivacyError
 
 
 class NamingLedger(Ledger):
-    """The ledger with what a phone that fetches its cluster's submodel said of itself."""
+    """Extend the ledger by the clusters that a phone named to fetch their submodels."""
 
     def named(self, request: str, most: int, choose: Callable[[], int]) -> int:
-        """The cluster named to this request, that of `choose` if there is none yet; on the disk before this returns.
+        """Return the cluster named to this request, that of `choose` if there is none yet; it is on the disk by then.
 
         Raises PrivacyError when the phone is off, when it named a cluster to `most` other requests in the period, or
         when what it named to this one is erased.

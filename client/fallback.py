@@ -1,4 +1,4 @@
-"""How a phone answers: the submodel where it is sure, a larger model elsewhere, always in the original labels."""
+"""Answer images on a phone: by the submodel where it is sure, by a larger model elsewhere, in original labels."""
 
 from __future__ import annotations
 
@@ -20,9 +20,11 @@ ABSTAINED = -1
 
 
 def out_of_set_score(scores: npt.NDArray[Any], kind: str, others: npt.NDArray[Any] | None = None) -> Floats:
-    """How sure the submodel is that the image is of its classes [N]: logsumexp of logits (`energy`, Liu et al. 2020),
-    the largest softmax probability (`max-softmax`, Hendrycks & Gimpel 2017), or the largest logit (`max-logit`,
-    Hendrycks et al. 2022), which is the sum of both: low for images of other classes and for those between two own.
+    """Score how sure the submodel is that each image is of its classes [N]; low scores suggest other classes.
+
+    `kind`: logsumexp of logits (`energy`, Liu et al. 2020), the largest softmax probability (`max-softmax`, Hendrycks &
+    Gimpel 2017), or the largest logit (`max-logit`, Hendrycks et al. 2022), which is energy plus the logarithm of that
+    probability: it is low for images of other classes and for those between two own.
 
     `others` [N, m]: logits of other classes, where the submodel has kept some. Probabilities are then those among all;
     from the other scores the energy of `others` is taken off. `kind` may be a user's own, `package.module:function`:
@@ -49,8 +51,8 @@ def _own_score(kind: str, scores: npt.NDArray[Any], others: npt.NDArray[Any] | N
 
 @dataclass(frozen=True, eq=False)
 class Answers:
-    """`labels` [N] original labels or ABSTAINED; `escalated` [N]: the submodel was unsure; `scores` [N]: out-of-set
-    scores.
+    """Hold answers: `labels` [N] are original labels or ABSTAINED; `escalated` [N] tells where the submodel was unsure;
+    `scores` [N] are out-of-set scores.
     """
 
     labels: Indices
@@ -60,7 +62,9 @@ class Answers:
 
 @dataclass(frozen=True, eq=False)
 class Models:
-    """What a phone answers with. `own`: its submodel; without it the full model answers all. `larger`: answers what
+    """Hold what a phone answers with.
+
+    `own`: its submodel; without it the full model answers all. `larger`: answers what
     `own` is unsure of, where the out-of-set score is below `threshold`; without it nobody does. `prior` [C]: see
     `Owner.prior`. `classes`: those that `own` answers with, its other outputs only say how sure it is.
     """
@@ -73,19 +77,19 @@ class Models:
 
     @property
     def served(self) -> Indices:
-        """Labels that some model here answers with."""
+        """Return the labels that some model here answers with."""
         return self.classes if self.larger is None else self.larger.classes
 
 
 def weighed(submodel: Submodel, prior: Floats, classes: Indices, images: Images) -> tuple[Floats, Floats]:
-    """Logits of `classes` [N, k], sorted labels, and of the submodel's other outputs [N, m], with log priors added."""
+    """Return logits of `classes` [N, k], sorted labels, and of other outputs [N, m], with log priors added."""
     z = submodel.scores(images).astype(np.float64) + np.log(prior[submodel.classes])
     answered = np.isin(submodel.classes, classes)
     return z[:, answered], z[:, ~answered]
 
 
 def answer(engine: Engine, models: Models, settings: Fallback, images: Images) -> Answers:
-    """Answers for uint8 images [N, H, W, C]; the larger model runs on those alone that are escalated."""
+    """Answer uint8 images [N, H, W, C]; the larger model runs on those alone that are escalated."""
     if len(images) == 0:
         return Answers(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=bool), np.zeros(0))
     if models.own is None:

@@ -1,6 +1,6 @@
-"""A phone's folder as its owner sees it: what was spent and what is stored, never a class; and how to erase it.
+"""Show a phone's folder to its owner: what was spent and what is stored, never a class; and erase it.
 
-Needs no torch and no model, so that it works on a phone whose app does not start.
+This needs no torch and no model, so that it works on a phone whose app does not start.
 """
 
 from __future__ import annotations
@@ -47,8 +47,11 @@ L = TypeVar("L", bound=Ledger)
 
 @dataclass(frozen=True)
 class Status:
-    """`epsilon` at `delta` of the answers in the period, `budget` of it (infinite: no limit); `answers` in the period
-    by kind; `named`: times in it that the phone named its cluster; `stored`: bytes of each file that is there.
+    """Tell the state of a phone: whether it is `answering`, and what it spent and stores.
+
+    `epsilon`: spent at `delta` by the answers in the period of `period_days`, of which `budget` may be spent (infinite:
+    no limit). `answers`: number in the period by kind. `named`: times in it that the phone named its cluster. `stored`:
+    bytes of each file that is there.
     """
 
     answering: bool
@@ -70,7 +73,7 @@ def phone_ledger(
     durable: bool = True,
     noise_free: bool = False,
 ) -> L:
-    """The ledger of a phone under its own settings, the folder made if it is missing: what phone and owner both open.
+    """Open the ledger of a phone under its own settings, as phone and owner do; a missing folder is made.
 
     `noise_free`: a ledger beside it, for sums without noise: a test run of that kind must not use up the budget of
     later ones for a whole period.
@@ -90,7 +93,7 @@ def phone_ledger(
 def open_ledger(
     folder: Path, privacy: Privacy, clock: Callable[[], float] = time.time, *, make: bool = False
 ) -> Ledger:
-    """The ledger in a phone's folder, for its owner. Raises StateError unless it is a phone's folder.
+    """Open the ledger in a phone's folder, for its owner. Raises StateError unless it is a phone's folder.
 
     `make`: a folder that is missing or empty becomes one, as with the phone's first answer.
     """
@@ -106,7 +109,7 @@ def open_ledger(
 
 
 def status(folder: Path, privacy: Privacy, clock: Callable[[], float] = time.time) -> Status:
-    """What the owner may want to know of a phone's folder."""
+    """Collect what the owner may want to know of a phone's folder. Raises StateError unless it is a phone's."""
     with open_ledger(folder, privacy, clock) as ledger:
         start = clock() - PERIOD_DAYS * 86_400
         kinds = Counter(charge.kind for charge in ledger.entries() if charge.at > start)
@@ -132,7 +135,10 @@ def erase(folder: Path, privacy: Privacy) -> list[str]:
 
 
 def _require_phone(path: Path) -> None:
-    """Opening a ledger would make a phone's of any SQLite file: look before. Damage is the ledger's to report."""
+    """Raise StateError for a SQLite file without a phone's tables, which opening a ledger would add to it.
+
+    Damage is left for the ledger to report.
+    """
     connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=rw", uri=True)
     try:
         tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}

@@ -1,4 +1,4 @@
-"""The personal step of a phone without the full model: its cluster's submodel takes the full one's place."""
+"""Do the personal step on a phone without the full model: its cluster's submodel takes the full one's place."""
 
 from __future__ import annotations
 
@@ -28,8 +28,9 @@ def personalise_from_cluster(
     config: Config,
     seed: int = 0,
 ) -> Personalised:
-    """`personalise` with the cluster's submodel as the base: channels, classes and agreement are those of it. The
-    result speaks of the full model's channels and classes; there is always a submodel.
+    """Personalise with the cluster's submodel as the base: agreement is measured with it.
+
+    The result is in terms of the full model's channels and classes; there is always a submodel.
     """
     inner, labels = engine.within(cluster), cluster.classes
     share = cluster.macs_ratio
@@ -53,8 +54,9 @@ def personalise_from_cluster(
 
 
 def cluster_submodel(engine: Engine, offer: Offer, cluster: int, use: Images, config: Config) -> Submodel | None:
-    """The submodel of a cluster's plan, merged on the phone on reference images of its classes and the owner's images;
-    None where there is no plan or no image.
+    """Build the submodel of a cluster's plan on the phone; None where there is no plan or no image.
+
+    Its weights are reconstructed on the owner's images and on reference images of its classes.
     """
     if not 0 <= cluster < len(offer.plans):
         return None
@@ -68,7 +70,7 @@ def cluster_submodel(engine: Engine, offer: Offer, cluster: int, use: Images, co
 
 
 def _narrowed(offer: Offer, cluster: Submodel, groups: ChannelGroups, inner: ChannelGroups) -> Offer:
-    """The offer in the submodel's own channels and classes; its one plan keeps all of them."""
+    """Translate the offer to the submodel's own channels and classes; its one plan keeps all of them."""
     labels = cluster.classes
     reference, known, preference = offer.reference, offer.labels, offer.preference
     if reference is not None and known is not None:
@@ -83,7 +85,7 @@ def _narrowed(offer: Offer, cluster: Submodel, groups: ChannelGroups, inner: Cha
 
 
 def _rows(groups: ChannelGroups, plan: Plan) -> Indices:
-    """Rows of a matrix [F, …] over all filters that `plan` keeps."""
+    """Return the rows of a matrix [F, …] over all filters that `plan` keeps."""
     rows = [
         part.start + plan.kept.get(group.name, np.arange(group.channels))
         for group, part in zip(groups.prunable, layer_slices(groups), strict=True)

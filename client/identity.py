@@ -1,4 +1,4 @@
-"""The phone's lasting signature key: made at first use, kept in its folder for its owner's eyes alone."""
+"""Keep the phone's lasting signature key: made at first use, stored in its folder for its owner's eyes alone."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ _BYTES = 32
 
 
 def identity(folder: Path, random: Callable[[int], bytes] = os.urandom) -> Ed25519PrivateKey:
-    """The Ed25519 key in `folder`, 32 raw bytes of mode 0600. Raises StateError when the file holds something else."""
+    """Return the Ed25519 key in `folder`, a file of 32 raw bytes and mode 0600; it is made if it is missing.
+
+    Raises StateError when the file holds something else.
+    """
     path = folder / IDENTITY_FILE
     if not path.exists():
         clear_leftovers(path)

@@ -1,4 +1,4 @@
-"""Where a phone's unlabelled images come from."""
+"""Give a phone its unlabelled images."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from fedcaptor.common.errors import DataError
 
 
 class ImageFeed(Protocol):
-    """A round's images, uint8 [N, H, W, C]: `use` to learn the owner from, `check` to decide: keep or fall back.
+    """Give a round's images, uint8 [N, H, W, C]: `use` to learn the owner's habits from, `check` as validation set.
 
-    `corrections` [N]: what the owner corrected the prediction of each use image to, -1 where nothing.
+    `corrections` [N]: the label to which the owner corrected the prediction of each use image, -1 where nothing.
     """
 
     def use(self, round: int) -> Images: ...
@@ -28,7 +28,10 @@ class ImageFeed(Protocol):
 
 
 class FolderFeed:
-    """A device's own image folder: a third of the files, by hash of their bytes, is for checking. No labels."""
+    """Read a device's own image folder, without labels: a third of the files, by hash of their bytes, is for checking.
+
+    Raises DataError when a part has no images or one cannot be read.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

@@ -1,4 +1,4 @@
-"""What a phone keeps in its folder of its last personalisation: a note, its own submodel, perhaps its cluster's."""
+"""Store and read what a phone keeps of its last personalisation: a note, its own submodel, perhaps its cluster's."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fedcaptor.common.weights_file import load_state, save_state
 
 
 def keep(folder: Path, engine: Engine, result: Personalised, larger: Submodel | None, base_fetches: int) -> Outcome:
-    """Store what the phone answers with; returns the note of it.
+    """Store what the phone answers with. Returns the note of it.
 
     The submodels come first, then the note that names their digests: after a kill in between they do not fit each
     other, and the phone is without a submodel until it personalises again, which clears what the kill left.
@@ -56,13 +56,13 @@ def keep(folder: Path, engine: Engine, result: Personalised, larger: Submodel | 
 
 
 def holds_full(folder: Path, mode: str) -> bool:
-    """Whether the full model is on the phone under a `fallback.mode`: until there is a submodel, or for good."""
+    """Tell whether the full model is on the phone under a `fallback.mode`: until there is a submodel, or for good."""
     note = Outcome.read(folder)
     return mode == "kept_full" or note is None or note.plan is None
 
 
 def read_models(folder: Path, engine: Engine, mode: str) -> Models:
-    """The models in a phone's folder under a `fallback.mode`."""
+    """Read the models in a phone's folder under a `fallback.mode`."""
     note = Outcome.read(folder)
     if note is None:
         return Models(None, None, np.ones(engine.groups.classes), -math.inf, np.zeros(0, np.int64))

@@ -1,4 +1,4 @@
-"""What a phone learns from its images, and the submodel that it makes of that: all of it that needs an engine."""
+"""Learn from a phone's images and make its submodel: this module does all that needs an engine."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _DOUBT = 0.5  # part of an escalated image that may show a class which the clust
 
 
 class _View:
-    """What a statistic may ask of the phone in one round. The round's images are recorded before anything is asked."""
+    """Give a statistic what it may ask of the phone in one round, whose images are recorded first."""
 
     def __init__(self, learner: Learner, round: int) -> None:
         self._learner, self._round, self._usage = learner, round, learner.usage(round)
@@ -61,7 +61,7 @@ class _View:
 
 @dataclass(frozen=True, eq=False)
 class Learner:
-    """`folder`: the phone's own storage; `engine`: runs the full model; `feed`: the phone's images."""
+    """Hold a phone's storage (`folder`), the `engine` that runs the full model, and the `feed` of its images."""
 
     folder: Path
     engine: Engine
@@ -70,7 +70,7 @@ class Learner:
     durable: bool = True
 
     def vector(self, request: SumRequest, tensors: Tensors) -> npt.NDArray[np.float64]:
-        """The phone's vector in a sum, before clipping and noise. Raises WireError on tensors that do not fit.
+        """Return the phone's vector in a sum, before clipping and noise. Raises WireError on tensors that do not fit.
 
         The personal step of a pending delivery is done first.
         """
@@ -81,18 +81,21 @@ class Learner:
         return statistics.asked(request.kind, tensors).vector(_View(self, request.round), tensors)
 
     def filter_scores(self, round: int) -> FilterScores | None:
-        """How this round's images use the filters; None without images, or where the full model is not on the phone."""
+        """Score the filters on this round's images.
+
+        Returns None without images, or where the full model is not on the phone.
+        """
         images = self.feed.use(round)[: self.config.scores.images]
         if len(images) == 0 or not holds_full(self.folder, self.config.fallback.mode):
             return None
         return self.engine.filter_scores(images)
 
     def outcome(self) -> Outcome | None:
-        """The note of the last personalisation, None before the first."""
+        """Return the note of the last personalisation, None before the first."""
         return Outcome.read(self.folder)
 
     def nearest(self, request: DeliverRequest, tensors: Tensors) -> int:
-        """The cluster whose centroid is nearest. Raises WireError when the offer does not fit the base model."""
+        """Return the cluster whose centroid is nearest. Raises WireError when the offer does not fit the base model."""
         offer = read_offer(request, tensors, self.engine, self.config.personal.tier)
         if len(offer.centroids) == 0:
             raise WireError("missing_tensor", "there is no centroid to choose")
@@ -121,7 +124,7 @@ class Learner:
         pending_delivery.remove(self.folder)
 
     def _personalise(self, request: DeliverRequest, offer: Offer, counts: npt.NDArray[np.float64]) -> None:
-        """From the full model, or from the cluster's submodel where the phone is not to need the full one."""
+        """Personalise from the full model, or from the cluster's submodel where the phone does without the full one."""
         mode, note = self.config.fallback.mode, self.outcome()
         use, check = self.feed.use(request.round), self.feed.check(request.round)
         fetches = note.base_fetches if note else 0
@@ -148,7 +151,7 @@ class Learner:
         )
 
     def usage(self, round: int) -> npt.NDArray[np.float64]:
-        """Usage distribution, this round's images recorded once; all zeros for a phone that has seen nothing."""
+        """Record this round's images once and return the class usage [C]; all zeros for a phone that saw nothing."""
         with self._log() as log:
             if log.last_day < round:
                 corrections = self.feed.corrections(round)
@@ -162,11 +165,11 @@ class Learner:
     def _seen(
         self, round: int, counts: npt.NDArray[np.float64], corrections: npt.NDArray[np.int16]
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
-        """What this round's images probably show [N, C], and the answers that they got [N].
+        """Estimate the classes that this round's images show [N, C], and return the answers that they got [N].
 
-        By the full model's probabilities where the phone has it. Otherwise by its own answers. An escalated image is a
-        miss: the larger model's answer counts for a part, the classes that no model of the phone serves for the rest,
-        for all where nobody answered. A correction settles it.
+        Where the phone has the full model, its probabilities count. Otherwise the phone's own answers do; then of an
+        escalated image the larger model's answer counts for a part, and the classes that no model of the phone serves
+        share the rest, or all where no model answered. A correction by the owner counts whole.
         """
         if holds_full(self.folder, self.config.fallback.mode):
             scores = self.engine.scores(self.feed.use(round))

@@ -1,4 +1,4 @@
-"""The phone's own privacy ledger: what it answered, what that cost, and when it declines.
+"""Keep the phone's own privacy ledger: what it answered, what that cost, and when it declines.
 
 An answer is charged and stored in one transaction before it is sent, so neither a kill nor a server that asks again
 draws a second noise for one charge. Of the owner's classes it holds nothing beyond the answers, noise included.
@@ -63,7 +63,7 @@ _KEPT_ON_ERASE = {"ledger_charges", "ledger_off", "ledger_named"}
 
 @dataclass(frozen=True)
 class Charge:
-    """One answer's price: `at` in seconds since the epoch, `rho` in zCDP; `answered` while the answer is kept.
+    """Record one answer's price: `at` in seconds since the epoch, `rho` in zCDP; `answered` while the answer is kept.
 
     `pure`: the price is √(2ρ) in ε at δ = 0, which is ρ in zCDP (Bun and Steinke 2016, proposition 1.4), but less ε.
     """
@@ -86,7 +86,7 @@ def _checksum(at: float, request: str, spec: str, kind: str, rho: float) -> int:
 
 
 class Ledger(OnPhoneFile):
-    """Charges and answers of one phone in `path` (the usage log may share the file).
+    """Keep charges and answers of one phone in `path` (the usage log may share the file).
 
     Answers are given while ε at `delta` over the last `period_days`, the new answer included, is at most
     `budget_epsilon` (infinite switches the limit off). The price of a sum is that of `min_survivors` replies of which
@@ -140,11 +140,11 @@ class Ledger(OnPhoneFile):
     def answer(
         self, spec: SumSpec, request_digest: str, compute: Callable[[], NDArray[np.uint32]], kind: str | None = None
     ) -> NDArray[np.uint32]:
-        """The reply to a request, uint32 [length]: charged and on the disk before this returns.
+        """Return the reply to a request, uint32 [length]; it is charged and on the disk before this returns.
 
         `compute` encodes it, noise included; it runs outside the transaction, and a result that was not stored is
-        dropped. The same `request_digest` (32 to 64 hex digits) with the same `spec` gets the same values again for
-        no charge while the answer is kept: within the period, the newest 64 and 256 MiB, not erased. Afterwards it is
+        dropped. A repeated `request_digest` (32 to 64 hex digits) with an equal `spec` gets the stored values for no
+        charge while the answer is kept: within the period, the newest 64 and 256 MiB, not erased. Afterwards it is
         a new request with new noise and a new charge. `kind` (default: the sum's name) is shown to the owner.
         Raises PrivacyError when the phone is off, the budget does not allow it or the result breaks the spec; send
         `DECLINED` alone, the text is for the owner. What `compute` raises passes through, and nothing is charged.
@@ -167,17 +167,17 @@ class Ledger(OnPhoneFile):
         return np.frombuffer(blob, "<u4").astype(np.uint32)
 
     def spent(self) -> float:
-        """ε at `delta` of all charges in the period that ends now; 0 for none."""
+        """Return the ε at `delta` of all charges in the period that ends now; 0 for none."""
         with self._file.transaction(write=False) as connection:
             return self._epsilon(self._counted(connection))
 
     def entries(self) -> list[Charge]:
-        """All charges still kept, oldest first; those out of the period no longer count."""
+        """List all charges still kept, oldest first; those out of the period no longer count."""
         with self._file.transaction(write=False) as connection:
             return self._charges(connection)
 
     def times_named(self) -> int:
-        """How often a cluster was named in the period that ends now."""
+        """Return how often a cluster was named in the period that ends now."""
         with self._file.transaction(write=False) as connection:
             return self._times_named(connection)
 
@@ -193,18 +193,19 @@ class Ledger(OnPhoneFile):
 
     @property
     def is_off(self) -> bool:
-        """Whether the owner switched answers off."""
+        """Tell whether the owner switched answers off."""
         with self._file.transaction(write=False) as connection:
             return self._off(connection)
 
     def require_on(self) -> None:
-        """Raises PrivacyError when the owner switched answers off."""
+        """Raise PrivacyError when the owner switched answers off."""
         with self._file.transaction(write=False) as connection:
             self._require_on(connection)
 
     def erase(self) -> None:
-        """Empty every table of the file, a usage log's too, except charges and the switch: erasing refunds nothing. How
-        often a cluster was named stays for the same reason, which one does not.
+        """Empty every table of the file, a usage log's too, except charges and the switch: erasing refunds nothing.
+
+        For this reason it stays known how often a cluster was named, but not which one.
         """
         with self._file.transaction() as connection:
             connection.execute("UPDATE ledger_named SET cluster = NULL")
@@ -222,8 +223,10 @@ class Ledger(OnPhoneFile):
         compute: Callable[[], T],
         keep: Callable[[sqlite3.Connection, T], None],
     ) -> T:
-        """What is `kept`, else what `compute` gives, outside the transaction, once `keep` has stored it. `kept` raises
-        PrivacyError where there is to be no more: before the work, and after it too.
+        """Return what is `kept`, else what `compute` gives once `keep` has stored it.
+
+        `compute` runs outside the transaction. `kept` is asked before and after it, and raises PrivacyError where no
+        further answer is allowed.
         """
         with self._file.transaction(write=False) as connection:
             found = kept(connection)
@@ -243,7 +246,7 @@ class Ledger(OnPhoneFile):
         self._trim(connection)
 
     def _charge(self, connection: sqlite3.Connection, spec: SumSpec, request: str, kind: str) -> int | None:
-        """The number of a new charge. Raises PrivacyError when it does not fit in the budget."""
+        """Store a new charge and return its number. Raises PrivacyError when it does not fit in the budget."""
         return self._insert(connection, request, spec.digest, kind, self._price(connection, spec, kind))
 
     def _insert(self, connection: sqlite3.Connection, request: str, spec: str, kind: str, rho: float) -> int | None:
@@ -268,7 +271,7 @@ class Ledger(OnPhoneFile):
         return blob
 
     def _price(self, connection: sqlite3.Connection, spec: SumSpec, kind: str) -> float:
-        """rho of one answer. Raises PrivacyError when it does not fit in the budget."""
+        """Return the rho of one answer. Raises PrivacyError when it does not fit in the budget."""
         rho = sum_zcdp(spec, self._dishonest)
         self._require_room(connection, kind, rho=rho)
         return rho
@@ -276,7 +279,7 @@ class Ledger(OnPhoneFile):
     def _require_room(
         self, connection: sqlite3.Connection, kind: str, *, rho: float = 0.0, epsilon: float = 0.0
     ) -> None:
-        """Raises PrivacyError when an answer of that zCDP, or of that ε at δ = 0, does not fit in the budget."""
+        """Raise PrivacyError when an answer of that zCDP, or of that ε at δ = 0, does not fit in the budget."""
         charges = self._counted(connection)
         if len(charges) >= MAX_CHARGES:
             raise PrivacyError(f"{DECLINED}: {len(charges)} answers in the period, the bound is {MAX_CHARGES}; wait")
@@ -289,7 +292,7 @@ class Ledger(OnPhoneFile):
             )
 
     def _epsilon(self, charges: list[Charge], rho: float = 0.0) -> float:
-        """ε of the sums together, `rho` more among them, plus that of the pure answers (basic composition)."""
+        """Compose the ε of the sums, `rho` more among them, and add that of the pure answers (basic composition)."""
         sums = math.fsum([rho, *(charge.rho for charge in charges if not charge.pure)])
         return _epsilon(sums, self._delta) + math.fsum(math.sqrt(2 * charge.rho) for charge in charges if charge.pure)
 

@@ -1,7 +1,7 @@
-"""The one answer of a phone that protects itself: drawn once a period, stored and charged before it is sent.
+"""Keep the one local answer of a phone: drawn once a period, stored and charged before it is sent.
 
-Asked again, in another run too, it is sent as it is and reveals nothing more. What the owner meets may change: a new
-answer would be a new charge, so there is none before the period is over.
+When it is asked for again, in another run too, the stored answer is sent, which reveals nothing more. The owner's
+habits may change, but a new answer would be a new charge, so there is none before the period is over.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ KIND = "local"  # as the owner reads it
 
 
 class LocalLedger(Ledger):
-    """The ledger with that answer among the others."""
+    """Extend the ledger by the local answer."""
 
     def local(self, spec: LocalSpec, draw: Callable[[], Bits]) -> bytes:
-        """The period's answer, that of `draw` if there is none yet; on the disk with its charge when this returns.
+        """Return the period's answer, that of `draw` if there is none yet; by then it is on the disk with its charge.
 
         Raises PrivacyError when the phone is off, the budget does not allow it, another question was answered in the
         period, or the answer is erased: any of these would be a second one.

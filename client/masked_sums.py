@@ -1,4 +1,4 @@
-"""Masked sums in progress: what a phone keeps between their steps, charged when its vector leaves, masked.
+"""Keep masked sums in progress on a phone, between their steps, and charge each when its masked vector is sent.
 
 Nothing of the vector leaves a phone before that step, so a sum that ends earlier costs nothing. What an answer depends
 on is on the disk before it is sent: after a restart the phone goes on, and the same request gets the same bytes.
@@ -38,14 +38,14 @@ CREATE TABLE IF NOT EXISTS masked_sums (
 
 @dataclass(frozen=True, eq=False)
 class Side:
-    """One phone in one sum. `seed`: None for the operating system's randomness, else for this very step, simulated."""
+    """Name one phone in one sum. `seed`: None for the operating system's randomness, else a simulated step's seed."""
 
     terms: Terms
     folder: Path
     seed: tuple[int, ...] | None = None
 
     def resume(self, stored: bytes | None) -> PhoneSum:
-        """From what `to_bytes` gave, or from the beginning."""
+        """Go on from what `to_bytes` gave, or start from the beginning."""
         if self.seed is None:
             return PhoneSum(self.terms, identity(self.folder), stored=stored)
         lasting = np.random.default_rng([*self.seed[:-1], *b"identity"]).bytes
@@ -54,17 +54,17 @@ class Side:
 
 
 class MaskedLedger(Ledger):
-    """The ledger with the newest sums in progress: four, of a week at most. `erase` takes them too."""
+    """Extend the ledger by the newest sums in progress: four, of a week at most. `erase` removes them too."""
 
     SCHEMA = (*Ledger.SCHEMA, _TABLE)
 
     def masked(self, digest: str) -> bool:
-        """Whether this phone's vector is in the sum already."""
+        """Tell whether this phone's vector is in the sum already."""
         with self._file.transaction(write=False) as connection:
             return self._charged(connection, digest)
 
     def step(self, spec: SumSpec, kind: str, side: Side, answer: Callable[[PhoneSum], bytes]) -> bytes:
-        """The reply of a step, the next state with it on the disk; charged if it holds the vector.
+        """Return the reply of a step, stored with the next state before it is sent; charged if it holds the vector.
 
         Raises PrivacyError when the phone is off, when the budget does not allow the sum (at its first step already) or
         when the state of a sum that was charged is gone; what `answer` raises passes through. Then nothing changes.

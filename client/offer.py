@@ -1,4 +1,4 @@
-"""What a delivery holds for one phone: checked against its digests and the phone's base model."""
+"""Read what a delivery holds for one phone, checked against its digests and the phone's base model."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from fedcaptor.common.submodel_file import digest as file_digest
 
 @dataclass(frozen=True, eq=False)
 class Offer:
-    """What every phone receives alike: a plan and a usage centroid per cluster, the server's own reference images
-    [R, H, W, C] with labels [R], and which filters serve which classes [F, C] (None: unknown). Where a phone fetches
-    its cluster's `submodel`, plan and centroid are those of this cluster alone.
+    """Hold what every phone receives alike: a plan and a usage centroid per cluster, the server's own reference images
+    [R, H, W, C] with labels [R], and the filter preference [F, C] (None: unknown). Where a phone fetches its cluster's
+    `submodel`, plan and centroid are those of this cluster alone.
     """
 
     plans: Sequence[Plan] = ()
@@ -35,8 +35,9 @@ class Offer:
 
 
 def read_offer(request: DeliverRequest, tensors: Tensors, engine: Engine, tier: str = "") -> Offer:
-    """The offer of a delivery to a phone of `tier`, every plan checked against its digest. Raises WireError when it
-    does not fit.
+    """Read the offer of a delivery to a phone of `tier`, every plan checked against its digest.
+
+    Raises WireError when it does not fit.
     """
     groups = engine.groups
     if request.weights != engine.weights_digest:
@@ -78,7 +79,7 @@ def read_offer(request: DeliverRequest, tensors: Tensors, engine: Engine, tier: 
 
 
 def _with_submodel(offer: Offer, request: DeliverRequest, tensors: Tensors, engine: Engine) -> Offer:
-    """The offer of one cluster, its submodel read from the file. Raises WireError when it does not fit the plan."""
+    """Add a cluster's submodel, read from its file, to the offer. Raises WireError when it does not fit the plan."""
     cluster = request.clusters[0] if len(request.clusters) == 1 else len(offer.centroids)
     file = tensors.get(f"submodel.{cluster}")
     if cluster >= len(offer.centroids) or file is None or len(offer.plans) != 1:

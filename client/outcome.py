@@ -1,4 +1,4 @@
-"""What a phone notes of its last personalisation, in one file of its folder."""
+"""Note the outcome of a phone's last personalisation, in one file of its folder."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Outcome(BaseModel):
-    """`kind`: "personal", "cluster" or "full" (no own submodel: the full model answers). `classes`: the owner's.
+    """Note how the last personalisation ended.
+
+    `kind`: "personal", "cluster" or "full" (no own submodel: the full model answers). `classes`: the owner's.
     `prior` [C]: how likely the owner meets each class. `agreement`: with the full model on check images, and
     `agreement_cluster` that of the cluster's submodel. `threshold`: out-of-set score below which an image is escalated,
     None for none; `escalated`: share of own images that are. `cluster`: the nearest centroid, -1 without any. `macs`,
@@ -46,7 +48,10 @@ class Outcome(BaseModel):
 
     @classmethod
     def read(cls, folder: Path) -> Self | None:
-        """The note in a phone's folder, None before its first personalisation. Raises StateError on a damaged file."""
+        """Read the note in a phone's folder, None before its first personalisation.
+
+        Raises StateError on a damaged file.
+        """
         path = folder / OUTCOME_FILE
         try:
             return cls.model_validate_json(path.read_bytes())
@@ -61,7 +66,7 @@ class Outcome(BaseModel):
             ) from None
 
     def figures(self) -> dict[str, float]:
-        """What a sum over phones may ask for, each in [0, 1]."""
+        """Return what a sum over phones may ask for, each in [0, 1]."""
         return {
             "agreement_cluster": self.agreement_cluster,
             "agreement": self.agreement,

@@ -1,4 +1,4 @@
-"""What a phone believes of its owner: the own classes, how often each is met, the nearest preference cluster."""
+"""Estimate a phone's owner: the own classes, how often each is met, the nearest preference cluster."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ _SMOOTHING = 0.01  # share added to each own class, so that one that was hardly 
 
 @dataclass(frozen=True, eq=False)
 class Owner:
-    """`counts` [C]: uses of each class. `usage` [C]: its distribution, the cluster's centroid as prior. `classes` [k]:
-    the own ones. `cluster`: the nearest centroid, -1 without any.
+    """Hold a phone's estimate of its owner.
+
+    `counts` [C]: uses of each class. `usage` [C]: class usage with the cluster's centroid as prior. `classes` [k]: the
+    own ones. `cluster`: the nearest centroid, -1 without any.
     """
 
     counts: Floats
@@ -28,7 +30,10 @@ class Owner:
 
     @classmethod
     def of(cls, counts: Floats, centroids: npt.NDArray[np.floating], settings: Usage) -> Owner:
-        """Own classes have at least `settings.min_share` of the usage; the most used one is always own."""
+        """Estimate the owner from uses [C] of each class and the `centroids` [K, C].
+
+        Own classes have at least `settings.min_share` of the usage; the most used one is always own.
+        """
         usage = normalise(counts, 0.0)
         cluster = nearest(usage, centroids) if len(centroids) else -1
         if cluster >= 0:
@@ -38,8 +43,9 @@ class Owner:
         return cls(counts, usage, np.sort(own if len(own) else order[:1]), cluster)
 
     def prior(self, inside: float) -> Floats:
-        """How likely each class is [C] of an image that the owner meets: of the own classes, in proportion to their
-        usage, with probability `inside`; of any other class alike with the rest.
+        """Return how likely each class is [C] for an image that the owner meets.
+
+        Own classes share the probability `inside` in proportion to their usage; all others share the rest evenly.
 
         Its logarithm added to a classifier's logits is Bayes' rule for the owner's habits (Saerens et al. 2002).
         """
@@ -50,5 +56,5 @@ class Owner:
         return np.asarray(prior)
 
     def meets(self, probabilities: Floats) -> npt.NDArray[np.bool_]:
-        """Which images [N], given the full model's probabilities [N, C], are of the own classes rather than others."""
+        """Tell which images [N] are rather of own classes than of others, by the full model's probabilities [N, C]."""
         return np.asarray(class_shares(probabilities, self.counts)[:, self.classes].sum(1) > 0.5)

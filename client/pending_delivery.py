@@ -1,4 +1,4 @@
-"""The pending delivery: accepted, its personal step not done yet. One file, removed when that is done."""
+"""Keep the pending delivery, accepted but not personalised with yet, in one file that is removed when it is."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _REQUEST = "request"  # metadata key
 
 
 def store(folder: Path, request: DeliverRequest, tensors: Tensors, durable: bool = True) -> None:
-    """Keep a delivery in place of an earlier one; with `durable` it is there after a power cut too."""
+    """Store a delivery in place of an earlier one; with `durable` it is there after a power cut too."""
     path = folder / DELIVERY_FILE
     folder.mkdir(parents=True, exist_ok=True)
     clear_leftovers(path)
@@ -30,7 +30,7 @@ def store(folder: Path, request: DeliverRequest, tensors: Tensors, durable: bool
 
 
 def read(folder: Path) -> tuple[DeliverRequest, dict[str, npt.NDArray[Any]]] | None:
-    """The pending delivery, None where there is none. Raises StateError when the file is damaged."""
+    """Read the pending delivery, None where there is none. Raises StateError when the file is damaged."""
     path = folder / DELIVERY_FILE
     if not path.exists():
         return None
@@ -43,5 +43,5 @@ def read(folder: Path) -> tuple[DeliverRequest, dict[str, npt.NDArray[Any]]] | N
 
 
 def remove(folder: Path) -> None:
-    """Delete the delivery: its personal step is done."""
+    """Delete the pending delivery, once its personal step is done."""
     (folder / DELIVERY_FILE).unlink(missing_ok=True)

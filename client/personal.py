@@ -1,4 +1,4 @@
-"""The personal step: from a cluster's plan to a submodel of exactly the owner's classes, on the phone alone."""
+"""Do the personal step: make a submodel of exactly the owner's classes from a cluster's plan, on the phone alone."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ from fedcaptor.common.tiers import budget_ladder, fits
 
 @dataclass(frozen=True, eq=False)
 class Personalised:
-    """`kind`: "personal", "cluster" or "full" (nothing smaller was good enough; `submodel` is None).
+    """Hold the result of the personal step.
+
+    `kind`: "personal", "cluster" or "full" (nothing smaller was good enough; `submodel` is None).
 
     `prior` [C]: how likely the owner meets each class; its logarithm is added to logits. `agreement`: with the full
     model limited to the same classes, on check images; `agreement_cluster` that of the cluster's submodel.
@@ -53,15 +55,18 @@ def personalise(
     config: Config,
     seed: int = 0,
 ) -> Personalised:
-    """Refine, check on the owner's own images, keep or fall back; the full model's answers stand for labels."""
+    """Refine a submodel on the `use` images, check it on the `check` images, and keep it or fall back.
+
+    `counts` [C]: uses of each class. The full model's answers stand for labels.
+    """
     owner, groups = Owner.of(counts, offer.centroids, config.usage), engine.groups
     full_use, full_check = engine.scores(use), engine.scores(check)
     calibration = _calibration(offer, owner.classes, use[owner.meets(softmax(full_use))])
     trusted = owner.meets(softmax(full_check))
-    judge = _Judge(owner, owner.prior(config.fallback.own_prior), check[trusted], full_check[trusted])
+    validation = _Validation(owner, owner.prior(config.fallback.own_prior), check[trusted], full_check[trusted])
     start = offer.plans[owner.cluster] if owner.cluster >= 0 and offer.plans else None
     if len(calibration) == 0 or (start is None and not config.personal.enabled):
-        return judge.kept_full()
+        return validation.kept_full()
     evidence = engine.observe(
         owner.classes,
         calibration,
@@ -72,27 +77,29 @@ def personalise(
     )
     kind: Kind = "personal"
     at_cluster = 0.0
-    best, agreement = _smallest_good(engine, evidence, calibration, judge, config, seed)
+    best, agreement = _smallest_good(engine, evidence, calibration, validation, config, seed)
     if start is not None:
         of_cluster = evidence.build(_with_classes(start, _outputs(evidence, groups, config), groups))
-        at_cluster = judge.agreement(of_cluster)
+        at_cluster = validation.agreement(of_cluster)
         good = _too_large(groups, config) or 1 - at_cluster <= 2 * config.personal.tolerance
         if best is None and good and fits(config.own_tier, groups, of_cluster.plan.counts()):
             kind, best, agreement = "cluster", of_cluster, at_cluster
     if best is None:
-        return judge.kept_full(at_cluster)
+        return validation.kept_full(at_cluster)
     best = _refitted(engine, best, owner.classes, offer, calibration)
-    threshold, escalated = judge.threshold(best, config.fallback)
+    threshold, escalated = validation.threshold(best, config.fallback)
     return Personalised(
-        kind, owner.classes, judge.prior, best, agreement, at_cluster, threshold, escalated, owner.cluster
+        kind, owner.classes, validation.prior, best, agreement, at_cluster, threshold, escalated, owner.cluster
     )
 
 
 def _smallest_good(
-    engine: Engine, evidence: Evidence, images: Images, judge: _Judge, config: Config, seed: int
+    engine: Engine, evidence: Evidence, images: Images, validation: _Validation, config: Config, seed: int
 ) -> tuple[Submodel | None, float]:
-    """The smallest rung of the ladder that agrees well enough, and its agreement; the largest may disagree twice as
-    much, on a limited phone as much as it will. Where wanted, one that disagrees too often is tuned on `images`.
+    """Find the submodel of the smallest budget on the ladder that agrees well enough, and its agreement.
+
+    At the largest budget it may disagree twice as much, and without limit on a phone that cannot hold the full model.
+    With `personal.tune_steps`, a submodel that disagrees too often is tuned on `images`.
     """
     settings, groups = config.personal, engine.groups
     budgets = (
@@ -105,23 +112,23 @@ def _smallest_good(
             continue
         last = 1.0 if _too_large(groups, config) else 2 * settings.tolerance
         allowed = last if budget == budgets[-1] else settings.tolerance
-        reached = judge.agreement(candidate)
+        reached = validation.agreement(candidate)
         if 1 - reached > allowed and settings.tune_steps and len(images) > 1:
-            candidate = engine.tuned(candidate, images, judge.images, steps=settings.tune_steps, seed=seed)
-            reached = judge.agreement(candidate)
+            candidate = engine.tuned(candidate, images, validation.images, steps=settings.tune_steps, seed=seed)
+            reached = validation.agreement(candidate)
         if 1 - reached <= allowed:
             return candidate, reached
     return None, 0.0
 
 
 def _too_large(groups: ChannelGroups, config: Config) -> bool:
-    """Whether the full model is too large for this phone's tier."""
+    """Tell whether the full model is too large for this phone's tier."""
     return not fits(config.own_tier, groups, {})
 
 
 @dataclass(frozen=True, eq=False)
-class _Judge:
-    """Holds submodels against the full model's answers `full` [N, C] on check `images` that are of the own classes."""
+class _Validation:
+    """Compare submodels with the full model's logits `full` [N, C] on check `images` that are of the own classes."""
 
     owner: Owner
     prior: Floats
@@ -132,8 +139,9 @@ class _Judge:
         return weighed(submodel, self.prior, self.owner.classes, self.images)
 
     def agreement(self, submodel: Submodel) -> float:
-        """Share of images [0, 1] on which both answer alike, each among the own classes and with the owner's habits
-        as prior; 1 without images: there is nothing to hold against it.
+        """Return the share of images [0, 1] on which both answer alike, among own classes and with the owner's prior.
+
+        It is 1 without images: nothing contradicts the submodel.
         """
         if len(self.images) == 0:
             return 1.0
@@ -142,8 +150,10 @@ class _Judge:
         return float((self._scores(submodel)[0].argmax(1) == expected).mean())
 
     def threshold(self, submodel: Submodel, settings: Fallback) -> tuple[float, float]:
-        """Score below which an image is escalated, such that the wanted share of own images is kept; and the share
-        lost. Read off check images alone: the submodel is surer of the images that it was merged on.
+        """Return the score below which an image is escalated and the share of own images that is.
+
+        The threshold keeps the share `settings.retention` of own images. Check images alone give it: the submodel is
+        surer of the images that its weights were reconstructed on.
         """
         if len(self.images) == 0:
             return -np.inf, 0.0
@@ -153,7 +163,7 @@ class _Judge:
         return threshold, float((scores < threshold).mean())
 
     def kept_full(self, at_cluster: float = 0.0) -> Personalised:
-        """Nothing smaller was good enough."""
+        """Make the result for a phone that keeps the full model, as nothing smaller was good enough."""
         owner = self.owner
         return Personalised("full", owner.classes, self.prior, None, 1.0, at_cluster, -np.inf, 0.0, owner.cluster)
 
@@ -165,13 +175,14 @@ def _calibration(offer: Offer, own: Indices, images: Images) -> Images:
 
 
 def _outputs(evidence: Evidence, groups: ChannelGroups, config: Config) -> Indices:
-    """Classes that the own submodel has outputs for: the owner's, or all that its base has."""
+    """Return the classes that the own submodel has outputs for: the owner's, or all that its base has."""
     return evidence.classes if config.fallback.outputs == "own" else np.arange(groups.classes)
 
 
 def _refitted(engine: Engine, submodel: Submodel, own: Indices, offer: Offer, images: Images) -> Submodel:
-    """With outputs for other classes that were fitted on reference images of these too; as merged where there are none.
-    `images`: of the own classes.
+    """Fit a submodel's outputs for other classes on their reference images and on `images` of the own classes.
+
+    Without such outputs or reference images the submodel is returned as it is.
     """
     others = np.setdiff1d(submodel.classes, own)
     if len(others) == 0 or offer.reference is None or offer.labels is None:
@@ -180,5 +191,5 @@ def _refitted(engine: Engine, submodel: Submodel, own: Indices, offer: Offer, im
 
 
 def _with_classes(start: Plan, classes: Indices, groups: ChannelGroups) -> Plan:
-    """The plan's channels with these outputs."""
+    """Return the plan with outputs for `classes` in place of its own."""
     return Plan.of(groups, {**start.kept, groups.output.name: classes})

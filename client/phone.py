@@ -1,4 +1,4 @@
-"""One phone: what it keeps in its folder, what it answers. Knows nothing of Flower."""
+"""Run one phone: what it answers and what it keeps in its folder. Nothing here knows Flower."""
 
 from __future__ import annotations
 
@@ -34,8 +34,10 @@ L = TypeVar("L", bound=Ledger)
 
 @dataclass(frozen=True, eq=False)
 class Phone:
-    """`folder`: the phone's own storage. `learner`: called by the thread that answers where an answer needs the
-    network. `seed` None: noise from the operating system's generator; a number: from a seeded one, in simulation only.
+    """Answer the server's requests as one phone.
+
+    `folder`: the phone's own storage. `learner`: called by the thread that answers where an answer needs the network.
+    `seed` None: noise from the operating system's generator; a number: from a seeded one, in simulation only.
     `timing`: of replies whose work takes longer for some owners than for others.
     """
 
@@ -47,7 +49,7 @@ class Phone:
     timing: ReplyTiming = field(default_factory=ReplyTiming)
 
     def answer(self, request: SumRequest, tensors: Tensors) -> npt.NDArray[np.uint32]:
-        """This phone's encoded vector; the same request gets the same bytes and is charged once.
+        """Return this phone's encoded vector; a repeated request gets equal bytes and is charged once.
 
         Raises PrivacyError when the phone declines.
         """
@@ -63,7 +65,7 @@ class Phone:
             return ledger.answer(spec, digest, lambda: self._encoded(request, tensors), request.kind)
 
     def masked(self, request: MaskedRequest, tensors: Tensors) -> npt.NDArray[np.uint8]:
-        """This phone's message in one step of a masked sum; the same request gets the same bytes.
+        """Return this phone's message in one step of a masked sum; a repeated request gets equal bytes.
 
         The sum is charged once, when the masked vector leaves. Raises PrivacyError when the phone declines.
         """
@@ -94,7 +96,7 @@ class Phone:
         return np.frombuffer(reply, np.uint8)
 
     def local(self, request: LocalRequest) -> Bits:
-        """This phone's own randomised answer, packed bits; whoever asks again gets the same, charged once.
+        """Return this phone's own randomised answer, packed bits; it is charged once and sent again to whoever asks.
 
         Raises PrivacyError when the phone declines.
         """
@@ -116,11 +118,11 @@ class Phone:
             return np.frombuffer(ledger.local(spec, draw), np.uint8)
 
     def deliver(self, request: DeliverRequest, tensors: Tensors) -> int | None:
-        """Take what the server offers and personalise; returns the cluster when the server asks for it.
+        """Store what the server offers and personalise with it. Returns the cluster when the server asks for it.
 
-        What of it is not done when the reply is due is done with the next vector. Raises WireError when the offer does
-        not fit this phone's base model, PrivacyError when the server asks for the cluster of a phone that was
-        configured to slice for itself, or asks too often.
+        A personal step that is not done when the reply is due is done with the next vector. Raises WireError when the
+        offer does not fit this phone's base model, PrivacyError when the server asks for the cluster of a phone that
+        was configured to slice for itself, or asks too often.
         """
         if (request.mode == "plan") != (self.config.delivery.mode == "plan"):
             raise PrivacyError(f"delivery is by {request.mode}, must be by {self.config.delivery.mode}: declined")
@@ -134,7 +136,7 @@ class Phone:
             return ledger.named(digest, most, lambda: self.learner().nearest(request, tensors))
 
     def _check_promises(self, spec: SumSpec) -> None:
-        """What this phone was configured to insist on, whatever the server asks."""
+        """Raise PrivacyError for a sum that breaks what this phone was configured to insist on."""
         if spec.noise_multiplier == 0 and self.config.privacy.noise:
             raise PrivacyError("the sum has no noise: declined")
         if spec.small_cohorts and not self.config.testing.small_cohorts:
@@ -146,7 +148,10 @@ class Phone:
         return phone_ledger(self.folder, self.config.privacy, kind, durable=self.durable)
 
     def _ledger_of_sum(self, kind: type[L], spec: SumSpec) -> L:
-        """Raises PrivacyError for a sum without noise on a phone that is switched off: another file has the switch."""
+        """Open the ledger that a sum is charged to; sums without noise have one of their own.
+
+        Raises PrivacyError for a sum without noise on a phone that is switched off: the lasting ledger has the switch.
+        """
         if spec.noise_multiplier > 0 or self.seed is not None:  # a simulated phone's folder goes with its run
             return self._ledger(kind)
         with self._ledger(Ledger) as lasting:
@@ -154,7 +159,7 @@ class Phone:
         return phone_ledger(self.folder, self.config.privacy, kind, durable=self.durable, noise_free=True)
 
     def _encoded(self, request: SumRequest, tensors: Tensors) -> npt.NDArray[np.uint32]:
-        """The vector with this phone's share of the noise."""
+        """Return the vector with this phone's share of the noise."""
         noise = self._noise(request_digest(request, tensors))
         return encode(self.learner().vector(request, tensors), request.sum.spec(), noise)
 

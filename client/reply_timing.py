@@ -1,4 +1,4 @@
-"""Replies that leave at a fixed time, so that how long the work took tells nobody anything."""
+"""Send replies at a fixed time, so that how long the work took tells nobody anything."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ReplyTiming:
-    """`seconds` from a request to its reply, 0: as soon as all is done."""
+    """Time replies: `seconds` pass from a request to its reply; 0: it is sent as soon as all is done."""
 
     seconds: float = 0.0
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
 
     def reply(self, answer: Callable[[], T], rest: Callable[[], None] | None = None) -> T:
-        """What `answer` gives or raises, `seconds` after the call; later only if `answer` itself takes longer.
+        """Return or raise what `answer` does, `seconds` after the call; later only if `answer` itself takes longer.
 
         `rest` is done in between and changes nothing of that: what it raises is logged, and when the time is over it is
-        left alone. The process may end in the middle of it. With 0 seconds it is done before the reply, and may raise.
+        left running. The process may end in the middle of it. With 0 seconds it runs before the reply, and may raise.
         """
         due, done = self.clock() + self.seconds, True
         try:
@@ -42,7 +42,7 @@ class ReplyTiming:
                 self.sleep(left)
 
     def _meanwhile(self, rest: Callable[[], None], due: float) -> bool:
-        """Whether `rest` ended in time."""
+        """Run `rest` until it ends or `due` is reached. Returns whether it ended in time."""
         if not self.seconds:
             rest()
             return True

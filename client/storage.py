@@ -1,4 +1,4 @@
-"""The one SQLite file in which a phone keeps its state; usage log and ledger share it."""
+"""Keep a phone's state in one SQLite file, which usage log and ledger share."""
 
 import os
 import sqlite3
@@ -16,7 +16,7 @@ _CHECKED_BYTES = 4 << 20  # larger files are not checked whole on opening
 
 
 class PhoneFile:
-    """One SQLite file with the phone's state, for its owner's eyes alone (mode 0600, erased rows overwritten).
+    """Open one SQLite file with the phone's state, for its owner's eyes alone (mode 0600, erased rows overwritten).
 
     A transaction is whole or absent after a kill at any moment; with `durable` after a power cut too (off in
     simulations). `schema` is one statement each. Errors of the file are StateError with its name and the remedy.
@@ -56,7 +56,7 @@ class PhoneFile:
 
     @contextmanager
     def transaction(self, write: bool = True) -> Iterator[sqlite3.Connection]:
-        """All or nothing of what is executed inside; committed, with `durable` on the disk, when it returns."""
+        """Commit all that is executed inside, or nothing; with `durable` it is on the disk when this returns."""
         with self._lock, self._errors():
             self._connection.execute("BEGIN IMMEDIATE" if write else "BEGIN")
             try:
@@ -68,14 +68,14 @@ class PhoneFile:
                 raise
 
     def damaged(self, detail: str) -> StateError:
-        """The error for content that breaks a rule of the file."""
+        """Make the error for content that breaks a rule of the file."""
         return StateError(
             f"{self.path} is damaged ({detail}); restore a backup, or move it away to start empty and, because the "
             "privacy charges in it are lost, stay out of sums for one budget period"
         )
 
     def close(self) -> None:
-        """Give the file back; closing twice is fine."""
+        """Close the file; closing twice is fine."""
         self._connection.close()
 
     @contextmanager
@@ -95,12 +95,12 @@ class PhoneFile:
 
 
 class OnPhoneFile:
-    """What is kept in `_file`: a context manager that gives it back."""
+    """Base of what is kept in `_file`: a context manager that closes it."""
 
     _file: PhoneFile
 
     def close(self) -> None:
-        """Give the file back."""
+        """Close the file."""
         self._file.close()
 
     def __enter__(self) -> Self:

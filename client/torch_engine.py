@@ -1,4 +1,4 @@
-"""The engine of a phone that runs PyTorch: `fedcaptor.client.engine` by `fedcaptor.common.torch_engine`."""
+"""Implement the engine of a phone with PyTorch: `fedcaptor.client.engine` by `fedcaptor.common.torch_engine`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from fedcaptor.common.torch_engine.scores import normalised, taylor_scores
 
 @lru_cache(maxsize=2)
 def load_base(weights: Path, name: str, input_shape: tuple[int, int, int]) -> BaseModel:
-    """The base model in memory, loaded once a process."""
+    """Return the base model in memory, loaded once a process."""
     torch.set_num_threads(1)  # results do not depend on the machine's cores, and phones run side by side
     return BaseModel.load(weights, name, input_shape)
 
@@ -37,7 +37,7 @@ _thread = threading.local()
 
 
 def of_this_thread(base: BaseModel) -> TorchEngine:
-    """An engine with a network of the calling thread's own: hooks live on it, phones answer side by side."""
+    """Return an engine with a network of the calling thread's own: it carries hooks, and phones answer side by side."""
     if getattr(_thread, "origin", None) is not base:
         torch.set_num_threads(1)  # holds for the calling thread
         _thread.origin, _thread.own = base, TorchEngine(replace(base, module=base.rebuild(base.state)))
@@ -47,7 +47,7 @@ def of_this_thread(base: BaseModel) -> TorchEngine:
 
 @dataclass(frozen=True, eq=False)
 class TorchEvidence:
-    """Evidence gathered by hooks on the network."""
+    """Hold evidence that hooks on the network gathered."""
 
     gathered: prune.Evidence
 
@@ -65,7 +65,7 @@ class TorchEvidence:
 
 @dataclass(frozen=True, eq=False)
 class TorchEngine:
-    """`base`: the full network. One thread at a time may call: evidence and scores put hooks on it."""
+    """Run the full network `base`. One thread at a time may call: evidence and scores put hooks on it."""
 
     base: BaseModel
 

@@ -1,6 +1,6 @@
-"""The phone's own log of what its owner meets: decaying weights per class in one SQLite file, no history.
+"""Log what a phone's owner meets: decaying weights per class in one SQLite file, no history.
 
-The ledger may share the file. It never leaves the phone.
+The ledger may share the file. The log never leaves the phone.
 """
 
 import sqlite3
@@ -35,7 +35,7 @@ CREATE TABLE IF NOT EXISTS usage_log (
 
 @dataclass(frozen=True)
 class _State:
-    """The one row of the log; `weights` and `mark` are float64 [classes]."""
+    """Hold the one row of the log; `weights` and `mark` are float64 [classes]."""
 
     weights: NDArray[np.float64]
     mark: NDArray[np.float64] | None = None
@@ -56,7 +56,7 @@ def _checksum(weights: bytes, mark: bytes | None, counters: tuple[int, ...]) -> 
 
 
 def remembered(weights: NDArray[np.float64], shares: NDArray[np.float64], half_life: float) -> NDArray[np.float64]:
-    """Decayed weights [classes] after further predictions `shares` [n, classes], in the order they were made."""
+    """Return weights [classes] decayed by further predictions `shares` [n, classes], in the order they were made."""
     n, decay = len(shares), 2.0 ** (-1 / half_life)
     fresh = decay ** np.arange(n - 1, -1, -1, dtype=np.float64) @ shares
     weights = weights * decay**n + fresh
@@ -65,7 +65,7 @@ def remembered(weights: NDArray[np.float64], shares: NDArray[np.float64], half_l
 
 
 class UsageLog(OnPhoneFile):
-    """Decaying weight of each class among the phone's predictions, kept in `path` (the ledger may share the file).
+    """Keep a decaying weight of each class among the phone's predictions in `path` (the ledger may share the file).
 
     Every prediction multiplies all weights by 2**(-1 / half_life) and adds 1 to its class, so their sum stays below
     1 + half_life / ln 2 and the file holds O(classes) numbers for ever. `half_life` is in predictions and may change
@@ -126,7 +126,7 @@ class UsageLog(OnPhoneFile):
             )
 
     def correct(self, old_label: int, new_label: int) -> float:
-        """Move one prediction's weight, or what is left of it, to the class the owner named; returns the weight moved.
+        """Move one prediction's weight, or what is left of it, to the class the owner named. Returns the weight moved.
 
         Raises DataError when a label is out of bounds.
         """
@@ -144,26 +144,29 @@ class UsageLog(OnPhoneFile):
         return moved
 
     def counts(self) -> NDArray[np.float64]:
-        """Decayed weights, float64 [classes], in predictions."""
+        """Return the decayed weights, float64 [classes], in predictions."""
         return self._state().weights
 
     def distribution(self, smoothing: float = 0.0) -> NDArray[np.float64]:
-        """Share of each class, float64 [classes]; `smoothing` in predictions per class. Uniform for an empty log."""
+        """Return each class's share, float64 [classes]: uniform for an empty log.
+
+        `smoothing` is in predictions per class.
+        """
         return normalise(self.counts(), smoothing)
 
     def mark(self) -> None:
-        """Remember the weights of now as those of the last personalisation."""
+        """Remember the present weights as those of the last personalisation."""
         with self._file.transaction() as connection:
             old = self._load(connection)
             self._store(connection, replace(old, mark=old.weights))
 
     @property
     def marked(self) -> bool:
-        """Whether a personalisation was ever finished."""
+        """Tell whether a personalisation was ever finished."""
         return self._state().mark is not None
 
     def drift(self, smoothing: float = 0.0) -> float:
-        """Jensen–Shannon divergence in bits, 0 to 1, between the mark's distribution and now; 0 without a mark."""
+        """Return the Jensen–Shannon divergence in bits, 0 to 1, of usage now and at the mark; 0 without a mark."""
         state = self._state()
         if state.mark is None:
             return 0.0
@@ -171,7 +174,7 @@ class UsageLog(OnPhoneFile):
 
     @property
     def last_day(self) -> int:
-        """The newest day on which something was recorded, -1 for an empty log."""
+        """Return the newest day on which something was recorded, -1 for an empty log."""
         return self._state().last_day
 
     def _check_label(self, label: int) -> None:

@@ -1,4 +1,4 @@
-"""Names for the array types that modules have in common."""
+"""Name the array types that modules have in common."""
 
 from __future__ import annotations
 

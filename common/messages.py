@@ -1,4 +1,4 @@
-"""Headers of the messages between server and phone, and the tensors that each may carry.
+"""Define the headers of the messages between server and phone, and the tensors that each may carry.
 
 Every field is bounded and unknown fields are refused. A change of meaning raises `VERSION`.
 """
@@ -30,16 +30,16 @@ REASONS: Mapping[str, str] = MappingProxyType(
         "malformed": "a record, header or field is not what the schema says",
         "oversized": "a header, tensor or message is above its bound",
         "nan": "a tensor holds a value that is not finite",
-        "wrong_kind": "another message than the expected one",
-        "wrong_version": "another version of this schema",
-        "wrong_run": "of another run",
-        "wrong_round": "of another round",
-        "wrong_digest": "of another sum, plan, submodel or base model",
-        "replayed": "a reply to another request, or a second reply to this one",
-        "unexpected_tensor": "a tensor that does not belong to the message",
-        "missing_tensor": "a tensor that the message needs is not there",
-        "wrong_dtype": "a tensor of another type",
-        "wrong_shape": "a tensor whose shape does not fit its bytes or the model",
+        "wrong_kind": "the message is of another kind than the expected one",
+        "wrong_version": "the message follows another version of this schema",
+        "wrong_run": "the message belongs to another run",
+        "wrong_round": "the message belongs to another round",
+        "wrong_digest": "the message is for another sum, plan, submodel or base model",
+        "replayed": "the reply answers another request, or is a second one to this request",
+        "unexpected_tensor": "the message holds a tensor that does not belong to it",
+        "missing_tensor": "the message lacks a tensor that it needs",
+        "wrong_dtype": "a tensor has another type than its rule allows",
+        "wrong_shape": "a tensor has a shape that does not fit its bytes or the model",
         "unknown_node": "the sender was not asked",
     }
 )
@@ -63,7 +63,7 @@ Kind = Annotated[str, AfterValidator(_known), Field(json_schema_extra={"enum": l
 
 @dataclass(frozen=True)
 class TensorRule:
-    """What a named tensor may be. A name that ends in `.*` stands for numbered tensors: `plan.0`, `plan.1`."""
+    """Bound a named tensor. A name that ends in `.*` stands for numbered tensors: `plan.0`, `plan.1`."""
 
     dtypes: tuple[str, ...]
     max_elements: int
@@ -78,29 +78,31 @@ def _rules(**rules: TensorRule) -> Rules:
 
 
 class Body(BaseModel):
-    """Base of all parts of a header: frozen, strict, nothing unknown."""
+    """Base of all parts of a header: they are frozen and strict, and refuse unknown fields."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class Header(Body):
-    """Base of all headers; `TENSORS` names what may travel with it."""
+    """Base of all headers; `TENSORS` names the tensors that may travel with one."""
 
     TENSORS: ClassVar[Rules] = _rules()
 
-    version: Literal[3] = Field(VERSION, description="of this schema")
+    version: Literal[3] = Field(VERSION, description="version of this schema")
     run: Digest = Field(description="names the run: configuration, network, weights, phones")
     round: Annotated[int, Field(ge=0, le=1_000_000, description="counts from 1")]
-    request: Annotated[str, Field(pattern=r"^[0-9a-f]{32,64}$", description="the same for the same question")]
+    request: Annotated[
+        str, Field(pattern=r"^[0-9a-f]{32,64}$", description="names a question; asking again repeats it")
+    ]
 
     @property
     def group(self) -> str:
-        """Names messages that belong together."""
+        """Return a name that messages which belong together share."""
         return f"{self.round}/{self.request[:16]}"
 
 
 class SumFields(Body):
-    """The fields of a `SumSpec` on the wire; `spec()` applies its privacy checks."""
+    """Carries the fields of a `SumSpec`; `spec()` applies its privacy checks."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$")]
     length: Annotated[int, Field(ge=1, le=MAX_LENGTH)]
@@ -116,19 +118,19 @@ class SumFields(Body):
 
     @classmethod
     def of(cls, spec: SumSpec) -> Self:
-        """The wire form of `spec`."""
+        """Make the wire form of `spec`."""
         return cls(**{name: getattr(spec, name) for name in cls.model_fields})
 
     def spec(self) -> SumSpec:
-        """The checked value; raises PrivacyError when the sum is not safe."""
+        """Return the checked value; raises PrivacyError when the sum is not safe."""
         return SumSpec(**self.model_dump())
 
 
 class SumRequest(Header):
-    """Server to phone: add your vector to one plain sum, which shows it to the server.
+    """The server asks a phone to add its vector to one plain sum, in which the server sees each vector.
 
-    `centroids` [K, classes]: usage and outcome sums hold a block per cluster; a usage sum without them asks for class
-    co-occurrence. `pool` [F]: cluster of each filter, for a sum of scores.
+    `centroids` [K, classes]: usage and outcome sums hold a block for each cluster; a usage sum without them asks for
+    class co-occurrence. `pool` [F]: cluster of each filter, for a sum of scores.
     """
 
     TENSORS: ClassVar[Rules] = _rules(
@@ -142,7 +144,7 @@ class SumRequest(Header):
 
 
 class SumReply(Header):
-    """Phone to server: the encoded vector, with the phone's share of the noise."""
+    """The phone sends its encoded vector, with its share of the noise."""
 
     TENSORS: ClassVar[Rules] = _rules(values=TensorRule(("uint32",), MAX_LENGTH, required=True))
 
@@ -152,17 +154,17 @@ class SumReply(Header):
 
     @classmethod
     def to(cls, request: SumRequest) -> Self:
-        """The header that answers `request`."""
+        """Make the header that answers `request`."""
         digest = request.sum.spec().digest
         return cls(run=request.run, round=request.round, request=request.request, kind=request.kind, sum_digest=digest)
 
 
 class MaskedRequest(Header):
-    """Server to phone: the next of six steps of one masked sum.
+    """The server asks a phone for the next of the six steps of one masked sum.
 
     `secure`: the step's message to this very phone, laid out in `common/secure/messages.py`. Step 3 brings what the
-    vector depends on, `centroids` and `pool` as in `sum_request`, by the digest that every step names. All but `step`
-    and tensors is the same in all steps, and all keys and signatures are bound to it.
+    vector depends on, `centroids` and `pool` as in `sum_request`; every step names their digest. Only `step` and the
+    tensors differ between steps: keys and signatures are bound to all the rest.
     """
 
     TENSORS: ClassVar[Rules] = _rules(
@@ -174,9 +176,9 @@ class MaskedRequest(Header):
     message: Literal["masked_request"] = "masked_request"
     kind: Kind
     sum: SumFields
-    attempt: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$", description="a number used once: another sum of its own")]
+    attempt: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$", description="used once: each try is a sum of its own")]
     step: Annotated[int, Field(ge=0, lt=STEPS, description="counts from 0")] = 0
-    tensors: Digest = Field(description="of `centroids` and `pool`")
+    tensors: Digest = Field(description="digest of `centroids` and `pool`")
     dropout: Annotated[float, Field(ge=0, le=0.5, allow_inf_nan=False, description="share of phones that may be lost")]
     corrupted: Annotated[
         float, Field(ge=0, le=0.5, allow_inf_nan=False, description="share that may side with the server")
@@ -187,19 +189,19 @@ class MaskedRequest(Header):
         return f"{super().group}/{self.attempt[-16:]}/{self.step}"
 
     def terms(self) -> Terms:
-        """What phone and server must agree on. Raises PrivacyError on values that no masked sum can have."""
+        """Return what phone and server must agree on. Raises PrivacyError on values that no masked sum can have."""
         digest = hashlib.sha256(self.model_dump_json(exclude={"step"}).encode()).hexdigest()
         return Terms.of(self.sum.spec(), digest, self.dropout, self.corrupted)
 
     def question(self, tensors: Mapping[str, NDArray[Any]]) -> SumRequest:
-        """The request of the plain sum that this one hides. Raises WireError on other tensors than were announced."""
+        """Return the plain sum's request that this one stands for. Raises WireError on other tensors than announced."""
         if digest_of({name: tensors[name] for name in tensors.keys() & SumRequest.TENSORS.keys()}) != self.tensors:
             raise WireError("wrong_digest", "centroids or pool are not those that the sum was announced with")
         return SumRequest(run=self.run, round=self.round, request=self.request, kind=self.kind, sum=self.sum)
 
 
 class MaskedReply(Header):
-    """Phone to server: its message of a step; in step 3 it holds the masked vector."""
+    """The phone sends its message of a step; in step 3 it holds the masked vector."""
 
     TENSORS: ClassVar[Rules] = _rules(secure=TensorRule(("uint8",), 4 * MAX_LENGTH + (1 << 16), required=True))
 
@@ -208,15 +210,15 @@ class MaskedReply(Header):
 
     @classmethod
     def to(cls, request: MaskedRequest) -> Self:
-        """The header that answers `request`."""
+        """Make the header that answers `request`."""
         return cls(run=request.run, round=request.round, request=request.request, step=request.step)
 
 
 class LocalRequest(Header):
-    """Server to phone: an answer that is private by itself, to be seen alone. No masks, no cohort.
+    """The server asks a phone for an answer that is private by itself and may be seen alone: no masks, no cohort.
 
-    A bit for each of the `classes`·(`classes` + 1) / 2 unordered pairs: it is one with probability `present` where the
-    phone drew the pair from its usage, and `absent` elsewhere. ε is what these two come to.
+    The answer has a bit for each of the `classes`·(`classes` + 1) / 2 unordered pairs of classes: it is one with
+    probability `present` for the pair that the phone drew from its usage, and `absent` elsewhere. These two give ε.
     """
 
     message: Literal["local_request"] = "local_request"
@@ -225,12 +227,12 @@ class LocalRequest(Header):
     absent: Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
 
     def spec(self) -> LocalSpec:
-        """The checked value; raises PrivacyError when the answer would protect nothing."""
+        """Return the checked value; raises PrivacyError when the answer would protect nothing."""
         return LocalSpec(self.classes, self.present, self.absent)
 
 
 class LocalReply(Header):
-    """Phone to server: its bits, drawn once and sent again to whoever asks. `answer`: packed, first bit highest."""
+    """The phone sends its bits, drawn once and sent again to whoever asks. `answer`: packed, first bit highest."""
 
     TENSORS: ClassVar[Rules] = _rules(
         answer=TensorRule(("uint8",), MAX_CLASSES * (MAX_CLASSES + 1) // 16, required=True)
@@ -240,16 +242,19 @@ class LocalReply(Header):
 
     @classmethod
     def to(cls, request: LocalRequest) -> Self:
-        """The header that answers `request`."""
+        """Make the header that answers `request`."""
         return cls(run=request.run, round=request.round, request=request.request)
 
 
 class DeliverRequest(Header):
-    """Server to phone. `plan`: the plans of all clusters; `choose`: name the nearest centroid; `submodel`: the file.
+    """The server offers a phone submodels, in one of three modes.
+
+    `plan` brings the plans of all clusters; `choose` asks for the nearest centroid; `submodel` brings the file of the
+    cluster that the phone chose.
 
     `reference` [R, H, W, C] with `reference_labels` [R]: the server's own images. `preference` [F, classes]: which
     filters serve which classes. `plan.n`: kept channels of cluster n, packed bits over all groups. `submodel.n`:
-    safetensors bytes, padded to a size bucket by white space in their header. `digests`: of each cluster's plan, of
+    safetensors bytes, padded to a size bucket by white space in their header. `digests`: of each cluster's plan, or of
     plan and file together where the file is sent. With `tiers` (names of all device tiers) n is cluster · number of
     tiers + tier, and `clusters` holds these numbers.
     """
@@ -265,7 +270,7 @@ class DeliverRequest(Header):
 
     message: Literal["deliver_request"] = "deliver_request"
     mode: Literal["plan", "choose", "submodel"]
-    weights: Digest = Field(description="of the base model's weights: a phone with others refuses the delivery")
+    weights: Digest = Field(description="digest of the base model's weights: a phone with others refuses the delivery")
     clusters: Annotated[tuple[Annotated[int, Field(ge=0, lt=MAX_PLANS)], ...], Field(max_length=MAX_PLANS)]
     digests: Annotated[tuple[Digest, ...], Field(max_length=MAX_PLANS)]
     tiers: Annotated[tuple[TierName, ...], Field(max_length=MAX_TIERS)] = ()
@@ -278,7 +283,7 @@ class DeliverRequest(Header):
 
 
 class DeliverReply(Header):
-    """Phone to server: whether the delivery arrived whole. `cluster` answers `choose` alone: the leak of that mode."""
+    """The phone tells whether it accepts the delivery. `cluster` answers `choose` alone, and no ε protects it."""
 
     message: Literal["deliver_reply"] = "deliver_reply"
     accepted: bool
@@ -286,12 +291,12 @@ class DeliverReply(Header):
 
 
 def digest_of(tensors: Mapping[str, NDArray[Any]]) -> str:
-    """SHA-256 (hex) of named tensors, their types and shapes."""
+    """Return the SHA-256 (hex) of named tensors, their types and shapes."""
     return _with_tensors(hashlib.sha256(), tensors)
 
 
 def request_digest(request: SumRequest | DeliverRequest, tensors: Mapping[str, NDArray[Any]]) -> str:
-    """SHA-256 (hex) of the whole request: a request that differs in anything is another one."""
+    """Return the SHA-256 (hex) of the whole request: one that differs in anything is another request."""
     asked = {name: tensors[name] for name in tensors.keys() & request.TENSORS.keys()}
     return _with_tensors(hashlib.sha256(request.model_dump_json().encode()), asked)
 

@@ -1,4 +1,4 @@
-"""docs/messages.md, made from the schema itself: what is not in the code is not on the page."""
+"""Write docs/messages.md from the schema itself: what is not in the code is not on the page."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fedcaptor.common.privacy.sums import MAX_LENGTH, MIN_COHORT, SumSpec
 
 
 def reference_page() -> str:
-    """docs/messages.md."""
+    """Return the text of docs/messages.md."""
     headers = [_message(header) for header in _defined(Header)]
     bodies = [_part(body) for body in _defined(Body) if body is not Header]
     parts = [_introduction(), _limits(), *headers, *bodies, _reasons()]
@@ -20,7 +20,7 @@ def reference_page() -> str:
 
 
 def _defined(base: type[Body]) -> list[type[Any]]:
-    """Classes of the schema directly below `base`, in their order."""
+    """List the classes of the schema directly below `base`, in their order."""
     return [found for found in base.__subclasses__() if found.__module__ == messages.__name__]
 
 
@@ -100,7 +100,7 @@ def _tensors(rules: Rules) -> list[str]:
 
 
 def _type(field: Mapping[str, Any]) -> str:
-    """One JSON schema in words."""
+    """Describe one JSON schema in words."""
     if "$ref" in field:
         return f"`{field['$ref'].rpartition('/')[2]}`, see below"
     if "anyOf" in field:

@@ -1,4 +1,4 @@
-"""A plan as packed bits, the form in which it travels and is stored: one size for every plan of a network."""
+"""Pack a plan into bits, as it travels and is stored: all plans of a network have one size."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fedcaptor.common.groups import ChannelGroups
 
 
 def pack_plan(kept: Mapping[str, Array], groups: ChannelGroups) -> Bits:
-    """One bit for each channel of each group, the output layer's classes included: uint8 [⌈channels / 8⌉].
+    """Pack one bit for each channel of each group, the output layer's classes included: uint8 [⌈channels / 8⌉].
 
     `kept` maps a group's name to its kept channels; a group that is absent keeps all.
     """
@@ -20,7 +20,7 @@ def pack_plan(kept: Mapping[str, Array], groups: ChannelGroups) -> Bits:
 
 
 def unpack_plan(packed: Array, groups: ChannelGroups) -> dict[str, Array]:
-    """The inverse of `pack_plan`. Raises ValueError when there are fewer bits than channels."""
+    """Return the kept channels by group that `pack_plan` packed. Raises ValueError on fewer bits than channels."""
     channels = [g.channels for g in groups.groups]
     bits = np.unpackbits(packed, count=sum(channels)).astype(bool)
     parts = np.split(bits, np.cumsum(channels)[:-1])

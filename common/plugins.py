@@ -1,4 +1,4 @@
-"""Parts that users bring: objects of their own modules, named in their own configuration as `package.module:object`.
+"""Import users' own parts: objects of their modules, which their configuration names as `package.module:object`.
 
 A name is imported, so it must come from whoever runs the process: a configuration file, an option, a call. Nothing that
 arrives in a message or lies in a weights file is ever resolved here.
@@ -18,12 +18,12 @@ _NAME = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)*:[^\W\d]\w*")
 
 
 def is_own(name: str) -> bool:
-    """Whether a configured name is `package.module:object`, not the name of a shipped part."""
+    """Tell whether a configured name is `package.module:object`, not the name of a shipped part."""
     return _NAME.fullmatch(name) is not None
 
 
 def resolve(name: str, key: str, known: str, error: type[FedcaptorError] = ConfigError) -> Any:
-    """The object that `package.module:object` names, imported with the current directory on the path.
+    """Import the object that `package.module:object` names, with the current directory on the path.
 
     `key`: what was configured, and `known`: what else may be given there, both for the message. Raises `error` when the
     name has another form, the module cannot be imported or has no such object.

@@ -1,7 +1,7 @@
-"""The random streams of a run by name, so that no two of them draw the same values.
+"""Name the random streams of a run, so that no two of them draw equal values.
 
 A numbered stream is numpy's default generator, seeded with the words [seed of the run, number of the stream, keys …].
-`numpy.random.SeedSequence` pads short seeds with zeros: [s, 4] and [s, 4, 0] give the same draws. Therefore a number
+`numpy.random.SeedSequence` pads short seeds with zeros: [s, 4] and [s, 4, 0] give equal draws. Therefore a number
 stands for one name alone, and each name has a fixed number of keys.
 
 Some streams have no number, because their keys tell them apart: the sample of phones that a sum asks, a simulated
@@ -23,7 +23,7 @@ import numpy as np
 
 @unique
 class Stream(Enum):
-    """Each member has its number and the names of its keys. New streams take new numbers; old ones keep theirs."""
+    """Name each stream with its number and its keys. New streams take new numbers; old ones keep theirs."""
 
     HABITS = 1, ()
     """Which classes simulated owners meet, and how often (`simulations/habits.py`)."""
@@ -51,12 +51,15 @@ class Stream(Enum):
 
 
 def stream(seed: int, name: Stream, *keys: int) -> np.random.Generator:
-    """The generator of one stream of the run with `seed`. Raises ValueError unless every key of the stream is given."""
+    """Return the generator of one stream of the run with `seed`.
+
+    Raises ValueError unless every key of the stream is given.
+    """
     if len(keys) != len(name.keys):
         raise ValueError(f"stream {name.name} has the keys {name.keys}, {len(keys)} were given: give each of them")
     return np.random.default_rng([seed, name.number, *keys])
 
 
 def stream_of_digest(seed: Sequence[int], digest: str, digits: int = 16) -> np.random.Generator:
-    """The generator that is seeded with the words `seed` and the first `digits` hexadecimal digits of a digest."""
+    """Return the generator seeded with the words `seed` and the first `digits` hexadecimal digits of a digest."""
     return np.random.default_rng([*seed, int(digest[:digits], 16)])

@@ -1,4 +1,4 @@
-"""The softmax of a classifier's logits."""
+"""Compute the softmax of a classifier's logits."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from fedcaptor.common.arrays import Floats
 
 
 def softmax(scores: npt.NDArray[np.float32]) -> Floats:
-    """Probabilities float64 [N, classes] of logits [N, classes]; N may be 0.
+    """Return probabilities float64 [N, classes] of logits [N, classes]; N may be 0.
 
-    Not `scipy.special.softmax`: that one stays in float32, where small probabilities lose half of their digits.
+    `scipy.special.softmax` is not used: it stays in float32, where small probabilities lose half of their digits.
     """
     exponents = np.exp((scores - scores.max(1, keepdims=True, initial=-np.inf)).astype(np.float64))
     return np.asarray(exponents / exponents.sum(1, keepdims=True))

@@ -1,4 +1,4 @@
-"""Weights on disk: safetensors in half precision, read back as float32 in the network's order. Needs no torch."""
+"""Store weights as safetensors in half precision and read them as float32 in the network's order, without torch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _ORDER = "fedcaptor.tensors"  # metadata key: the file format sorts tensors, the
 
 
 def load_state(path: Path) -> tuple[State, dict[str, str]]:
-    """Tensors of a safetensors file as numpy arrays in the network's order, floats widened to float32, and metadata.
+    """Read a safetensors file: numpy arrays in the network's order, floats widened to float32, and the metadata.
 
     A file from elsewhere is ordered by name, numbers by value. Raises ModelError when the file cannot be read.
     """
@@ -41,7 +41,7 @@ def load_state(path: Path) -> tuple[State, dict[str, str]]:
 
 
 def save_state(path: Path, state: State, metadata: dict[str, str], private: bool = False) -> None:
-    """Write atomically: floats in half precision, other tensors unchanged; `private` as for `files.replacing`.
+    """Write tensors atomically: floats in half precision, others unchanged; `private` as for `files.replacing`.
 
     A tensor with values beyond half precision (a large variance) is written in single precision.
     """
@@ -52,7 +52,7 @@ def save_state(path: Path, state: State, metadata: dict[str, str], private: bool
 
 
 def narrow(array: Array) -> Array:
-    """A copy in the precision that files have: float16, or float32 where a value is beyond it."""
+    """Return a copy in the precision that files have: float16, or float32 where a value is beyond it."""
     if not np.issubdtype(array.dtype, np.floating):
         return array.copy(order="C")
     with np.errstate(over="ignore"):
@@ -65,12 +65,12 @@ def _natural(key: str) -> list[tuple[int, str]]:
 
 
 def _widened(array: Array) -> Array:
-    """A copy, so that nothing refers to the mapped file."""
+    """Return a copy, so that nothing refers to the mapped file."""
     return np.array(array, dtype=np.float32 if np.issubdtype(array.dtype, np.floating) else array.dtype)
 
 
 def _brain_floats(path: Path, names: Container[str]) -> dict[str, Array]:
-    """The bfloat16 tensors `names`: numpy lacks the type, which is the upper half of a float32."""
+    """Read the bfloat16 tensors `names`: numpy lacks the type, which is the upper half of a float32."""
     found: dict[str, Array] = {}
     for name, stored in safetensors.deserialize(path.read_bytes()):
         if name in names:

@@ -1,4 +1,4 @@
-"""Headers and tensors in Flower records: the only module that sees raw records.
+"""Pack headers and tensors into Flower records and unpack them: no other module sees raw records.
 
 A message is one RecordDict: a ConfigRecord with the header as JSON and an ArrayRecord of raw little-endian bytes.
 Nothing is unpickled and `numpy.load` is never called; each bound is checked before memory is taken.
@@ -37,7 +37,7 @@ H = TypeVar("H", bound=Header)
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds of one message: bytes of its header, bytes of all tensors together, number of tensors."""
+    """Bound one message: bytes of its header, bytes of all tensors together, number of tensors."""
 
     header_bytes: int = 1 << 16
     tensor_bytes: int = 1 << 29
@@ -89,7 +89,7 @@ def _check_totals(sizes: list[int], limits: Limits) -> None:
 
 
 def pack(header: Header, tensors: Mapping[str, NDArray], limits: Limits = DEFAULT_LIMITS) -> RecordDict:
-    """`header` and `tensors` as a Flower record. Raises WireError on what the receiver would refuse."""
+    """Pack `header` and `tensors` into a Flower record. Raises WireError on what the receiver would refuse."""
     text = header.model_dump_json()
     if len(text.encode()) > limits.header_bytes:
         raise WireError("oversized", f"the header is above {limits.header_bytes} bytes")
@@ -127,7 +127,9 @@ def _header(record: RecordDict, expected: type[H], limits: Limits) -> H:
 
 
 def unpack(record: RecordDict, expected: type[H], limits: Limits = DEFAULT_LIMITS) -> tuple[H, dict[str, NDArray]]:
-    """The header and the named tensors (read-only views of the received bytes). Raises WireError on any violation.
+    """Unpack the header and the named tensors (read-only views of the received bytes).
+
+    Raises WireError on any violation of the schema.
 
     Error texts repeat nothing that the sender chose, except names that the schema knows.
     """

@@ -1,1 +1,1 @@
-"""What runs beside Flower's SuperLink: rounds, clusters, plans, catalogue, metrics."""
+"""The server runs beside Flower's SuperLink: it holds rounds, finds clusters, plans submodels and tells metrics."""

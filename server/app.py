@@ -1,4 +1,4 @@
-"""The server of real devices as a Flower app, see deploy/flower-app. TLS and authentication are Flower's.
+"""Run the server of real devices as a Flower app, see deploy/flower-app. TLS and authentication are Flower's.
 
 A run that was stopped goes on when it is started again with the same name, configuration and state database.
 """
@@ -32,7 +32,7 @@ SETTLED_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Settings:
-    """The run configuration of deploy/flower-app, checked."""
+    """Hold the run configuration of deploy/flower-app, checked."""
 
     config: Config
     name: str
@@ -44,7 +44,7 @@ class Settings:
 
     @classmethod
     def of(cls, run_config: Mapping[str, Any]) -> Settings:
-        """Raises ConfigError naming key and remedy."""
+        """Read and check Flower's run configuration. Raises ConfigError naming key and remedy."""
         for key in ("config", "folder"):
             if not Path(str(run_config.get(key, ""))).is_absolute():
                 raise ConfigError(f"{key} is {run_config.get(key, '')!r}, must be an absolute path on the server")
@@ -79,7 +79,10 @@ def wait_for_nodes(
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> list[int]:
-    """Sorted ids of the connected nodes, once there are `enough` and no more come for a moment."""
+    """Return sorted ids of the connected nodes, once there are `enough` and no more come for `SETTLED_SECONDS`.
+
+    Raises StateError when fewer are connected after `seconds`.
+    """
     end, since, seen = clock() + seconds, clock(), -1
     while True:
         nodes = sorted(grid.get_node_ids())
@@ -92,8 +95,8 @@ def wait_for_nodes(
         sleep(min(0.2, seconds))
 
 
-def serve(settings: Settings, grid: Grid) -> RunRecord:
-    """All rounds over the connected phones, a snapshot after each phase."""
+def run_server(settings: Settings, grid: Grid) -> RunRecord:
+    """Run all rounds over the connected phones and write a snapshot after each phase."""
     config, folder = settings.config, settings.folder
     folder.mkdir(parents=True, exist_ok=True)
     data = load(settings.reference)
@@ -128,9 +131,9 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Every round of the configured run."""
+    """Run every round that is configured; an error is logged in one line before it ends the app."""
     try:
-        record = serve(Settings.of(context.run_config), grid)
+        record = run_server(Settings.of(context.run_config), grid)
     except FedcaptorError as error:
         logger.error("%s", error)
         raise

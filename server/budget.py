@@ -1,4 +1,4 @@
-"""How a run's ε is divided: one noise multiplier per sum, calibrated on all sums of the run together."""
+"""Divide a run's ε: each kind of sum has a noise multiplier, calibrated on all sums of the run together."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _HEADROOM = 2.0**30
 
 @dataclass(frozen=True)
 class Step:
-    """One sum of the run: of `statistic`, in round `round` (from 1), the `index`-th of its kind within the round."""
+    """Name one sum of the run: its `statistic`, its round (from 1), and its `index` among its kind in the round."""
 
     round: int
     statistic: Statistic
@@ -44,17 +44,17 @@ class Step:
 
     @property
     def kind(self) -> str:
-        """The part of the budget that it spends, as named in messages."""
+        """Return which part of the budget it spends, as named in messages."""
         return self.statistic.kind
 
     @property
     def name(self) -> str:
-        """The name of its phase in the round."""
+        """Return the name of its phase in the round."""
         return f"{self.kind}-{self.index}"
 
 
 def steps(config: Config) -> list[Step]:
-    """All sums of the run in order; none where answers are local."""
+    """List all sums of the run in order; there are none where answers are local."""
     if config.privacy.sums == "local":
         return []
     return [
@@ -66,7 +66,7 @@ def steps(config: Config) -> list[Step]:
 
 
 class SumBudget:
-    """Specs of all sums of a run over `phones` phones, composed to at most the configured ε.
+    """Specify all sums of a run over `phones` phones, which compose to at most the configured ε.
 
     Raises PrivacyError when cohorts are too small or ε is out of reach.
     """
@@ -85,19 +85,19 @@ class SumBudget:
         self._multipliers = self._calibrate() if privacy.noise else {}
 
     def spec(self, step: Step, blocks: int = 1) -> SumSpec:
-        """The sum of a step; `blocks`: clusters, for its length."""
+        """Return the spec of a step's sum; its length is that of a vector for `blocks` clusters."""
         length = step.statistic.length(self._groups, blocks)
         return self._spec(step, self._multipliers.get(step.kind, 0.0), length)
 
     def epsilon(self, specs: Sequence[SumSpec]) -> float | None:
-        """ε of answering all `specs`, None without noise."""
+        """Return the ε of answering all `specs`, None without noise."""
         if not self._config.privacy.noise:
             return None
         return epsilon(specs, self._config.privacy.delta, self._config.privacy.noiseless)
 
     def epsilon_server(self, specs: Sequence[SumSpec]) -> float | None:
-        """ε of the same towards a server that deviates: from the smallest masked sum that it can get out of phones, or
-        from single vectors where sums are plain. None without noise.
+        """Return the ε of answering all `specs` towards a server that deviates from the protocol: it sees the smallest
+        masked sum that it can get out of phones, or single vectors where sums are plain. None without noise.
         """
         if not self._config.privacy.noise:
             return None
@@ -105,17 +105,20 @@ class SumBudget:
         return epsilon(specs, self._config.privacy.delta, max(missing, 0.0))
 
     def charge(self, spec: SumSpec) -> float | None:
-        """zCDP ρ of one sum, None without noise."""
+        """Return the zCDP ρ of one sum, None without noise."""
         return sum_zcdp(spec, self._config.privacy.noiseless) if self._config.privacy.noise else None
 
     def _check_masks(self) -> int:
-        """Fewest honest phones in any sum that phones let a server unmask. Raises PrivacyError where no sum is safe."""
+        """Return the fewest honest phones in any sum that phones let a server unmask.
+
+        Raises PrivacyError where no sum is safe.
+        """
         masks = Masks.of(self._config.privacy)
         masks.require(self.cohort)
         return fewest_honest(masks.terms(self.cohort))
 
     def describe(self, spec: SumSpec) -> dict[str, Any]:
-        """What `details.json` says of a sum."""
+        """Return what `details.json` says of a sum."""
         figures = {"clip": spec.clip, "noise_multiplier": spec.noise_multiplier, "rho": self.charge(spec)}
         return {"name": spec.name, "length": spec.length, **figures}
 
@@ -142,7 +145,10 @@ class SumBudget:
         return replace(spec, bits=spec.least_bits)
 
     def _calibrate(self) -> dict[str, float]:
-        """Noise multiplier by kind. ρ is divided as configured; the total is found on the real specs, τ included."""
+        """Find the noise multiplier of each kind of sum.
+
+        ρ is divided as configured; the total is found by bisection on the real specs, τ included.
+        """
         privacy, plan = self._config.privacy, steps(self._config)
         number = Counter(step.kind for step in plan)
         relative = {
@@ -173,7 +179,10 @@ class SumBudget:
 
 
 def budget_shares(config: Config) -> dict[str, float]:
-    """Share of the privacy budget by kind of sum; they add up to 1. Raises ConfigError where usage gets nothing."""
+    """Return each kind of sum's share of the privacy budget; all add up to 1.
+
+    Raises ConfigError where nothing is left for usage.
+    """
     given = {statistic.kind: statistic.share(config) for statistic in registered()}
     known = {kind: share for kind, share in given.items() if share is not None}
     if sum(known.values()) >= 1:

@@ -1,4 +1,4 @@
-"""The submodel catalogue of a round: the plans of all clusters, as they are stored and as phones are offered them."""
+"""Hold a round's submodels, one for each cluster and tier; store them in the journal and offer them to phones."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ Tensors = dict[str, npt.NDArray[Any]]
 
 @dataclass(frozen=True, eq=False)
 class Catalogue:
-    """All plans of a round; that of cluster k and tier t is at k · tiers + t (`common.tiers`), at k without tiers.
+    """Hold all plans of a round; that of cluster k and tier t is at k · tiers + t (`common.tiers`), at k without tiers.
 
-    `plans`, the submodels' tensors (`states`), `why` each layer kept what it kept, and the verified `disagreement`,
-    None where none was verified.
+    `states`: the submodels' tensors. `why`: what each layer kept and for which reason. `disagreement`: share of
+    validation images on which a submodel differs from the full model, None where no tolerance was asked for.
     """
 
     plans: Sequence[Plan]
@@ -37,12 +37,12 @@ class Catalogue:
     disagreement: Sequence[float | None]
 
     def submodels(self, base: BaseModel) -> list[Submodel]:
-        """Ready networks, in the order of the plans."""
+        """Build the networks, in the order of the plans."""
         return [Submodel(base, plan, base.rebuild(state)) for plan, state in zip(self.plans, self.states, strict=True)]
 
 
 def pack(made: Sequence[ClusterPlan], groups: ChannelGroups) -> Result:
-    """For the journal."""
+    """Encode the plans and submodels of a round as the journal stores them: (outcome, tensors)."""
     tensors: Tensors = {}
     for n, one in enumerate(made):
         tensors[f"{n}/plan"] = pack_plan(dict(one.plan.kept), groups)
@@ -52,7 +52,7 @@ def pack(made: Sequence[ClusterPlan], groups: ChannelGroups) -> Result:
 
 
 def unpack(outcome: Mapping[str, Any], tensors: Tensors, groups: ChannelGroups) -> Catalogue:
-    """Inverse of `pack`."""
+    """Decode what `pack` encoded."""
     count = len(outcome["why"])
     plans = [Plan.of(groups, unpack_plan(tensors[f"{n}/plan"], groups)) for n in range(count)]
     states: list[State] = [{} for _ in range(count)]
@@ -71,7 +71,7 @@ def offered(
     plans: Sequence[Plan],
     preference: npt.NDArray[Any] | None,
 ) -> Tensors:
-    """What all phones are offered alike."""
+    """Collect the tensors that are offered to all phones alike; `DeliverRequest` names and describes them."""
     tensors: Tensors = {"centroids": centroids.astype(np.float32)}
     if config.personal.reference:
         chosen = reference.pack(config.personal.reference, stream(config.run.seed, Stream.REFERENCE))
@@ -87,7 +87,7 @@ def offered(
 def offer(
     config: Config, courier: Courier, round: int, tensors: Tensors, plans: Sequence[Plan], weights: str
 ) -> DeliverRequest:
-    """The header of the delivery of `tensors`."""
+    """Make the header for a delivery of `tensors`."""
     return DeliverRequest(
         run=courier.run,
         round=round,

@@ -1,4 +1,4 @@
-"""One private sum over the grid: push, pull until a deadline, check each reply, keep one accumulator."""
+"""Exchange messages with phones: push requests, pull replies until a deadline, check each, add up what is valid."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ Content = Callable[[int], RecordDict]
 
 @dataclass
 class Tally:
-    """What became of the messages of one phase."""
+    """Count what became of the messages of one phase; `bytes_down` and `bytes_up` are payload to and from phones."""
 
     asked: int = 0
     replies: int = 0
@@ -66,8 +66,8 @@ class Tally:
 
 
 @dataclass(frozen=True, eq=False)
-class Parcel:
-    """One request with its tensors, and the nodes that it is for."""
+class Delivery:
+    """Hold one request with its tensors and the nodes that it goes to."""
 
     request: Header
     tensors: Tensors
@@ -76,7 +76,7 @@ class Parcel:
 
 @dataclass(frozen=True)
 class Courier:
-    """Sends requests of one run and hands valid replies on. `on_reply(done, asked)` is for progress."""
+    """Send the requests of one run to phones and hand valid replies on. `on_reply(done, asked)` reports progress."""
 
     grid: Grid
     run: str
@@ -90,8 +90,9 @@ class Courier:
     def sum(
         self, round: int, kind: Any, spec: SumSpec, tensors: Tensors, nodes: Iterable[int]
     ) -> tuple[NDArray[Any], Tally]:
-        """The decoded sum [length]. Raises Lost when fewer phones answer than the sum needs, or when honest ones cannot
-        have made it.
+        """Return the decoded sum [length] and the tally.
+
+        Raises Lost when fewer phones answer than the sum needs, or when honest ones cannot have made it.
         """
         digest = digest_of(tensors)
         asked = {
@@ -115,7 +116,7 @@ class Courier:
     def _masked(
         self, asked: dict[str, Any], masking: Masking, tensors: Tensors, nodes: list[int]
     ) -> tuple[NDArray[Any], Tally]:
-        """Tried anew while that is free: a sum in which vectors were sent would be charged to the phones again."""
+        """Ask for a masked sum, again while no vector was sent: from then on another try would be charged to phones."""
         tally = Tally()
 
         def exchange(waiting: Mapping[int, Header], content: Content, take: Take) -> None:
@@ -156,7 +157,7 @@ class Courier:
             raise Lost("late", str(error)) from None
 
     def answers(self, round: int, spec: LocalSpec, nodes: Iterable[int], add: Callable[[Bits], None]) -> Tally:
-        """Hand every phone's own answer to `add`, which raises PrivacyError on one that no phone can have drawn."""
+        """Ask phones for their own answers and hand each to `add`, which raises PrivacyError on one that cannot be."""
         request = LocalRequest(run=self.run, round=round, request=self.request_id(spec.digest), **asdict(spec))
         packed, waiting = pack(request, {}), dict.fromkeys(nodes, request)
 
@@ -171,11 +172,11 @@ class Courier:
         return self._exchange("query.local", waiting, lambda node: packed, take, enough=len(waiting))
 
     def deliver(self, request: DeliverRequest, tensors: Tensors, nodes: Iterable[int]) -> tuple[dict[int, int], Tally]:
-        """Clusters that phones named, by node (mode `choose` alone), and how the delivery went."""
-        return self.deliver_each([Parcel(request, tensors, list(nodes))])
+        """Send one delivery to all `nodes`. Returns the clusters that phones named, by node (mode `choose` alone)."""
+        return self.deliver_each([Delivery(request, tensors, list(nodes))])
 
-    def deliver_each(self, parcels: Sequence[Parcel]) -> tuple[dict[int, int], Tally]:
-        """`deliver` with other contents for other nodes, all at the same time."""
+    def deliver_each(self, deliveries: Sequence[Delivery]) -> tuple[dict[int, int], Tally]:
+        """Send several deliveries at the same time, each to its own nodes. Returns what `deliver` does."""
         named: dict[int, int] = {}
 
         def take(reply: Message, node: int, request: Header) -> None:
@@ -186,17 +187,17 @@ class Courier:
             if header.cluster is not None:
                 named[node] = header.cluster
 
-        packed = [pack(parcel.request, parcel.tensors) for parcel in parcels]
-        contents = {node: content for parcel, content in zip(parcels, packed, strict=True) for node in parcel.nodes}
-        waiting = {node: parcel.request for parcel in parcels for node in parcel.nodes}
+        packed = [pack(one.request, one.tensors) for one in deliveries]
+        contents = {node: content for one, content in zip(deliveries, packed, strict=True) for node in one.nodes}
+        waiting = {node: one.request for one in deliveries for node in one.nodes}
         return named, self._exchange("query.deliver", waiting, contents.__getitem__, take, enough=len(waiting))
 
     def request_id(self, *parts: str) -> str:
-        """A request's id: the same for the same question, so that a phone that is asked again answers alike."""
+        """Return a request's id. A repeated question keeps its id, so that a phone answers it alike."""
         return hashlib.sha256("/".join((self.run, *parts)).encode()).hexdigest()
 
     def _exchange(self, kind: str, requests: Mapping[int, Header], content: Content, take: Take, enough: int) -> Tally:
-        """Ask all nodes, then those again that did not answer well, until enough did or the attempts are spent."""
+        """Ask all nodes; ask those again that sent no valid reply, until enough did or the attempts are spent."""
         waiting, tally = dict(requests), Tally(asked=len(requests))
         for attempt in range(self.rounds.attempts):
             if not waiting or tally.replies >= enough:
@@ -226,7 +227,7 @@ class Courier:
     def _push(
         self, kind: str, waiting: Mapping[int, Header], content: Content, attempt: int, tally: Tally
     ) -> dict[str, int]:
-        """The waiting nodes by message, those whose message Flower did not take (its id is None) left out."""
+        """Push a message to each waiting node. Returns nodes by message id, without those that Flower did not take."""
 
         def messages() -> Iterator[Message]:
             for node in nodes:
@@ -239,7 +240,7 @@ class Courier:
         return {message_id: node for message_id, node in zip(ids, nodes, strict=True) if message_id}
 
     def _replies(self, asked: dict[str, int]) -> Iterable[Message]:
-        """Replies as they come, until all are there or the deadline is over."""
+        """Yield replies as they come, until all are there or the deadline is over."""
         end = self.clock() + self.rounds.deadline
         open_ids = set(asked)
         while open_ids:
@@ -255,7 +256,7 @@ class Courier:
 
 
 def size_of(content: RecordDict) -> int:
-    """Payload bytes of a message: array data and texts, without Flower's framing."""
+    """Return the payload bytes of a message: array data and texts, without Flower's framing."""
     arrays = sum(len(a.data) for record in content.array_records.values() for a in record.values())
     texts = sum(len(str(v)) for record in content.config_records.values() for v in record.values())
     return arrays + texts

@@ -1,4 +1,4 @@
-"""Prometheus exporter: reads `DIR/snapshot.json` at each scrape, so it may run before, beside or after the server."""
+"""Export a run's metrics to Prometheus: `DIR/snapshot.json` is read at each scrape, so the server need not run."""
 
 from __future__ import annotations
 
@@ -28,9 +28,10 @@ logger = logging.getLogger(__name__)
 
 
 class SnapshotCollector(Collector):
-    """Metrics of the snapshot in `directory`. A missing or damaged one leaves `fedcaptor_snapshot_readable` 0 alone.
+    """Collect metrics of the snapshot in `directory`.
 
-    So does one of small cohorts where other machines read it (`public`).
+    Where it is missing or damaged, `fedcaptor_snapshot_readable` 0 is the only metric; so it is for a run of small
+    cohorts where other machines can read it (`public`).
     """
 
     def __init__(self, directory: Path, public: bool = False) -> None:
@@ -38,7 +39,7 @@ class SnapshotCollector(Collector):
         self._problem: str | None = None
 
     def collect(self) -> Iterable[Metric]:
-        """The metrics of this moment."""
+        """Yield the metrics of this moment."""
         snapshot: Snapshot | None = None
         problem: str | None = None
         try:
@@ -58,7 +59,7 @@ class SnapshotCollector(Collector):
 
 @dataclass
 class Exporter:
-    """A running exporter; leaving its `with` block, or `close`, stops it."""
+    """Hold a running exporter; leaving its `with` block, or `close`, stops it."""
 
     host: str
     port: int
@@ -67,7 +68,7 @@ class Exporter:
 
     @property
     def url(self) -> str:
-        """Where to scrape."""
+        """Return the address to scrape."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"http://{host}:{self.port}/metrics"
 
@@ -90,9 +91,11 @@ class Exporter:
         self.close()
 
 
-def serve(directory: Path, host: str = "127.0.0.1", port: int = PORT) -> Exporter:
-    """Serve the snapshot in `directory` from a thread. `port` 0 takes a free one. There is no authentication: another
-    host than loopback must be asked for and is logged. Raises ConfigError when the address cannot be used.
+def start_exporter(directory: Path, host: str = "127.0.0.1", port: int = PORT) -> Exporter:
+    """Serve the snapshot in `directory` from a thread. `port` 0 takes a free one.
+
+    There is no authentication: another host than loopback must be asked for and is logged. Raises ConfigError when the
+    address cannot be used.
     """
     if not host.strip():
         raise ConfigError("the exporter's host is empty, must be an address: give 127.0.0.1, or 0.0.0.0 to serve all")

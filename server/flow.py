@@ -1,6 +1,6 @@
-"""The server's side of a run: rounds of phases, each memoised in the journal.
+"""Run a federation on the server: rounds of phases, each stored in the journal when it is finished.
 
-A restarted server replays what is finished and goes on.
+A restarted server reads the finished phases back and goes on.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ OnPhase = Callable[[RunRecord], None]
 
 
 class Budget(Protocol):
-    """How a run's ε is spent: by sums (`SumBudget`) or by each phone's own answer (`LocalBudget`)."""
+    """Tell how a run's ε is spent: by sums (`SumBudget`) or by each phone's own answer (`LocalBudget`)."""
 
     @property
     def cohort(self) -> int:
@@ -43,24 +43,26 @@ class Budget(Protocol):
         """The spec of one sum, by its step and blocks; of local answers the spec itself."""
 
     def epsilon(self, specs: Sequence[Any]) -> float | None:
-        """ε of answering all `specs`; None without noise."""
+        """Return the ε of answering all `specs`; None without noise."""
 
     def epsilon_server(self, specs: Sequence[Any]) -> float | None:
-        """ε of answering all `specs` towards a server that deviates from the protocol."""
+        """Return the ε of answering all `specs` towards a server that deviates from the protocol."""
 
     def describe(self, spec: Any) -> dict[str, Any]:
-        """What the run's details say of one of its `specs`."""
+        """Return what the run's details say of one `spec`."""
 
 
 @dataclass(frozen=True)
 class Phases:
-    """The phases of a round, in their order; each takes the flow and may be exchanged. `server/phases.py` has ours.
+    """List the phases of a round in their order; each takes the flow and may be exchanged. `server/phases.py` has ours.
 
-    `cluster(flow, round, before)`: centroids [K, classes] and phones of each [K], from those of the round before.
-    `prefer(flow)`: filter preference [F, classes], once a run. `plan(flow, round, centroids, preference)`.
-    `deliver(flow, round, centroids, catalogue, preference)`: payload bytes that one phone fetched.
-    `evaluate(flow, round, centroids)`: sums of the phones' outcomes [K, figures], or None.
-    `collect(flow, round, centroids)`: other registered statistics, by name.
+    - `cluster(flow, round, centroids, counts)` returns centroids [K, classes] and phones of each [K], from those of the
+      round before; the first round has no centroids (None).
+    - `prefer(flow)` returns the filter preference [F, classes], once a run; None where there is none.
+    - `plan(flow, round, centroids, preference)` returns the catalogue of submodels.
+    - `deliver(flow, round, centroids, catalogue, preference)` returns the payload bytes that one phone fetched.
+    - `evaluate(flow, round, centroids)` returns sums of the phones' outcomes [K, figures], or None.
+    - `collect(flow, round, centroids)` returns other registered statistics, by name.
     """
 
     cluster: Callable[[Flow, int, Floats | None, Floats], tuple[Floats, Floats]]
@@ -73,8 +75,9 @@ class Phases:
 
 @dataclass(eq=False)
 class Flow:
-    """One run, made by `fedcaptor.server.start.open_run`. `nodes`: ids of its phones. `reference`: the server's own
-    images. `pictures`: folder for pictures in progress.
+    """Hold one run and its progress; `fedcaptor.server.start.open_run` makes it.
+
+    `nodes`: ids of its phones. `reference`: the server's own images. `pictures`: folder for pictures in progress.
     """
 
     config: Config
@@ -97,7 +100,10 @@ class Flow:
         self.statistics: dict[str, Any] = {}
 
     def run(self) -> RunRecord:
-        """All rounds. Raises PrivacyError when a cohort is too small to publish, Lost when a sum came to nothing."""
+        """Run all rounds.
+
+        Raises PrivacyError when a cohort is too small to publish, Lost when a sum came to nothing.
+        """
         preference: Array | None = None
         centroids, counts = None, np.zeros(0)
         for round in range(1, self.config.run.rounds + 1):
@@ -115,7 +121,7 @@ class Flow:
 
     @property
     def record(self) -> RunRecord:
-        """The run so far."""
+        """Return the run so far."""
         return RunRecord(
             config=self.config,
             groups=self.base.groups,
@@ -132,7 +138,7 @@ class Flow:
         )
 
     def phase(self, round: int, name: str, compute: Callable[[], Result]) -> Result:
-        """The result of a phase, from the journal or from `compute`."""
+        """Return the result of a phase, from the journal or, once, from `compute`."""
         result = self.journal.phase(round, name, compute)
         seconds = self.journal.seconds()[round, name]
         tally = result[0].get("tally", Tally().as_dict())
@@ -141,11 +147,11 @@ class Flow:
         return result
 
     def steps(self, round: int, *statistics: Statistic) -> list[Step]:
-        """The sums of some statistics in a round."""
+        """List the sums of some statistics in a round."""
         return [step for step in steps(self.config) if step.round == round and step.statistic in statistics]
 
     def sum(self, step: Step, tensors: Tensors, blocks: int = 1) -> Any:
-        """The decoded figure of one private sum over a cohort. Raises Lost when it came to nothing."""
+        """Ask for one private sum over a cohort and decode it. Raises Lost when it came to nothing."""
         spec = self.budget.spec(step, blocks)
 
         def compute() -> Result:
@@ -165,13 +171,13 @@ class Flow:
         self._specs.append(spec)
 
     def tallied(self, round: int, name: str, tally: Tally, tensors: Tensors) -> Result:
-        """The result of a phase that asked phones; replies that were refused are counted by reason."""
+        """Make the result of a phase that asked phones; refused replies are counted in the journal."""
         for reason, count in tally.refused.items():
             self.journal.refuse(round, name, reason, count)
         return {"tally": tally.as_dict()}, dict(tensors)
 
     def cohort(self, digest: str) -> Sequence[int]:
-        """The phones asked: all, or a sample drawn by the sum's digest, the same after a restart."""
+        """Return the phones to ask: all, or a sample drawn by the sum's digest, which a restart draws again."""
         if self.budget.cohort >= len(self.nodes):
             return self.nodes
         rng = stream_of_digest([self.config.run.seed], digest, 15)

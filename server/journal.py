@@ -1,6 +1,7 @@
-"""The server's state: every finished phase, stored before the next begins, so that a resume is a replay.
+"""Store every finished phase of a run before the next begins, so that a stopped run goes on from the last one.
 
-One database by URL (SQLite or any that SQLAlchemy reaches). A kill at any moment costs the phase in flight at most.
+All is in one database, given by URL (SQLite or any that SQLAlchemy reaches). A kill at any moment costs the phase in
+flight at most.
 """
 
 import hashlib
@@ -69,7 +70,7 @@ _phases = Table(
 
 
 def _counts(name: str) -> Table:
-    """What went wrong in a phase, counted by reason."""
+    """Make a table that counts what went wrong in a phase, by reason."""
     return Table(
         name,
         _metadata,
@@ -104,7 +105,7 @@ def _decode(row: Row[Any]) -> Result:
 
 
 class Journal:
-    """Finished phases of one run. `run_digest` names the configuration; another one is refused with StateError."""
+    """Hold the finished phases of one run. A database of another `run_digest` is refused with StateError."""
 
     def __init__(self, url: str, run_digest: str) -> None:
         try:
@@ -126,7 +127,7 @@ class Journal:
         self._pending: Counter[tuple[int, str, str]] = Counter()
 
     def phase(self, round: int, name: str, compute: Callable[[], Result]) -> Result:
-        """The stored result of phase `name`, or that of `compute`, stored in one transaction with its refusals.
+        """Return the stored result of phase `name`, or that of `compute`, stored in one transaction with its refusals.
 
         A fresh result is read back from what was stored: a replay sees the very same values. When `compute` raises,
         nothing is stored.
@@ -161,7 +162,7 @@ class Journal:
         return json.loads(outcome), safetensors.numpy.load(blob)
 
     def stored(self, round: int, name: str) -> Result | None:
-        """The stored result of a phase, or None. Raises StateError when it is damaged."""
+        """Return the stored result of a phase, or None. Raises StateError when it is damaged."""
         with self._engine.connect() as connection:
             query = select(_phases).where(_phases.c.round == round, _phases.c.phase == name)
             row = connection.execute(query).one_or_none()
@@ -172,7 +173,7 @@ class Journal:
         self._pending[(round, name, reason if reason in REASONS else "malformed")] += count
 
     def refused(self, round: int | None = None) -> dict[str, int]:
-        """Stored refusals by reason, of one round or of all."""
+        """Return how many replies were refused, by reason, in one round or in all."""
         query = select(_refused.c.reason, func.sum(_refused.c.count)).group_by(_refused.c.reason)
         if round is not None:
             query = query.where(_refused.c.round == round)
@@ -185,19 +186,19 @@ class Journal:
             _count(connection, _lost, {"round": round, "phase": name, "reason": reason}, 1)
 
     def lost(self) -> dict[tuple[str, str], int]:
-        """Sums that came to nothing, by phase and reason."""
+        """Return how many sums came to nothing, by phase and reason."""
         query = select(_lost.c.phase, _lost.c.reason, func.sum(_lost.c.count)).group_by(_lost.c.phase, _lost.c.reason)
         with self._engine.connect() as connection:
             return {(phase, reason): int(count) for phase, reason, count in connection.execute(query)}
 
     def seconds(self) -> dict[tuple[int, str], float]:
-        """Duration of every finished phase by (round, phase)."""
+        """Return the seconds that every finished phase took, by (round, phase)."""
         with self._engine.connect() as connection:
             rows = connection.execute(select(_phases.c.round, _phases.c.phase, _phases.c.seconds))
             return {(row.round, row.phase): row.seconds for row in rows}
 
     def close(self) -> None:
-        """Give the connections back."""
+        """Close the connections to the database."""
         self._engine.dispose()
 
     def _forget(self, round: int, name: str) -> None:
@@ -211,7 +212,7 @@ class Journal:
 
 
 def _count(connection: Connection, table: Table, keys: Mapping[str, Any], count: int) -> None:
-    """Add to a row's count, which begins at 0."""
+    """Add `count` to a row's count, which begins at 0."""
     found = update(table).where(*(table.c[name] == value for name, value in keys.items()))
     if connection.execute(found.values(count=table.c.count + count)).rowcount == 0:
         connection.execute(insert(table).values(**keys, count=count))

@@ -1,7 +1,7 @@
-"""Preference clusters without cohorts: every phone's own randomised answer in, published centroids out.
+"""Find preference clusters from local answers: each phone's own randomised answer, without cohorts or sums.
 
-All of it is post-processing of one answer a phone. Answers are held in memory while the phase lasts, packed, and are
-never stored: a restart asks again and gets the same bits.
+All of it is post-processing of one answer from each phone. Answers are held in memory while the phase lasts, packed,
+and are never stored: a restart asks again and gets the same bits.
 """
 
 from __future__ import annotations
@@ -34,14 +34,17 @@ _CHUNK = 1 << 22  # bits as floats at a time
 
 @dataclass(frozen=True)
 class LocalBudget:
-    """In the place of a `SumBudget`: one answer a run, whoever looks at it, and what is made of it costs nothing."""
+    """Take the place of a `SumBudget`: one answer a run is charged, and what is made of it costs nothing more."""
 
     spec: LocalSpec
     cohort: int
 
     @classmethod
     def of(cls, settings: Settings, classes: int, phones: int, asked: int) -> LocalBudget:
-        """`asked`: `rounds.cohort`. Raises PrivacyError where ε is out of reach or the answers do not fit in memory."""
+        """Make the budget of a run over `phones` phones, of which `asked` (`rounds.cohort`, 0: all) answer.
+
+        Raises PrivacyError where ε is out of reach or the answers do not fit in memory.
+        """
         budget = cls(best_local_spec(classes, settings.epsilon), min(phones, asked or phones))
         size = budget.cohort * -(-budget.spec.length // 8)
         if size > MAX_BYTES:
@@ -52,36 +55,36 @@ class LocalBudget:
         return budget
 
     def epsilon(self, specs: Iterable[Any]) -> float:
-        """ε at δ = 0 of a run in which `specs` were answered."""
+        """Return the ε at δ = 0 of a run in which `specs` were answered."""
         return self.spec.epsilon if any(True for _ in specs) else 0.0
 
     epsilon_server = epsilon
-    """ε towards a server that deviates: no other, as nobody is trusted."""
+    """ε towards a server that deviates is equal, as nobody is trusted."""
 
     def describe(self, spec: LocalSpec) -> dict[str, Any]:
-        """What `details.json` says of the answer."""
+        """Return what `details.json` says of the answer."""
         return {"name": spec.name, "length": spec.length}
 
 
 class Answers:
-    """Answers as they come, at most `capacity`: uint8 [phones, bytes]."""
+    """Collect answers as they come, at most `capacity`, as uint8 [phones, bytes]."""
 
     def __init__(self, spec: LocalSpec, capacity: int) -> None:
         self.spec, self.phones = spec, 0
         self._rows = np.empty((capacity, -(-spec.length // 8)), np.uint8)
 
     def add(self, answer: Bits) -> None:
-        """Raises PrivacyError on what no phone's draw can give."""
+        """Add one answer. Raises PrivacyError on one that no phone can have drawn."""
         self.spec.check(answer)
         self._rows[self.phones] = answer
         self.phones += 1
 
     def ones(self) -> Floats:
-        """How many phones sent a one [length]."""
+        """Return how many phones sent a one, for each bit [length]."""
         return sum((part.sum(0, dtype=np.float64) for part in self.parts()), np.zeros(self.spec.length))
 
     def parts(self) -> Iterator[npt.NDArray[np.float32]]:
-        """The bits, some phones at a time [n, length]."""
+        """Yield the bits, some phones at a time [n, length]."""
         step = max(_CHUNK // self.spec.length, 1)
         for start in range(0, self.phones, step):
             rows = self._rows[start : min(start + step, self.phones)]
@@ -89,7 +92,10 @@ class Answers:
 
 
 def published(answers: Answers, settings: Clusters, seed: int) -> tuple[Floats, Floats]:
-    """Centroids [K, C] and phones of each [K], `smallest` at least. Raises PrivacyError when nobody answered."""
+    """Return the centroids [K, C] that are published and the phones of each [K], which are `smallest` at least.
+
+    Raises PrivacyError when nobody answered.
+    """
     spec, phones = answers.spec, answers.phones
     if phones == 0:
         raise PrivacyError("no phone answered: look whether they are configured with privacy.sums local")
@@ -101,15 +107,18 @@ def published(answers: Answers, settings: Clusters, seed: int) -> tuple[Floats, 
 
 
 def smallest(spec: LocalSpec, phones: int) -> float:
-    """Phones of a cluster that so many answers can show: two standard deviations, by flipped bits, of how much of the
-    usage of all is of one class. A smaller cluster may be noise in its main class.
+    """Return the fewest phones of a cluster that answers of so many `phones` can show.
+
+    It is two standard deviations, by flipped bits, of how much of the usage of all is of one class. A smaller cluster
+    may be noise in its main class.
     """
     return 2 * spec.deviation * math.sqrt(phones)
 
 
 def fit(answers: Answers, first: Floats, steps: int) -> tuple[Floats, Floats]:
-    """Centroids [K, C] and phones of each [K] by expectation maximisation from `first`: a phone's pair is two draws
-    from its cluster's centroid, of which its bits are seen.
+    """Fit centroids [K, C] and phones of each [K] by expectation maximisation from `first`.
+
+    The model: a phone's pair is two draws from its cluster's centroid, and its randomised bits are what is seen.
 
     Bits b have under the pair j a probability proportional to 1 + (e^ε − 1)·b_j.
     """
@@ -132,7 +141,7 @@ def fit(answers: Answers, first: Floats, steps: int) -> tuple[Floats, Floats]:
 
 
 def _classes_of(pairs: Floats, before: Floats) -> Floats:
-    """Shares [K, C] of the classes in expected pairs [K, length]; a cluster without any keeps what it had."""
+    """Return the shares [K, C] of the classes in expected pairs [K, length]; a cluster without any keeps its own."""
     rows, columns = np.triu_indices(before.shape[1])
     found = np.zeros_like(before)
     for k, of_cluster in enumerate(pairs):

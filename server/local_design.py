@@ -1,4 +1,4 @@
-"""The probabilities of local answers that estimate best at a given ε; phones only check what they are asked."""
+"""Choose the probabilities of local answers that estimate best at a given ε; phones check what they are asked."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fedcaptor.common.privacy.local import GRID, LocalSpec, pairs_of
 
 
 def best_local_spec(classes: int, epsilon: float) -> LocalSpec:
-    """The answer over `classes` classes with the least total variance that costs no more than `epsilon`.
+    """Return the answer over `classes` classes with the least total variance that costs no more than `epsilon`.
 
     Minimises equation 5 of Wang et al. (USENIX Security 2017) with the pair's own bit counted too, which matters for
     few classes. Raises PrivacyError as `LocalSpec` does.

@@ -1,6 +1,6 @@
-"""What local answers will cost a run, before it is run, with the masked sums of the same scenario beside them.
+"""Tell what local answers will cost a run, before it is run, with masked sums of that scenario beside them.
 
-Assumes that every phone answers and that phones are spread evenly over the clusters.
+It is assumed that every phone answers and that phones are spread evenly over the clusters.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from fedcaptor.common.groups import ChannelGroups
 from fedcaptor.common.privacy.zcdp import PERIOD_DAYS
 from fedcaptor.common.statistics import USAGE
 from fedcaptor.server.local import LocalBudget, smallest
-from fedcaptor.server.privacy_plan import plan as planned_sums
+from fedcaptor.server.privacy_plan import plan_sums
 
 
 @dataclass(frozen=True)
 class MaskedFigures:
-    """Masked sums of this scenario at the same ε, at its `delta`. `deviation`, `phones`: of the first usage sum."""
+    """Describe masked sums of this scenario at its ε and `delta`: a share's `deviation`, the `phones` that it takes."""
 
     epsilon: float | None
     delta: float
@@ -29,7 +29,9 @@ class MaskedFigures:
 
 @dataclass(frozen=True)
 class LocalPlan:
-    """One answer of `length` bits: one with probability `present` for the phone's own pair, `absent` for others.
+    """Describe one answer of `length` bits.
+
+    A bit is one with probability `present` for the phone's own pair, `absent` for others.
 
     `deviation`: standard deviation of a class's share in a cluster's usage, from the answers of its phones alone and
     before it is limited to shares; `phones_for`: phones in all for which it is at most `target`. `year`: ε at δ = 0 of
@@ -56,8 +58,8 @@ class LocalPlan:
     marks: tuple[str, ...]
 
 
-def plan(config: Config, groups: ChannelGroups) -> LocalPlan:
-    """The one answer of a run. Raises PrivacyError where ε is out of reach."""
+def plan_local_answers(config: Config, groups: ChannelGroups) -> LocalPlan:
+    """Plan the one answer that each phone gives in a run. Raises PrivacyError where ε is out of reach."""
     budget = LocalBudget.of(config.privacy, groups.classes, config.population.phones, config.rounds.cohort)
     spec, clusters = budget.spec, config.clusters.k or min(config.clusters.most, groups.classes)
     periods, target = math.ceil(365 / PERIOD_DAYS), USAGE.precision(config, groups, clusters).target
@@ -86,7 +88,7 @@ def plan(config: Config, groups: ChannelGroups) -> LocalPlan:
 def _masked(config: Config, groups: ChannelGroups) -> tuple[MaskedFigures | None, str]:
     privacy = config.privacy.model_copy(update={"sums": "masked"})
     try:
-        found = planned_sums(config.model_copy(update={"privacy": privacy}), groups)
+        found = plan_sums(config.model_copy(update={"privacy": privacy}), groups)
     except PrivacyError as error:
         return None, str(error)
     usage = next(one for one in found.sums if one.name == "1-usage-1")

@@ -1,4 +1,4 @@
-"""Which cohorts and dropouts masked sums allow, for an error that says what would work.
+"""Find the cohorts and dropouts that masked sums allow, for an error that says what would work.
 
 The bound of 255 holders a phone limits large cohorts, whole phones limit small ones; in between the topology exists
 where 2 × dropout + corrupted is below 1. Every value that is named here was tried.
@@ -21,7 +21,7 @@ _LONG = 5_000  # phones beyond which trying dropouts may take minutes
 
 @dataclass(frozen=True)
 class Masks:
-    """Masked sums over a cohort under these privacy settings."""
+    """Hold the privacy settings that decide whether a cohort's sums can be masked."""
 
     min_cohort: int
     dropout: float
@@ -32,11 +32,11 @@ class Masks:
         return cls(privacy.min_cohort, privacy.dropout, privacy.corrupted)
 
     def survivors(self, cohort: int) -> int:
-        """Fewest phones whose vectors a sum over the cohort needs."""
+        """Return the fewest phones whose vectors a sum over the cohort needs."""
         return max(self.min_cohort, math.ceil((1 - self.dropout) * cohort))
 
     def terms(self, cohort: int) -> Terms:
-        """The terms of a sum over the cohort, of any length. Raises PrivacyError on values out of bounds."""
+        """Return the terms of a sum over the cohort, of any length. Raises PrivacyError on values out of bounds."""
         minima = self.min_cohort, self.survivors(cohort)
         return Terms("0" * 64, 1, 32, cohort, *minima, self.dropout, self.corrupted)
 
@@ -50,7 +50,7 @@ class Masks:
             raise PrivacyError(f"{error}. {self.advice(cohort)}") from None
 
     def allows(self, cohort: int) -> bool:
-        """Whether sums over the cohort can be masked."""
+        """Tell whether sums over the cohort can be masked."""
         try:
             terms = self.terms(cohort)
             return all(plan_topology(terms, phones) for phones in {self.survivors(cohort), cohort})
@@ -58,12 +58,12 @@ class Masks:
             return False
 
     def largest_dropout(self, cohort: int) -> float | None:
-        """The largest dropout in hundredths that the cohort allows, at most this one; None where it allows none."""
+        """Return the largest dropout, in hundredths and at most this one, that the cohort allows; None for none."""
         allowed = _last(lambda n: replace(self, dropout=n / 100).allows(cohort), 0, math.floor(self.dropout * 100))
         return None if allowed is None else allowed / 100
 
     def nearest_cohorts(self, cohort: int) -> list[int]:
-        """The nearest smaller and the nearest larger cohort that are allowed, as far as they were found."""
+        """Return the nearest smaller and the nearest larger cohort that are allowed, as far as they were found."""
         tried = [size for size in sorted({self.min_cohort, *_TRIED}) if size >= self.min_cohort and self.allows(size)]
         smaller = [size for size in tried if size < cohort]
         larger = [size for size in tried if size > cohort]
@@ -73,7 +73,7 @@ class Masks:
         return found
 
     def advice(self, cohort: int) -> str:
-        """What to change, for a cohort that is not allowed."""
+        """Say what to change, for a cohort that is not allowed."""
         values = f"privacy.dropout {self.dropout:g} with privacy.corrupted {self.corrupted:g}"
         sizes = [f"{size:,}" for size in self.nearest_cohorts(cohort)]
         dropout = self.largest_dropout(cohort) if cohort <= _LONG else None
@@ -82,7 +82,7 @@ class Masks:
 
 
 def _last(holds: Callable[[int], bool], low: int, high: int) -> int | None:
-    """The last number for which a property holds that is lost once, by bisection; None if it does not hold at `low`."""
+    """Find by bisection the last number for which a property holds that is lost once; None if not even at `low`."""
     if not holds(low):
         return None
     if holds(high):

@@ -1,4 +1,4 @@
-"""One masked sum over the grid: six steps of `ServerSum`, each asked and asked again like any other question."""
+"""Take one masked sum over the grid: each of the six steps of `ServerSum` is asked like any other question."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ Exchange = Callable[[Mapping[int, Header], Callable[[int], RecordDict], Take], N
 
 @dataclass(frozen=True)
 class Masking:
-    """How sums are masked: `dropout` and `corrupted` as in `Terms`. `attempt(n)`: names the n-th try of a sum, 32 hex
-    digits. Never the same for two tries, or phones that answered one would decline the other; a simulation, whose
-    replay is the same in every byte, may count.
+    """Describe how sums are masked: `dropout` and `corrupted` as in `Terms`.
+
+    `attempt(n)` names the n-th try of a sum by 32 hex digits. No two tries may share a name, or phones that answered
+    one would decline the other; a simulation, which a replay repeats in every byte, may count.
     """
 
     dropout: float
@@ -36,7 +37,7 @@ class Masking:
 
 
 def masking_of(config: Config) -> Masking | None:
-    """As configured; None where sums are plain, or answers local."""
+    """Return how sums are masked as configured; None where sums are plain, or answers local."""
     privacy = config.privacy
     return Masking(privacy.dropout, privacy.corrupted) if privacy.sums == "masked" else None
 
@@ -44,7 +45,7 @@ def masking_of(config: Config) -> Masking | None:
 def masked_sum(
     request: MaskedRequest, tensors: Tensors, nodes: Iterable[int], exchange: Exchange
 ) -> tuple[NDArray[np.float64], int]:
-    """The decoded sum [length] and how many vectors are in it. `exchange` asks all nodes of one step.
+    """Return the decoded sum [length] and how many vectors are in it. `exchange` asks all nodes of one step.
 
     Raises Lost when too few phones are left after a step, `Early` while no vector was sent.
     """
@@ -66,7 +67,7 @@ def masked_sum(
 
 
 class Lost(PrivacyError):
-    """A sum that came to nothing. `reason`: one of `journal.LOST`."""
+    """Raised for a sum that came to nothing. `reason` is one of `journal.LOST`."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(detail)
@@ -74,7 +75,7 @@ class Lost(PrivacyError):
 
 
 class Early(Lost):
-    """A masked sum that ended before any vector was sent: asking anew costs no phone anything."""
+    """Raised for a masked sum that ended before any vector was sent: asking again costs no phone anything."""
 
     def __init__(self, detail: str) -> None:
         super().__init__("early", detail)

@@ -1,4 +1,4 @@
-"""A run's snapshot as Prometheus metrics.
+"""Turn a run's snapshot into Prometheus metrics.
 
 The figures are totals, ratios and private estimates; no label names a phone. The run's digest is in an info metric
 alone, so that a new run does not start new series.
@@ -44,12 +44,12 @@ CLUSTER = {
 
 
 def readable(snapshot: Snapshot | None) -> Metric:
-    """Whether there is a snapshot to tell of: the one metric that is always there."""
+    """Make the metric that tells whether there is a snapshot: the one that is always there."""
     return _gauge("snapshot_readable", "1 when the run's snapshot could be read, else 0.", snapshot is not None)
 
 
 def metrics_of(snapshot: Snapshot, now: float) -> Iterable[Metric]:
-    """All metrics of a run; `now` in seconds since the epoch."""
+    """Yield all metrics of a run; `now` is in seconds since the epoch."""
     yield _gauge("snapshot_age_seconds", "Time since the run wrote its snapshot.", max(0.0, now - snapshot.updated))
     yield InfoMetricFamily("fedcaptor_run", "Digest of the run's configuration.", value={"run": snapshot.run})
     yield from _state(snapshot)
@@ -69,7 +69,7 @@ def _state(snapshot: Snapshot) -> Iterable[Metric]:
 
 
 def _models(snapshot: Snapshot) -> Iterable[Metric]:
-    """Metrics of the fleet and of each cluster; what is not known yet is left out."""
+    """Yield metrics of the fleet and of each cluster; what is not known yet is left out."""
     fleet = snapshot.fleet
     for name, text in FLEET.items():
         if (value := getattr(fleet, name)) is not None:
@@ -86,7 +86,7 @@ def _models(snapshot: Snapshot) -> Iterable[Metric]:
 
 
 def _rounds(snapshot: Snapshot) -> Iterable[Metric]:
-    """Metrics of rounds, and of what phones answered in them."""
+    """Yield metrics of rounds, and of what phones answered in them."""
     rounds = {"finished": snapshot.rounds.finished, "failed": snapshot.rounds.failed}
     yield _counters("rounds", "Rounds by result.", "result", rounds)
     yield HistogramMetricFamily(
@@ -122,7 +122,7 @@ def _gauge(name: str, text: str, value: float) -> Metric:
 
 
 def _gauges(name: str, text: str, label: str, values: Mapping[str, float | None]) -> Metric:
-    """One series for each known value."""
+    """Make one series for each known value."""
     family = GaugeMetricFamily(f"fedcaptor_{name}", text, labels=[label])
     for key, value in values.items():
         if value is not None:
@@ -138,7 +138,7 @@ def _counters(name: str, text: str, label: str, values: Mapping[str, float]) -> 
 
 
 def _folded(values: Mapping[str, int], known: Iterable[str]) -> dict[str, int]:
-    """`values` with every unknown key counted as `other`: labels stay bounded. All known keys are present."""
+    """Count every unknown key of `values` as `other`, so that labels stay bounded. All known keys are present."""
     counts = Counter(dict.fromkeys(known, 0))
     for key, value in values.items():
         counts[key if key in counts else OTHER] += value

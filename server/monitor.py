@@ -1,4 +1,4 @@
-"""From a run's state to the snapshot that operators watch: private sums and what the server knows anyway."""
+"""Write the snapshot that operators watch: it holds private sums and what the server knows anyway."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Status = Literal["running", "ended", "failed"]
 
 @dataclass(frozen=True)
 class Monitor:
-    """Keeps the snapshot in `folder` true to a run. `weights_bytes`: size of the full model's file."""
+    """Keep the snapshot in `folder` up to date with a run. `weights_bytes`: size of the full model's file."""
 
     folder: Path
     run: str
@@ -48,7 +48,7 @@ class Monitor:
 
 
 def snapshot_of(record: RunRecord, run: str, weights_bytes: int, status: Status, simulated: bool) -> Snapshot:
-    """The state of a run now. Agreement with the full model stands for accuracy: the fleet has no labels."""
+    """Make the snapshot of a run now. Agreement with the full model stands for accuracy: the fleet has no labels."""
     seconds: dict[int, float] = {}
     for phase in record.phases:
         seconds[phase.round] = seconds.get(phase.round, 0.0) + phase.seconds
@@ -78,7 +78,7 @@ def snapshot_of(record: RunRecord, run: str, weights_bytes: int, status: Status,
 
 
 def _lost(record: RunRecord) -> list[LostSums]:
-    """By kind of sum: a phase's number in its round is left out, so that labels stay few."""
+    """Count lost sums by kind: a phase's number in its round is left out, so that labels stay few."""
     counts: Counter[tuple[str, str]] = Counter()
     for (phase, reason), count in record.lost.items():
         counts[phase.rsplit("-", 1)[0], reason] += count

@@ -1,6 +1,6 @@
-"""The phases of a round, in the order in which the server goes through them: cluster, prefer, plan, deliver, evaluate.
+"""Implement the phases of a round, in the server's order: cluster, prefer, plan, deliver, evaluate, collect.
 
-Each is a function of the flow that may be exchanged, see `fedcaptor.server.flow.Phases`.
+Each is a function of the flow and may be exchanged, see `fedcaptor.server.flow.Phases`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,10 @@ from fedcaptor.server.visualise import visualise
 
 
 def cluster_by_sums(flow: Flow, round: int, centroids: Floats | None, counts: Floats) -> tuple[Floats, Floats]:
-    """Federated k-means: first centroids from the co-occurrence of classes, then a private sum of usage a step."""
+    """Cluster phones by federated k-means.
+
+    First centroids come from the co-occurrence of classes; each further step takes one private sum of usage.
+    """
     classes, settings = flow.base.groups.classes, flow.config.clusters
     for step in flow.steps(round, COOCCURRENCE):
         k = settings.k or min(settings.most, classes)
@@ -46,8 +49,9 @@ def cluster_by_sums(flow: Flow, round: int, centroids: Floats | None, counts: Fl
 
 
 def cluster_by_answers(flow: Flow, round: int, centroids: Floats | None, counts: Floats) -> tuple[Floats, Floats]:
-    """Clusters from every phone's own answer, which is forgotten when the phase ends; asked once a run, as phones would
-    answer the same again.
+    """Cluster phones by their own local answers, which are forgotten when the phase ends.
+
+    They are asked once a run, as phones would send that answer again.
     """
     if centroids is not None:
         return centroids, counts
@@ -65,14 +69,15 @@ def cluster_by_answers(flow: Flow, round: int, centroids: Floats | None, counts:
 
 
 def prefer(flow: Flow) -> Array | None:
-    """Filter preference [F, classes]: pictures and the phones' private scores, both halves joined; None where no phone
-    is asked for scores.
+    """Find the filter preference [F, classes]: profiles from pictures joined with the phones' private scores.
+
+    Returns None where no phone is asked for scores.
     """
     return prefer_by(flow, visual_profiles(flow))
 
 
 def prefer_by(flow: Flow, visual: Array) -> Array | None:
-    """As `prefer`, with given profiles from pictures [F, classes]."""
+    """Do what `prefer` does, with given profiles from pictures [F, classes]."""
     settings, groups = flow.config.scores, flow.base.groups
     assignment = filter_clusters(visual, groups, settings.clusters_per_layer, flow.config.run.seed)
     for group, rows in zip(groups.prunable, layer_slices(groups), strict=True):
@@ -90,8 +95,9 @@ def prefer_by(flow: Flow, visual: Array) -> Array | None:
 
 
 def visual_profiles(flow: Flow) -> Array:
-    """Class profiles of all filters [F, classes], rows summing to one: by feature visualisation, or by Taylor scores on
-    reference images where it is off.
+    """Return the class profiles of all filters [F, classes], rows summing to one.
+
+    They come from feature visualisation, or from Taylor scores on reference images where it is off.
     """
     groups = flow.base.groups
     if not flow.config.visualise.enabled:
@@ -116,7 +122,7 @@ def visual_profiles(flow: Flow) -> Array:
 
 
 def plan(flow: Flow, round: int, centroids: Floats, preference: Array | None) -> Catalogue:
-    """Every cluster's plan and submodel, from the server's reference images."""
+    """Plan and build every cluster's submodel, from the server's reference images."""
     config, groups = flow.config, flow.base.groups
 
     def compute() -> Result:
@@ -133,7 +139,7 @@ def plan(flow: Flow, round: int, centroids: Floats, preference: Array | None) ->
 
 
 def deliver(flow: Flow, round: int, centroids: Floats, made: Catalogue, preference: Array | None) -> float:
-    """Offer the catalogue to all phones; payload bytes that one phone fetched, on average."""
+    """Offer the catalogue to all phones. Returns the payload bytes that one phone fetched, on average."""
     config, courier = flow.config, flow.courier
 
     def compute() -> Result:
@@ -151,7 +157,7 @@ def deliver(flow: Flow, round: int, centroids: Floats, made: Catalogue, preferen
 
 
 def evaluate(flow: Flow, round: int, centroids: Floats) -> Floats | None:
-    """Sums of the phones' outcomes by cluster [K, figures]; None where there are no sums."""
+    """Sum the phones' outcomes by cluster [K, figures]; None where there are no sums."""
     fleet: Floats | None = None
     for step in flow.steps(round, OUTCOME):
         fleet = flow.sum(step, {"centroids": centroids.astype(np.float32)}, len(centroids))
@@ -159,7 +165,7 @@ def evaluate(flow: Flow, round: int, centroids: Floats) -> Floats | None:
 
 
 def collect(flow: Flow, round: int, centroids: Floats) -> dict[str, Any]:
-    """The decoded sums of statistics that others have registered, by name; of several in a round the last."""
+    """Take the sums of statistics that others have registered; returns them decoded, by name, the last of a round."""
     found = {}
     for step in flow.steps(round, *(statistic for statistic in registered() if statistic not in BUILT_IN)):
         by_cluster = "centroids" in step.statistic.tensors
@@ -169,7 +175,7 @@ def collect(flow: Flow, round: int, centroids: Floats) -> dict[str, Any]:
 
 
 def rounded(centroids: Floats) -> Floats:
-    """Centroids as phones receive them: six decimals, in single precision."""
+    """Round centroids as phones receive them: to six decimals, in single precision."""
     return np.round(centroids, 6).astype(np.float32).astype(np.float64)
 
 
@@ -178,5 +184,5 @@ BY_ANSWERS = replace(BY_SUMS, cluster=cluster_by_answers)
 
 
 def phases_of(config: Config) -> Phases:
-    """The phases of a configuration: by sums, or by each phone's own answer."""
+    """Return the phases of a configuration: by sums, or by each phone's own answer."""
     return BY_ANSWERS if config.privacy.sums == "local" else BY_SUMS

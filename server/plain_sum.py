@@ -1,4 +1,4 @@
-"""The server's side of a sum without masks."""
+"""Add up the replies of a sum without masks, on the server."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fedcaptor.common.privacy.sums import SumSpec, decode
 
 
 class PlainAggregator:
-    """Adds replies as they come, in one accumulator; it sees each of them, so it serves tests and simulation."""
+    """Add replies as they come, in one accumulator. The server sees each: this is for tests and simulation."""
 
     label = "sums not encrypted"
 
@@ -21,7 +21,7 @@ class PlainAggregator:
 
     @property
     def count(self) -> int:
-        """Replies added so far."""
+        """Return how many replies were added so far."""
         return self._count
 
     def add(self, reply: NDArray[np.uint32]) -> None:
@@ -43,7 +43,7 @@ class PlainAggregator:
         self._count += 1
 
     def finish(self) -> NDArray[np.float64]:
-        """The decoded sum, float64 [length] in the units of `clip`. Raises PrivacyError on too few replies."""
+        """Return the decoded sum, float64 [length] in the units of `clip`. Raises PrivacyError on too few replies."""
         spec = self._spec
         needed = max(spec.min_cohort, spec.min_survivors)
         _require(

@@ -1,4 +1,4 @@
-"""What a sum of honest replies can be: clipped vectors without negative entries, and the noise of their shares.
+"""Check that honest phones can have made a sum: clipped vectors without negative entries, and their noise shares.
 
 Noise: discrete Gaussians are sub-Gaussian, and so is their sum in every direction. Norm: Hsu, Kakade and Zhang, "A tail
 inequality for quadratic forms of subgaussian random vectors", 2012, theorem 1. Entries: a union bound.
@@ -19,7 +19,7 @@ P_FALSE = 2.0**-40
 
 @dataclass(frozen=True)
 class Bounds:
-    """What a decoded sum must keep, in the units of `clip`: its L2 norm, its least and its largest entry."""
+    """Bound a decoded sum, in the units of `clip`: its L2 norm, its least and its largest entry."""
 
     norm: float
     least: float
@@ -27,7 +27,7 @@ class Bounds:
 
 
 def bounds(spec: SumSpec, replies: int) -> Bounds:
-    """Bounds that a sum of `replies` honest vectors exceeds with probability `P_FALSE` at most."""
+    """Return bounds that a sum of `replies` honest vectors exceeds with probability `P_FALSE` at most."""
     deviation, d = math.sqrt(replies * spec.share_variance), spec.length
     t = math.log(2 / P_FALSE)  # half for the norm, half for the entries
     tail = deviation * math.sqrt(d + 2 * math.sqrt(d * t) + 2 * t)
@@ -41,7 +41,7 @@ def bounds(spec: SumSpec, replies: int) -> Bounds:
 
 
 def check(total: NDArray[np.float64], spec: SumSpec, replies: int) -> None:
-    """Raises PrivacyError when honest phones cannot have made the decoded sum `total` [length]."""
+    """Raise PrivacyError when honest phones cannot have made the decoded sum `total` [length]."""
     allowed = bounds(spec, replies)
     norm, least, largest = float(np.linalg.norm(total)), float(total.min()), float(total.max())
     for what, value, bound, holds in (
@@ -57,7 +57,8 @@ def check(total: NDArray[np.float64], spec: SumSpec, replies: int) -> None:
 
 
 def tolerated(phones: int) -> float:
-    """Largest fraction f of malicious clients with (1 − f)^phones ≥ ½: a median over cohorts of `phones` withstands
-    less than it, as more than half of the cohorts must hold none.
+    """Return the largest fraction f of malicious clients with (1 − f)^phones ≥ ½.
+
+    A median over cohorts of `phones` withstands fractions below it, as more than half of the cohorts must hold none.
     """
     return float(1 - 0.5 ** (1 / phones))

@@ -1,6 +1,6 @@
-"""What a run will cost in privacy and how precise its sums will be, before anything is run: no data is read.
+"""Tell what a run will cost in privacy and how precise its sums will be, before it runs: no data is read.
 
-Assumes that every phone of the cohort answers and that phones are spread evenly over the clusters.
+It is assumed that every phone of the cohort answers and that phones are spread evenly over the clusters.
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ DISHONEST = (0.1, 0.2)
 
 @dataclass(frozen=True)
 class PlannedSum:
-    """One sum of entries of `bits` bits. `rho` and `epsilon` alone, `composed` with all before it; None without noise.
-    `entry`: standard deviation of one entry of the sum, in the clip's units; `deviation`: of the figure made from it,
+    """Describe one sum of `length` entries of `bits` bits.
+
+    `rho` and `epsilon` are of this sum alone, `composed` is the ε with all before it; None without noise. `entry`:
+    standard deviation of one entry of the sum, in the clip's units; `deviation`: of the figure made from it,
     named by `unit`; `phones`: phones in a cohort for which it is at most `target`.
     """
 
@@ -42,7 +44,9 @@ class PlannedSum:
 
 @dataclass(frozen=True)
 class PrivacyPlan:
-    """A run's sums and what they come to. `year`: ε at δ of spending the whole budget in each of the `periods` that a
+    """Describe a run's sums and what they come to.
+
+    `year`: ε at δ of spending the whole budget in each of the `periods` that a
     year touches. `dishonest`: ε of the run if that share of the cohort leaves its noise out; `epsilon` counts the
     configured share. `smallest`: phones, noise included, below which a cluster is not published.
     """
@@ -61,8 +65,8 @@ class PrivacyPlan:
     marks: tuple[str, ...]
 
 
-def plan(config: Config, groups: ChannelGroups) -> PrivacyPlan:
-    """The sums of a run over `population.phones`, as `SumBudget` divides ε among them.
+def plan_sums(config: Config, groups: ChannelGroups) -> PrivacyPlan:
+    """Plan the sums of a run over `population.phones`, as `SumBudget` divides ε among them.
 
     Raises PrivacyError when the cohort is too small or ε is out of reach.
     """
@@ -95,7 +99,7 @@ def plan(config: Config, groups: ChannelGroups) -> PrivacyPlan:
 
 
 def year(budget_epsilon: float, delta: float, periods: int) -> float:
-    """ε at `delta` of a phone that spends the whole ε in each of `periods` periods."""
+    """Return the ε at `delta` of a phone that spends the whole ε in each of `periods` periods."""
     rho = 1 / (2 * noise_multiplier(budget_epsilon, delta, 1) ** 2)
     return to_epsilon([rho] * periods, delta)
 

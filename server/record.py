@@ -1,4 +1,4 @@
-"""What a run did, as frozen records: for the snapshot, the report, and who else reads a run's progress or its end."""
+"""Record what a run did, for the snapshot, the report, and others that read a run's progress or its end."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from fedcaptor.server.catalogue import Catalogue
 
 @dataclass(frozen=True)
 class PhaseRecord:
-    """One phase: its duration, and what became of its messages. `bytes_down` and `bytes_up` are payload bytes to and
-    from the phones; `refused` counts replies by the reason for which they were refused.
+    """Record one phase: its duration, and what became of its messages.
+
+    `bytes_down` and `bytes_up` are payload bytes to and from the phones; `refused` counts refused replies by reason.
     """
 
     round: int
@@ -29,15 +30,17 @@ class PhaseRecord:
     refused: Mapping[str, int] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
-        """The record as `details.json` has it."""
+        """Return the record as `details.json` has it."""
         return asdict(self)
 
 
 @dataclass(frozen=True, eq=False)
 class RoundRecord:
-    """What a round ended with. `centroids` [K, classes]; `counts` [K]: estimated phones of each cluster; `fleet`
-    [K, figures]: noisy sums of outcomes, None where answers are local; `delivered_bytes`: payload that one phone
-    fetched, on average; `epsilon`: ε of all sums so far, None without noise.
+    """Record what a round ended with.
+
+    `centroids` [K, classes]; `counts` [K]: estimated phones of each cluster; `fleet` [K, figures]: noisy sums of
+    outcomes, None where answers are local; `delivered_bytes`: payload that one phone fetched, on average; `epsilon`:
+    ε of all sums so far, None without noise.
     """
 
     round: int
@@ -51,12 +54,12 @@ class RoundRecord:
 
 @dataclass(frozen=True, eq=False)
 class RunRecord:
-    """A run so far, or to its end.
+    """Record a run so far, or to its end.
 
     `phones`: how many it has. `sums`: what is told of each sum. `epsilon`: ε for a phone that answered all of them,
-    `epsilon_server` the same towards a server that deviates; None without noise. `refused`: replies by the
-    reason for which they were refused. `lost`: sums that came to nothing, by phase and reason. `atlas`: pictures and
-    profiles of filters. `statistics`: decoded sums of statistics that are not FedCAPTOR's own, by name.
+    `epsilon_server` is that towards a server that deviates; None without noise. `refused`: refused replies by
+    reason. `lost`: sums that came to nothing, by phase and reason. `atlas`: pictures and profiles of filters.
+    `statistics`: decoded sums of statistics that are not FedCAPTOR's own, by name.
     """
 
     config: Config
@@ -74,5 +77,5 @@ class RunRecord:
 
     @property
     def last(self) -> RoundRecord:
-        """The newest finished round. Raises IndexError before the first is finished."""
+        """Return the newest finished round. Raises IndexError before the first is finished."""
         return self.rounds[-1]

@@ -1,6 +1,6 @@
-"""The run's figures for monitoring: one small JSON file, replaced whole after each phase and read by the exporter.
+"""Write and read a run's figures for monitoring: one small JSON file, replaced whole after each phase.
 
-It holds totals, ratios and private estimates alone: nothing in it names a phone.
+The exporter reads it. It holds totals, ratios and private estimates alone: nothing in it names a phone.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 def _known(value: Any) -> Any:
-    """None for a number that is not finite: a figure without a value is no reason to fail."""
+    """Return None for a number that is not finite: a figure without a value is no reason to fail."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -41,7 +41,7 @@ class _Part(BaseModel):
 
 
 class Fleet(_Part):
-    """Averages over all phones, as ratios of the full model; None while unknown."""
+    """Hold averages over all phones, as ratios of the full model; None while unknown."""
 
     macs_ratio: Ratio = None
     parameters_ratio: Ratio = None
@@ -52,7 +52,7 @@ class Fleet(_Part):
 
 
 class Cluster(_Part):
-    """One cluster: `phones` is a private estimate, so it may be a fraction or even negative."""
+    """Describe one cluster: `phones` is a private estimate, so it may be a fraction or even negative."""
 
     cluster: Annotated[str, Field(pattern=r"^([0-9]|[12][0-9]|3[01]|other)$")]
     phones: Finite
@@ -62,14 +62,14 @@ class Cluster(_Part):
 
 
 class Rounds(_Part):
-    """Rounds by their end."""
+    """Count rounds by how they ended."""
 
     finished: Count = 0
     failed: Count = 0
 
 
 class RoundSeconds(_Part):
-    """A classic histogram of round durations: cumulative counts by upper bound, `+Inf` among them."""
+    """Hold a classic histogram of round durations: cumulative counts by upper bound in seconds, `+Inf` among them."""
 
     buckets: Annotated[dict[str, Count], Field(max_length=64)]
     sum: Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -77,14 +77,14 @@ class RoundSeconds(_Part):
 
     @classmethod
     def of(cls, seconds: Iterable[float]) -> Self:
-        """The histogram of `seconds`."""
+        """Make the histogram of `seconds`."""
         values = list(seconds)
         buckets = {f"{bound:g}": sum(value <= bound for value in values) for bound in BUCKETS}
         return cls(buckets=buckets | {"+Inf": len(values)}, sum=math.fsum(values), count=len(values))
 
     @property
     def cumulative(self) -> list[tuple[float, int]]:
-        """Buckets by upper bound, lowest first."""
+        """Return the buckets by upper bound, lowest first."""
         return sorted((float(bound), count) for bound, count in self.buckets.items())
 
     @model_validator(mode="after")
@@ -102,7 +102,7 @@ class RoundSeconds(_Part):
 
 
 class LostSums(_Part):
-    """Sums of one kind that came to nothing for one reason."""
+    """Count the sums of one kind that came to nothing for one reason."""
 
     sum: Kind
     reason: Literal["early", "late", "discarded"]
@@ -110,7 +110,9 @@ class LostSums(_Part):
 
 
 class Snapshot(_Part):
-    """What the exporter serves. `epsilon` None: noise is off; `epsilon_server`: towards a server that cheats.
+    """Hold what the exporter serves.
+
+    `epsilon` is None where noise is off; `epsilon_server` is that towards a server that deviates from the protocol.
     `updated`: unix seconds.
     """
 
@@ -151,7 +153,7 @@ def write(path: Path, snapshot: Snapshot) -> None:
 
 
 def read(path: Path) -> Snapshot:
-    """The snapshot at `path`. Raises StateError when it is missing, damaged or of another version."""
+    """Read the snapshot at `path`. Raises StateError when it is missing, damaged or of another version."""
     try:
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)

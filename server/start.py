@@ -1,4 +1,4 @@
-"""How a run is put together, on devices, in simulations and in benchmarks alike."""
+"""Put a run together, on devices, in simulations and in benchmarks alike."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def open_run(
     on_progress: OnProgress = lambda phase, done, total: None,
     on_phase: OnPhase = lambda record: None,
 ) -> Iterator[Flow]:
-    """A run over the grid's phones, ready to `run()`; its journal is closed when the block ends.
+    """Open a run over the grid's phones, ready to `run()`; its journal is closed when the block ends.
 
     `reference`: the server's own labelled images. `digest`: of `run_digest`. `state`: URL of the state database.
     `pictures`: folder for pictures in progress. `wait_for_nodes`: gives the phones' node ids, which the run keeps for
@@ -70,22 +70,24 @@ def open_run(
 
 
 def courier_of(config: Config, grid: Grid, digest: str, on_progress: OnProgress) -> Courier:
-    """Who carries the run's messages, as configured."""
+    """Make the courier that carries the run's messages, as configured."""
     return Courier(
         grid, digest, config.rounds, masking_of(config), lambda done, asked: on_progress("messages", done, asked)
     )
 
 
 def budget_of(config: Config, groups: ChannelGroups, phones: int) -> Budget:
-    """The privacy budget of a run over so many phones. Raises PrivacyError when it cannot be met."""
+    """Make the privacy budget of a run over so many phones. Raises PrivacyError when it cannot be met."""
     if config.privacy.sums == "local":
         return LocalBudget.of(config.privacy, groups.classes, phones, config.rounds.cohort)
     return SumBudget(config, groups, phones)
 
 
 def run_digest(config: Config, base: BaseModel, name: object) -> str:
-    """SHA-256 (hex) that names a run: configuration, network, weights, its name or number of phones, and statistics
-    that were added to the built-in ones. Phones answer a question of the same run alike.
+    """Return the SHA-256 (hex) that names a run: of configuration, network, weights, its name or number of phones, and
+    the statistics that were added to the built-in ones.
+
+    Phones answer a question alike when it is asked again in a run.
     """
     added = sorted(statistic.name for statistic in registered() if statistic not in BUILT_IN)
     parts = config.digest, base.groups.digest, base.weights_digest, name, *added
@@ -93,7 +95,7 @@ def run_digest(config: Config, base: BaseModel, name: object) -> str:
 
 
 def _kept(journal: Journal, wait_for_nodes: Callable[[], Iterable[int]]) -> list[int]:
-    """The run's phones: those that the journal has, or, in a new run, those that come."""
+    """Return the run's phones: those that the journal has, or, in a new run, those that come."""
 
     def connected() -> Result:
         return {"nodes": sorted(wait_for_nodes())}, {}

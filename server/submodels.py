@@ -1,6 +1,6 @@
-"""Delivery of submodels: every phone names its cluster and is sent the file of this cluster.
+"""Deliver submodels: every phone names its cluster and is sent the file of this cluster.
 
-All phones are asked, drifted or not. Files are padded to few sizes: who only sees the size of a message learns less
+All phones are asked, drifted or not. Files are padded to few sizes: whoever sees only the size of a message learns less
 than the server does.
 """
 
@@ -15,7 +15,7 @@ from fedcaptor.common.groups import State
 from fedcaptor.common.messages import DeliverRequest, digest_of
 from fedcaptor.common.plan import Plan
 from fedcaptor.common.submodel_file import digest, encode
-from fedcaptor.server.collect import Courier, Parcel, Tally
+from fedcaptor.server.collect import Courier, Delivery, Tally
 
 Mode = Literal["choose", "submodel"]
 
@@ -28,7 +28,7 @@ def deliver_submodels(
     states: Sequence[State],
     nodes: Sequence[int],
 ) -> Tally:
-    """`offer` with `tensors`: the delivery of all plans that these two phases stand for.
+    """Deliver submodels in two steps, in place of the delivery of all plans that `offer` with `tensors` would be.
 
     Which node named which cluster is forgotten on return: a restart asks again.
     """
@@ -36,7 +36,7 @@ def deliver_submodels(
     choose = _request(courier, offer, "choose", centroids, {})
     named, asked = courier.deliver(choose, centroids, nodes)
     shared = {name: tensor for name, tensor in tensors.items() if not name.startswith("plan.")}
-    parcels = []
+    deliveries = []
     for cluster, (plan, state) in enumerate(zip(plans, states, strict=True)):
         there = [node for node, chosen in named.items() if chosen == cluster]
         if not there:
@@ -44,9 +44,9 @@ def deliver_submodels(
         file = encode(state)
         sent = shared | {f"plan.{cluster}": tensors[f"plan.{cluster}"], f"submodel.{cluster}": file}
         request = _request(courier, offer, "submodel", sent, {cluster: digest(plan, file)})
-        parcels.append(Parcel(request, sent, there))
+        deliveries.append(Delivery(request, sent, there))
     asked.refused += Counter({"malformed": sum(cluster >= len(plans) for cluster in named.values())})
-    _, sent_tally = courier.deliver_each(parcels)
+    _, sent_tally = courier.deliver_each(deliveries)
     return asked + sent_tally
 
 

@@ -30,7 +30,7 @@ from fedcaptor.server.app import wait_for_nodes
 from fedcaptor.server.flow import OnProgress
 from fedcaptor.server.record import RunRecord
 from fedcaptor.simulations.phones import simulated_phone
-from fedcaptor.simulations.runner import World, remove_run, serve, simulate, weights_of
+from fedcaptor.simulations.runner import World, remove_run, run_rounds, simulate, weights_of
 
 logger = logging.getLogger("flwr")  # Flower forwards this one to `flwr run --stream`
 
@@ -96,7 +96,7 @@ def main(grid: Grid, context: Context) -> None:
     def run(world: World) -> RunRecord:
         if world.phones != nodes:
             raise ConfigError(f"the data has {world.phones} owners for {nodes} nodes: start {world.phones} nodes")
-        return serve(world, grid, on_progress)
+        return run_rounds(world, grid, on_progress)
 
     summary = simulate(config, out, on_progress, run)
     accuracy = summary["accuracy"]

@@ -149,7 +149,7 @@ def remove_run(directory: Path) -> None:
     shutil.rmtree(directory)
 
 
-def serve(world: World, grid: Grid, on_progress: OnProgress, clock: VirtualClock | None = None) -> RunRecord:
+def run_rounds(world: World, grid: Grid, on_progress: OnProgress, clock: VirtualClock | None = None) -> RunRecord:
     """The server's side over any grid: all rounds, a snapshot after each phase."""
     config = world.config
     digest = run_digest(config, world.base, world.phones)
@@ -188,7 +188,7 @@ def simulate(
     if run is None:
         clock = VirtualClock()
         grid = local_grid(world, clock)
-        record = serve(world, grid, on_progress, clock)
+        record = run_rounds(world, grid, on_progress, clock)
     else:
         record = run(world)
     return conclude(world, record, start, on_progress)

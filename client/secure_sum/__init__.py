@@ -1,1 +1,1 @@
-"""A phone's side of one secure sum; `fedcaptor.common.secure` has the protocol that both sides share."""
+"""Hold a phone's side of one secure sum; `fedcaptor.common.secure` has the protocol that both sides share."""

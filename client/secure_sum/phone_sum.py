@@ -1,4 +1,4 @@
-"""A phone's side of one secure sum."""
+"""Run a phone's side of one secure sum."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ _STEPS: tuple[tuple[type[messages.Message], Callable[[Party, PhoneState, bytes, 
 
 
 class PhoneSum:
-    """Answers the six requests of one sum in order, each once: the same request gets the same bytes, another is
-    declined, and there is no way back.
+    """Answer the six requests of one sum in order, each once: a repeated request gets the stored reply, another one for
+    an answered step is declined.
 
     `identity`: the phone's lasting signature key. `random(n)`: n secret bytes. `enrolled`, if given, tells whether an
     identity is that of a known phone; then neighbours' signatures on their keys are checked too (without it they would
-    prove nothing: who invents a phone invents its identity).
-    There may be one `PhoneSum` for a digest, ever: a vector masked anew for another list would be a second sum. So
+    prove nothing: whoever invents a phone invents its identity).
+    There may be one `PhoneSum` for a digest, ever: a vector masked again for another list would be a second sum. So
     `to_bytes()` must be stored before each reply is sent.
     """
 
@@ -46,21 +46,24 @@ class PhoneSum:
         enrolled: Callable[[bytes], bool] | None = None,
         stored: bytes | None = None,
     ) -> None:
-        """`stored`: what `to_bytes` gave, to go on from. Raises StateError when that is damaged or of other terms."""
+        """Begin a sum, or go on from `stored`, which `to_bytes` gave.
+
+        Raises StateError when that is damaged or of other terms.
+        """
         self._party = Party(terms, identity, random, enrolled)
         self._state = PhoneState.new(terms.binding) if stored is None else PhoneState.from_bytes(stored, terms.binding)
 
     @property
     def answered(self) -> int:
-        """Requests answered so far, 0 to 6."""
+        """Return how many requests were answered so far, 0 to 6."""
         return len(self._state.replies)
 
     def to_bytes(self) -> bytes:
-        """All that is needed to go on after the process ends; it holds secrets."""
+        """Encode all that is needed to go on after the process ends; it holds secrets."""
         return self._state.to_bytes()
 
     def answer(self, request: bytes, values: Values) -> bytes:
-        """The reply. `values()`, called when the vector is masked, gives uint32 [length] below 2**bits.
+        """Return the reply to a request. `values()` gives uint32 [length] below 2**bits, when the vector is masked.
 
         Raises WireError on a malformed or untimely request, PrivacyError where an answer would break a promise; both
         leave everything as it was.

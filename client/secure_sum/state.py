@@ -1,4 +1,4 @@
-"""What a phone keeps between the steps of one secure sum, as bytes for its own storage. It holds secrets."""
+"""Keep a phone's state between the steps of one secure sum, as bytes for its own storage. It holds secrets."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fedcaptor.common.secure.messages import SHARES, Entry, Flags, Hashes, Place
 
 @dataclass(frozen=True, eq=False, repr=False)
 class PhoneState:
-    """Arrays by step, empty before it; what later steps do not need is emptied again.
+    """Hold what each step leaves for later ones; arrays are empty before their step and when no longer needed.
 
     `requests`: SHA-256 of each answered request; `replies`: what was answered. `secrets`: private channel key, private
     mask key, seed. `shape`: phones, holders, threshold, place, most neighbours. By neighbour: `places`, `chose` (it
@@ -50,18 +50,18 @@ class PhoneState:
 
     @classmethod
     def new(cls, binding: bytes) -> Self:
-        """Before the first step."""
+        """Make the state before the first step."""
         fields: dict[str, Any] = {name: cls.empty(name) for name in layout(cls)}
         return cls(**{**fields, "binding": np.frombuffer(binding, np.uint8), "replies": ()})
 
     @classmethod
     def empty(cls, name: str) -> NDArray[Any]:
-        """A field without entries."""
+        """Make the value of a field without entries."""
         entry = layout(cls)[name] or Entry("u1")
         return np.zeros((0, entry.width) if entry.width > 1 else 0, entry.dtype)
 
     def to_bytes(self) -> bytes:
-        """All of it; store it before the reply is sent."""
+        """Encode the whole state; store it before the reply is sent."""
         arrays = {
             name: np.ascontiguousarray(getattr(self, name)) for name, entry in layout(type(self)).items() if entry
         }
@@ -71,7 +71,7 @@ class PhoneState:
 
     @classmethod
     def from_bytes(cls, data: bytes, binding: bytes) -> Self:
-        """Raises StateError on damage, or when it was stored under other terms."""
+        """Decode what `to_bytes` gave. Raises StateError on damage, or when it was stored under other terms."""
         try:
             arrays = load(data)
             replies = tuple(arrays.pop(f"reply.{step}").tobytes() for step in range(len(arrays["requests"])))

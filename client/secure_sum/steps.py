@@ -1,4 +1,7 @@
-"""A phone's steps: (state, request) to (next state, reply). Each checks all that it is told; none has a side effect."""
+"""Take a phone's steps, each from (state, request) to (next state, reply).
+
+Each checks all that it is told; none has a side effect.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ Values = Callable[[], NDArray[np.uint32]]
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Party:
-    """Who takes part: see `PhoneSum`."""
+    """Name the phone that takes part; `PhoneSum` explains the fields."""
 
     terms: Terms
     identity: Ed25519PrivateKey
@@ -71,7 +74,7 @@ def choose(party: Party, state: PhoneState, data: bytes, values: Values) -> Step
 
 
 def draw_holders(random: Random, phones: int, count: int, place: int) -> NDArray[np.uint32]:
-    """`count` places other than the own one, uniform without replacement, in order: the smallest of 64-bit lots."""
+    """Draw `count` places other than the own one, uniformly without replacement, in order: the least of 64-bit lots."""
     lots = np.frombuffer(random(8 * (phones - 1)), "<u8")
     drawn = np.sort(np.argsort(lots, kind="stable")[:count])
     return (drawn + (drawn >= place)).astype(np.uint32)
@@ -111,7 +114,7 @@ def share(party: Party, state: PhoneState, data: bytes, values: Values) -> Step:
 
 
 def _check_neighbours(party: Party, state: PhoneState, request: messages.Neighbours) -> NDArray[np.bool_]:
-    """Which neighbours are holders; raises unless all keys are those on the committed list."""
+    """Return which neighbours are holders; raises unless all keys are those on the committed list."""
     phones, count, _, place, most = state.shape.tolist()
     places = request.places
     _expect(len(request.keys) == len(request.chose) == len(places) >= count, "lists of neighbours differ in length")
@@ -132,7 +135,7 @@ def _check_neighbours(party: Party, state: PhoneState, request: messages.Neighbo
 
 
 def mask(party: Party, state: PhoneState, data: bytes, values: Values) -> Step:
-    """Mask the vector; open the shares that came: an unsound one is left out and stops nothing."""
+    """Mask the vector, and open the shares that arrived; one that cannot be opened is left out and stops nothing."""
     session, threshold = state.session.tobytes(), int(state.shape[2])
     request = messages.Inbox.from_bytes(data, session)
     _expect(len(request.active) == len(state.places), "not every neighbour is said to be active or not")
@@ -160,7 +163,7 @@ def mask(party: Party, state: PhoneState, data: bytes, values: Values) -> Step:
 def _masked(
     terms: Terms, state: PhoneState, active: NDArray[np.bool_], values: NDArray[np.uint32]
 ) -> NDArray[np.uint32]:
-    """The vector with the own mask and one for each active neighbour, modulo 2**32."""
+    """Return the vector with the own mask and one for each active neighbour, modulo 2**32."""
     if values.dtype != np.uint32 or values.shape != (terms.length,) or int(values.max()) >> terms.bits:
         raise PrivacyError(
             f"secure sum: the vector is {values.dtype} {values.shape}, must be uint32 ({terms.length},) below "
@@ -232,7 +235,7 @@ def _expect(holds: bool, detail: str) -> None:
 
 
 def _each(rows: NDArray[np.uint8]) -> list[bytes]:
-    """Rows as bytes."""
+    """Return each row as bytes."""
     data, width = rows.tobytes(), rows.shape[1]
     return [data[i : i + width] for i in range(0, len(data), width)]
 

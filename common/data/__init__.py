@@ -1,1 +1,1 @@
-"""Image sources and the one deterministic split."""
+"""This package reads image sources and splits them, in one deterministic way."""

@@ -1,4 +1,4 @@
-"""Image sources: the embedded data set, `.npz` files, folders of class folders, torchvision.
+"""Read images: the embedded data set, `.npz` files, folders of class folders, torchvision, users' own functions.
 
 Files of users are never unpickled (torchvision unpickles CIFAR, after it has compared the checksum). Every broken rule
 has one message: the file, the rule and what to do about it.
@@ -36,7 +36,7 @@ _BROKEN_IMAGE = (OSError, SyntaxError, ValueError, struct.error, Image.Decompres
 
 @dataclass(frozen=True)
 class Dataset:
-    """Images x [N, H, W, C] uint8 with C in {1, 3}, labels y [N] int64, one name per class.
+    """Hold images x [N, H, W, C] uint8 with C in {1, 3}, labels y [N] int64, and one name per class.
 
     `owner` [N] int64 is the phone that holds an image, `split` [N] one of train, validation, test; None: not given.
     """
@@ -50,8 +50,8 @@ class Dataset:
 
 
 def load(source: str) -> Dataset:
-    """The data set that `source` names: `embedded`, a `.npz` file, a folder, `torchvision:NAME`, or what a user's own
-    `package.module:function` returns.
+    """Load the data set that `source` names: `embedded`, a `.npz` file, a folder, `torchvision:NAME`, or what a user's
+    own `package.module:function` returns. Raises DataError on one that cannot be used.
     """
     if source == "embedded":
         return _npz(EMBEDDED, "embedded")
@@ -69,7 +69,7 @@ def load(source: str) -> Dataset:
 
 
 def _own(source: str) -> Dataset:
-    """What the function returns, checked as a file would be."""
+    """Return what the user's function gives, checked as a file would be."""
     found = resolve(source, "data source", "'embedded', a .npz file, a folder of class folders", DataError)()
     kind = type(found).__name__
     _need(isinstance(found, Dataset), source, f"gave a {kind}", "return a fedcaptor.Dataset of x, y and names")
@@ -88,7 +88,7 @@ def _bounded(size: int, where: object) -> None:
 
 
 def _dataset(name: str, where: object, arrays: dict[str, NDArray]) -> Dataset:
-    """The checked data set; `arrays` has x, y and possibly names, owner, split."""
+    """Check arrays and make the data set; `arrays` has x, y and possibly names, owner, split."""
     x, count = _images(where, arrays["x"]), len(arrays["x"])
     y = _integers(where, "y", arrays["y"], count)
     owner = _integers(where, "owner", arrays["owner"], count) if "owner" in arrays else None
@@ -158,7 +158,7 @@ def _npz(path: Path, name: str) -> Dataset:
 
 
 def _members(path: Path, archive: zipfile.ZipFile) -> dict[str, NDArray]:
-    """Known arrays of a `.npz`; the headers are checked before memory is taken."""
+    """Read the known arrays of a `.npz`; headers are checked before memory is taken."""
     stored = archive.namelist()
     unknown = [n for n in stored if n not in {f"{k}.npy" for k in KEYS}]
     rule = f"holds {unknown[0][:40]!r}" if unknown else ""
@@ -198,7 +198,7 @@ def _declared_bytes(path: Path, key: str, file: IO[bytes]) -> int:
 
 
 def _folder(path: Path) -> Dataset:
-    """One class per sub-folder, in the order of their names; all images of one size."""
+    """Read one class from each sub-folder, in the order of their names; all images have one size."""
     classes = [entry for entry in _entries(path) if entry.is_dir()]
     _need(classes, path, "has no class folders", "put the images of each class into a folder of its own")
     files: list[Path] = []
@@ -214,7 +214,7 @@ def _folder(path: Path) -> Dataset:
 
 
 def _entries(folder: Path) -> list[Path]:
-    """What a folder holds, sorted, without hidden files."""
+    """List what a folder holds, sorted, without hidden files."""
     try:
         return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
     except OSError as error:
@@ -222,7 +222,10 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def decode(path: Path, files: list[Path]) -> NDArray[np.uint8]:
-    """Images [N, H, W, C]; grey when every file is grey, otherwise RGB. Sizes are checked before pixels are read."""
+    """Decode image files to uint8 [N, H, W, C]: grey when every file is grey, otherwise RGB.
+
+    Sizes are checked before pixels are read. Raises DataError on a file that cannot be read or has another size.
+    """
     heads = [_open(file, lambda image: (image.size, image.mode)) for file in files]
     size, _ = heads[0]
     for file, (own, mode) in zip(files, heads, strict=True):
@@ -247,19 +250,19 @@ def _open(file: Path, use: Callable[[Image.Image], Any]) -> Any:
 
 
 class _Part(Protocol):
-    """What the listed torchvision data sets have in common."""
+    """Describe what the listed torchvision data sets have in common."""
 
     data: Any
     targets: Any
 
 
 def cache_folder() -> Path:
-    """Where downloads are kept: FEDCAPTOR_CACHE, or ~/.cache/fedcaptor."""
+    """Return the folder of downloads: FEDCAPTOR_CACHE, or ~/.cache/fedcaptor."""
     return Path(os.environ.get("FEDCAPTOR_CACHE") or Path.home() / ".cache" / "fedcaptor")
 
 
 def _torchvision(source: str, name: str) -> Dataset:
-    """Train and test parts, one after the other. torchvision compares the files with its checksums."""
+    """Load train and test parts, one after the other. torchvision compares the files with its checksums."""
     _need(name in TORCHVISION, source, "is not offered", f"choose from {', '.join(TORCHVISION)} or write a .npz file")
     from torchvision import datasets
 

@@ -1,4 +1,4 @@
-"""The one deterministic split: by the bytes of each image, so it depends on neither order nor seed.
+"""Split a data set by the bytes of each image, so that the split depends on neither order nor seed.
 
 No image is in two parts, not even as a copy: equal bytes have equal hashes and fall together.
 """
@@ -18,7 +18,7 @@ _MORE = "give more images that differ, or another split key"
 
 
 def split(data: Dataset) -> dict[str, Indices]:
-    """Sorted indices of the parts base, reference and phones, each [n] and not empty.
+    """Return sorted indices of the parts base, reference and phones, each [n] and not empty.
 
     Without a split key: 45, 10 and 45 % by hash. With one, train goes to base, validation to reference and test to
     phones; without validation a tenth of train is the reference, without test train is divided with the phones.
@@ -37,9 +37,10 @@ def split(data: Dataset) -> dict[str, Indices]:
 
 
 def pool(data: Dataset, indices: Indices) -> dict[str, Indices]:
-    """`indices` (the part phones) [n] divided by hash into use, check and test: 50, 20 and 30 %, sorted, not empty.
+    """Divide `indices` (the part phones) [n] by hash into use, check and test: 50, 20 and 30 %, sorted, not empty.
 
-    Several phones may hold the same image of one of these, none holds another's test image.
+    Several phones may hold one image, but none uses or checks with an image that another is tested on. Raises DataError
+    on a part without images.
     """
     chosen = np.unique(indices)
     hashes = np.zeros(len(data.y), np.uint64)
@@ -48,13 +49,13 @@ def pool(data: Dataset, indices: Indices) -> dict[str, Indices]:
 
 
 def _hashes(x: NDArray[np.uint8], salt: bytes) -> NDArray[np.uint64]:
-    """One number [N] per image, from its bytes alone; different salts give independent numbers."""
+    """Hash each image to a number [N], from its bytes alone; different salts give independent numbers."""
     digests = (hashlib.blake2b(image, digest_size=8, person=salt).digest() for image in np.ascontiguousarray(x))
     return np.frombuffer(b"".join(digests), "<u8").astype(np.uint64)
 
 
 def _divide(indices: Indices, hashes: NDArray[np.uint64], shares: dict[str, float]) -> dict[str, Indices]:
-    """Sorted parts of `indices` by the place of their hashes in 0..2^64, in proportion to `shares`."""
+    """Divide `indices` by the place of their hashes in 0..2^64, in proportion to `shares`; parts are sorted."""
     edges = np.cumsum(list(shares.values())) / sum(shares.values())
     place = np.searchsorted(edges[:-1], hashes[indices] / 2.0**64, side="right")
     return {part: np.sort(indices[place == k]) for k, part in enumerate(shares)}

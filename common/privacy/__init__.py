@@ -1,1 +1,1 @@
-"""Sums with noise in shares, local answers, and what either costs in (ε, δ)."""
+"""This package protects sums by noise in shares, and local answers, and tells what either costs in (ε, δ)."""

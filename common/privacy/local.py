@@ -1,9 +1,9 @@
-"""One answer that a phone protects by itself: two classes drawn from its usage, in bits that are flipped at random.
+"""Draw an answer that a phone protects by itself: two classes of its usage, in bits that are flipped at random.
 
 The unordered pair is one of C·(C+1)/2, sent as unary encoding with optimised probabilities (Wang et al., USENIX
 Security 2017, there for many values; here for their number). Drawn with return, a pair is an unbiased sample of u·uᵀ:
-classes that are met together are seen, which one class alone would not show. Asked again, the same bits are sent, as in
-RAPPOR (Erlingsson et al., CCS 2014): who stores them is the phone.
+it shows which classes are met together, which one class alone would not. A phone that is asked again sends the stored
+bits, as in RAPPOR (Erlingsson et al., CCS 2014).
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ Bits = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class LocalSpec:
-    """How an answer is drawn: over `classes` classes, a bit is one with probability `present` where it is the pair's
-    own and `absent` elsewhere. Raises PrivacyError on probabilities that protect nothing or tell nothing.
+    """Describe how an answer is drawn: over `classes` classes, a bit is one with probability `present` where it is the
+    pair's own and `absent` elsewhere. Raises PrivacyError on probabilities that protect nothing or tell nothing.
     """
 
     classes: int
@@ -49,26 +49,26 @@ class LocalSpec:
 
     @property
     def name(self) -> str:
-        """As sums are named: it is asked in the first round."""
+        """Return a name in the form of sums' names; the answer is asked for in the first round."""
         return "1-usage-0"
 
     @property
     def length(self) -> int:
-        """Bits of an answer, in the order of `np.triu_indices`."""
+        """Return the number of bits of an answer; they are in the order of `np.triu_indices`."""
         return pairs_of(self.classes)
 
     @property
     def epsilon(self) -> float:
-        """ε, δ = 0, between any two answers: two pairs differ in two bits, a pair and none (nothing met) in one."""
+        """Return ε at δ = 0 of any two answers: two pairs differ in two bits, a pair and none (nothing met) in one."""
         return math.log(self.present / self.absent) + math.log((1 - self.absent) / (1 - self.present))
 
     @property
     def digest(self) -> str:
-        """SHA-256 (hex) of every field."""
+        """Return the SHA-256 (hex) of every field."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
 
     def draw(self, usage: NDArray[np.float64], rng: np.random.Generator) -> Bits:
-        """A fresh answer, packed: to be stored before it is sent. `usage` [C]; all zeros: nothing was met."""
+        """Draw a fresh answer, packed: store it before it is sent. `usage` [C]; all zeros: nothing was met."""
         own = np.zeros(self.length, dtype=bool)
         if usage.sum() > 0:
             edges = np.cumsum(usage) / np.cumsum(usage)[-1]
@@ -77,34 +77,39 @@ class LocalSpec:
         return np.packbits(bernoulli(np.where(own, self.present, self.absent), rng))
 
     def check(self, answer: Bits) -> None:
-        """Raise PrivacyError unless it is so many packed bits."""
+        """Raise PrivacyError unless `answer` is `length` packed bits."""
         if answer.dtype != np.uint8 or answer.shape != (-(-self.length // 8),):
             raise PrivacyError(f"the answer is {answer.dtype} {answer.shape}, must be {self.length} packed bits")
         if np.unpackbits(answer[-1:])[(self.length - 1) % 8 + 1 :].any():
             raise PrivacyError(f"the answer has ones behind its {self.length} bits: clear them")
 
     def cooccurrence(self, ones: NDArray[np.float64], phones: int) -> NDArray[np.float64]:
-        """Unbiased sum of `statistics.cooccurrence` vectors [length] from the `ones` [length] of so many answers."""
+        """Estimate the sum of `statistics.cooccurrence` vectors [length] from the `ones` [length] of so many answers.
+
+        The estimate is unbiased.
+        """
         pairs = (ones - phones * self.absent) / (self.present - self.absent)
         rows, columns = np.triu_indices(self.classes)
         return np.where(rows == columns, 1.0, math.sqrt(0.5)) * pairs
 
     @property
     def deviation(self) -> float:
-        """Standard deviation of one phone's share of a class as its answer shows it, by flipped bits alone: one bit
-        counts whole, the C − 1 of other pairs with this class half. Nearly all bits are absent ones.
+        """Return the standard deviation of one phone's share of a class as its answer shows it, by flipped bits alone.
+
+        One bit counts whole, the C − 1 of other pairs with this class half. Nearly all bits are absent ones.
         """
         weight = 1 + (self.classes - 1) / 4
         return math.sqrt(weight * self.absent * (1 - self.absent)) / (self.present - self.absent)
 
     def share_deviation(self, phones: float) -> float:
-        """Standard deviation of a class's mean share over so many phones, the draw of two classes counted and all
-        shares alike.
+        """Return the standard deviation of a class's mean share over so many phones.
+
+        The draw of two classes is counted, and all classes are taken to have equal shares.
         """
         drawn = (1 - 1 / self.classes) / self.classes / 2
         return math.sqrt((self.deviation**2 + drawn) / phones)
 
 
 def pairs_of(classes: int) -> int:
-    """How many unordered pairs of classes there are, a class with itself included: bits of an answer."""
+    """Return how many unordered pairs of classes there are, a class with itself included: bits of an answer."""
     return classes * (classes + 1) // 2

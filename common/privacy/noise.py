@@ -1,4 +1,4 @@
-"""Discrete Gaussian noise (Canonne, Kamath and Steinke 2020, algorithms 2 and 3), vectorised.
+"""Draw discrete Gaussian noise (Canonne, Kamath and Steinke 2020, algorithms 2 and 3), vectorised.
 
 Uniform integers are exact. Each Bernoulli trial compares 53 random bits with a float64 probability, so its bias is
 below 2**-52; that is the one departure from the exact sampler. Every random bit is taken by `Generator.bytes`, which
@@ -19,14 +19,14 @@ _CHUNK = 1 << 16
 
 
 class _SystemGenerator(np.random.Generator):
-    """A generator whose `bytes` come from the operating system; other methods use a stream that it seeded."""
+    """Take `bytes` from the operating system; other methods use a stream that it seeded."""
 
     def bytes(self, length: int) -> bytes:
         return os.urandom(length)
 
 
 def system_generator() -> np.random.Generator:
-    """A generator for real noise: `bytes`, all that this module draws, is `os.urandom`; it cannot be reproduced.
+    """Make a generator for real noise: `bytes`, all that this module draws, is `os.urandom`, so nothing is repeatable.
 
     Methods other than `bytes` use Philox seeded with 256 secret bits, which is no cryptographic generator.
     Simulations pass their own seeded generator instead.
@@ -35,7 +35,7 @@ def system_generator() -> np.random.Generator:
 
 
 def discrete_gaussian(sigma2: float, size: int | tuple[int, ...], rng: np.random.Generator) -> NDArray[np.int64]:
-    """Independent integers x with probability proportional to exp(-x² / (2 sigma2)), int64 of shape `size`.
+    """Draw independent integers x with probability proportional to exp(-x² / (2 sigma2)), int64 of shape `size`.
 
     `sigma2` is in squared quanta; 0 gives zeros. The variance is at most sigma2 (less only where sigma2 is small).
     Raises PrivacyError when sigma2 is negative, not finite or above 2**80.
@@ -57,7 +57,7 @@ def discrete_gaussian(sigma2: float, size: int | tuple[int, ...], rng: np.random
 
 
 def _accepted(sigma2: float, trials: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """The proposals of `trials` discrete Laplace draws that pass the Gaussian rejection test."""
+    """Return the proposals of `trials` discrete Laplace draws that pass the Gaussian rejection test."""
     t = math.isqrt(int(sigma2)) + 1
     y = _laplace(t, trials, rng)
     gap = np.abs(y).astype(np.float64) - sigma2 / t
@@ -65,7 +65,7 @@ def _accepted(sigma2: float, trials: int, rng: np.random.Generator) -> NDArray[n
 
 
 def _laplace(t: int, trials: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Integers y with probability proportional to exp(-|y| / t); fewer than `trials`, as some are rejected."""
+    """Draw integers y with probability proportional to exp(-|y| / t); fewer than `trials`, as some are rejected."""
     low = _below(t, trials, rng)
     low = low[bernoulli(np.exp(-low / t), rng)]
     high = np.zeros(low.size, np.int64)
@@ -84,7 +84,7 @@ def _words(count: int, rng: np.random.Generator) -> NDArray[np.uint64]:
 
 
 def _below(bound: int, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """`count` exactly uniform integers in [0, bound): words past the last whole multiple of `bound` are redrawn."""
+    """Draw `count` exactly uniform integers in [0, bound): words past the last multiple of `bound` are redrawn."""
     words = _words(count, rng)
     last = np.uint64(2**64 // bound * bound - 1)
     while (over := np.flatnonzero(words > last)).size:
@@ -93,10 +93,10 @@ def _below(bound: int, count: int, rng: np.random.Generator) -> NDArray[np.int64
 
 
 def bernoulli(p: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.bool_]:
-    """True with probability `p` each, of the shape [n] of `p`."""
+    """Draw booleans [n], each True with its probability in `p` [n]."""
     return uniform(p.size, rng) < p
 
 
 def uniform(count: int, rng: np.random.Generator) -> NDArray[np.float64]:
-    """Multiples of 2**-53 in [0, 1), each as likely: float64 [count]."""
+    """Draw multiples of 2**-53 in [0, 1), each as likely: float64 [count]."""
     return np.asarray((_words(count, rng) >> np.uint64(11)) * 2.0**-53, np.float64)

@@ -1,4 +1,4 @@
-"""Sums over a cohort with noise added in shares by the phones; integers modulo 2**bits.
+"""Encode and decode sums over a cohort: phones add noise in shares, entries are integers modulo 2**bits.
 
 Source of the noise: Kairouz, Liu and Steinke, "The Distributed Discrete Gaussian Mechanism for Federated Learning
 with Secure Aggregation", ICML 2021. A sum is either rotated and rounded as there, which suits long and dense vectors,
@@ -31,7 +31,7 @@ def _require(holds: bool, message: str) -> None:
 
 @dataclass(frozen=True)
 class SumSpec:
-    """What a phone is asked to add to one sum; both sides check it. Raises PrivacyError when it is not safe.
+    """Specify what a phone is asked to add to one sum; both sides check it. Raises PrivacyError when it is not safe.
 
     `length`: entries. `clip`: joint L2 bound of one phone's vector, in its own units. `scale`: quanta per unit.
     `noise_multiplier`: standard deviation of the total noise over `clip`, reached with `min_survivors` shares;
@@ -94,23 +94,25 @@ class SumSpec:
 
     @property
     def sensitivity(self) -> float:
-        """Joint L2 bound of one encoded vector before noise, in quanta."""
+        """Return the joint L2 bound of one encoded vector before noise, in quanta."""
         return rounded_norm(self.scale * self.clip, self.length) if self.rotated else self.scale * self.clip
 
     @property
     def wrap_probability(self) -> float:
-        """Bound on the probability that any entry of a sum of `cohort` honest replies leaves its bits."""
+        """Bound the probability that any entry of a sum of `cohort` honest replies leaves its bits."""
         return self._wrap_probability(self.bits)
 
     @property
     def least_bits(self) -> int:
-        """Fewest bits with which the sum wraps around with probability 2**-40 at most; can be above the 32 allowed."""
+        """Return the fewest bits with which the sum wraps around with probability 2**-40 at most; may exceed 32."""
         return next(bits for bits in range(MIN_BITS, 1024) if self._wrap_probability(bits) <= MAX_WRAP)
 
     def _wrap_probability(self, bits: int) -> float:
-        """Discrete Gaussians are sub-Gaussian, and so are the entries of the rotated sum, whose norm is cohort × clip
-        at most; rounding moves it by less than one quantum a phone. Without rotation, and at worst with it, all clipped
-        vectors lie in one entry.
+        """Bound the probability that any entry leaves so many `bits`.
+
+        Discrete Gaussians are sub-Gaussian, and so are the entries of the rotated sum, whose norm is cohort × clip at
+        most; rounding moves an entry by less than one quantum a phone. Without rotation, and at worst with it, all of
+        every clipped vector is in one entry.
         """
         room, noise = 2.0 ** (bits - 1) - 1, self.cohort * self.share_variance
         worst = _tail(room - self.cohort * self.sensitivity, noise)
@@ -121,34 +123,34 @@ class SumSpec:
 
     @property
     def sigma(self) -> float:
-        """Standard deviation of the noise of `min_survivors` shares, in quanta."""
+        """Return the standard deviation of the noise of `min_survivors` shares, in quanta."""
         return self.noise_multiplier * self.scale * self.clip
 
     @property
     def share_variance(self) -> float:
-        """Variance parameter of one phone's share, in squared quanta."""
+        """Return the variance parameter of one phone's share, in squared quanta."""
         return self.sigma**2 / self.min_survivors
 
     @property
     def deviation(self) -> float:
-        """Standard deviation of one entry of the sum when the whole cohort answers, in the units of `clip`."""
+        """Return the standard deviation of one entry of the sum of the whole cohort, in the units of `clip`."""
         return self.noise_multiplier * self.clip * math.sqrt(self.cohort / self.min_survivors)
 
     @property
     def digest(self) -> str:
-        """SHA-256 (hex) of every field: a spec that differs in anything is another request."""
+        """Return the SHA-256 (hex) of every field: a spec that differs in anything is another request."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
 
 
 def _tail(room: float, variance: float) -> float:
-    """Bound on P(|X| > room) of a sub-Gaussian X."""
+    """Bound P(|X| > room) for a sub-Gaussian X."""
     if room < 0:
         return 1.0
     return 2 * math.exp(-(room**2) / (2 * variance)) if variance else 0.0
 
 
 def encode(vector: NDArray[np.floating], spec: SumSpec, rng: np.random.Generator) -> NDArray[np.uint32]:
-    """One phone's reply, uint32 [length]: its vector in quanta with its share of the noise.
+    """Encode one phone's reply, uint32 [length]: its vector in quanta with its share of the noise.
 
     Raises PrivacyError as `quantised` does.
     """
@@ -157,12 +159,12 @@ def encode(vector: NDArray[np.floating], spec: SumSpec, rng: np.random.Generator
 
 
 def wrapped(total: NDArray[np.int64], spec: SumSpec) -> NDArray[np.uint32]:
-    """`total` [length] modulo 2**bits."""
+    """Reduce `total` [length] modulo 2**bits."""
     return (total & np.int64(2**spec.bits - 1)).astype(np.uint32)
 
 
 def quantised(vector: NDArray[np.floating], spec: SumSpec, rng: np.random.Generator) -> NDArray[np.int64]:
-    """One phone's vector before noise, int64 [length]: clipped, rotated where the spec says so, in quanta.
+    """Return one phone's vector before noise, int64 [length]: clipped, rotated where the spec says so, in quanta.
 
     `vector` is [length] in units of `clip`. Raises PrivacyError on a wrong shape or a value that is not finite.
     The norm in quanta is at most `spec.sensitivity`.
@@ -195,7 +197,7 @@ def _truncated(x: NDArray[np.float64], bound: float) -> NDArray[np.int64]:
 
 
 def decode(total: NDArray[np.uint32], spec: SumSpec) -> NDArray[np.float64]:
-    """A sum of replies modulo 2**bits, uint32 [length], as float64 [length] in the units of `clip`."""
+    """Decode a sum of replies modulo 2**bits, uint32 [length], to float64 [length] in the units of `clip`."""
     half = np.int64(2 ** (spec.bits - 1))
     mask = np.int64(2**spec.bits - 1)
     signed = ((total.astype(np.int64) + half) & mask) - half

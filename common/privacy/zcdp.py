@@ -1,4 +1,4 @@
-"""The (ε, δ) of composed sums, at the level of a phone (one phone's reports replaced by zeros).
+"""Compute the (ε, δ) of composed sums, at the level of a phone (one phone's reports replaced by zeros).
 
 Each sum is zero-concentrated differentially private (zCDP) by Kairouz, Liu and Steinke, ICML 2021: the sum of n shares
 is within tau of one discrete Gaussian. ρ adds up over sums. It is converted by Rényi divergences, as
@@ -30,13 +30,13 @@ PERIOD_DAYS = 90
 
 @lru_cache(maxsize=64)  # sums of one kind have it in common, and it takes as long as there are phones
 def share_gap(share_variance: float, shares: int) -> float:
-    """tau: how far (log ratio) the sum of `shares` discrete Gaussians of that variance is from a single one."""
+    """Return tau: how far (log ratio) the sum of `shares` discrete Gaussians of that variance is from a single one."""
     k = np.arange(1, shares, dtype=np.float64)
     return float(10 * np.exp(-2 * math.pi**2 * share_variance * k / (k + 1)).sum())
 
 
 def sum_zcdp(spec: SumSpec, dishonest: float = 0.0) -> float:
-    """rho of one sum when `min_survivors` reply and a fraction `dishonest` of the cohort adds no noise.
+    """Return the rho of one sum when `min_survivors` reply and a fraction `dishonest` of the cohort adds no noise.
 
     Infinite with the noise off or no honest share left. Raises PrivacyError when `dishonest` is outside 0 to 1 or
     the share's standard deviation is below half a quantum.
@@ -45,7 +45,7 @@ def sum_zcdp(spec: SumSpec, dishonest: float = 0.0) -> float:
 
 
 def epsilon(specs: Iterable[SumSpec], delta: float, dishonest: float = 0.0) -> float:
-    """ε at `delta` of answering every sum in `specs` once; 0 for none, infinite when one has no noise.
+    """Return the ε at `delta` of answering every sum in `specs` once; 0 for none, infinite when one has no noise.
 
     Raises PrivacyError when `delta` is not strictly between 0 and 1, and as `sum_zcdp` does.
     """
@@ -55,7 +55,7 @@ def epsilon(specs: Iterable[SumSpec], delta: float, dishonest: float = 0.0) -> f
 def noise_multiplier(
     target_epsilon: float, delta: float, sums: int | Sequence[SumSpec], dishonest: float = 0.0
 ) -> float:
-    """The least noise multiplier, the same for all sums, whose composed ε at `delta` is at most the target.
+    """Find the least noise multiplier, one for all sums, whose composed ε at `delta` is at most the target.
 
     `sums` is the specs themselves (their own noise_multiplier is ignored; tau and wrap-around are checked), or a
     number of sums for a first plan, which leaves tau, a small term, and dishonest phones out. Raises PrivacyError when
@@ -115,7 +115,7 @@ def _zcdp(spec: SumSpec, multiplier: float, dishonest: float, strict: bool = Tru
 
 
 def to_epsilon(rhos: Iterable[float], delta: float) -> float:
-    """ε at `delta` of zCDP charges composed; 0 for none, infinite when one is.
+    """Return the ε at `delta` of zCDP charges composed; 0 for none, infinite when one is.
 
     At order a, ρ bounds the Rényi divergence by a·ρ, and that gives ε by Canonne, Kamath and Steinke 2020,
     proposition 12; the least over all orders holds. Raises PrivacyError when `delta` is not strictly between 0 and 1.
@@ -137,7 +137,10 @@ def to_epsilon(rhos: Iterable[float], delta: float) -> float:
 
 
 def _each(function: Callable[[float], float], values: Floats) -> Floats:
-    """`function` of each value by Python's `math`, whose last digit numpy's vector instructions may round otherwise."""
+    """Apply a function of Python's `math` to each value.
+
+    The last digit of numpy's vector instructions may be rounded otherwise.
+    """
     return np.array([function(value) for value in values.tolist()])
 
 
@@ -150,5 +153,5 @@ def _log_terms(delta: float) -> Floats:
 
 
 def _nearly_equal(divergence: Floats, delta: float) -> NDArray[np.bool_]:
-    """Orders at which the total variation distance, by the divergence alone, is below `delta`: ε is 0."""
+    """Tell at which orders the total variation distance, by the divergence alone, is below `delta`: ε is 0 there."""
     return np.array([delta**2 + math.expm1(-value) > 0 for value in divergence.tolist()])

@@ -1,4 +1,4 @@
-"""Secure sums: the server learns the sum of phones' vectors modulo 2**bits and no single vector.
+"""This package has secure sums: the server learns the sum of phones' vectors modulo 2**bits and no single vector.
 
 Masks that cancel in pairs over a sparse random graph, with secrets shared among neighbours so that phones may drop
 out: Bonawitz et al., "Practical Secure Aggregation for Privacy-Preserving Machine Learning", CCS 2017; Bell et al.,

@@ -1,6 +1,6 @@
-"""Keys of one sum and what is derived from them. Each derivation names the protocol, the sum, the purpose and the pair.
+"""Derive keys for one sum. Each derivation names the protocol, the sum, the purpose and the pair.
 
-X25519 (RFC 7748), HKDF-SHA256 (RFC 5869), ChaCha20-Poly1305 (RFC 8439), Ed25519 (RFC 8032), all from `cryptography`.
+`cryptography` has X25519 (RFC 7748), HKDF-SHA256 (RFC 5869), ChaCha20-Poly1305 (RFC 8439) and Ed25519 (RFC 8032).
 `session` (32 bytes) covers the terms and the committed list of keys: what is made for one sum fits no other.
 """
 
@@ -24,67 +24,68 @@ _NONCE = bytes(12)  # each key seals one message
 
 
 def context(purpose: str, binding: bytes, *phones: int) -> bytes:
-    """`info` of a derivation, or head of a signed text: protocol, 0, purpose, 0, 32 bytes, places as uint32."""
+    """Return a derivation's `info`, or a signed text's head: protocol, 0, purpose, 0, 32 bytes, places as uint32."""
     return b"\0".join((PROTOCOL, purpose.encode(), binding)) + struct.pack(f"<{len(phones)}I", *phones)
 
 
 def derive(secret: bytes, info: bytes, length: int = 32) -> bytes:
-    """HKDF-SHA256 without salt: `secret` is a shared or random 32-byte key."""
+    """Derive bytes by HKDF-SHA256 without salt; `secret` is a shared or random 32-byte key."""
     return HKDF(SHA256(), length, None, info).derive(secret)
 
 
 def session_of(terms: Terms, phones: int, holders: int, threshold: int, root: bytes) -> bytes:
-    """32 bytes for terms, graph parameters and the list of keys together."""
+    """Hash terms, graph parameters and the list of keys together: 32 bytes."""
     numbers = struct.pack("<III", phones, holders, threshold)
     return hashlib.sha256(context("session", terms.binding) + numbers + root).digest()
 
 
 def public_of(private: bytes) -> bytes:
-    """X25519 public key, 32 bytes."""
+    """Return the X25519 public key of a private one, 32 bytes."""
     return X25519PrivateKey.from_private_bytes(private).public_key().public_bytes_raw()
 
 
 class Agreement:
-    """One X25519 private key, to agree with many."""
+    """Hold one X25519 private key, to agree with many."""
 
     def __init__(self, private: bytes) -> None:
         self._private = X25519PrivateKey.from_private_bytes(private)
 
     def secret(self, public: bytes) -> bytes:
-        """32 shared bytes. Raises ValueError on a public key of small order."""
+        """Return 32 shared bytes. Raises ValueError on a public key of small order."""
         return self._private.exchange(X25519PublicKey.from_public_bytes(public))
 
 
 def mask_seed(shared: bytes, session: bytes, one: int, other: int) -> bytes:
-    """Seed of the mask that two phones have in common; the one with the lower place adds it, the other subtracts."""
+    """Derive the seed of two phones' common mask; the one with the lower place adds it, the other subtracts it."""
     return derive(shared, context("pair mask", session, min(one, other), max(one, other)))
 
 
 def self_seed(seed: bytes, session: bytes, phone: int) -> bytes:
-    """Seed of a phone's own mask."""
+    """Derive the seed of a phone's own mask."""
     return derive(seed, context("self mask", session, phone))
 
 
 def seed_commitment(seed: bytes, session: bytes, phone: int) -> bytes:
-    """32 bytes by which the server tells whether it put the right seed together."""
+    """Derive 32 bytes by which the server tells whether it put the right seed together."""
     return derive(seed, context("seed commitment", session, phone))
 
 
 def share_key(shared: bytes, session: bytes, owner: int, holder: int) -> tuple[bytes, bytes]:
-    """Key that seals the owner's shares for a holder, and the 16-byte token by which the owner tells the holder later
-    that their common mask is in its vector.
+    """Derive the key that seals the owner's shares for a holder, and a 16-byte token.
+
+    By the token the owner tells the holder later that their common mask is in its vector.
     """
     both = derive(shared, context("shares", session, owner, holder), 32 + TOKEN)
     return both[:32], both[32:]
 
 
 def seal(key: bytes, shares: bytes) -> bytes:
-    """Shares encrypted, 16 bytes longer."""
+    """Encrypt shares; the result is 16 bytes longer."""
     return ChaCha20Poly1305(key).encrypt(_NONCE, shares, None)
 
 
 def unseal(key: bytes, sealed: bytes) -> bytes | None:
-    """The shares, None where they were changed or meant for another pair or sum."""
+    """Decrypt shares; None where they were changed or meant for another pair or sum."""
     try:
         return ChaCha20Poly1305(key).decrypt(_NONCE, sealed, None)
     except InvalidTag:
@@ -92,17 +93,17 @@ def unseal(key: bytes, sealed: bytes) -> bytes | None:
 
 
 def survivors_text(session: bytes, survivors: bytes) -> bytes:
-    """What a phone signs to endorse a list of survivors (its bit map)."""
+    """Return what a phone signs to endorse a list of survivors (its bit map)."""
     return context("survivors", session) + hashlib.sha256(survivors).digest()
 
 
 def identity_of(private: Ed25519PrivateKey) -> bytes:
-    """Ed25519 public key, 32 bytes."""
+    """Return the Ed25519 public key, 32 bytes."""
     return private.public_key().public_bytes_raw()
 
 
 def signed(identity: bytes, signature: bytes, text: bytes) -> bool:
-    """Whether `signature` is that of `text` by an identity."""
+    """Tell whether `signature` is that of `text` by an identity."""
     try:
         Ed25519PublicKey.from_public_bytes(identity).verify(signature, text)
     except (InvalidSignature, ValueError):
@@ -111,17 +112,17 @@ def signed(identity: bytes, signature: bytes, text: bytes) -> bool:
 
 
 def advert_text(terms: Terms, channel: bytes, mask: bytes) -> bytes:
-    """What a phone signs to make two public keys its own for one sum."""
+    """Return what a phone signs to make two public keys its own for one sum."""
     return context("advert", terms.binding) + channel + mask
 
 
 def sound_advert(terms: Terms, advert: bytes) -> bool:
-    """Whether 160 bytes, identity, channel key, mask key and signature, are signed by the identity that they name."""
+    """Tell whether 160 bytes (identity, channel key, mask key, signature) are signed by the identity in them."""
     return signed(advert[:32], advert[96:], advert_text(terms, advert[32:64], advert[64:96]))
 
 
 def usable_advert(advert: bytes) -> bool:
-    """Whether both public keys can be agreed with: none is of small order."""
+    """Tell whether both public keys can be agreed with: none is of small order."""
     try:
         for public in (advert[32:64], advert[64:96]):
             Agreement(bytes(32)).secret(public)

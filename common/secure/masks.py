@@ -1,7 +1,8 @@
-"""Masks: the keystream of a seed, one 32-bit word an entry, added to a vector in place.
+"""Add masks to a vector in place: a mask is the keystream of a seed, one 32-bit word an entry.
 
-AES-256-CTR from zero, a key for one mask alone. Where the processor has AES instructions it beats ChaCha20 (104 to 121
-microseconds for 42,240 words on the machine of docs/results.md). Words modulo 2**32 are uniform modulo 2**bits.
+The keystream is AES-256-CTR from zero, a key for one mask alone. Where the processor has AES instructions it beats
+ChaCha20 (104 to 121 microseconds for 42,240 words on the machine of docs/results.md). Words modulo 2**32 are uniform
+modulo 2**bits.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ _FROM_ZERO = modes.CTR(bytes(16))
 
 
 class Masker:
-    """Adds masks to one vector, a part at a time through one buffer."""
+    """Add masks to one vector, a part at a time through one buffer."""
 
     def __init__(self, total: NDArray[np.uint32]) -> None:
         stream, zeros = np.empty(CHUNK, "<u4"), memoryview(bytes(4 * CHUNK))

@@ -1,4 +1,4 @@
-"""Merkle tree over a list of fixed length, with one proof for several leaves.
+"""Build a Merkle tree over a list of fixed length, with one proof for several leaves.
 
 A node of one level is H(1, left, right); the last of an odd level moves up as it is; the root is H(2, n, top). The
 length is in the root and every leaf's place follows from it, so no leaf can be taken for a node.
@@ -13,12 +13,12 @@ Hash = bytes
 
 
 def leaf(content: bytes) -> Hash:
-    """32 bytes for one entry of the list."""
+    """Hash one entry of the list to 32 bytes."""
     return hashlib.sha256(b"\x00" + content).digest()
 
 
 class MerkleTree:
-    """All levels of the tree over `leaves`, at least one."""
+    """Hold all levels of the tree over `leaves`, of which there must be one at least."""
 
     def __init__(self, leaves: Sequence[Hash]) -> None:
         self._levels = [list(leaves)]
@@ -28,11 +28,11 @@ class MerkleTree:
 
     @property
     def root(self) -> Hash:
-        """32 bytes that commit to every leaf, its place and their number."""
+        """Return 32 bytes that commit to every leaf, its place and their number."""
         return _root(len(self._levels[0]), self._levels[-1][0])
 
     def prove(self, places: Sequence[int]) -> list[Hash]:
-        """The hashes that the leaves at `places` lack for the root: by level from the leaves, by place."""
+        """Return the hashes that the leaves at `places` lack for the root: by level from the leaves, by place."""
         proof: list[Hash] = []
         known = sorted(set(places))
         for level in self._levels[:-1]:
@@ -43,7 +43,7 @@ class MerkleTree:
 
 
 def root_of(count: int, leaves: dict[int, Hash], proof: Sequence[Hash]) -> Hash | None:
-    """The root that `leaves`, by place, and their proof lead to; None where the proof is too long or too short."""
+    """Return the root that `leaves`, by place, and their proof give; None for a proof too long or too short."""
     rest, known, width = iter(proof), dict(sorted(leaves.items())), count
     while width > 1:
         above: dict[int, Hash] = {}

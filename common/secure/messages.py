@@ -1,4 +1,4 @@
-"""The messages of one secure sum: frozen values with an exact layout, decoded once.
+"""Define the messages of one secure sum: frozen values with an exact layout, decoded once.
 
 A message is a version byte, a kind byte, a 16-byte tag and its fields in order, little-endian: a number is a uint32; a
 list is its length as a uint32 and then its entries: uint32 words, or rows of a fixed number of bytes. The tag is
@@ -35,7 +35,7 @@ _COUNT = struct.Struct("<I")
 
 @dataclass(frozen=True)
 class Entry:
-    """What one entry of a list takes: `width` values of `dtype`."""
+    """Describe one entry of a list: `width` values of `dtype`."""
 
     dtype: str
     width: int = 1
@@ -54,7 +54,7 @@ _LAYOUTS: dict[type, dict[str, Entry | None]] = {}
 
 
 def layout(kind: type) -> dict[str, Entry | None]:
-    """The fields of a message in order, None for a number."""
+    """Return the fields of a message in order, None for a number."""
     if kind not in _LAYOUTS:
         notes = {n: getattr(hint, "__metadata__", ()) for n, hint in get_type_hints(kind, include_extras=True).items()}
         _LAYOUTS[kind] = {f.name: next(iter(notes[f.name]), None) for f in fields(kind)}
@@ -68,7 +68,7 @@ class Message:
     KIND: ClassVar[int]
 
     def to_bytes(self, tag: bytes) -> bytes:
-        """The message of the sum that `tag` starts."""
+        """Encode the message for the sum whose tag `tag` starts with."""
         parts = [_HEAD.pack(VERSION, self.KIND, tag[:_TAG])]
         for name, entry in layout(type(self)).items():
             value = getattr(self, name)
@@ -80,7 +80,7 @@ class Message:
 
     @classmethod
     def from_bytes(cls, data: bytes, tag: bytes) -> Self:
-        """The message in `data`; its arrays are views. Raises WireError on anything else than one of this sum."""
+        """Decode the message in `data`; its arrays are views. Raises WireError unless it is one of this sum."""
         _check_head(data, cls.KIND, tag)
         offset, values = _HEAD.size, {}
         for name, entry in layout(cls).items():
@@ -117,20 +117,20 @@ def _check_head(data: bytes, kind: int, tag: bytes) -> None:
 
 
 def kind_of(data: bytes) -> int:
-    """The kind of a message, 255 for what is none."""
+    """Return the kind of a message, 255 for bytes that are none."""
     return data[1] if len(data) >= _HEAD.size else 255
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Start(Message):
-    """To phones: the sum begins."""
+    """The server tells a phone that the sum begins."""
 
     KIND = 0
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Advert(Message):
-    """From a phone: identity and two public keys for this sum, 32 bytes each, and the identity's signature on them."""
+    """A phone sends identity and two public keys for this sum, 32 bytes each, and the identity's signature on them."""
 
     KIND = 1
     keys: Adverts
@@ -138,7 +138,7 @@ class Advert(Message):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Roster(Message):
-    """To a phone: `phones` keys are on the list with this `root`, the phone's own at `place`."""
+    """The server tells a phone that `phones` keys are on the list with this `root`, its own at `place`."""
 
     KIND = 2
     phones: int
@@ -151,7 +151,7 @@ class Roster(Message):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Choice(Message):
-    """From a phone: the places of its holders, in order."""
+    """A phone sends the places of its holders, in order."""
 
     KIND = 3
     holders: Places
@@ -159,7 +159,7 @@ class Choice(Message):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Neighbours(Message):
-    """To a phone: its holders and those who chose it, in order; `chose` is 1 for the latter; one proof for all keys."""
+    """The server sends a phone its holders and those who chose it (`chose` is 1), in order, one proof for all keys."""
 
     KIND = 4
     places: Places
@@ -170,7 +170,7 @@ class Neighbours(Message):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Shares(Message):
-    """From a phone: sealed shares for its holders, in order, and the commitment to its seed."""
+    """A phone sends sealed shares for its holders, in order, and the commitment to its seed."""
 
     KIND = 5
     commitment: Hashes
@@ -179,8 +179,9 @@ class Shares(Message):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Inbox(Message):
-    """To a phone: `active`, 1 for each neighbour in order that sent its shares, and what those of them who chose the
-    phone sealed for it, in order.
+    """The server tells a phone which neighbours are `active`: 1 for each, in order, that sent its shares.
+
+    `sealed` is what those of them who chose the phone sealed for it, in order.
     """
 
     KIND = 6
@@ -190,7 +191,7 @@ class Inbox(Message):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Masked(Message):
-    """From a phone: the packed, masked vector, and for each active holder in order the token that their mask is in."""
+    """A phone sends its packed, masked vector and, for each active holder in order, a token: their mask is in it."""
 
     KIND = 7
     vector: Flags
@@ -199,8 +200,9 @@ class Masked(Message):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Survivors(Message):
-    """To a phone: a bit for each phone on the list whose vector is in the sum, little-endian, and the tokens from those
-    of them who sealed shares for it, in order.
+    """The server sends a phone the survivors, a bit for each phone on the list: 1 where its vector is in the sum.
+
+    The bits are little-endian. `tokens` are from those of the survivors who sealed shares for it, in order.
     """
 
     KIND = 8
@@ -210,7 +212,7 @@ class Survivors(Message):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Endorsement(Message):
-    """From a phone: its identity's signature on the list of survivors."""
+    """A phone sends its identity's signature on the list of survivors."""
 
     KIND = 9
     signature: Signatures
@@ -218,7 +220,7 @@ class Endorsement(Message):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Endorsements(Message):
-    """To a phone: places of holders and their signatures on its list of survivors, in order."""
+    """The server sends a phone the places of holders and their signatures on its list of survivors, in order."""
 
     KIND = 10
     places: Places
@@ -227,7 +229,7 @@ class Endorsements(Message):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Reveal(Message):
-    """From a phone: `kinds`, for each whose shares it holds, in order: NOTHING, SEED or MASK_KEY, and these shares."""
+    """A phone shows shares: `kinds` has NOTHING, SEED or MASK_KEY for each phone whose shares it holds, in order."""
 
     KIND = 11
     kinds: Flags

@@ -1,4 +1,4 @@
-"""Vectors of `bits`-bit entries (8 to 32) without gaps: entry i is at bits i x bits and on, little-endian.
+"""Pack vectors of `bits`-bit entries (8 to 32) without gaps: entry i is at bits i x bits and on, little-endian.
 
 Eight entries fill `bits` bytes, so every eighth entry starts at the same bit of a byte, `bits` bytes further on: each
 of the eight series is one strided pass of 64-bit words, which do not overlap as a stride has at least 8 bytes.
@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 
 
 def packed_size(length: int, bits: int) -> int:
-    """Bytes of `length` entries."""
+    """Return how many bytes `length` entries take."""
     return (length * bits + 7) // 8
 
 
 def pack(values: NDArray[np.uint32], bits: int) -> NDArray[np.uint8]:
-    """uint8 [packed_size] of the entries modulo 2**bits."""
+    """Pack the entries modulo 2**bits into uint8 [packed_size]."""
     out = np.zeros(packed_size(values.size, bits) + 8, np.uint8)
     for first, shift, words in _series(out, values.size, bits):
         words |= (values[first::8] & np.uint64(2**bits - 1)) << shift
@@ -33,7 +33,7 @@ def add_packed(total: NDArray[np.uint32], packed: NDArray[np.uint8], bits: int) 
 
 
 def _series(buffer: NDArray[np.uint8], length: int, bits: int) -> Iterator[tuple[int, np.uint64, NDArray[np.uint64]]]:
-    """(first entry, shift, words [entries]) of each eighth; the words are views of `buffer`, 8 bytes longer."""
+    """Yield (first entry, shift, words [entries]) of each eighth; words are views of `buffer`, 8 bytes longer."""
     for first in range(min(8, length)):
         offset, shift = divmod(first * bits, 8)
         count = (length - first + 7) // 8

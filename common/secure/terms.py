@@ -1,4 +1,4 @@
-"""What both sides agree on before the first message of one secure sum."""
+"""Define what both sides agree on before the first message of one secure sum."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ MAX_COHORT = 1 << 16
 
 @dataclass(frozen=True)
 class Terms:
-    """`digest` (64 hex) names the sum: run, round, cohort, request and spec. `length` entries modulo 2**`bits`.
+    """Hold the terms of a sum of `length` entries modulo 2**`bits`.
+
+    `digest` (64 hex) names the sum: run, round, cohort, request and spec.
 
     `cohort`: most phones. `min_cohort`: fewest on the list of keys, and fewest survivors. `min_survivors`: fewest
     phones whose vector, noise share included, is in the sum. `dropout`: share of phones that may be lost at any point.
@@ -61,17 +63,17 @@ class Terms:
 
     @classmethod
     def of(cls, spec: SumSpec, digest: str, dropout: float, corrupted: float) -> Terms:
-        """Terms of the sum that `spec` describes; `digest` must cover the spec's."""
+        """Make the terms of the sum that `spec` describes; `digest` must cover the spec's."""
         return cls(digest, spec.length, spec.bits, spec.cohort, spec.min_cohort, spec.min_survivors, dropout, corrupted)
 
     @cached_property
     def binding(self) -> bytes:
-        """SHA-256 of the protocol and of every field: other terms, other keys."""
+        """Return the SHA-256 of the protocol and of every field: other terms give other keys."""
         return hashlib.sha256(PROTOCOL + json.dumps(asdict(self), sort_keys=True).encode()).digest()
 
     @property
     def fewest(self) -> int:
-        """Fewest survivors that a sum is published for."""
+        """Return the fewest survivors that a sum is published for."""
         return max(self.min_cohort, self.min_survivors)
 
     def require_list(self, phones: int) -> None:

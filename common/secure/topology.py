@@ -1,4 +1,4 @@
-"""How many holders a phone draws and how many of them open a secret: computed, not guessed.
+"""Compute how many holders a phone draws and how many of them open a secret.
 
 n phones, of which C = ceil(corrupted x n) side with the server and D = ceil(dropout x n) may be lost; h = n - C honest
 ones. Each honest phone draws k holders uniformly without replacement from the other n - 1, after the list is committed
@@ -41,7 +41,9 @@ MAX_HOLDERS = 255
 
 @dataclass(frozen=True)
 class Topology:
-    """`phones` n, `holders` k a phone, `threshold` t. `least_honest`: fewest honest phones in any sum that can be
+    """Hold a graph's parameters: `phones` n, `holders` k a phone, `threshold` t.
+
+    `least_honest`: fewest honest phones in any sum that can be
     unmasked. `max_degree`: most neighbours that a phone accepts, holders and those who chose it.
     """
 
@@ -53,13 +55,16 @@ class Topology:
 
 
 def plan_topology(terms: Terms, phones: int) -> Topology:
-    """The smallest graph for `phones` phones. Raises PrivacyError when none of at most 255 holders meets the terms."""
+    """Find the smallest graph for `phones` phones.
+
+    Raises PrivacyError when none of at most 255 holders meets the terms.
+    """
     terms.require_list(phones)
     return _plan(phones, terms.dropout, terms.corrupted, terms.correctness, terms.security)
 
 
 def check_topology(terms: Terms, phones: int, holders: int, threshold: int) -> Topology:
-    """A phone's own check of what a server announces. Raises PrivacyError unless conditions 2 and 3 hold.
+    """Check on a phone what a server announces. Raises PrivacyError unless conditions 2 and 3 hold.
 
     Condition 1 is the server's own concern.
     """
@@ -79,7 +84,7 @@ def check_topology(terms: Terms, phones: int, holders: int, threshold: int) -> T
 
 
 def fewest_honest(terms: Terms) -> int:
-    """`least_honest` of the worst list of keys and parameters that phones accept: condition 3 at its bound."""
+    """Return `least_honest` of the worst list of keys and parameters that phones accept: condition 3 at its bound."""
     return (terms.fewest - math.ceil(terms.corrupted * terms.fewest)) // 2 + 1
 
 
@@ -99,7 +104,7 @@ def _plan(n: int, dropout: float, corrupted: float, correctness: int, security: 
 
 
 def _largest_threshold(n: int, d: int, k: int, correctness: int) -> int:
-    """Condition 1; 0 when no threshold meets it."""
+    """Find the largest threshold that meets condition 1; 0 when none does."""
     lost = np.arange(k + 1.0)
     tail = np.logaddexp.accumulate(_log_hypergeometric(n - 1, np.array([float(d)]), k, lost)[0, ::-1])[::-1]
     above = np.append(tail[1:], -np.inf)  # log Pr[more than `lost` holders are lost]
@@ -109,7 +114,7 @@ def _largest_threshold(n: int, d: int, k: int, correctness: int) -> int:
 
 @lru_cache(maxsize=64)
 def _least_honest(n: int, c: int, k: int, t: int, security: int) -> int | None:
-    """Condition 3's bound, None where it or condition 2 does not hold."""
+    """Return condition 3's bound, None where it or condition 2 does not hold."""
     h, allowed = n - c, -(security + 1) * math.log(2)
     if 2 * t <= k or math.log(h) + float(_log_tail(n - 1, np.array([float(c)]), k, 2 * t - k)[0]) > allowed:
         return None
@@ -121,7 +126,7 @@ def _least_honest(n: int, c: int, k: int, t: int, security: int) -> int | None:
 
 
 def _max_degree(n: int, k: int, correctness: int) -> int:
-    """Holders and those who chose it: exceeded with 2**-correctness by any of n phones that all choose honestly."""
+    """Bound holders and those who chose it: any of n honest phones exceeds it with probability 2**-correctness."""
     if k >= n - 1:
         return n - 1
     chose, share = np.arange(float(n)), k / (n - 1)
@@ -132,13 +137,13 @@ def _max_degree(n: int, k: int, correctness: int) -> int:
 
 
 def _log_tail(population: int, marked: Floats, k: int, t: int) -> Floats:
-    """log Pr[H(population, marked, k) >= t] for each of `marked`."""
+    """Return log Pr[H(population, marked, k) >= t] for each of `marked`."""
     mass = _log_hypergeometric(population, marked, k, np.arange(t, k + 1.0))
     return np.minimum(np.logaddexp.reduce(mass, axis=1), 0.0)
 
 
 def _log_hypergeometric(population: int, marked: Floats, k: int, x: Floats) -> Floats:
-    """log probability of x marked ones among k drawn, [marked, x]."""
+    """Return the log probability of x marked ones among k drawn, [marked, x]."""
     m = marked[:, None]
     possible = (x <= m) & (k - x <= population - m)
     mass = _log_choose(m, x) + _log_choose(population - m, k - x) - _log_choose(population, k)
@@ -146,7 +151,7 @@ def _log_hypergeometric(population: int, marked: Floats, k: int, x: Floats) -> F
 
 
 def _log_choose(n: Floats | int, k: Floats | int) -> Floats:
-    """log of n over k for whole numbers, anything where k is not among 0 to n."""
+    """Return the log of n over k for whole numbers, anything where k is not among 0 to n."""
     table = _log_factorials()
     whole, part = np.asarray(n, np.int64), np.asarray(k, np.int64)
     rest = np.maximum(whole - part, 0)
@@ -155,5 +160,5 @@ def _log_choose(n: Floats | int, k: Floats | int) -> Floats:
 
 @lru_cache(maxsize=1)
 def _log_factorials() -> Floats:
-    """By `math`, so that a phone needs no scipy: for as many phones as a cohort may have."""
+    """Tabulate log factorials for as many phones as a cohort may have, by `math`: a phone needs no scipy."""
     return np.array([math.lgamma(n + 1.0) for n in range(MAX_COHORT + 1)])

@@ -1,4 +1,4 @@
-"""Who holds whose shares, on the server: both directions of the phones' choices."""
+"""Keep on the server who holds whose shares: both directions of the phones' choices."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Places = NDArray[np.int64]
 
 
 class Graph:
-    """`choices`: holders by place, in order, of the phones that drew some."""
+    """Hold who chose whom. `choices` maps the place of each phone that drew holders to their places, in order."""
 
     def __init__(self, phones: int, choices: Mapping[int, NDArray[np.uint32]]) -> None:
         self.choices = {place: holders.astype(np.int64) for place, holders in sorted(choices.items())}
@@ -23,11 +23,14 @@ class Graph:
         self._owners, self._slots = np.split(owners[order], ends), np.split(slots[order], ends)
 
     def chosen_by(self, place: int) -> tuple[Places, Places]:
-        """Phones that drew this one, in order, and at which of their slots it is."""
+        """Return the phones that drew this one, in order, and at which of their slots it is."""
         return self._owners[place], self._slots[place]
 
     def neighbours(self, place: int) -> tuple[Places, NDArray[np.bool_]]:
-        """Holders of a phone that drew some and those who drew it, in order, and which are the latter."""
+        """Return a phone's holders and those who drew it, in order, and which are the latter.
+
+        The phone must have drawn some holders.
+        """
         owners, _ = self.chosen_by(place)
         places = np.union1d(self.choices[place], owners)
         return places, np.isin(places, owners)

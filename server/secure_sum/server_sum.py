@@ -1,4 +1,4 @@
-"""The server's side of one secure sum: one accumulator, and of each phone what the next step needs."""
+"""Run the server's side of one secure sum: it keeps one accumulator, and of each phone what the next step needs."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from fedcaptor.server.secure_sum.unmask import Opener, pair_seeds
 
 
 class ServerSum:
-    """Drives six steps. In each: `request(node)` for every node in `waiting`, `add(node, reply)` as replies come, then
-    `advance()`, which takes those for dropped that did not answer; after the sixth, `result()`.
+    """Drive the six steps of a sum. In each, call `request(node)` for every node in `waiting`, `add(node, reply)` as
+    replies come, then `advance()`, which takes those for dropped that did not answer; after the sixth, `result()`.
 
     `nodes`: whom to ask, any integers. A reply that does not pass raises WireError with a reason and changes nothing.
     """
@@ -40,7 +40,7 @@ class ServerSum:
         self._unmasked = False
 
     def request(self, node: int) -> bytes:
-        """The current step's message to a node of `waiting`."""
+        """Return the current step's message to a node of `waiting`."""
         if self.step == 0:
             return messages.Start().to_bytes(self.terms.binding)
         make = (self._roster, self._neighbours, self._inbox, self._survivors, self._endorsements)[self.step - 1]
@@ -60,25 +60,28 @@ class ServerSum:
         self.waiting.discard(node)
 
     def advance(self) -> None:
-        """On to the next step with those who answered. Raises PrivacyError when they are too few."""
+        """Go on to the next step with those who answered. Raises PrivacyError when they are too few."""
         close = (self._commit, self._link, self._list_active, self._list_survivors, self._list_endorsed, self._finish)
         close[self.step]()
         self.step += 1
 
     def result(self) -> NDArray[np.uint32]:
-        """The sum of all survivors' vectors modulo 2**bits, uint32 [length], after the last step."""
+        """Return the sum of all survivors' vectors modulo 2**bits, uint32 [length].
+
+        Raises PrivacyError before the last step is over.
+        """
         if not self._unmasked:
             raise PrivacyError(f"secure sum: step {self.step + 1} of {STEPS} is not over, so nothing is unmasked")
         return self._total
 
     @property
     def survivors(self) -> int:
-        """Phones whose vector is in the sum, once all vectors are in."""
+        """Return how many phones' vectors are in the sum, once all vectors are in."""
         return int(self._arrived.sum())
 
     @property
     def mean_degree(self) -> float:
-        """Masks that a phone has in common with others, before any is lost."""
+        """Return how many masks a phone has in common with others on average, before any is lost."""
         return float(np.mean([len(self._graph.neighbours(place)[0]) for place in self._choices]))
 
     def _take_advert(self, node: int, data: bytes) -> None:
@@ -147,7 +150,7 @@ class ServerSum:
         self.waiting = self._nodes_of(self._active)
 
     def _held(self, place: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Whose shares a phone was sent, in order, and at which of their slots it is."""
+        """Return whose shares a phone was sent, in order, and at which of their slots it is."""
         owners, slots = self._graph.chosen_by(place)
         active = self._active[owners]
         return owners[active], slots[active]
@@ -195,7 +198,7 @@ class ServerSum:
         self.waiting = self._nodes_of(enough)
 
     def _endorsers(self, place: int) -> NDArray[np.int64]:
-        """The first t holders that signed."""
+        """Return the first t holders that signed."""
         holders = self._graph.choices[place]
         return holders[self._endorsed[holders]][: self.topology.threshold]
 
@@ -231,7 +234,7 @@ class ServerSum:
         self._unmasked = True
 
     def _secret(self, opener: Opener, place: int) -> bytes:
-        """A survivor's seed or a dropped phone's private mask key, checked against what the phone committed to."""
+        """Restore a survivor's seed or a dropped phone's private mask key, checked against the phone's commitment."""
         commitment, public = self._commitments[place].tobytes(), self._keys[place, 64:96].tobytes()
 
         def right(secret: bytes) -> bool:

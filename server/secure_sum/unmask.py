@@ -1,4 +1,4 @@
-"""The server's last step: secrets from shares, and the masks that do not cancel out of the sum."""
+"""Take the server's last step: restore secrets from shares, and the masks that do not cancel out of the sum."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Shares = NDArray[np.uint8]
 
 @dataclass(eq=False, repr=False)
 class Opener:
-    """Puts secrets together from `threshold` shares, and remembers whose shares were wrong."""
+    """Put secrets together from `threshold` shares, and remember whose shares were wrong."""
 
     threshold: int
     malicious: set[int] = field(default_factory=set)
@@ -29,7 +29,7 @@ class Opener:
         shares: NDArray[np.uint8],
         right: Callable[[bytes], bool],
     ) -> bytes:
-        """The secret that is `right` from shares [m, 32] of `holders` at `points`.
+        """Return the secret that is `right` from shares [m, 32] of `holders` at `points`.
 
         One wrong share is found where there is one more than the threshold. Raises PrivacyError otherwise.
         """
@@ -50,12 +50,12 @@ class Opener:
         )
 
     def _note(self, subset: list[int], holders: Places, trusted: list[int]) -> None:
-        """After a first try failed: of the right subset all are honest, so a left-out first one is it."""
+        """Note whose share was wrong: all in the right subset are honest, so a first one that it leaves out is not."""
         self.malicious |= {int(holders[i]) for i in trusted[: self.threshold] if i not in subset}
 
 
 def _subsets(trusted: list[int], threshold: int) -> Iterator[list[int]]:
-    """The first shares, then all but one of them and the next."""
+    """Yield the first shares, then all but one of them with the next one."""
     yield trusted[:threshold]
     for left_out in range(threshold if len(trusted) > threshold else 0):
         yield trusted[:left_out] + trusted[left_out + 1 : threshold + 1]
@@ -64,7 +64,10 @@ def _subsets(trusted: list[int], threshold: int) -> Iterator[list[int]]:
 def pair_seeds(
     private: bytes, session: bytes, place: int, others: Iterable[tuple[int, bytes]]
 ) -> Iterator[tuple[int, bytes]]:
-    """(place of the other, seed of the common mask) of a dropped phone and its surviving neighbours (place, key)."""
+    """Yield (place of the other, seed of the common mask) for a dropped phone and its survivors among `others`.
+
+    `others` are (place, public mask key).
+    """
     agreement = keys.Agreement(private)
     for other, public in others:
         yield other, keys.mask_seed(agreement.secret(public), session, place, other)

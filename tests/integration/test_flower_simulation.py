@@ -1,4 +1,4 @@
-"""The same scenario on Flower's simulation engine and in one process ends alike, and leaves nothing running."""
+"""A scenario ends alike on Flower's simulation engine and in one process, and leaves nothing running."""
 
 import json
 import os

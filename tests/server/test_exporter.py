@@ -20,7 +20,7 @@ from fedcaptor.common.errors import ConfigError, StateError
 from fedcaptor.common.messages import REASONS
 from fedcaptor.server import exporter as exporters
 from fedcaptor.server import snapshot as snapshots
-from fedcaptor.server.exporter import SnapshotCollector, serve
+from fedcaptor.server.exporter import SnapshotCollector, start_exporter
 from fedcaptor.server.journal import LOST
 from fedcaptor.server.snapshot import FILE, Cluster, Fleet, Rounds, RoundSeconds, Snapshot, read, write
 
@@ -57,7 +57,7 @@ def make(**changes):
 
 @pytest.fixture
 def exporter(tmp_path):
-    with serve(tmp_path, port=0) as running:
+    with start_exporter(tmp_path, port=0) as running:
         yield running
 
 
@@ -124,7 +124,7 @@ def test_noise_off_is_an_infinite_epsilon(exporter, tmp_path):
 
 @pytest.mark.parametrize("public", [False, True])
 def test_small_cohorts_are_served_on_loopback_alone(public, tmp_path, caplog):
-    """Public addresses are not bound here: a collector is told of them by `serve`."""
+    """Public addresses are not bound here: a collector is told of them by `start_exporter`."""
     marks = load_config(None, ["testing.small_cohorts=true"]).marks(simulated=False)
     write(tmp_path / FILE, make(marks=marks))
     served = {metric.name for metric in SnapshotCollector(tmp_path, public).collect()}
@@ -144,7 +144,7 @@ def test_the_collector_is_told_whether_other_machines_read_it(host, public, tmp_
     monkeypatch.setattr(exporters, "start_http_server", no_server)
     monkeypatch.setattr(exporters, "SnapshotCollector", lambda directory, public: told.append(public) or Nothing())
     with pytest.raises(ConfigError, match="not bound"):
-        serve(tmp_path, host)
+        start_exporter(tmp_path, host)
     assert told == [public]
 
 
@@ -270,7 +270,7 @@ def test_a_port_in_use_is_named(tmp_path):
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(ConfigError, match=rf"port {port} .*another port"):
-            serve(tmp_path, port=port)
+            start_exporter(tmp_path, port=port)
 
 
 @pytest.mark.parametrize(
@@ -278,13 +278,13 @@ def test_a_port_in_use_is_named(tmp_path):
 )
 def test_addresses_that_cannot_be_used(tmp_path, host, port):
     with pytest.raises(ConfigError, match="exporter"):
-        serve(tmp_path, host, port)
+        start_exporter(tmp_path, host, port)
 
 
 def test_the_port_is_free_again_after_close(tmp_path):
-    first = serve(tmp_path, port=0)
+    first = start_exporter(tmp_path, port=0)
     first.close()
-    with serve(tmp_path, port=first.port) as second:
+    with start_exporter(tmp_path, port=first.port) as second:
         assert scrape(second)
 
 

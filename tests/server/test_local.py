@@ -27,7 +27,7 @@ from fedcaptor.server.budget import SumBudget, steps
 from fedcaptor.server.collect import Courier
 from fedcaptor.server.journal import Journal
 from fedcaptor.server.local_design import best_local_spec
-from fedcaptor.server.local_plan import plan
+from fedcaptor.server.local_plan import plan_local_answers
 from fedcaptor.server.start import budget_of
 from fedcaptor.simulations.local_grid import FIRST_NODE, LocalGrid, VirtualClock
 from tests.server.test_budget import GROUPS
@@ -212,7 +212,7 @@ def test_no_answer_is_left_in_journal_or_logs(tmp_path: Path) -> None:
 
 
 def planned(*overrides: str):
-    return plan(load_config(None, ["privacy.sums=local", *overrides]), GROUPS)
+    return plan_local_answers(load_config(None, ["privacy.sums=local", *overrides]), GROUPS)
 
 
 def test_the_plan_says_what_an_answer_is_and_what_masks_would_give() -> None:

@@ -15,14 +15,14 @@ from fedcaptor.common.errors import PrivacyError
 from fedcaptor.common.privacy.zcdp import epsilon
 from fedcaptor.common.statistics.scores import scores_mean, scores_vector
 from fedcaptor.server.budget import SumBudget, steps
-from fedcaptor.server.privacy_plan import PrivacyPlan, plan, year
+from fedcaptor.server.privacy_plan import PrivacyPlan, plan_sums, year
 from tests.server.test_budget import GROUPS
 
 CLASSES = 10
 
 
 def planned(*overrides: str) -> PrivacyPlan:
-    return plan(load_config(None, ["population.phones=1000", *overrides]), GROUPS)
+    return plan_sums(load_config(None, ["population.phones=1000", *overrides]), GROUPS)
 
 
 def test_sums_are_the_budgets_and_compose_to_the_runs_epsilon() -> None:

@@ -195,7 +195,7 @@ def empty(path: Path) -> None:
     path.write_bytes(b"")
 
 
-def rubbish(path: Path) -> None:
+def malformed(path: Path) -> None:
     path.write_bytes(b"\xff" * 500)
 
 
@@ -205,7 +205,7 @@ def foreign(path: Path) -> None:
     save_file({"other": np.zeros(3)}, path)
 
 
-@pytest.mark.parametrize("damage", [Path.unlink, cut_off, flip, empty, rubbish, foreign])
+@pytest.mark.parametrize("damage", [Path.unlink, cut_off, flip, empty, malformed, foreign])
 def test_missing_and_damaged_files_are_computed_anew(
     base: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage
 ) -> None:

@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from fedcaptor.common.config import Config, load_config
 from fedcaptor.server.exporter import SnapshotCollector
 from fedcaptor.simulations.local_grid import VirtualClock
-from fedcaptor.simulations.runner import World, build_world, conclude, local_grid, serve
+from fedcaptor.simulations.runner import World, build_world, conclude, local_grid, run_rounds
 from tests import tiny
 from tests.integration.test_survival import rows
 
@@ -42,7 +42,7 @@ def lived_through(config: Config, directory: Path, meddle: Callable[[Path], None
     world = build_world(config, directory)
     meddle(directory / "oracle")
     clock = VirtualClock()
-    record = serve(world, local_grid(world, clock), lambda *_: None, clock)
+    record = run_rounds(world, local_grid(world, clock), lambda *_: None, clock)
     assert len(record.last.catalogue.plans) == 2  # two preference clusters: every kind of sum has its blocks
     return world
 
@@ -121,7 +121,7 @@ def test_telling_the_truth_afterwards_changes_no_state(config: Config, blind: Wo
     world = build_world(config, tmp_path / "run")  # the same population, oracle included
     before = journal_of(world.directory), metrics_of(world.directory), phones_of(world.directory)
     clock = VirtualClock()
-    record = serve(world, local_grid(world, clock), lambda *_: None, clock)
+    record = run_rounds(world, local_grid(world, clock), lambda *_: None, clock)
     summary = conclude(world, record, 0.0, lambda *_: None)
     assert (journal_of(world.directory), metrics_of(world.directory), phones_of(world.directory)) == before
     assert summary["accuracy"]["full_limited"]["mean"] > 0.7

@@ -8,7 +8,7 @@ import pytest
 
 from fedcaptor.client.ledger import Ledger
 from fedcaptor.common.config import load_config
-from fedcaptor.server.exporter import serve
+from fedcaptor.server.exporter import start_exporter
 from fedcaptor.server.snapshot import FILE, read
 from fedcaptor.simulations.rounds import FLEET, read_rows
 from fedcaptor.simulations.runner import simulate
@@ -67,7 +67,7 @@ def test_fleet_figures_are_absent_everywhere(run):
 def test_the_exporter_serves_what_there_is(run):
     import urllib.request
 
-    with serve(run[1], port=0) as exporter, urllib.request.urlopen(exporter.url, timeout=10) as reply:
+    with start_exporter(run[1], port=0) as exporter, urllib.request.urlopen(exporter.url, timeout=10) as reply:
         text = reply.read().decode()
     assert "fedcaptor_privacy_noise_enabled 1.0" in text
     assert "fedcaptor_privacy_delta 0.0" in text
