@@ -21,13 +21,17 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, eq=False)
 class Record:
-    """`settings`: all that the rows have in common; `commands`: those that made the rows; `machine`: see `machine`."""
+    """`settings`: all that the rows have in common; `commands`: those that made the rows; `machine`: see `machine`.
+
+    `note`: what a reader must know of the rows, such as that they are of an earlier protocol; the page shows it.
+    """
 
     benchmark: str
     settings: dict[str, Any]
     machine: dict[str, Any]
     commands: list[str] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
+    note: str = ""
 
     def holds(self, key: Mapping[str, Any]) -> bool:
         """Tell whether a row with all these values is there; None is what a row has that lacks a column."""

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import logsumexp
 
 from fedcaptor.client.engine import Engine, Submodel
 from fedcaptor.common.arrays import Floats, Images, Indices
@@ -33,10 +32,10 @@ def out_of_set_score(scores: npt.NDArray[Any], kind: str, others: npt.NDArray[An
     if is_own(kind):
         return _own_score(kind, scores, others)
     z = scores.astype(np.float64)
-    top, energy = z.max(1), logsumexp(z, axis=1)
+    top, energy = z.max(1), np.logaddexp.reduce(z, axis=1)
     if others is None or others.shape[1] == 0:
         return np.asarray({"energy": energy, "max-softmax": np.exp(top - energy), "max-logit": top}[kind])
-    other = logsumexp(others.astype(np.float64), axis=1)
+    other = np.logaddexp.reduce(others.astype(np.float64), axis=1)
     among = np.exp(top - np.logaddexp(energy, other))
     return np.asarray({"energy": energy - other, "max-softmax": among, "max-logit": top - other}[kind])
 

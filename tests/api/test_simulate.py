@@ -24,6 +24,7 @@ def sweep(texts: list[str], tmp_path_factory: pytest.TempPathFactory) -> fedcapt
     return fedcaptor.simulate(None, texts, seeds=range(2), out=tmp_path_factory.mktemp("sweep"), progress=False)
 
 
+@pytest.mark.slow
 def test_frames_have_a_row_for_each_seed_phone_and_round(sweep: fedcaptor.Run) -> None:
     assert (sweep.seeds, sweep.is_sweep) == ((0, 1), True)
     assert sweep.summary["seed"].tolist() == [0, 1]
@@ -38,6 +39,7 @@ def test_frames_have_a_row_for_each_seed_phone_and_round(sweep: fedcaptor.Run) -
     assert sweep.record["metrics"]["macs_ratio"]["mean"] == pytest.approx(sweep.summary["macs_ratio"].mean())
 
 
+@pytest.mark.slow
 def test_a_sweep_goes_on_and_is_read_again(
     sweep: fedcaptor.Run, texts: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

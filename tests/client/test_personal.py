@@ -137,6 +137,7 @@ def test_nothing_small_is_kept_as_a_note_alone(tmp_path: Path) -> None:
     assert read_models(tmp_path, FakeEngine(), "abstain").own is None
 
 
+@pytest.mark.slow
 def test_the_personal_step_itself_needs_no_torch() -> None:
     code = "import sys; import fedcaptor.client.learner; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

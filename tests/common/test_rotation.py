@@ -27,6 +27,7 @@ VECTORS = st.integers(1, 300).flatmap(
 SEEDS = st.text("0123456789abcdef", min_size=64, max_size=64)
 
 
+@pytest.mark.slow
 @settings(max_examples=100)
 @given(x=VECTORS, seed=SEEDS)
 def test_rotation_keeps_the_norm_and_comes_back(x, seed):
@@ -74,6 +75,7 @@ def test_large_entries_are_spread_as_the_bound_says(x):
     assert max(peaks) >= 1 / math.sqrt(700)
 
 
+@pytest.mark.slow
 @settings(max_examples=200)
 @given(x=VECTORS, seed=st.integers(0, 2**32))
 def test_rounding_takes_neighbours_within_the_norm(x, seed):

@@ -242,6 +242,7 @@ def test_the_planned_deviation_is_that_of_the_fit() -> None:
     assert inside.std() == pytest.approx(spec.share_deviation(150), rel=1 / 3)
 
 
+@pytest.mark.slow
 def test_the_plan_command_shows_both_kinds() -> None:
     words = ["privacy", "plan", "simulations/scenarios/demo.toml", "--set", "privacy.sums=local"]
     made = CliRunner().invoke(command_line, [*words, "--json"])

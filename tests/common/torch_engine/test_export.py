@@ -40,15 +40,9 @@ def run_onnx(path, pixels):
     return session.run([OUTPUT], {INPUT: pixels})[0], about
 
 
-@pytest.mark.parametrize(("ending", "run"), [("pt2", run_pt2), pytest.param("onnx", run_onnx, marks=pytest.mark.slow)])
-@pytest.mark.parametrize(
-    "name",
-    [
-        "small-cnn",
-        "alexnet",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("resnet20", "torchvision/mobilenet_v2")),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("ending", "run"), [("pt2", run_pt2), ("onnx", run_onnx)])
+@pytest.mark.parametrize("name", ["small-cnn", "alexnet", "resnet20", "torchvision/mobilenet_v2"])
 def test_a_program_answers_as_the_submodel(tmp_path, name, ending, run):
     submodel = standalone(name)
     path = tmp_path / "new" / f"small.{ending}"
