@@ -24,7 +24,7 @@ def exporter(
     host: Annotated[str, typer.Option(help="Address to bind; loopback unless you mean it.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535)] = 9464,
 ) -> None:
-    """Serve a run's aggregate pruning to Prometheus until interrupted."""
+    """Serve a run's aggregate figures to Prometheus until interrupted."""
     from fedcaptor.server.exporter import start_exporter
 
     with start_exporter(directory, host, port) as serving:
