@@ -234,8 +234,16 @@ def report(
     directories: Annotated[
         list[Path], typer.Argument(help="Folders of finished runs, shown side by side, or of sweeps.")
     ],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Page of several folders side by side; comparison.html beside the first where not given."),
+    ] = None,
 ) -> None:
-    """Write the report page of finished runs and sweeps again and print their tables."""
+    """Write the report page of finished runs and sweeps again and print their tables.
+
+    Of several, a page that compares them is written as well.
+    """
+    from fedcaptor._simulation import compare
     from fedcaptor.cli.tables import summary_table, sweep_table
 
     runs = [fedcaptor.Run.open(directory) for directory in directories]
@@ -247,6 +255,8 @@ def report(
         Console().print(table)
     for page in pages:
         Console().print(f"report: {page}", highlight=False, soft_wrap=True)
+    if len(directories) > 1:
+        Console().print(f"comparison: {compare(directories, out)}", highlight=False, soft_wrap=True)
 
 
 def main() -> None:

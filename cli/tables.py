@@ -7,6 +7,8 @@ from typing import Any
 
 from rich.table import Table
 
+from fedcaptor._simulation import meanings
+
 
 def percent(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.1f} %"
@@ -20,8 +22,12 @@ def summary_table(summaries: Mapping[str, Mapping[str, Any]]) -> Table:
         ("full model, own classes' images", lambda s: _accuracy(s["accuracy"]["full"])),
         ("full model limited to own classes", lambda s: _accuracy(s["accuracy"]["full_limited"])),
         ("cluster submodel", lambda s: _accuracy(s["cluster_only"]["accuracy"])),
-        ("personalised submodel", lambda s: _accuracy(s["accuracy"]["personalised"])),
-        ("MACs (with escalations)", lambda s: f"{percent(s['macs_ratio'])} ({percent(s['effective_macs_ratio'])})"),
+        ("personalised submodel alone", lambda s: _accuracy(s["accuracy"].get("submodel"))),
+        ("personalised submodel, with escalations", lambda s: _accuracy(s["accuracy"]["personalised"])),
+        (
+            "MACs (effective, with escalations)",
+            lambda s: f"{percent(s['macs_ratio'])} ({percent(s['effective_macs_ratio'])})",
+        ),
         ("parameters", lambda s: percent(s["parameters_ratio"])),
         ("download, of the full model's file", lambda s: percent(s["download_bytes_ratio"])),
         ("storage, all that a phone keeps", lambda s: percent(s["storage_ratio"])),
@@ -35,9 +41,17 @@ def summary_table(summaries: Mapping[str, Mapping[str, Any]]) -> Table:
     ]
     if any("tiers" in s for s in summaries.values()):
         rows.insert(6, ("tiers: MACs, accuracy", lambda s: "\n".join(_tier(tier) for tier in s.get("tiers", []))))
+    if any(len(s.get("accuracy_by_round", [])) > 1 for s in summaries.values()):
+        rows.append(
+            (
+                "accuracy by round: full model / submodel alone / with escalations",
+                lambda s: "\n".join(_round(each) for each in s.get("accuracy_by_round", [])),
+            )
+        )
     for title, show in rows:
         table.add_row(title, *(show(s) for s in summaries.values()))
-    table.caption = "accuracies: mean over phones (5th percentile)"
+    marks = dict.fromkeys(mark for s in summaries.values() for mark in s["marks"])
+    table.caption = "\n".join(["accuracies: mean over phones (5th percentile)", *meanings(marks)])
     return table
 
 
@@ -48,9 +62,10 @@ def sweep_table(name: str, sweep: Mapping[str, Any]) -> Table:
         ("full model, own classes' images", "accuracy.full.mean", percent),
         ("full model limited to own classes", "accuracy.full_limited.mean", percent),
         ("cluster submodel", "cluster_only.accuracy.mean", percent),
-        ("personalised submodel", "accuracy.personalised.mean", percent),
+        ("personalised submodel alone", "accuracy.submodel.mean", percent),
+        ("personalised submodel, with escalations", "accuracy.personalised.mean", percent),
         ("MACs", "macs_ratio", percent),
-        ("MACs with escalations", "effective_macs_ratio", percent),
+        ("effective MACs, with escalations", "effective_macs_ratio", percent),
         ("parameters", "parameters_ratio", percent),
         ("download, of the full model's file", "download_bytes_ratio", percent),
         ("out-of-set AUROC", "out_of_set.auroc", _plain),
@@ -60,12 +75,18 @@ def sweep_table(name: str, sweep: Mapping[str, Any]) -> Table:
     for title, key, show in rows:
         if found := sweep["metrics"].get(key):
             table.add_row(title, show(found["mean"]), f"{show(found['low'])} … {show(found['high'])}")
-    table.caption = f"seeds {', '.join(map(str, sweep['seeds']))}; {', '.join(sweep['marks'])}"
+    seeds = f"seeds {', '.join(map(str, sweep['seeds']))}; {', '.join(sweep['marks'])}"
+    table.caption = "\n".join([seeds, *meanings(sweep["marks"])])
     return table
 
 
-def _accuracy(spread: dict[str, float | None]) -> str:
-    return f"{percent(spread['mean'])} ({percent(spread['p5'])})"
+def _round(each: Mapping[str, Any]) -> str:
+    figures = " / ".join(percent(each.get(name)) for name in ("full", "submodel", "personalised"))
+    return f"{each['round']}: {figures}"
+
+
+def _accuracy(spread: dict[str, float | None] | None) -> str:
+    return "–" if spread is None else f"{percent(spread['mean'])} ({percent(spread['p5'])})"
 
 
 def _tier(tier: dict[str, Any]) -> str:

@@ -50,11 +50,14 @@ def _own_score(kind: str, scores: npt.NDArray[Any], others: npt.NDArray[Any] | N
 
 @dataclass(frozen=True, eq=False)
 class Answers:
-    """Hold answers: `labels` [N] are original labels or ABSTAINED; `escalated` [N] tells where the submodel was unsure;
-    `scores` [N] are out-of-set scores.
+    """Hold answers: `labels` [N] are original labels or ABSTAINED; `alone` [N] are those of the submodel without any
+    escalation; `escalated` [N] tells where it was unsure; `scores` [N] are out-of-set scores.
+
+    Without a submodel the full model's answers are both `labels` and `alone`.
     """
 
     labels: Indices
+    alone: Indices
     escalated: npt.NDArray[np.bool_]
     scores: Floats
 
@@ -90,18 +93,20 @@ def weighed(submodel: Submodel, prior: Floats, classes: Indices, images: Images)
 def answer(engine: Engine, models: Models, settings: Fallback, images: Images) -> Answers:
     """Answer uint8 images [N, H, W, C]; the larger model runs on those alone that are escalated."""
     if len(images) == 0:
-        return Answers(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=bool), np.zeros(0))
+        nothing = np.zeros(0, dtype=np.int64)
+        return Answers(nothing, nothing, np.zeros(0, dtype=bool), np.zeros(0))
     if models.own is None:
         labels = _by(engine.whole(), models.prior, images)
-        return Answers(labels, np.zeros(len(images), dtype=bool), np.zeros(len(images)))
+        return Answers(labels, labels, np.zeros(len(images), dtype=bool), np.zeros(len(images)))
     z, others = weighed(models.own, models.prior, models.classes, images)
     scores = out_of_set_score(z, settings.score, others)
-    labels, escalated = models.classes[z.argmax(1)], scores < models.threshold
+    alone, escalated = models.classes[z.argmax(1)], scores < models.threshold
+    labels = alone.copy()
     if models.larger is None:
         labels[escalated] = ABSTAINED
     elif escalated.any():
         labels[escalated] = _by(models.larger, models.prior, images[escalated])
-    return Answers(labels, escalated, scores)
+    return Answers(labels, alone, escalated, scores)
 
 
 def _by(model: Submodel, prior: Floats, images: Images) -> Indices:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from fedcaptor.common.costs import Costs
@@ -14,22 +15,26 @@ from fedcaptor.common.selection import PruningCurve
 def explain(
     groups: ChannelGroups, curves: Mapping[str, PruningCurve], chosen: Plan, multiple: int
 ) -> list[dict[str, float | int | str]]:
-    """Explain each group's count: its share of the full model, and what removing its next block would lose and save."""
+    """Explain each group's count: its share of the full model, and what removing its next block would lose and save.
+
+    Each layer's MACs and values count in the group that it makes alone, so that the shares of all groups, with those of
+    the classes and of layers that cannot be cut, sum to 1.
+    """
     costs, full = Costs.of(groups), {group.name: group.channels for group in groups.groups}
     counts, price = full | chosen.counts(), costs.total(full)
     rows: list[dict[str, float | int | str]] = []
     for name, curve in curves.items():
         channels, kept = full[name], counts[name]
         smaller = next_count(kept, multiple)
-        saved, share = costs.saved(counts, name, smaller), costs.saved(full, name, 0)
+        saved = costs.saved(counts, name, smaller)
         loss = curve.loss(kept, smaller)
         rows.append(
             {
                 "group": name,
                 "channels": channels,
                 "kept": kept,
-                "share_of_macs": share[0] / price[0],
-                "share_of_parameters": share[1] / price[1],
+                "share_of_macs": _macs(groups, name) / price[0],
+                "share_of_parameters": _values(groups, name) / price[1],
                 "next_loss_per_mac": loss / saved[0] if saved[0] else 0.0,
                 "next_loss_per_parameter": loss / saved[1] if saved[1] else 0.0,
                 "why": _reason(
@@ -44,6 +49,20 @@ def explain(
             }
         )
     return rows
+
+
+def _macs(groups: ChannelGroups, name: str) -> int:
+    """Count the MACs of the layers that make a group's channels."""
+    return sum(groups.layer_macs(layer, {}) for layer in groups.layers if layer.outputs == name)
+
+
+def _values(groups: ChannelGroups, name: str) -> int:
+    """Count the stored values along a group's channels as outputs: dimension 0 of weights, biases and batch norms."""
+    group, values = groups.by_name[name], 0
+    for part in (part for part in group.slices if part.dim == 0):
+        shape = groups.tensors[part.tensor]
+        values += math.prod(shape) // shape[0] * group.channels * part.taps
+    return values
 
 
 def _reason(kept: int, channels: int, smaller: int, spent: float, loss: float, macs: float, values: float) -> str:

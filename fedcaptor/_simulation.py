@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -17,11 +18,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from fedcaptor._parts import Value, as_override
 from fedcaptor.common.assets import asset
-from fedcaptor.common.config import Config, load_config
+from fedcaptor.common.config import MARKS, Config, load_config
 from fedcaptor.common.errors import ConfigError, StateError
 from fedcaptor.common.statistics import BUILT_IN, registered
 from fedcaptor.simulations.records import ROUNDS, STATISTICS, SUMMARY, SWEEP
-from fedcaptor.simulations.report import write_report
+from fedcaptor.simulations.report import COMPARISON, write_comparison, write_report
 from fedcaptor.simulations.runner import remove_run
 from fedcaptor.simulations.runner import simulate as run_here
 from fedcaptor.simulations.seeds import parse_seeds
@@ -83,8 +84,10 @@ class Run:
 
     @cached_property
     def rounds(self) -> pd.DataFrame:
-        """One row for each round of each seed: `seed`, and the columns of `rounds.csv`, known to the server."""
-        return _together(self.seeds, lambda seed: pd.read_csv(self._of(seed) / ROUNDS))
+        """One row for each round of each seed: `seed`, the columns of `rounds.csv`, known to the server, and the means
+        `accuracy_full`, `accuracy_submodel` and `accuracy_personalised` over the phones, known to the simulator alone.
+        """
+        return _together(self.seeds, lambda seed: _rounds(self._of(seed)))
 
     @cached_property
     def statistics(self) -> pd.DataFrame:
@@ -168,8 +171,36 @@ def simulate(
         console.print(f"seed {seed}: {folder}", highlight=False)
         return _read(_run(file, by_seed[seed], folder, engine, False, console) / SUMMARY)
 
-    run_sweep(place, configs, run)
+    run_sweep(place, configs, run, _command(file, texts, place, engine, chosen))
     return Run.open(place)
+
+
+def _command(
+    file: Path | Config | None, texts: Iterable[str], out: Path, engine: Engine, seeds: Iterable[int] = ()
+) -> str:
+    """The command that does what a call of `simulate` does."""
+    if isinstance(file, Config):
+        return "fedcaptor.simulate, called from Python with a configuration: see config.json"
+    shipped = file is not None and file.parent == asset("simulations/scenarios")
+    words = ["fedcaptor", "simulate", *([file.stem if shipped else str(file)] if file else [])]
+    words += [word for text in texts for word in ("--set", text)]
+    words += ["--engine", engine] if engine != "local" else []
+    chosen = ",".join(map(str, seeds))
+    return shlex.join([*words, *(["--seeds", chosen] if chosen else []), "--out", str(out)])
+
+
+def compare(folders: Iterable[str | Path], out: str | Path | None = None) -> Path:
+    """Write the page of several finished runs and sweeps side by side; returns its path.
+
+    `out` None: `comparison.html` beside the first folder. Raises StateError when a folder holds no finished run.
+    """
+    places = [Path(folder) for folder in folders]
+    return write_comparison(places, places[0].resolve().parent / COMPARISON if out is None else Path(out))
+
+
+def meanings(marks: Iterable[str]) -> list[str]:
+    """Each mark with what it means."""
+    return [f"{mark}: {MARKS[mark]}" for mark in marks if mark in MARKS]
 
 
 def _run(
@@ -180,7 +211,7 @@ def _run(
     if fresh:
         remove_run(out)
     if engine == "local":
-        with_progress(config, out, console)
+        with_progress(config, out, console, _command(file, texts, out, engine))
         return out
     if isinstance(file, Config):
         raise ConfigError("engine is ray, the scenario a Config: other processes read it, give a TOML file")
@@ -192,7 +223,7 @@ def _run(
     return out
 
 
-def with_progress(config: Config, out: Path, console: Console) -> dict[str, Any]:
+def with_progress(config: Config, out: Path, console: Console, command: str) -> dict[str, Any]:
     """Run in this process, with bars on `console`; returns the summary."""
     columns = (TextColumn("{task.description:<22}"), BarColumn(), MofNCompleteColumn())
     shown = not console.quiet
@@ -212,7 +243,7 @@ def with_progress(config: Config, out: Path, console: Console) -> dict[str, Any]
                 last = time.monotonic()
                 bars.update(tasks[phase], completed=done)
 
-        summary: dict[str, Any] = run_here(config, out, on_progress)
+        summary: dict[str, Any] = run_here(config, out, on_progress, command=command)
         return summary
 
 
@@ -250,6 +281,11 @@ def _phones(lists: Mapping[str, list[Any]]) -> pd.DataFrame:
     frame = pd.DataFrame(dict(lists))
     frame.insert(0, "phone", range(len(frame)))
     return frame
+
+
+def _rounds(folder: Path) -> pd.DataFrame:
+    known, true = pd.read_csv(folder / ROUNDS), pd.DataFrame(_read(folder / SUMMARY).get("accuracy_by_round", []))
+    return known if true.empty else known.merge(true.set_index("round").add_prefix("accuracy_"), "left", on="round")
 
 
 def _together(seeds: Iterable[int], of: Callable[[int], pd.DataFrame]) -> pd.DataFrame:

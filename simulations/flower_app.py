@@ -30,6 +30,7 @@ from fedcaptor.server.app import wait_for_nodes
 from fedcaptor.server.flow import OnProgress
 from fedcaptor.server.record import RunRecord
 from fedcaptor.simulations.phones import simulated_phone
+from fedcaptor.simulations.round_accuracy import measure
 from fedcaptor.simulations.runner import World, remove_run, run_rounds, simulate, weights_of
 
 logger = logging.getLogger("flwr")  # Flower forwards this one to `flwr run --stream`
@@ -96,9 +97,10 @@ def main(grid: Grid, context: Context) -> None:
     def run(world: World) -> RunRecord:
         if world.phones != nodes:
             raise ConfigError(f"the data has {world.phones} owners for {nodes} nodes: start {world.phones} nodes")
-        return run_rounds(world, grid, on_progress)
+        return run_rounds(world, grid, on_progress, on_round=lambda round: measure(world, round, on_progress))
 
-    summary = simulate(config, out, on_progress, run)
+    settings = " ".join(f"{key}={json.dumps(value)}" for key, value in context.run_config.items())
+    summary = simulate(config, out, on_progress, run, shlex.join(["flwr", "run", ".", "--run-config", settings]))
     accuracy = summary["accuracy"]
     logger.info(
         "personalised accuracy %s, limited full model %s, MACs ratio %.3f, report %s",

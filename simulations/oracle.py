@@ -13,7 +13,7 @@ from sklearn.metrics import roc_auc_score
 
 from fedcaptor.client.fallback import ABSTAINED, answer
 from fedcaptor.client.kept_models import holds_full, read_models
-from fedcaptor.client.outcome import Outcome
+from fedcaptor.client.outcome import Kind, Outcome
 from fedcaptor.client.torch_engine import TorchEngine
 from fedcaptor.common.arrays import Floats, Indices
 from fedcaptor.common.config import Config
@@ -29,6 +29,9 @@ BATCH = 512  # test images as floats at a time
 class PhoneFigures:
     """The figures of one phone. Accuracies are on test images of the owner's true classes, NaN without such images.
 
+    `kind` says what the phone has: a "personal" submodel, its "cluster"'s, or the "full" model alone. `own` are the
+    owner's true classes. `accuracy_submodel` is that of the submodel which answers all images itself, `accuracy` that
+    with escalations; where there is no submodel, the full model's answers count in both.
     `escalated` is the share of all test images that the submodel is unsure of, NaN without any. The larger model that
     the phone keeps answers these, and its MACs count in `effective_macs_ratio`. `accuracy_cluster_limited` limits the
     answers of the cluster's submodel to the classes that the phone estimates as its owner's. `abstained_outside` is the
@@ -38,8 +41,11 @@ class PhoneFigures:
     against others (`outside`), NaN without both.
     """
 
+    kind: Kind
+    own: tuple[int, ...]
     accuracy_full: float
     accuracy_full_limited: float
+    accuracy_submodel: float
     accuracy: float
     accuracy_cluster: float
     accuracy_cluster_limited: float
@@ -51,13 +57,17 @@ class PhoneFigures:
     escalated: float
     accuracy_outside: float
     abstained_outside: float
-    classes: int
     stored_bytes: int
     holds_full: bool
     base_fetches: int
     auroc: float
     inside: Scores
     outside: Scores
+
+    @property
+    def classes(self) -> int:
+        """How many classes the owner has."""
+        return len(self.own)
 
 
 class Oracle:
@@ -97,8 +107,11 @@ class Oracle:
         macs = submodel.macs_ratio if submodel else 1.0
         share = _share(given.escalated)
         return PhoneFigures(
+            kind=note.kind if note and submodel else "full",
+            own=tuple(own.tolist()),
             accuracy_full=_share((full.argmax(1) == truth)[inside]),
             accuracy_full_limited=_share((own[full[:, own].argmax(1)] == truth)[inside]),
+            accuracy_submodel=_share((given.alone == truth)[inside]),
             accuracy=_share((given.labels == truth)[inside]),
             accuracy_cluster=_share((of_cluster == truth)[inside]),
             accuracy_cluster_limited=_share((limited == truth)[inside]),
@@ -110,7 +123,6 @@ class Oracle:
             escalated=share,
             accuracy_outside=_share((given.labels == truth)[~inside]),
             abstained_outside=_share((given.labels == ABSTAINED)[~inside]),
-            classes=len(own),
             stored_bytes=sum(f.stat().st_size for f in folder.iterdir() if f.is_file()) if folder.exists() else 0,
             holds_full=holds_full(folder, mode),
             base_fetches=note.base_fetches if note else 0,

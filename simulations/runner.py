@@ -9,6 +9,8 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +42,8 @@ from fedcaptor.simulations.oracle import Oracle
 from fedcaptor.simulations.phones import simulated_phone
 from fedcaptor.simulations.population import prepare
 from fedcaptor.simulations.report import write_report
-from fedcaptor.simulations.summary import details_of, summary_of
+from fedcaptor.simulations.round_accuracy import measure, measured
+from fedcaptor.simulations.summary import PHONE_COLUMNS, details_of, phone_rows, summary_of
 
 SHIPPED = asset("simulations/models/small_cnn_fashion.safetensors")
 WORKERS = 2
@@ -149,8 +152,17 @@ def remove_run(directory: Path) -> None:
     shutil.rmtree(directory)
 
 
-def run_rounds(world: World, grid: Grid, on_progress: OnProgress, clock: VirtualClock | None = None) -> RunRecord:
-    """The server's side over any grid: all rounds, a snapshot after each phase."""
+def run_rounds(
+    world: World,
+    grid: Grid,
+    on_progress: OnProgress,
+    clock: VirtualClock | None = None,
+    on_round: Callable[[int], None] = lambda round: None,
+) -> RunRecord:
+    """The server's side over any grid: all rounds, a snapshot after each phase.
+
+    `on_round` is called with the number of a round that has ended, while the phones still have what they got in it.
+    """
     config = world.config
     digest = run_digest(config, world.base, world.phones)
     courier = courier_of(config, grid, digest, on_progress)
@@ -158,6 +170,16 @@ def run_rounds(world: World, grid: Grid, on_progress: OnProgress, clock: Virtual
         counted = courier.masking and replace(courier.masking, attempt=lambda number: f"{number:032x}")
         courier = replace(courier, masking=counted, sleep=clock.sleep, clock=clock.time)
     monitor = Monitor(world.directory, digest, world.weights_bytes, simulated=True)
+    ended = 0
+
+    def on_phase(so_far: RunRecord) -> None:
+        nonlocal ended
+        monitor.running(so_far)
+        if len(so_far.rounds) > ended:
+            ended = len(so_far.rounds)
+            if max(round for round, _ in flow.journal.seconds()) == so_far.last.round:  # else a replay
+                on_round(so_far.last.round)
+
     with open_run(
         config,
         world.base,
@@ -168,7 +190,7 @@ def run_rounds(world: World, grid: Grid, on_progress: OnProgress, clock: Virtual
         pictures=world.directory / "pictures",
         courier=courier,
         on_progress=on_progress,
-        on_phase=monitor.running,
+        on_phase=on_phase,
     ) as flow:
         return monitor.follow(flow)
 
@@ -178,23 +200,27 @@ def simulate(
     directory: Path,
     on_progress: OnProgress = lambda phase, done, total: None,
     run: Callable[[World], RunRecord] | None = None,
+    command: str = "",
 ) -> dict[str, Any]:
-    """The whole run; writes summary, details, rounds, atlas and report into `directory` and returns the summary.
+    """The whole run; writes summary, details, rounds, phones, atlas and report into `directory`, returns the summary.
 
-    `run`: another engine than the in-process grid. Called again with the same directory it resumes.
+    `run`: another engine than the in-process grid. `command`: what to say of how the run came about. Called again with
+    the same directory it resumes.
     """
     start = time.monotonic()
     world = build_world(config, directory)
     if run is None:
         clock = VirtualClock()
         grid = local_grid(world, clock)
-        record = run_rounds(world, grid, on_progress, clock)
+        record = run_rounds(world, grid, on_progress, clock, lambda round: measure(world, round, on_progress))
     else:
         record = run(world)
-    return conclude(world, record, start, on_progress)
+    return conclude(world, record, start, on_progress, command)
 
 
-def conclude(world: World, record: RunRecord, start: float, on_progress: OnProgress) -> dict[str, Any]:
+def conclude(
+    world: World, record: RunRecord, start: float, on_progress: OnProgress, command: str = ""
+) -> dict[str, Any]:
     """Oracle figures, summary and report of a finished run."""
     last = record.last
     oracle = Oracle(world.directory, world.config, world.base, last.catalogue.submodels(world.base))
@@ -202,11 +228,15 @@ def conclude(world: World, record: RunRecord, start: float, on_progress: OnProgr
     for number in range(world.phones):
         figures.append(oracle.phone(number, last.round))
         on_progress("oracle", number + 1, world.phones)
-    summary = summary_of(world, record, figures, time.monotonic() - start, peak_rss())
+    earlier = [measured(world.directory, round) for round in range(1, last.round)]
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    provenance = records.Provenance(command=command, finished=now, version=version("fedcaptor"))
+    summary = summary_of(world, record, figures, earlier, time.monotonic() - start, peak_rss(), provenance)
     details = details_of(world, record, figures)
     records.write(world.directory / records.SUMMARY, summary)
     records.write(world.directory / records.DETAILS, details)
     rounds.write_rows(world.directory / records.ROUNDS, [row.plain() for row in details.rounds])
+    rounds.write_rows(world.directory / records.PHONES, phone_rows(world, figures), PHONE_COLUMNS)
     if record.atlas:
         atlas = {name: np.ascontiguousarray(tensor) for name, tensor in record.atlas.items()}
         with replacing(world.directory / records.ATLAS) as temporary:

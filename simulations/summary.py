@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +22,8 @@ from fedcaptor.simulations.records import (
     Phones,
     Privacy,
     PrivateSum,
+    Provenance,
+    RoundAccuracy,
     Scores,
     Spread,
     Summary,
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
 PER_PHONE = (
     "accuracy_full",
     "accuracy_full_limited",
+    "accuracy_submodel",
     "accuracy",
     "macs_ratio",
     "effective_macs_ratio",
@@ -43,6 +47,24 @@ PER_PHONE = (
 )
 """Figures of single phones that `details.json` has under the names of `PhoneFigures`."""
 
+PHONE_COLUMNS = {
+    "phone": "its number",
+    "tier": "its device tier; empty without tiers",
+    "kind": "what it ended with: `personal`, a submodel of its own; `cluster`, its cluster's; `full`, the full model",
+    "own_classes": "names of the owner's true classes",
+    "accuracy_full": "accuracy of the full model",
+    "accuracy_full_limited": "accuracy of the full model, limited to the owner's true classes",
+    "accuracy_submodel": "accuracy of its submodel alone, without escalations",
+    "accuracy": "accuracy with escalations",
+    "macs_ratio": "MACs of its model, as a ratio of the full model's",
+    "effective_macs_ratio": "the same with escalations",
+    "parameters_ratio": "parameters of its model, as a ratio of the full model's",
+    "escalated": "share of all test images that are escalated",
+    "accuracy_outside": "accuracy on test images of other classes",
+    "stored_bytes": "bytes of all files in its folder",
+}
+"""The columns of `phones.csv` with their meanings. Nobody but a simulator knows them of single phones."""
+
 LEAK = {
     "plan": "none: every phone fetches all plans and slices for itself",
     "submodel": "the server sees which cluster's submodel is fetched: log2 K bits per fetch, outside any epsilon",
@@ -51,9 +73,18 @@ SCORE_BINS = 25
 
 
 def summary_of(
-    world: World, run: RunRecord, figures: list[PhoneFigures], seconds: float, peak_rss_bytes: int
+    world: World,
+    run: RunRecord,
+    figures: list[PhoneFigures],
+    earlier: Sequence[RoundAccuracy],
+    seconds: float,
+    peak_rss_bytes: int,
+    provenance: Provenance,
 ) -> Summary:
-    """Headline figures over all phones; accuracies over the phones that have test images."""
+    """Headline figures over all phones; accuracies over the phones that have test images.
+
+    `earlier`: accuracies after all rounds but the last.
+    """
     refused = run.refused
     download = sum(done.delivered_bytes for done in run.rounds) / world.weights_bytes
     known = {name: float(np.mean([getattr(f, name) for f in figures])) for name in ("base_fetches", "holds_full")}
@@ -71,7 +102,9 @@ def summary_of(
             full=_spread(figures, "accuracy_full"),
             full_limited=_spread(figures, "accuracy_full_limited"),
             personalised=_spread(figures, "accuracy"),
+            submodel=_spread(figures, "accuracy_submodel"),
         ),
+        accuracy_by_round=(*earlier, round_accuracy(run.last.round, figures)),
         macs_ratio=_mean(figures, "macs_ratio"),
         effective_macs_ratio=_mean(figures, "effective_macs_ratio"),
         parameters_ratio=_mean(figures, "parameters_ratio"),
@@ -88,7 +121,18 @@ def summary_of(
         faults={"dropped": sum(phase.dropped for phase in run.phases), "refused": sum(refused.values()), **refused},
         peak_rss_bytes=peak_rss_bytes,
         marks=tuple(world.config.marks(simulated=True)),
+        provenance=provenance,
         **({"tiers": _tiers(world, figures)} if world.config.tiers else {}),
+    )
+
+
+def round_accuracy(round: int, figures: list[PhoneFigures]) -> RoundAccuracy:
+    """Mean accuracies over the phones after `round`."""
+    return RoundAccuracy(
+        round=round,
+        full=_mean(figures, "accuracy_full"),
+        submodel=_mean(figures, "accuracy_submodel"),
+        personalised=_mean(figures, "accuracy"),
     )
 
 
@@ -149,6 +193,16 @@ def details_of(world: World, run: RunRecord, figures: list[PhoneFigures]) -> Det
         sums=tuple(PrivateSum(**each) for each in run.sums),
         scores=_scores(figures),
     )
+
+
+def phone_rows(world: World, figures: list[PhoneFigures]) -> Iterator[dict[str, Any]]:
+    """The rows of `phones.csv`, with all `PHONE_COLUMNS`."""
+    for number, found in enumerate(figures):
+        tier = drawn(world.config, number)
+        row = {name: getattr(found, name) for name in PHONE_COLUMNS if hasattr(found, name)}
+        known = {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in row.items()}
+        names = "; ".join(world.data.names[label] for label in found.own)
+        yield known | {"phone": number, "tier": tier.name if tier else "", "own_classes": names}
 
 
 def _scores(figures: list[PhoneFigures]) -> Scores | None:

@@ -29,11 +29,11 @@ def is_sweep(directory: Path) -> bool:
     return (directory / SWEEP).exists()
 
 
-def run_sweep(directory: Path, configs: Mapping[int, Config], run: Run) -> dict[str, Any]:
+def run_sweep(directory: Path, configs: Mapping[int, Config], run: Run, command: str = "") -> dict[str, Any]:
     """Run every seed that has not finished under its configuration, then write the sweep's files.
 
-    `run(seed, folder)` returns a run's summary. Called again it goes on where it stopped. Raises StateError when the
-    folder holds a run of its own or of another configuration.
+    `run(seed, folder)` returns a run's summary. `command`: what to say of how the sweep came about. Called again it
+    goes on where it stopped. Raises StateError when the folder holds a run of its own or of another configuration.
     """
     if (directory / "config.json").exists():
         raise StateError(f"{directory} holds a single run, no sweep: choose another --out")
@@ -41,17 +41,19 @@ def run_sweep(directory: Path, configs: Mapping[int, Config], run: Run) -> dict[
     for seed, config in configs.items():
         folder = folder_of(directory, seed)
         summaries[seed] = _finished(folder, config) or run(seed, folder)
-    return conclude(directory, summaries).plain()
+    return conclude(directory, summaries, command).plain()
 
 
 def rewrite(directory: Path) -> dict[str, Any]:
     """Write the files of a finished sweep again from its runs. Raises StateError that names what is missing."""
-    return conclude(directory, {seed: _summary(folder_of(directory, seed)) for seed in _seeds(directory)}).plain()
+    before = read(directory / SWEEP, Sweep)
+    summaries = {seed: _summary(folder_of(directory, seed)) for seed in before.seeds}
+    return conclude(directory, summaries, before.provenance.command if before.provenance else "").plain()
 
 
-def conclude(directory: Path, summaries: Mapping[int, dict[str, Any]]) -> Sweep:
+def conclude(directory: Path, summaries: Mapping[int, dict[str, Any]], command: str) -> Sweep:
     """Write `sweep.json`, `rounds.csv` and `report.html`; returns the first."""
-    sweep = sweep_of(summaries)
+    sweep = sweep_of(summaries, command)
     rounds.write_rows(directory / ROUNDS, _rounds(directory, list(summaries)), ("seed", *rounds.COLUMNS))
     write(directory / SWEEP, sweep)
     write_sweep_report(directory)
@@ -77,10 +79,6 @@ def _finished(folder: Path, config: Config) -> dict[str, Any] | None:
     if parse(json.loads(stored.read_text())) != config:
         raise StateError(f"{folder} holds a run of another configuration: choose another --out or give --fresh")
     return _summary(folder)
-
-
-def _seeds(directory: Path) -> tuple[int, ...]:
-    return read(directory / SWEEP, Sweep).seeds
 
 
 def _summary(folder: Path) -> dict[str, Any]:

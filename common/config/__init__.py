@@ -8,7 +8,7 @@ from fedcaptor.common.config.files import phone_config
 from fedcaptor.common.config.loading import load_config, parse
 from fedcaptor.common.config.reference import reference_page
 from fedcaptor.common.config.schema.base import Positive, Ratio, Reader, Section, Share
-from fedcaptor.common.config.schema.configuration import SMALL_COHORTS, Config
+from fedcaptor.common.config.schema.configuration import MARKS, SMALL_COHORTS, Config
 from fedcaptor.common.config.schema.phone import MAX_TIERS, TIER_NAME, Delivery, Fallback, Personal, Tier, Usage
 from fedcaptor.common.config.schema.privacy import Privacy
 from fedcaptor.common.config.schema.run import Data, Model, Rounds, Run, Testing
@@ -16,6 +16,7 @@ from fedcaptor.common.config.schema.server import Clusters, Planner, Scores, Vis
 from fedcaptor.common.config.schema.simulated import Faults, Population
 
 __all__ = [
+    "MARKS",
     "MAX_TIERS",
     "SMALL_COHORTS",
     "TIER_NAME",

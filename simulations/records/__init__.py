@@ -19,18 +19,21 @@ from fedcaptor.simulations.records.summary import (
     ClusterOnly,
     OutOfSet,
     Privacy,
+    Provenance,
+    RoundAccuracy,
     Spread,
     Summary,
     TierFigures,
 )
 from fedcaptor.simulations.records.sweep import Metric, Sweep
 
-ATLAS, DETAILS, REPORT = "atlas.safetensors", "details.json", "report.html"
+ATLAS, DETAILS, PHONES, REPORT = "atlas.safetensors", "details.json", "phones.csv", "report.html"
 ROUNDS, STATISTICS, SUMMARY, SWEEP = "rounds.csv", "statistics.json", "summary.json", "sweep.json"
 
 __all__ = [
     "ATLAS",
     "DETAILS",
+    "PHONES",
     "REPORT",
     "ROUNDS",
     "STATISTICS",
@@ -49,8 +52,10 @@ __all__ = [
     "Phones",
     "Privacy",
     "PrivateSum",
+    "Provenance",
     "Record",
     "Round",
+    "RoundAccuracy",
     "Scores",
     "Spread",
     "Summary",

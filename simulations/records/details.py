@@ -14,6 +14,7 @@ class Phones(Record):
 
     accuracy_full: Numbers = ()
     accuracy_full_limited: Numbers = ()
+    accuracy_submodel: Numbers = ()
     accuracy: Numbers = ()
     macs_ratio: Numbers = ()
     effective_macs_ratio: Numbers = ()

@@ -15,11 +15,31 @@ class Spread(Record):
 
 
 class Accuracies(Record):
-    """Accuracy on each owner's classes, of three models."""
+    """Accuracy on each owner's classes: of the full model, of that limited to these classes, of what phones answer with
+    escalations and, `submodel`, without any. Files of older versions lack the last.
+    """
 
     full: Spread
     full_limited: Spread
     personalised: Spread
+    submodel: Spread = Field(default_factory=Spread)
+
+
+class RoundAccuracy(Record):
+    """Mean accuracies over the phones after a round, named as in `Accuracies`; None where they were not measured."""
+
+    round: int
+    full: Number = None
+    submodel: Number = None
+    personalised: Number = None
+
+
+class Provenance(Record):
+    """Where figures come from: `command` does the same again, `finished` is a date of ISO 8601, in UTC."""
+
+    command: str = ""
+    finished: str = ""
+    version: str = ""
 
 
 class ClusterOnly(Record):
@@ -80,6 +100,7 @@ class Summary(Record):
     data: str
     seed: int
     accuracy: Accuracies
+    accuracy_by_round: tuple[RoundAccuracy, ...] = ()
     macs_ratio: Number
     effective_macs_ratio: Number = None
     parameters_ratio: Number = None
@@ -91,4 +112,5 @@ class Summary(Record):
     faults: dict[str, JsonValue] | None = None
     peak_rss_bytes: Number = None
     marks: tuple[str, ...] = ()
+    provenance: Provenance | None = None
     tiers: tuple[TierFigures, ...] | None = None

@@ -7,13 +7,14 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from fedcaptor.simulations.records.record import Number, Numbers, Record
+from fedcaptor.simulations.records.summary import Provenance
 
 
 class Metric(Record):
     """A figure over the seeds, in the order of these; None in `values` where a run lacks it.
 
-    `mean`, `std` (of the sample, n − 1) and the Student-t interval [`low`, `high`] of the mean are over the values that
-    exist; the spread of fewer than two is unknown.
+    `mean`, `std` (of the sample, n − 1) and the interval [`low`, `high`] of the mean are over the values that exist;
+    the spread of fewer than two is unknown.
     """
 
     mean: Number = None
@@ -32,6 +33,7 @@ class Sweep(Record):
     confidence: float
     metrics: dict[str, Metric]
     marks: tuple[str, ...] = ()
+    provenance: Provenance | None = None
 
     @model_validator(mode="after")
     def _one_value_a_seed(self) -> Self:

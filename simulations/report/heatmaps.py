@@ -10,7 +10,7 @@ from fedcaptor.simulations.records import Details, Layer
 from fedcaptor.simulations.report.plot import Plot
 from fedcaptor.simulations.report.words import percent, plain, short
 
-MAX_CLASSES = 60  # columns of a heat map
+MAX_CLASSES = 60  # rows of a heat map
 
 
 @dataclass(frozen=True)
@@ -64,26 +64,29 @@ def centroids(details: Details) -> Plot | None:
     if not clusters:
         return None
     shares = np.array([[share or 0.0 for share in cluster.centroid] for cluster in clusters])
-    columns = np.arange(shares.shape[1])
-    note = "Numbers are percent of a cluster's usage; empty cells are below half a percent."
-    if columns.size > MAX_CLASSES:
-        columns = np.sort(np.argsort(-shares.max(0), kind="stable")[:MAX_CLASSES])
+    shown = np.arange(shares.shape[1])
+    note = "Numbers are percent of a cluster's usage; empty cells are below half a percent. Columns are clusters."
+    if shown.size > MAX_CLASSES:
+        shown = np.sort(np.argsort(-shares.max(0), kind="stable")[:MAX_CLASSES])
         note += f" Of {shares.shape[1]} classes, the {MAX_CLASSES} with the largest shares are shown."
-    shares = shares[:, columns]
-    names = [details.class_names[column] for column in columns]
-    rows = [f"cluster {cluster.cluster}" for cluster in clusters]
+    shares = shares[:, shown].T
+    names = [details.class_names[number] for number in shown]
     cells = Cells(
         shares.tolist(),
         [[f"{100 * share:.0f}" if share >= 0.005 else "" for share in row] for row in shares],
         [
-            [f"{title}, {name}: {percent(float(share))}" for name, share in zip(names, row, strict=True)]
-            for title, row in zip(rows, shares, strict=True)
+            [
+                f"cluster {cluster.cluster}, {name}: {percent(float(share))}"
+                for cluster, share in zip(clusters, row, strict=True)
+            ]
+            for name, row in zip(names, shares, strict=True)
         ],
         float(shares.max()) or 1.0,
     )
     title = "What each cluster's phones meet"
     label = "Heat map of class shares by cluster; the classes of each cluster are in the table below."
-    return heat("centroids", title, label, note, cells, rows, [short(name, 16) for name in names], 36)
+    columns = [str(cluster.cluster) for cluster in clusters]
+    return heat("centroids", title, label, note, cells, [short(name, 16) for name in names], columns, 36)
 
 
 def kept(details: Details) -> Plot | None:
@@ -105,15 +108,13 @@ def kept(details: Details) -> Plot | None:
             for row in found
         ],
     )
-    many = len(clusters) > 8
     return heat(
         "kept",
         "Kept filters by layer and cluster",
         "Heat map of kept filters by layer and cluster; the same numbers are in the tables below.",
-        "Numbers are kept filters of all filters; the stronger a cell's colour, the more stay."
-        + (" Columns are clusters." if many else ""),
+        "Numbers are kept filters of all filters; the stronger a cell's colour, the more stay. Columns are clusters.",
         cells,
         [short(group, 28) for group in groups],
-        [cluster.name if many else f"cluster {cluster.name}" for cluster in clusters],
-        76,
+        [cluster.name for cluster in clusters],
+        60,
     )

@@ -15,7 +15,12 @@ from fedcaptor.simulations.report.plot import Plot, axis_title
 from fedcaptor.simulations.report.words import percent, size
 
 BINS = 25
-_STYLES = {"full": ("quiet", "dot"), "limited": ("second", "dash"), "own": ("first", "solid")}
+_STYLES = {
+    "full": ("quiet", "dot"),
+    "limited": ("second", "dash"),
+    "alone": ("third", "dashdot"),
+    "own": ("first", "solid"),
+}
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,7 @@ class Axis:
         return np.linspace(low, high, bins + 1)
 
 
-_SHARE = Axis("MACs (full model: 100%)", ".0%", percent)
+_SHARE = Axis("MACs, effective MACs (full: 100%)", ".0%", percent)
 _BYTES = Axis("bytes", ".3~s", size, "B")
 
 Series = tuple[str, str, Numbers]
@@ -52,14 +57,15 @@ def phone_plots(phones: Phones) -> list[Plot | None]:
             [
                 ("full model", "full", phones.accuracy_full),
                 ("full model, own classes only", "limited", phones.accuracy_full_limited),
-                ("own model", "own", phones.accuracy),
+                ("own submodel alone", "alone", phones.accuracy_submodel),
+                ("with escalations", "own", phones.accuracy),
             ],
         ),
         histogram(
             "macs",
             "Computation",
             _SHARE,
-            [("with escalation", "limited", phones.effective_macs_ratio), ("own model", "own", phones.macs_ratio)],
+            [("effective MACs", "limited", phones.effective_macs_ratio), ("MACs", "own", phones.macs_ratio)],
         ),
         histogram(
             "download",
@@ -129,9 +135,9 @@ def out_of_set(scores: Scores | None) -> Plot | None:
             ("images of own classes", "own", scores.inside),
         )
     ]
-    axis = Axis("the own model's score: low means another class", ".3~g", percent)
+    axis = Axis("out-of-set score (low: outside)", ".3~g", percent)
     layout = _outline_layout(axis, edges, "share of images")
     layout["yaxis"]["tickformat"] = ".0%"
     label = "Out-of-set scores of images inside and outside the owners' classes."
-    note = "Every phone has its own threshold; images below it go on to the full model."
+    note = "Every phone has its own threshold; images below it are escalated."
     return Plot("scores", "Telling other classes apart", label, note, traces, layout)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,12 @@ from plotly.offline import get_plotlyjs
 from fedcaptor.common.assets import asset
 from fedcaptor.common.errors import StateError
 from fedcaptor.common.files import replacing
-from fedcaptor.simulations.records import ATLAS, DETAILS, REPORT, SUMMARY, Details, Summary, read
+from fedcaptor.simulations.records import ATLAS, DETAILS, PHONES, REPORT, SUMMARY, Details, Summary, read
 from fedcaptor.simulations.report import words
 from fedcaptor.simulations.report.atlas import MAX_FILTERS, read_atlas
 from fedcaptor.simulations.report.plot import Plot
 from fedcaptor.simulations.report.plots import plots_of
-from fedcaptor.simulations.report.tables import by_phase, gains, marks_of, quantiles
+from fedcaptor.simulations.report.tables import by_phase, gains, marks_of, quantiles, rest_of_macs
 
 MAX_ROWS = 300  # of the tables of rounds and phases
 
@@ -37,9 +38,14 @@ def write_report(directory: Path) -> Path:
     details = read(directory / DETAILS, Details)
     atlas, left_out = read_atlas(directory / ATLAS, details)
     values = {
+        "name": directory.resolve().name,
+        "has_phones": (directory / PHONES).exists(),
         "summary": summary,
         "details": details,
         "marks": marks_of(summary),
+        "kept_full": sum(ratio == 1 for ratio in details.phones.macs_ratio),
+        "rest_of_macs": rest_of_macs(details.clusters),
+        "max_rows": MAX_ROWS,
         "quantiles": quantiles(details.phones),
         "gains": gains(details.phones),
         "faults": words.flat(summary.faults or {}),
@@ -82,10 +88,23 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for show in (words.percent, words.size, words.duration, words.number, words.count, words.words):
+    for show in (words.percent, words.size, words.duration, words.number, words.count, words.words, words.moment):
         environment.filters[show.__name__] = show
     environment.filters["policy_hash"] = _policy_hash
+    environment.filters["labelled"] = labelled
     return environment
+
+
+def labelled(table: Markup) -> Markup:
+    """A table whose cells name their columns, as `data-label`: narrow screens show a row as a card without a header."""
+    head, body, rest = str(table).partition("<tbody>")
+    names = re.findall(r"<th [^>]*>(.*?)</th>", head)
+
+    def row(found: re.Match[str]) -> str:
+        left = iter(names)
+        return re.sub(r"<t[hd]", lambda cell: f'{cell[0]} data-label="{next(left, "")}"', found[0])
+
+    return Markup(head + body + re.sub(r"<tr.*?</tr>", row, rest, flags=re.DOTALL))
 
 
 def _policy_hash(script: str) -> str:

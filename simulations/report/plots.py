@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from fedcaptor.simulations.records import Details, Number, Spread, Summary
+from fedcaptor.simulations.records import Details, Number, RoundAccuracy, Spread, Summary
 from fedcaptor.simulations.report.heatmaps import centroids, kept
 from fedcaptor.simulations.report.histograms import out_of_set, phone_plots
 from fedcaptor.simulations.report.plot import Plot, axis_title
@@ -17,6 +17,7 @@ def plots_of(summary: Summary, details: Details) -> list[Plot]:
     """All figures that the run has numbers for."""
     plots = [
         trade(summary),
+        by_round(summary.accuracy_by_round),
         *phone_plots(details.phones),
         out_of_set(details.scores),
         centroids(details),
@@ -35,19 +36,52 @@ def trade(summary: Summary) -> Plot | None:
     ]
     if only:
         macs = only.effective_macs_ratio or only.macs_ratio
-        points.append(("cluster's model", "triangle-up", "third", macs, only.accuracy))
+        points.append(("cluster's submodel", "triangle-up", "third", macs, only.accuracy))
+    points.append(("own submodel alone", "circle-open", "first", summary.macs_ratio, accuracy.submodel))
     macs = summary.effective_macs_ratio or summary.macs_ratio
-    points.append(("own model", "circle", "first", macs, accuracy.personalised))
+    points.append(("with escalations", "circle", "first", macs, accuracy.personalised))
     traces = [_mark(*point) for point in points if point[3] is not None and point[4].mean is not None]
     if not traces:
         return None
     layout = {
-        "xaxis": {"title": axis_title("MACs (full model: 100%)"), "tickformat": ".0%", "rangemode": "tozero"},
+        "xaxis": {"title": axis_title("effective MACs (full model: 100%)"), "tickformat": ".0%", "rangemode": "tozero"},
         "yaxis": {"title": axis_title("accuracy"), "tickformat": ".0%"},
     }
-    note = "Up and to the left is better. The line below a mark reaches down to the 5th percentile of the phones."
+    note = (
+        "Up and to the left is better. The line below a mark reaches down to the 5th percentile of the phones. "
+        "Effective MACs are those of a phone's model and, for each escalated image, of the larger one that answers it."
+    )
     label = "Accuracy against computation; the numbers are in the table above."
     return Plot("trade", "Accuracy against computation", label, note, traces, layout, 340)
+
+
+def by_round(rounds: Sequence[RoundAccuracy]) -> Plot | None:
+    """Accuracy after each round, of runs with several rounds."""
+    if len(rounds) < 2:
+        return None
+    lines = (
+        ("full model", "quiet", "dot", [each.full for each in rounds]),
+        ("own submodel alone", "third", "dashdot", [each.submodel for each in rounds]),
+        ("with escalations", "first", "solid", [each.personalised for each in rounds]),
+    )
+    traces = [
+        {
+            "type": "scatter",
+            "mode": "lines+markers",
+            "name": name,
+            "x": [each.round for each in rounds],
+            "y": values,
+            "line": {"color": colour, "dash": dash, "width": 2},
+            "hovertemplate": "%{y:.1%} after round %{x}",
+        }
+        for name, colour, dash, values in lines
+    ]
+    layout = {
+        "xaxis": {"title": axis_title("round"), "dtick": max(1, len(rounds) // 10)},
+        "yaxis": {"title": axis_title("accuracy"), "tickformat": ".1~%"},
+    }
+    label = "Accuracy after each round; the numbers are in the table of rounds."
+    return Plot("rounds", "Accuracy after each round", label, "", traces, layout)
 
 
 def _mark(name: str, symbol: str, colour: str, x: Number, spread: Spread) -> dict[str, Any]:
@@ -61,7 +95,7 @@ def _mark(name: str, symbol: str, colour: str, x: Number, spread: Spread) -> dic
         "y": [spread.mean],
         "marker": {"symbol": symbol, "size": 14, "color": colour},
         "error_y": {"type": "data", "color": colour, "thickness": 1.5, **down},
-        "hovertemplate": "%{y:.1%} accuracy at %{x:.1%} of the MACs",
+        "hovertemplate": "%{y:.1%} accuracy at %{x:.1%} of the effective MACs",
     }
 
 

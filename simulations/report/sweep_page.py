@@ -9,38 +9,42 @@ from typing import Any
 
 import numpy as np
 
-from fedcaptor.simulations.records import REPORT, SWEEP, Metric, Sweep, read
+from fedcaptor.simulations.records import REPORT, SWEEP, Metric, Number, Sweep, read
 from fedcaptor.simulations.report.page import write_page
 from fedcaptor.simulations.report.plot import Plot, axis_title
+from fedcaptor.simulations.report.tables import explained
 from fedcaptor.simulations.report.words import duration, number, percent
 
 _TILES = (
-    ("accuracy.personalised.mean", "Accuracy of the own model", "p"),
+    ("accuracy.full.mean", "Accuracy of the full model", "p"),
+    ("accuracy.submodel.mean", "Own submodel alone", "p"),
+    ("accuracy.personalised.mean", "With escalations", "p"),
     ("macs_ratio", "Computation", "p"),
-    ("effective_macs_ratio", "Computation with escalation", "p"),
+    ("effective_macs_ratio", "Computation with escalations", "p"),
     ("download_bytes_ratio", "Download", "p"),
     ("out_of_set.auroc", "Telling other classes apart, AUROC", "n"),
     ("privacy.epsilon", "Privacy spent, ε", "n"),
 )
-_ACCURACIES = (
+ACCURACIES = (
     ("accuracy.full.mean", "full model"),
     ("accuracy.full_limited.mean", "full model, own classes only"),
-    ("cluster_only.accuracy.mean", "cluster's model"),
-    ("accuracy.personalised.mean", "own model"),
-    ("accuracy.personalised.p5", "own model, 5th percentile"),
+    ("cluster_only.accuracy.mean", "cluster's submodel"),
+    ("accuracy.submodel.mean", "own submodel alone"),
+    ("accuracy.personalised.mean", "with escalations"),
+    ("accuracy.personalised.p5", "with escalations, 5th percentile"),
 )
-_COSTS = (
+COSTS = (
     ("macs_ratio", "MACs"),
-    ("effective_macs_ratio", "MACs with escalation"),
+    ("effective_macs_ratio", "effective MACs"),
     ("parameters_ratio", "parameters"),
     ("download_bytes_ratio", "download"),
     ("storage_ratio", "storage"),
 )
-_OUTSIDE = (
-    ("out_of_set.escalated_ratio", "images that the own model is unsure of"),
+OUTSIDE = (
+    ("out_of_set.escalated_ratio", "images that are escalated"),
     ("out_of_set.accuracy", "accuracy on images of other classes"),
 )
-_OTHER = (
+OTHER = (
     ("out_of_set.auroc", "AUROC of telling other classes apart"),
     ("clusters", "clusters"),
     ("privacy.epsilon", "ε spent"),
@@ -49,9 +53,10 @@ _OTHER = (
 )
 _BY_SEED = (
     ("accuracy.full_limited.mean", "full model, own classes only", percent),
-    ("accuracy.personalised.mean", "own model", percent),
+    ("accuracy.submodel.mean", "own submodel alone", percent),
+    ("accuracy.personalised.mean", "with escalations", percent),
     ("macs_ratio", "MACs", percent),
-    ("effective_macs_ratio", "with escalation", percent),
+    ("effective_macs_ratio", "effective MACs", percent),
     ("download_bytes_ratio", "download", percent),
     ("clusters", "clusters", number),
     ("privacy.epsilon", "ε", number),
@@ -60,13 +65,11 @@ _BY_SEED = (
 
 
 def interval(metric: Metric, unit: str) -> str:
-    """`mean ± half of the interval` as text; `unit`: p for a ratio as percent, n for a number."""
-    if metric.mean is None:
-        return "–"
-    half = None if metric.low is None or metric.high is None else (metric.high - metric.low) / 2
-    if unit == "p":
-        return percent(metric.mean) if half is None else f"{100 * metric.mean:.1f} ± {percent(half)}"
-    return number(metric.mean) if half is None else f"{number(metric.mean)} ± {half:.2g}"
+    """The mean and, in brackets, its interval as text; `unit`: p for a ratio as percent, n for a number."""
+    show = percent if unit == "p" else number
+    if metric.low is None or metric.high is None:
+        return show(metric.mean)
+    return f"{show(metric.mean)} ({show(metric.low)} … {show(metric.high)})"
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,11 @@ class Row:
     unit: str
 
     @property
+    def mean(self) -> str:
+        """The mean alone."""
+        return percent(self.metric.mean) if self.unit == "p" else number(self.metric.mean)
+
+    @property
     def words(self) -> str:
         """Mean and interval."""
         return interval(self.metric, self.unit)
@@ -86,16 +94,17 @@ class Row:
 def write_sweep_report(directory: Path) -> Path:
     """Write `report.html` from `sweep.json`. Raises StateError that names a missing or damaged file."""
     sweep = read(directory / SWEEP, Sweep)
-    rows = {"accuracies": _rows(sweep, _ACCURACIES), "costs": _rows(sweep, _COSTS), "outside": _rows(sweep, _OUTSIDE)}
-    other = _rows(sweep, _OTHER, "n")
+    rows = {"accuracies": _rows(sweep, ACCURACIES), "costs": _rows(sweep, COSTS), "outside": _rows(sweep, OUTSIDE)}
+    other = _rows(sweep, OTHER, "n")
     plots = [
         dots("accuracies", "Accuracy on the owners' classes", "accuracy", sweep, rows["accuracies"]),
         dots("costs", "Costs", "full model: 100%", sweep, rows["costs"]),
         dots("outside", "Images of other classes", "share", sweep, rows["outside"]),
     ]
     values = {
+        "name": directory.resolve().name,
         "sweep": sweep,
-        "marks": list(sweep.marks),
+        "marks": explained(sweep.marks),
         "tiles": [Row(title, sweep.metrics[name], unit) for name, title, unit in _TILES if name in sweep.metrics],
         "headline": [row for group in rows.values() for row in group] + other,
         "by_seed": _by_seed(sweep),
@@ -140,15 +149,14 @@ def dots(id: str, title: str, axis: str, sweep: Sweep, rows: Sequence[Row]) -> P
         },
     }
     label = f"{title}: one dot for each seed; the numbers are in the tables."
-    return Plot(id, title, label, "", traces, layout, 120 + 48 * len(rows), 480)
+    return Plot(id, title, label, "", traces, layout, 120 + 48 * len(rows))
 
 
 def _means(rows: Sequence[Row], confidence: float) -> dict[str, Any]:
     """Diamonds below the dots, with the interval as a line."""
 
-    def reach(row: Row) -> float:
-        found = row.metric
-        return 0.0 if found.high is None or found.mean is None else found.high - found.mean
+    def reach(row: Row, end: Number) -> float:
+        return 0.0 if end is None or row.metric.mean is None else abs(end - row.metric.mean)
 
     known = [(place, row) for place, row in enumerate(rows) if row.metric.mean is not None]
     return {
@@ -157,5 +165,12 @@ def _means(rows: Sequence[Row], confidence: float) -> dict[str, Any]:
         "y": [place + 0.2 for place, _ in known],
         "hovertext": [f"mean {row.words}" for _, row in known],
         "marker": {"symbol": "diamond", "size": 11, "color": "second"},
-        "error_x": {"type": "data", "array": [reach(row) for _, row in known], "color": "second", "thickness": 2},
+        "error_x": {
+            "type": "data",
+            "symmetric": False,
+            "array": [reach(row, row.metric.high) for _, row in known],
+            "arrayminus": [reach(row, row.metric.low) for _, row in known],
+            "color": "second",
+            "thickness": 2,
+        },
     }

@@ -3,31 +3,38 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from fedcaptor.simulations.records import Phase, Phones, Summary, known
+from fedcaptor.common.config import MARKS
+from fedcaptor.simulations.records import Cluster, Phase, Phones, Summary, known
 from fedcaptor.simulations.report.words import number, percent, size
 
 
-def marks_of(summary: Summary) -> list[str]:
+def explained(marks: Iterable[str]) -> list[tuple[str, str]]:
+    """Each mark once, with what it means, empty where that is not known."""
+    return [(mark, MARKS.get(mark, "")) for mark in dict.fromkeys(marks)]
+
+
+def marks_of(summary: Summary) -> list[tuple[str, str]]:
     """What must be said of the run beside its numbers."""
-    marks = list(dict.fromkeys(summary.marks))
+    marks = list(summary.marks)
     off = summary.privacy is not None and summary.privacy.epsilon is None
     if off and not any("noise" in mark.lower() for mark in marks):
         marks.append("noise off")
-    return marks
+    return explained(marks)
 
 
 _PER_PHONE = (
     ("accuracy_full", "accuracy of the full model", percent),
     ("accuracy_full_limited", "accuracy of the full model, own classes only", percent),
-    ("accuracy", "accuracy of the phone's own model", percent),
-    ("macs_ratio", "own model's MACs, of the full model's", percent),
-    ("effective_macs_ratio", "the same with escalation", percent),
-    ("escalated", "images that the full model answers", percent),
+    ("accuracy_submodel", "accuracy of the own submodel alone", percent),
+    ("accuracy", "accuracy with escalations", percent),
+    ("macs_ratio", "MACs, of the full model's", percent),
+    ("effective_macs_ratio", "effective MACs, with escalations", percent),
+    ("escalated", "images that are escalated", percent),
     ("download_bytes", "delivered to the phone", size),
     ("stored_bytes", "stored on the phone beside the full model", size),
     ("classes", "own classes", number),
@@ -57,6 +64,15 @@ def gains(phones: Phones) -> list[tuple[str, int, int, int]]:
             better, worse = sum(a > b + 1e-9 for a, b in pairs), sum(a < b - 1e-9 for a, b in pairs)
             rows.append((title, better, len(pairs) - better - worse, worse))
     return rows
+
+
+def rest_of_macs(clusters: Sequence[Cluster]) -> list[float | None]:
+    """For each cluster with layers, the share of MACs that is in none of these; None where shares are unknown, or
+    overlap, as those of older versions do.
+    """
+    shares = [[layer.share_of_macs for layer in cluster.layers] for cluster in clusters if cluster.layers]
+    sums = [sum(share for share in each if share is not None) for each in shares]
+    return [None if None in each or total > 1 + 1e-9 else 1 - total for each, total in zip(shares, sums, strict=True)]
 
 
 @dataclass(frozen=True)

@@ -66,6 +66,11 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     return rows
 
 
+def moment(value: str) -> str:
+    """A date and time of ISO 8601, which is in UTC, to the minute."""
+    return f"{value[:10]} {value[11:16]} UTC"
+
+
 def short(text: str, length: int = 20) -> str:
     """The beginning of a long text."""
     return text if len(text) <= length else text[: length - 1] + "…"

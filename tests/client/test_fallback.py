@@ -76,6 +76,7 @@ def test_below_the_threshold_the_full_model_answers(world: World) -> None:
     threshold = float(np.median(scores))
     found = answered(world, threshold, x)
     np.testing.assert_array_equal(found.escalated, scores < threshold)
+    np.testing.assert_array_equal(found.alone, submodel.classes[submodel.scores(x).argmax(1)])
     np.testing.assert_allclose(found.scores, scores, rtol=1e-6)
     sure, full = ~found.escalated, logits(base.module, normalise(x, base.mean, base.std)).argmax(1)
     np.testing.assert_array_equal(found.labels[sure], submodel.predict(x)[sure])

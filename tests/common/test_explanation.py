@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 
 from fedcaptor.common.explanation import explain
+from fedcaptor.common.plan import Plan
 from fedcaptor.common.planner import Budget, allocate
+from fedcaptor.common.torch_engine.base import BaseModel
+from fedcaptor.common.torch_engine.registry import build
 from tests.common.small_groups import even_curves, small_groups
 
 GROUPS = small_groups()
@@ -20,8 +23,8 @@ def test_why_says_what_the_next_block_would_lose_and_save() -> None:
     chosen = allocate(GROUPS, CURVES, TWO, Budget(parameters=0.8, multiple=2))
     a, b = explain(GROUPS, CURVES, chosen, 2)
     assert (a["kept"], b["kept"]) == (4, 6)
-    assert a["share_of_macs"] == pytest.approx((576 + 1152) / 1776)
-    assert b["share_of_parameters"] == pytest.approx((288 + 48) / 375)
+    assert (a["share_of_macs"], b["share_of_macs"]) == pytest.approx((576 / 1776, 1152 / 1776))
+    assert (a["share_of_parameters"], b["share_of_parameters"]) == pytest.approx((36 / 375, 288 / 375))
     # On from (4, 6, 2): shrinking a to 2 saves 288 + 432 MACs and 18 + 108 values; b to 4 saves 288 + 8 and 72 + 8.
     assert a["next_loss_per_mac"] == pytest.approx(2 / 720)
     assert a["next_loss_per_parameter"] == pytest.approx(2 / 126)
@@ -34,3 +37,14 @@ def test_why_says_what_the_next_block_would_lose_and_save() -> None:
     last = explain(GROUPS, CURVES, allocate(GROUPS, CURVES, TWO, Budget(macs=0.25, multiple=2)), 2)
     assert last[0]["why"] == "at its smallest multiple; the removed channels cost a loss of 2"
     assert json.loads(json.dumps(last)) == last
+
+
+def test_shares_of_all_layers_sum_to_the_whole_model() -> None:
+    """With residual sums, whose layers are of one group, and the layer of the classes."""
+    module = build("resnet20", 10, (3, 32, 32)).eval()
+    groups = BaseModel.of(module, "resnet20", (3, 32, 32), (0.5,) * 3, (0.5,) * 3).groups
+    curves = even_curves(groups, **{group.name: 1.0 for group in groups.groups})
+    whole = Plan.of(groups, {group.name: np.arange(group.channels) for group in groups.groups})
+    rows = explain(groups, curves, whole, 8)
+    assert sum(row["share_of_macs"] for row in rows) == pytest.approx(1)
+    assert sum(row["share_of_parameters"] for row in rows) == pytest.approx(1)

@@ -32,7 +32,7 @@ pytestmark = pytest.mark.slow
 
 PHONES, VICTIM, RARE, OFTEN = 24, 5, 5, 2
 NODES = 7_340_127_611  # ids from here: ten digits that no other number has
-SIMULATORS = {"oracle", "phones", "population", "details.json"}
+SIMULATORS = {"oracle", "phones", "population", "details.json", "phones.csv"}
 """What a run's folder holds that no server has: the simulator's truth, the phones' own folders and images."""
 SERVERS = {"atlas.safetensors", "config.json", "report.html", "rounds.csv", "snapshot.json", "state.db", "summary.json"}
 

@@ -7,8 +7,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from fedcaptor.client.kept_models import keep
+from fedcaptor.client.personal import Personalised
 from fedcaptor.common.config import load_config
+from fedcaptor.common.planner import Budget
 from fedcaptor.common.torch_engine.forward import logits, normalise
+from fedcaptor.common.torch_engine.prune import prune
 from fedcaptor.simulations.oracle import Oracle, _auroc, _cluster_answers
 from tests import tiny
 
@@ -54,9 +58,28 @@ def test_a_phone_without_anything_answers_with_the_full_model(four: tuple[Oracle
     assert figures.classes == 2
     assert (figures.macs_ratio, figures.effective_macs_ratio, figures.stored_bytes) == (1, 1, 0)
     assert figures.accuracy == figures.accuracy_full == figures.accuracy_cluster == pytest.approx(right[:3].mean())
+    assert (figures.kind, figures.own, figures.accuracy_submodel) == ("full", (0, 1), figures.accuracy)
     assert figures.accuracy_full_limited == pytest.approx((full[:, :2].argmax(1) == truth)[:3].mean())
     assert figures.accuracy_outside == right[3]
     assert (len(figures.inside), len(figures.outside)) == (3, 1)
+
+
+def test_the_submodel_s_accuracy_counts_no_escalation(four: tuple[Oracle, np.ndarray, np.ndarray]) -> None:
+    """A phone that is unsure of every image: the full model answers all, and its submodel would answer otherwise."""
+    oracle, truth, full = four
+    folder = oracle._directory / "phones" / "000000"
+    base, engine = oracle._engine.base, oracle._engine
+    x, _ = tiny.images(60, 5)
+    own = np.array([0, 1])
+    weak = prune(base, own, x, Budget(0.2, 2))
+    prior = np.full(tiny.CLASSES, 1 / tiny.CLASSES)
+    keep(folder, engine, Personalised("personal", own, prior, weak, 0.5, 0.5, 1e9, 1.0, -1), None, 0)
+    figures = oracle.phone(0, 1)
+    images = np.array(oracle._images[oracle._test[0, 0][:3]])
+    alone = weak.classes[weak.scores(images).argmax(1)]
+    assert figures.accuracy_submodel == pytest.approx((alone == truth[:3]).mean())
+    assert figures.accuracy == pytest.approx((full.argmax(1) == truth)[:3].mean())
+    assert (figures.kind, figures.escalated) == ("personal", 1)
 
 
 def test_an_owner_without_test_images_has_no_accuracy(four: tuple[Oracle, np.ndarray, np.ndarray]) -> None:

@@ -43,8 +43,20 @@ SUMMARY_OF_A_RUN = """{
   "personalised": {
    "mean": null,
    "p5": null
+  },
+  "submodel": {
+   "mean": 0.9512,
+   "p5": null
   }
  },
+ "accuracy_by_round": [
+  {
+   "round": 1,
+   "full": 0.9110640347660334,
+   "submodel": 0.9512,
+   "personalised": null
+  }
+ ],
  "macs_ratio": 0.24449136450937028,
  "effective_macs_ratio": 0.3296580311760369,
  "parameters_ratio": 0.175801480470359,
@@ -87,6 +99,11 @@ SUMMARY_OF_A_RUN = """{
  "marks": [
   "seeded noise"
  ],
+ "provenance": {
+  "command": "fedcaptor simulate demo --out runs/demo",
+  "finished": "2026-03-04T05:06:07+00:00",
+  "version": "0.1.0"
+ },
  "tiers": [
   {
    "name": "low",
@@ -109,6 +126,7 @@ DETAILS_OF_A_RUN = {
     "phones": {
         "accuracy_full": [0.9824561403508771, None],
         "accuracy_full_limited": [1.0, None],
+        "accuracy_submodel": [0.9824561403508771, None],
         "accuracy": [1.0, None],
         "macs_ratio": [0.21814197326361218, 1.0],
         "effective_macs_ratio": [0.3014753065969455, None],
@@ -190,6 +208,7 @@ SWEEP = {
     "confidence": 0.95,
     "metrics": {"macs_ratio": {"mean": 0.5, "std": None, "low": None, "high": None, "values": [0.5, None]}},
     "marks": ["seeded noise"],
+    "provenance": {"command": "", "finished": "2026-03-04T05:06:07+00:00", "version": "0.1.0"},
 }
 
 
@@ -212,10 +231,14 @@ def test_a_file_is_written_back_byte_by_byte(tmp_path, kind, text):
 
 def test_a_file_of_an_older_version_keeps_its_keys(tmp_path):
     old = make_summary()
+    for key in ("provenance", "accuracy_by_round", "tiers"):
+        del old[key]
+    del old["accuracy"]["submodel"]
     (tmp_path / SUMMARY).write_text(json.dumps(old))
     record = read(tmp_path / SUMMARY, Summary)
     assert record.plain() == old
     assert (record.phones_scored, record.tiers, record.out_of_set.abstained_ratio) == (None, None, None)
+    assert (record.provenance, record.accuracy_by_round, record.accuracy.submodel) == (None, (), Spread())
     details = make_details()
     (tmp_path / DETAILS).write_text(json.dumps(details))
     assert read(tmp_path / DETAILS, Details).plain() == details

@@ -12,7 +12,7 @@ import safetensors.numpy
 from PIL import Image
 
 from fedcaptor.common.errors import StateError
-from fedcaptor.simulations.records import ATLAS, DETAILS, SUMMARY
+from fedcaptor.simulations.records import ATLAS, DETAILS, PHONES, SUMMARY
 from fedcaptor.simulations.report import atlas as atlas_of
 from fedcaptor.simulations.report import words as shown
 from fedcaptor.simulations.report import write_report
@@ -35,7 +35,12 @@ def make_summary():
             "full": {"mean": 0.813, "p5": 0.62},
             "full_limited": {"mean": 0.922, "p5": 0.78},
             "personalised": {"mean": 0.917, "p5": 0.766},
+            "submodel": {"mean": 0.9041, "p5": 0.7512},
         },
+        "accuracy_by_round": [
+            {"round": 1, "full": 0.8312, "submodel": 0.9123, "personalised": 0.9234},
+            {"round": 2, "full": 0.813, "submodel": 0.9041, "personalised": 0.917},
+        ],
         "macs_ratio": 0.383,
         "effective_macs_ratio": 0.431,
         "parameters_ratio": 0.297,
@@ -58,6 +63,24 @@ def make_summary():
         "faults": {"dropped": 37, "refused": {"nan": 2, "replayed": 1}, "stalled": 4},
         "peak_rss_bytes": 1_534_000_000,
         "marks": ["sums not encrypted"],
+        "provenance": {
+            "command": "fedcaptor simulate drift --set 'run.seed=7' --out runs/drift",
+            "finished": "2026-03-04T05:06:07+00:00",
+            "version": "0.1.0",
+        },
+        "tiers": [
+            {
+                "name": "low",
+                "share": 0.3,
+                "macs": 0.1,
+                "bytes": 150_000,
+                "phones": 122,
+                "macs_ratio": 0.0987,
+                "parameters_ratio": 0.0876,
+                "accuracy": {"mean": 0.8767, "p5": 0.6543},
+            },
+            {"name": "high", "share": 0.7, "macs": None, "phones": 278, "macs_ratio": 0.4321},
+        ],
     }
 
 
@@ -75,6 +98,7 @@ def make_details(phones=400, clusters=4, classes=CLASSES, channels=CHANNELS):
         "phones": {
             "accuracy_full": full.tolist(),
             "accuracy_full_limited": limited.tolist(),
+            "accuracy_submodel": np.clip(limited - 0.01, 0, 1).tolist(),
             "accuracy": accuracy,
             "macs_ratio": macs.tolist(),
             "effective_macs_ratio": np.clip(macs + rng.gamma(2, 0.025, phones), 0, 1.2).tolist(),
@@ -96,7 +120,7 @@ def make_details(phones=400, clusters=4, classes=CLASSES, channels=CHANNELS):
                         "group": group,
                         "channels": width,
                         "kept": int(width * rng.uniform(0.3, 1)) // 8 * 8 or 8,
-                        "share_of_macs": width / total,
+                        "share_of_macs": 0.9 * width / total,
                         "next_loss_per_mac": float(10 ** rng.uniform(-10, -7)),
                         "why": "Stops here: the next eight filters would cost more loss per MAC than those of "
                         f"{rng.choice(list(channels))}.",
@@ -199,12 +223,58 @@ def test_the_page_holds_the_runs_numbers(tmp_path):
         "ε = 2.41", "δ = 1e-06", "7 sums of at least 50 phones", "the server learns nothing",
         "sums not encrypted", "refused: replayed", "Stops here:", "usage-1", "121 MB", "features.7: 32 of 128 filters",
         "data:image/png;base64,", "than</th>", "airplane", "54.3 %", "plot-scores", "1.23", "2.47", "95.6 %", "96.8 %",
-        "stored on the phone",
+        "stored on the phone", f"{tmp_path.name}: small-cnn", "90.4 %", "75.1 %",
+        "<code>fedcaptor simulate drift --set &#39;run.seed=7&#39; --out runs/drift</code>",
+        "finished 2026-03-04 05:06 UTC", "fedcaptor 0.1.0", "83.1 %", "91.2 %", "92.3 %", "150 kB", "87.7 %", "43.2 %",
+        "sums not encrypted<span>: the server sees each phone", 'href="rounds.csv"',
     ):  # fmt: skip
         assert text in page, text
-    for gone in ('class="missing">The run', "noise off", "Noise is off"):
+    for gone in ('class="missing">The run', "noise off", "Noise is off", "phones.csv"):
         assert gone not in page
+    drawn = drawings(page)
+    assert drawn["trade"]["layout"]["xaxis"]["title"]["text"] == "effective MACs (full model: 100%)"
+    assert [trace["y"] for trace in drawn["rounds"]["traces"]] == [[0.8312, 0.813], [0.9123, 0.9041], [0.9234, 0.917]]
     assert sorted(file.name for file in tmp_path.iterdir()) == sorted([SUMMARY, DETAILS, ATLAS, "report.html"])
+
+
+def drawings(page):
+    """What the page's plots draw, by id."""
+    found = re.findall(r'id="drawings">(.*?)</script>', page, re.DOTALL)[0]
+    return {drawing["id"]: drawing for drawing in json.loads(found)}
+
+
+def test_the_page_links_to_the_phones_where_they_are(tmp_path):
+    (make_run(tmp_path) / PHONES).write_text("phone\n0\n")
+    assert '<a href="phones.csv">' in body(write_report(tmp_path))
+
+
+def test_a_file_of_an_older_version_makes_a_page(tmp_path):
+    """It has no submodel's accuracy, no round's, no origin, and shares of MACs that overlap."""
+    summary, details = make_summary(), make_details()
+    for key in ("provenance", "accuracy_by_round", "tiers"):
+        del summary[key]
+    del summary["accuracy"]["submodel"], details["phones"]["accuracy_submodel"]
+    for layer in details["clusters"][0]["layers"]:
+        layer["share_of_macs"] *= 1.8
+    page = body(write_report(make_run(tmp_path, summary, details)))
+    assert "own submodel alone" not in page
+    assert page.count("all others") == len(details["clusters"]) - 1
+
+
+def test_shares_of_macs_sum_to_the_whole(tmp_path):
+    page = body(write_report(make_run(tmp_path)))
+    tables = re.findall(r'aria-label="Layers of cluster.*?</table>', page, re.DOTALL)
+    cells = [re.findall(r'data-label="share of MACs">([0-9.]+) %', table) for table in tables]
+    assert [len(each) for each in cells] == [len(CHANNELS) + 1] * 4
+    assert all(sum(map(float, each)) == pytest.approx(100, abs=0.5) for each in cells)  # each is rounded
+
+
+def test_every_cell_names_its_column(tmp_path):
+    page = body(write_report(make_run(tmp_path)))
+    row = re.findall(r'<tr><th data-label="model" scope="row">full model</th>.*?</tr>', page, re.DOTALL)[0]
+    names = ["accuracy", "5th percentile", "MACs", "effective MACs", "parameters", "download"]
+    assert re.findall(r'<td data-label="([^"]+)"', row) == names
+    assert not re.findall(r'<td(?! data-label="[^"]+")', page)
 
 
 def test_the_page_loads_nothing(tmp_path):
@@ -230,6 +300,8 @@ def make_hostile(directory):
         make_details(classes=(HOSTILE, "<b>bold</b>", "a", "a", "$x$", "&amp;", *CLASSES[:4])),
     )
     atlas = make_atlas()
+    summary["provenance"] = {"command": HOSTILE, "finished": HOSTILE, "version": HOSTILE}
+    summary["tiers"][0]["name"] = HOSTILE
     summary |= {"model": HOSTILE, "data": HOSTILE, "marks": [HOSTILE], "faults": {HOSTILE: HOSTILE}}
     summary["privacy"] |= {"sums": {HOSTILE: [HOSTILE]}, "delivery_leak": HOSTILE}
     for cluster in details["clusters"]:
@@ -250,12 +322,10 @@ def test_hostile_names_stay_text(tmp_path):
     assert "onerror=alert(2)&gt;" in page
     assert "<b>bold" not in page
     assert "49" not in re.findall(r"<title>.*?</title>", page)[0]
-    drawings = json.loads(re.findall(r'id="drawings">(.*?)</script>', page, re.DOTALL)[0])
-    centroids = next(drawing for drawing in drawings if drawing["id"] == "centroids")
-    ticks = centroids["layout"]["xaxis"]["ticktext"]
-    assert ticks[1] == "&lt;b&gt;bold&lt;/b&gt;"
-    assert ticks[2] == ticks[3] == "a"
-    assert ticks[5] == "&amp;amp;"
+    ticks = drawings(page)["centroids"]["layout"]["yaxis"]["ticktext"]
+    assert ticks[1] == "&lt;b&gt;bold&lt;/b&gt; "
+    assert ticks[2] == ticks[3] == "a "
+    assert ticks[5] == "&amp;amp; "
     assert not any("<" in tick for tick in ticks)
 
 
@@ -277,7 +347,7 @@ def test_noise_off_is_a_mark(tmp_path):
     summary = make_summary()
     summary["privacy"]["epsilon"] = None
     page = body(write_report(make_run(tmp_path, summary)))
-    assert "<li>sums not encrypted</li><li>noise off</li>" in page
+    assert "<li>noise off<span>: nothing is private</span></li>" in page
     assert "gives no privacy guarantee" in page
     assert "ε = " not in page
     summary["marks"] = ["noise off (asked for)"]

@@ -15,9 +15,9 @@ from fedcaptor.common.errors import StateError
 from fedcaptor.simulations import rounds
 from fedcaptor.simulations.records import Metric
 from fedcaptor.simulations.report.sweep_page import interval, write_sweep_report
-from fedcaptor.simulations.sweep import aggregate, figures, metric, sweep_of
+from fedcaptor.simulations.sweep import WITHIN_ONE, aggregate, figures, metric, sweep_of
 from fedcaptor.simulations.sweep_folder import is_sweep, rewrite, run_sweep
-from tests.simulations.test_report import body, make_summary
+from tests.simulations.test_report import body, drawings, make_summary
 
 
 def make_summaries(seeds=(0, 3, 7)):
@@ -38,23 +38,48 @@ def make_sweep(directory):
 
 
 def test_mean_spread_and_interval_by_hand():
-    found = metric([0.90, 0.92, 0.94])
+    found = metric([0.90, 0.92, 0.94], within_one=True)
     assert found.mean == pytest.approx(0.92)
     assert found.std == pytest.approx(0.02)
     half = 4.302652729696142 * 0.02 / math.sqrt(3)  # t of 2 degrees of freedom at 97.5 %, from a table
-    assert (found.low, found.high) == (pytest.approx(0.92 - half), pytest.approx(0.92 + half))
+    odds = math.exp(half / (0.92 * 0.08))
+    assert found.low == pytest.approx(0.92 / (0.92 + 0.08 * odds))
+    assert found.high == pytest.approx(0.92 / (0.92 + 0.08 / odds))
     assert found.values == (0.90, 0.92, 0.94)
+    above = metric([0.90, 0.92, 0.94])
+    assert (above.low, above.high) == pytest.approx((0.92 * math.exp(-half / 0.92), 0.92 * math.exp(half / 0.92)))
+
+
+@given(st.lists(st.sampled_from([0.0, 1e-9, 0.03, 0.5, 0.999, 1.0]), min_size=2, max_size=6))
+def test_no_interval_leaves_its_range(values):
+    share = metric(values, within_one=True)
+    assert 0 <= share.low <= share.mean <= share.high <= 1
+    ratio = metric([2 * value for value in values])
+    assert 0 <= ratio.low <= ratio.mean <= ratio.high < math.inf
+
+
+def test_an_interval_near_the_middle_is_the_t_interval():
+    found = metric([0.501, 0.500, 0.499], within_one=True)
+    assert found.high - found.mean == pytest.approx(4.302652729696142 * 0.001 / math.sqrt(3), rel=1e-3)
+
+
+def test_figures_within_one_are_known_by_name():
+    summary = make_summary()
+    beyond = {"effective_macs_ratio", "download_bytes_ratio", "storage_ratio"}
+    shares = {name for name in dict(figures(summary)) if WITHIN_ONE.fullmatch(name)}
+    assert {"accuracy.personalised.p5", "out_of_set.auroc", "macs_ratio", "cluster_only.macs_ratio"} <= shares
+    assert not shares & (beyond | {f"cluster_only.{name}" for name in beyond} | {"privacy.epsilon", "clusters"})
 
 
 def test_unknown_values_are_kept_in_place_and_not_counted():
     found = metric([1.0, None, 3.0])
     assert (found.mean, found.std, found.values) == (2.0, pytest.approx(math.sqrt(2)), (1.0, None, 3.0))
-    assert found.high == pytest.approx(2 + 12.706204736432095)  # t of 1 degree of freedom
+    assert found.high == pytest.approx(2 * math.exp(12.706204736432095 / 2))  # t of 1 degree of freedom
     assert (metric([None, 5.0]).mean, metric([None, 5.0]).std, metric([None, 5.0]).low) == (5.0, None, None)
     assert metric([None]).mean is None
 
 
-@given(st.floats(-1e6, 1e6), st.integers(2, 20))
+@given(st.floats(0, 1e6), st.integers(2, 20))
 def test_equal_values_are_certain(value, count):
     found = metric([value] * count)
     assert (found.mean, found.std, found.low, found.high) == (value, 0, value, value)
@@ -175,13 +200,17 @@ def test_a_sweep_is_written_again_from_its_runs(tmp_path):
 def test_the_page_shows_means_with_intervals_and_links(tmp_path):
     page = body(write_sweep_report(make_sweep(tmp_path)))
     for text in (
-        "small-cnn on embedded, 3 seeds", "seeds 0, 3, 7", "95 % t-interval", "92.0 ± 5.0 %", "31.0 ± 2.5 %",
-        "81.3 ± 0.0 %", "sums not encrypted", 'href="seed-7/report.html"', "accuracy.personalised.mean", "94.0 %",
+        "small-cnn on embedded, 3 seeds", "seeds 0, 3, 7", "95 % t-interval", "92.0 % (85.4 % … 95.8 %)",
+        "31.0 % (28.6 % … 33.5 %)", "81.3 % (81.3 % … 81.3 %)", "sums not encrypted<span>: the server sees",
+        'href="seed-7/report.html"', "accuracy.personalised.mean", "94.0 %", 'href="rounds.csv"', "fedcaptor 0.1.0",
+        f"{tmp_path.name}: small-cnn", "finished 2026-03-04 05:06 UTC", "90.4 % (90.4 % … 90.4 %)",
     ):  # fmt: skip
         assert text in page, text
-    drawing = next(d for d in drawings(page) if d["id"] == "accuracies")
+    drawing = drawings(page)["accuracies"]
     dots = drawing["traces"][0]
-    assert len(dots["x"]) == 3 * 5  # seeds times figures
+    assert len(dots["x"]) == 3 * 6  # seeds times figures
+    bar = drawing["traces"][1]["error_x"]
+    assert bar["arrayminus"][4] > bar["array"][4] > 0  # further from the end of the range
     hover = [text.replace("\u00a0", " ") for text in dots["hovertext"]]
     assert hover[-6:-3] == [
         "seed 0: 90.0 %",
@@ -190,16 +219,12 @@ def test_the_page_shows_means_with_intervals_and_links(tmp_path):
     ]
 
 
-def drawings(page):
-    return json.loads(page.split('id="drawings">')[1].split("</script>")[0])
-
-
 def test_one_seed_has_no_interval(tmp_path):
     sweep = sweep_of(make_summaries((4,))).plain()
     (tmp_path / "sweep.json").write_text(json.dumps(sweep))
     page = body(write_sweep_report(tmp_path))
     assert "small-cnn on embedded, 1 seed<" in page
-    assert "±" not in page
+    assert "…" not in page
     assert "says nothing of how sure" in page
 
 
@@ -215,7 +240,7 @@ def test_a_sweep_that_contradicts_itself_is_damage(tmp_path, change):
 def test_the_command_runs_each_seed_in_its_own_folder(tmp_path, monkeypatch):
     ran = {}
 
-    def run(config, folder, console):
+    def run(config, folder, console, command):
         ran[folder.name] = config
         return Runs({config.run.seed: config})(config.run.seed, folder)
 
@@ -224,6 +249,9 @@ def test_the_command_runs_each_seed_in_its_own_folder(tmp_path, monkeypatch):
     result = CliRunner().invoke(app, [*command, "--seeds", "1,4"])
     assert result.exit_code == 0
     assert json.loads(result.stdout) == json.loads((tmp_path / "sweep.json").read_text())
+    origin = json.loads(result.stdout)["provenance"]
+    told = f"fedcaptor simulate --set run.seed=9 --set planner.macs=0.5 --seeds 1,4 --out {tmp_path}"
+    assert (origin["command"], origin["version"]) == (told, "0.1.0")
     assert {name: (c.run.seed, c.planner.macs) for name, c in ran.items()} == {"seed-1": (1, 0.5), "seed-4": (4, 0.5)}
     ran.clear()
     assert CliRunner().invoke(app, [*command, "--seeds", "1,4"]).exit_code == 0
@@ -233,11 +261,12 @@ def test_the_command_runs_each_seed_in_its_own_folder(tmp_path, monkeypatch):
     shown = CliRunner().invoke(app, ["report", str(tmp_path)])
     assert shown.exit_code == 0
     assert "personalised submodel" in shown.stdout
+    assert json.loads((tmp_path / "sweep.json").read_text())["provenance"] == origin
     refused = CliRunner().invoke(app, command)
     assert "holds a sweep: choose another --out, or give --seeds" in str(refused.exception)
 
 
 def test_words_of_a_metric():
-    assert interval(Metric(mean=0.918, low=0.89, high=0.946), "n") == "0.918 ± 0.028"
+    assert interval(Metric(mean=0.918, low=0.89, high=0.946), "n") == "0.918 (0.89 … 0.946)"
     assert interval(Metric(mean=0.5), "p").replace("\u00a0", " ") == "50.0 %"
     assert interval(Metric(), "n") == "–"

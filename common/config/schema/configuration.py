@@ -18,6 +18,17 @@ SMALL_COHORTS = "small cohorts"
 """The mark of a run whose sums may be of few phones."""
 
 
+MARKS = {
+    "sums not encrypted": "the server sees each phone's vector, as no sum is masked; for debugging",
+    "local answers": "each phone's answer is private by itself: no sum is made, and no fleet figures",
+    "seeded noise": "noise is drawn from the run's seed, so that a run can be repeated; who knows the seed can take it "
+    "off, so ε holds for real phones alone, which draw it from their operating system",
+    "noise off": "nothing is private",
+    SMALL_COHORTS: "sums may be of so few phones that they tell of single ones; for tests",
+}
+"""What each mark of a run means."""
+
+
 class Config(Section):
     """Everything that a run depends on, its output folder excepted."""
 
