@@ -116,5 +116,5 @@ def kept(details: Details) -> Plot | None:
         cells,
         [short(group, 28) for group in groups],
         [cluster.name for cluster in clusters],
-        60,
+        52,
     )
