@@ -71,8 +71,8 @@ def rest_of_macs(clusters: Sequence[Cluster]) -> list[float | None]:
     overlap, as those of older versions do.
     """
     shares = [[layer.share_of_macs for layer in cluster.layers] for cluster in clusters if cluster.layers]
-    sums = [sum(share for share in each if share is not None) for each in shares]
-    return [None if None in each or total > 1 + 1e-9 else 1 - total for each, total in zip(shares, sums, strict=True)]
+    rest = [1 - sum(share or 0.0 for share in each) for each in shares]
+    return [None if None in each or left < -1e-9 else abs(left) for each, left in zip(shares, rest, strict=True)]
 
 
 @dataclass(frozen=True)
