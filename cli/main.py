@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TextIO
 
 import typer
 from rich.console import Console
@@ -71,7 +72,7 @@ def inspect(model: ModelName, weights: Weights, data: Source = "embedded", as_js
 def prune(
     model: ModelName,
     weights: Weights,
-    classes: Annotated[str, typer.Option(help="Target classes by label, for example 3,5.")],
+    classes: Annotated[str, typer.Option(help="Target classes by label or by name, for example 3,5 or shirt,coat.")],
     data: Source = "embedded",
     macs: Annotated[
         str | None,
@@ -81,14 +82,18 @@ def prune(
         ),
     ] = None,
     parameters: Annotated[float | None, typer.Option(help="Parameters to keep, as a ratio of the full model.")] = None,
-    size: Annotated[int | None, typer.Option("--bytes", help="Most bytes of the submodel's file.")] = None,
+    size: Annotated[
+        int | None,
+        typer.Option("--bytes", help="Most bytes of each file of --out; of .safetensors where there is none."),
+    ] = None,
     latency: Annotated[
         float | None,
         typer.Option(
-            help="Time of one image to keep, as a ratio of the full model's, by a table of each layer's seconds. MACs "
-            "are not time: layers that are slow for their MACs give more. The table is read from WEIGHTS.latency.json; "
-            "without that file it is measured here on one thread and written there (half a minute for VGG-16). Measure "
-            "on an idle machine of the kind that will run the submodel; remove the file to measure again."
+            help="Time of one image to keep, as a ratio of the full model's, planned by a table of each layer's "
+            "seconds and measured again. MACs are not time: layers that are slow for their MACs give more. The table "
+            "is read from WEIGHTS.latency.json; without that file it is measured here on one thread and written there "
+            "(half a minute for VGG-16). Measure on an idle machine of the kind that will run the submodel; remove the "
+            "file to measure again."
         ),
     ] = None,
     tolerance: Annotated[
@@ -117,8 +122,8 @@ def prune(
         int,
         typer.Option(
             min=0,
-            help="Learn so many steps, three minutes at most, from the full model's answers on further reference "
-            "images of the classes; a part of them is held out, and what is nearest to the full model there is kept. "
+            help="Learn so many steps, three minutes at most, from the full model's answers on reference images of the "
+            "classes. A quarter of them is held out, and what was learnt is kept where they tell that it helped. "
             "0: no training.",
         ),
     ] = 0,
@@ -129,16 +134,40 @@ def prune(
             ".pt2 (a program for PyTorch alone) or .onnx (for ONNX Runtime; needs the extra onnx)."
         ),
     ] = None,
+    half: Annotated[bool, typer.Option("--half", help="Half precision in .pt2 and .onnx files.")] = False,
+    int8: Annotated[bool, typer.Option("--int8", help="Eight bits in the .onnx file.")] = False,
+    mean: Annotated[
+        str | None,
+        typer.Option(
+            help="Mean of each channel that the network's training subtracted from pixels in [0, 1], such as 0.5 or "
+            "0.485,0.456,0.406; with --std, in place of those in the weights' metadata."
+        ),
+    ] = None,
+    std: Annotated[str | None, typer.Option(help="Standard deviation that it divided by.")] = None,
     seed: int = 0,
     as_json: AsJson = False,
 ) -> None:
     """Make one model physically smaller for one set of classes: no federation, and no training unless asked for."""
-    from fedcaptor._measuring import Request, budgets_of, measure
+    from fedcaptor._measuring import Request, budgets_of, measure, statistics_of
 
     budgets = budgets_of(macs, parameters, size, latency, tolerance)
     files = tuple(out or ())
     request = Request(
-        model, weights, data, classes, budgets, tolerance, calibration, seed, files, strategy, recalibrate, tune_steps
+        model,
+        weights,
+        data,
+        classes,
+        budgets,
+        tolerance,
+        calibration,
+        seed,
+        files,
+        strategy,
+        recalibrate,
+        tune_steps,
+        statistics_of(mean, std),
+        half,
+        int8,
     )
     with Progress(console=console, transient=True) as progress:
         bar = progress.add_task("tuning", total=tune_steps, visible=False)
@@ -259,8 +288,24 @@ def report(
         Console().print(f"comparison: {compare(directories, out)}", highlight=False, soft_wrap=True)
 
 
+def _warn(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Print a warning that is meant for users as one line, others as Python does."""
+    if issubclass(category, fedcaptor.NormalisationWarning):
+        console.print(f"[yellow]warning:[/yellow] {escape(str(message))}", highlight=False, soft_wrap=True)
+    else:
+        print(warnings.formatwarning(message, category, filename, lineno, line), file=file or sys.stderr, end="")
+
+
 def main() -> None:
     """Run the command line: errors are one line and exit code 2; typer ends an interruption with 130."""
+    warnings.showwarning = _warn
     try:
         with explained("fedcaptor.cli"):
             app()

@@ -33,6 +33,10 @@ class StateError(FedcaptorError):
     """Stored state is damaged or belongs to another run."""
 
 
+class NormalisationWarning(UserWarning):
+    """Images are perhaps not normalised as in the network's training; the message says how to tell."""
+
+
 class WireError(FedcaptorError):
     """A message is malformed. `reason` is a short code from `messages.REASONS`, safe as a metric label."""
 

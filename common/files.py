@@ -34,6 +34,13 @@ def replacing(path: Path, *, private: bool = False, durable: bool = False) -> It
         temporary.unlink(missing_ok=True)
 
 
+def write_whole(path: Path, content: bytes, *, private: bool = False) -> None:
+    """Write a file through `replacing`; its folder is made where it is missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path, private=private) as temporary:
+        temporary.write_bytes(content)
+
+
 def check_writable(path: Path) -> None:
     """Make the folder of `path`, and check that a file can be written there: before long work, not after it.
 

@@ -20,6 +20,19 @@ LARGE = 0.01  # of the full model: after a block that saves more, what is left o
 
 
 @dataclass(frozen=True)
+class FileSize:
+    """Say what files of one format take: `per_value` bytes for each stored value, and `overhead` bytes beside them."""
+
+    name: str
+    per_value: float
+    overhead: int
+
+    def bytes(self, values: float) -> int:
+        """Return the size of a file that stores so many values."""
+        return math.ceil(self.per_value * values) + self.overhead
+
+
+@dataclass(frozen=True)
 class Budget:
     """Limit what a submodel may cost; all limits that are given hold together.
 
@@ -28,7 +41,9 @@ class Budget:
         multiple: Kept counts are multiples of it (Torch-Pruning users report that odd counts run slower than the
             unpruned layer), or all channels of the group.
         parameters: Ratio of the full model's stored values, in (0, 1].
-        bytes: Size of the submodel's file (`ChannelGroups.file_bytes`).
+        bytes: Size of each of the submodel's files.
+        files: Formats of those files; where none is given, safetensors in half precision
+            (`ChannelGroups.file_bytes`).
         latency: Ratio of the full model's seconds, in (0, 1], as `table` predicts them.
         table: The latency table of the network; only `latency` needs it.
 
@@ -42,6 +57,7 @@ class Budget:
     bytes: int | None = None
     latency: float | None = None
     table: LatencyTable | None = field(default=None, repr=False)
+    files: tuple[FileSize, ...] = ()
 
     def __post_init__(self) -> None:
         if self.macs is None and self.parameters is None and self.bytes is None and self.latency is None:
@@ -68,7 +84,7 @@ class Budget:
         macs = math.inf if self.macs is None else self.macs * full[0]
         values = math.inf if self.parameters is None else self.parameters * full[1]
         if self.bytes is not None:
-            values = min(values, (self.bytes - groups.file_overhead) / 2)
+            values = min(values, *((self.bytes - file.overhead) / file.per_value for file in self._files(groups)))
         return (macs, values) if self.latency is None else (macs, values, self.latency * full[2])
 
     def broken(self, groups: ChannelGroups, counts: Mapping[str, int]) -> list[str]:
@@ -79,10 +95,14 @@ class Budget:
         for (name, limit), (now, full) in zip(kinds, prices, strict=False):  # no seconds without a latency
             if limit is not None and now > limit * full:  # rounded up: the value named is one that works
                 words.append(f"{name} budget is {limit:.4g} of the full model, {math.ceil(now / full * 1e4) / 1e4:.4g}")
-        file = groups.file_bytes(counts)
-        if self.bytes is not None and file > self.bytes:
-            words.append(f"bytes budget is {self.bytes}, {file}")
+        for file in self._files(groups):
+            size = file.bytes(groups.parameters(counts))
+            if self.bytes is not None and size > self.bytes:
+                words.append(f"bytes budget is {self.bytes}, {size}{file.name and f' as {file.name}'}")
         return words
+
+    def _files(self, groups: ChannelGroups) -> tuple[FileSize, ...]:
+        return self.files or (FileSize("", 2, groups.file_overhead),)
 
 
 def allocate(groups: ChannelGroups, curves: Mapping[str, PruningCurve], classes: Indices, budget: Budget) -> Plan:
@@ -111,10 +131,14 @@ def require_possible(groups: ChannelGroups, classes: int, budget: Budget) -> Non
 
     A latency is checked by `allocate` alone: more channels may take less time.
     """
-    smallest = {group.name: min(group.channels, budget.multiple) for group in groups.prunable}
-    counts = smallest | {groups.output.name: classes}
+    counts = smallest_counts(groups, classes, budget.multiple)
     if budget.latency is None and budget.broken(groups, counts):
         raise _refusal(groups, counts, budget)
+
+
+def smallest_counts(groups: ChannelGroups, classes: int, multiple: int) -> dict[str, int]:
+    """Return the channels of each group in the smallest network that a plan can leave."""
+    return {group.name: min(group.channels, multiple) for group in groups.prunable} | {groups.output.name: classes}
 
 
 def ladder(

@@ -14,7 +14,7 @@ from safetensors.numpy import save
 
 from fedcaptor.common.arrays import Array
 from fedcaptor.common.errors import ModelError
-from fedcaptor.common.files import replacing
+from fedcaptor.common.files import write_whole
 from fedcaptor.common.groups import State
 
 _ORDER = "fedcaptor.tensors"  # metadata key: the file format sorts tensors, the network's order is kept here
@@ -45,10 +45,13 @@ def save_state(path: Path, state: State, metadata: dict[str, str], private: bool
 
     A tensor with values beyond half precision (a large variance) is written in single precision.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, content_of(state, metadata), private=private)
+
+
+def content_of(state: State, metadata: dict[str, str]) -> bytes:
+    """Return what `save_state` writes."""
     arrays = {name: narrow(np.asarray(array)) for name, array in state.items()}
-    with replacing(path, private=private) as temporary:
-        temporary.write_bytes(save(arrays, {**metadata, _ORDER: json.dumps(list(state))}))
+    return save(arrays, {**metadata, _ORDER: json.dumps(list(state))})
 
 
 def narrow(array: Array) -> Array:

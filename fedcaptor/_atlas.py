@@ -15,6 +15,7 @@ from torch import nn
 from fedcaptor._atlas_page import SEEN_IMAGES, Look, OnProgress, reference_images, wanted, write
 from fedcaptor._images import Given, Normalisation, PerChannel, collect
 from fedcaptor.common.arrays import Images
+from fedcaptor.common.class_names import fitting_names
 from fedcaptor.common.data.source import load
 from fedcaptor.common.errors import ConfigError, DataError
 from fedcaptor.common.files import check_writable
@@ -105,7 +106,8 @@ def atlas_of_files(
     _, height, width, channels = data.x.shape
     base = BaseModel.load(weights, model, (channels, height, width))
     wanted(base, look.layers)
-    names = data.names if len(data.names) == base.groups.classes else tuple(map(str, range(base.groups.classes)))
+    numbers = tuple(map(str, range(base.groups.classes)))
+    names = fitting_names(base.groups.classes, base.class_names, data.names, data.name) or numbers
     return write(base, reference_images(data, look.seed), data.name, names, look, out, on_progress)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -11,25 +13,41 @@ import numpy.typing as npt
 from torch import nn
 
 from fedcaptor._images import Collected, Given, Normalisation, PerChannel, collect
+from fedcaptor._measured_budgets import (
+    Files,
+    corrected,
+    latency_figures,
+    require_latency,
+    with_file_sizes,
+)
 from fedcaptor._submodel import Submodel
-from fedcaptor._verification import OnLayer, table_of, within_tolerance
+from fedcaptor._verification import (
+    MOST_HELD,
+    OnLayer,
+    OnStep,
+    judging_of,
+    table_of,
+    tuned_where_it_helps,
+    within_tolerance,
+)
 from fedcaptor.common.arrays import Images, Indices
-from fedcaptor.common.errors import ConfigError, DataError
+from fedcaptor.common.class_names import labels_of
+from fedcaptor.common.errors import ConfigError, DataError, NormalisationWarning
 from fedcaptor.common.latency import LatencyTable
 from fedcaptor.common.planner import Budget, require_possible
 from fedcaptor.common.torch_engine.base import BaseModel
 from fedcaptor.common.torch_engine.base import Submodel as Pruned
+from fedcaptor.common.torch_engine.export import WEIGHTS, Format, precision_of
+from fedcaptor.common.torch_engine.latency import measured_latency_ratio
+from fedcaptor.common.torch_engine.normalisation import mismatch
+from fedcaptor.common.torch_engine.recalibrate import batch_norms
 from fedcaptor.common.torch_engine.recalibrate import recalibrate as recalibrated
 from fedcaptor.common.torch_engine.standalone import Standalone
 from fedcaptor.common.torch_engine.strategies import SEE_ALL_CLASSES, STRATEGIES, PreparedStrategy, Task, strategy_of
-from fedcaptor.common.torch_engine.tuning import tune as tuned
 from fedcaptor.protocols import PruningStrategy
 
 CALIBRATION = 50  # images a class that are observed: more change a submodel little
 FURTHER = 500  # images a class that are kept of batches beside those
-MOST_HELD = 500  # images that tuning is judged on: more would take longer than they tell
-
-OnStep = Callable[[int], None]
 
 
 class Evidence:
@@ -43,7 +61,8 @@ class Evidence:
         images: Unlabelled images of the target classes, all of one size: a uint8 array [N, H, W, C]; a float tensor
             [N, C, H, W], normalised already, or in [0, 1] where `mean` and `std` are given; a uint8 tensor; or batches
             of such tensors, as a `DataLoader` gives. Batches of (images, labels) may hold all classes: labels choose.
-        classes: Labels that the submodel is to know, in the network's numbering.
+        classes: Classes that the submodel is to know: labels in the network's numbering, or names of `class_names`.
+        class_names: Names of all of the network's classes, by label; saved files hold those of a submodel.
         mean: Mean of each channel that the network's training subtracted from pixels in [0, 1]. For uint8 images 0.5
             where it is left out, with a warning.
         std: Standard deviation that it divided by; given with `mean`.
@@ -74,8 +93,9 @@ class Evidence:
         self,
         module: nn.Module,
         images: Given,
-        classes: Sequence[int] | npt.NDArray[np.integer],
+        classes: Sequence[int | str] | npt.NDArray[np.integer],
         *,
+        class_names: Sequence[str] | None = None,
         mean: PerChannel | None = None,
         std: PerChannel | None = None,
         strategy: str | PruningStrategy = "reconstruct",
@@ -88,15 +108,17 @@ class Evidence:
         if calibration < 1 or not 0 <= hold_out < 1:
             raise ConfigError(f"calibration is {calibration}, hold_out {hold_out}: give at least 1, and one in [0, 1)")
         self.strategy = strategy_of(strategy) if isinstance(strategy, str) else strategy
-        self.seed, wanted = seed, np.unique(np.asarray(classes, dtype=np.int64))
+        self.seed, wanted = seed, labels_of(classes, class_names)
         others = calibration if sees_all(strategy) else 0
         room = _room(wanted.tolist(), calibration + FURTHER, others)
         found = collect(images, room, seed, partial(Normalisation.of, mean, std))
         self.normalisation = found.normalisation
         name = name or type(module).__name__
-        self.base = BaseModel.of(module, name, found.input_shape, self.normalisation.mean, self.normalisation.std)
+        base = BaseModel.of(module, name, found.input_shape, self.normalisation.mean, self.normalisation.std)
+        self.base = named_base(base, class_names)
         self.classes = target_classes_of(wanted, self.base.groups.classes)
         self._images = found.x
+        warn_of_normalisation(self.base, found.x, self.normalisation.pixels)
         self._parts = _Parts.draw(found, self.classes, calibration, hold_out, seed)
         self._validation: Images | None = None
         if validation_images is not None:
@@ -116,6 +138,9 @@ class Evidence:
         recalibrate: bool = False,
         multiple: int = 8,
         latency_table: LatencyTable | str | Path | None = None,
+        formats: Sequence[str] = (WEIGHTS,),
+        half: bool = False,
+        int8: bool = False,
         on_step: OnStep | None = None,
         on_layer: OnLayer | None = None,
     ) -> Submodel:
@@ -124,15 +149,19 @@ class Evidence:
         Args:
             macs: Multiply-accumulates to keep, as a ratio of the full network's, in (0, 1].
             parameters: Stored values to keep, as a ratio.
-            bytes: Most bytes of the submodel's `.safetensors` file.
-            latency: Seconds of one image to keep, as a ratio, by `latency_table`.
+            bytes: Most bytes of each file of `formats`, as written. `Submodel.save` holds other files to it as well.
+            latency: Seconds of one image to keep, as a ratio: planned by `latency_table`, measured again here and now,
+                and corrected.
             tolerance: Smallest submodel within the other budgets that differs from the full network, limited to the
                 classes, on at most this share of the images held out.
-            tune: Steps, three minutes at most, of learning from the full network's answers; never ends worse on images
-                held out. 0: no training.
+            tune: Steps, three minutes at most, of learning from the full network's answers; kept where images held out
+                tell that it is nearer to the full network. 0: no training.
             recalibrate: Measure batch-norm statistics anew; helps strategies that do not reconstruct.
             multiple: Kept channels of a group are multiples of this, or all.
             latency_table: Seconds by layer, or its file, written if it is missing; measured here and now without one.
+            formats: Endings of the files that `bytes` is for, such as `.onnx`.
+            half: Whether programs among them are in half precision.
+            int8: Whether they are in eight bits.
             on_step: Called with the number of tuning steps taken.
             on_layer: Called with the layers measured for a latency table, and their number.
 
@@ -140,29 +169,38 @@ class Evidence:
             The submodel; what was held against held-out images is in its `measured`.
 
         Raises:
-            PlanError: No budget, an impossible one (the message names the nearest possible), or no submodel within the
-                tolerance.
-            DataError: No images are held out where some are needed.
+            PlanError: No budget; one that cannot be held as measured (the message names the nearest possible, or by how
+                much it is missed); or no submodel within the tolerance.
+            DataError: No images are held out where some are needed, or too few to judge tuning.
+            ConfigError: A format that cannot be written.
         """
         if tolerance is not None and (macs, parameters, bytes, latency) == (None,) * 4:
             macs = 1.0
+        seen, precision = self._images[self._parts.seen], precision_of(half, int8)
+        files = Files(tuple(Format(ending, precision) for ending in formats), seen, self.normalisation.pixels)
         budget = Budget(macs, multiple, parameters, bytes, latency)
+        budget = with_file_sizes(self.base, self.classes, budget, files)
         require_possible(self.base.groups, len(self.classes), budget)
         if latency is not None:
-            budget = Budget(
-                macs, multiple, parameters, bytes, latency, table_of(self.base, latency_table, multiple, on_layer)
-            )
+            budget = replace(budget, table=table_of(self.base, latency_table, multiple, on_layer))
+        if bytes is not None or latency is not None:
+            budget = corrected(self._selection, budget, files)
         measured: dict[str, float] = {}
         if tolerance is None:
             pruned = self._selection.submodel(budget)
         else:
             pruned, measured = within_tolerance(self._selection, budget, tolerance, self._held("verify the tolerance"))
         if recalibrate:
-            pruned = recalibrated(pruned, self._images[self._parts.seen])
+            pruned = recalibrated(pruned, seen)
         if tune:
             pruned, more = self._tuned(pruned, tune, on_step)
             measured |= more
-        return Submodel(Standalone.of(pruned, self.normalisation.pixels), pruned, dict(pruned.plan.kept), measured)
+        if latency is not None:
+            found = measured_latency_ratio(pruned.module, self.base.module, self.base.groups.input_shape)
+            require_latency(found, latency)
+            measured |= latency_figures(found)
+        file = Standalone.of(pruned, self.normalisation.pixels)
+        return Submodel(file, dict(pruned.plan.kept), measured, bytes, seen)
 
     @cached_property
     def _selection(self) -> PreparedStrategy:
@@ -179,14 +217,43 @@ class Evidence:
         """Judged on held-out images, a quarter of all at most; the others teach, those observed too."""
         seen, rest = self._parts.seen, self._parts.rest
         if self._validation is None:
-            held, judging = self._held("judge tuning"), min(-(-(len(seen) + len(rest)) // 4), MOST_HELD)
+            held, judging = self._held("judge tuning"), judging_of(len(seen) + len(rest))
             held, rest = held[:judging], rest[judging:]
         else:
             held = self._validation[:MOST_HELD]
         images = self._images[np.concatenate([seen, rest])]
-        found = tuned(pruned, images, held, steps=steps, seed=self.seed, on_step=on_step)
-        measured = {"agreement_before_tuning": found.before, "agreement_after_tuning": found.after}
-        return found.submodel, measured | {"tuning_steps": found.steps}
+        return tuned_where_it_helps(pruned, images, held, steps, self.seed, on_step)
+
+
+def named_base(base: BaseModel, class_names: Sequence[str] | None) -> BaseModel:
+    """The network with names of its classes. Raises ConfigError for another number of names."""
+    if class_names is None:
+        return base
+    if len(class_names) != base.groups.classes:
+        raise ConfigError(
+            f"class_names are {len(class_names)}, the network has {base.groups.classes} classes: name each"
+        )
+    return replace(base, class_names=tuple(class_names))
+
+
+def warn_of_normalisation(base: BaseModel, images: Images, pixels: bool = True) -> None:
+    """Warns where images [N, H, W, C] do not look like those of the network's training. `pixels`: false for floats
+    that are taken for normalised.
+    """
+    remedy = "give mean and std of the network's training (--mean and --std on the command line)"
+    if (found := mismatch(base, images)) is not None:
+        warnings.warn(
+            f"images seem to be normalised otherwise than in training: {found}; {remedy}",
+            NormalisationWarning,
+            stacklevel=3,
+        )
+    elif not pixels and not batch_norms(base.module) and images.min() >= 0 and images.max() <= 1:
+        warnings.warn(
+            f"float images lie in [0, 1] and are taken for normalised, since mean and std are not given: {remedy}, "
+            "0 and 1 if it was trained on such images",
+            NormalisationWarning,
+            stacklevel=3,
+        )
 
 
 def sees_all(strategy: str | PruningStrategy) -> bool:

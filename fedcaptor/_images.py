@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 
 from fedcaptor.common.arrays import Images, Indices
-from fedcaptor.common.errors import ConfigError, DataError
+from fedcaptor.common.errors import ConfigError, DataError, NormalisationWarning
 from fedcaptor.common.torch_engine.forward import standardise
 
 Given = npt.NDArray[np.uint8] | torch.Tensor | Iterable[Any]
@@ -45,6 +45,7 @@ class Normalisation:
             warnings.warn(
                 f"mean and std are not given: pixels are normalised by {SUPPOSED} and {SUPPOSED}; "
                 "pass those that the network was trained with",
+                NormalisationWarning,
                 stacklevel=4,
             )
             mean = std = SUPPOSED

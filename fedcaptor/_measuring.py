@@ -10,22 +10,43 @@ from typing import Any
 
 import numpy as np
 
-from fedcaptor._evidence import MOST_HELD, sees_all, target_classes_of
-from fedcaptor._verification import table_of, within_tolerance
+from fedcaptor._evidence import sees_all, target_classes_of, warn_of_normalisation
+from fedcaptor._measured_budgets import (
+    Files,
+    corrected,
+    latency_figures,
+    require_latency,
+    require_size,
+    with_file_sizes,
+)
+from fedcaptor._verification import judging_of, table_of, tuned_where_it_helps, within_tolerance
 from fedcaptor.common import costs
 from fedcaptor.common.arrays import Images
+from fedcaptor.common.class_names import fitting_names, labels_of, named
 from fedcaptor.common.data.source import Dataset, load
 from fedcaptor.common.data.splits import split
 from fedcaptor.common.errors import ConfigError
+from fedcaptor.common.files import write_whole
 from fedcaptor.common.latency import LatencyTable
 from fedcaptor.common.planner import Budget, require_possible
 from fedcaptor.common.torch_engine.base import BaseModel, Submodel
-from fedcaptor.common.torch_engine.export import check_files, export
+from fedcaptor.common.torch_engine.export import (
+    WEIGHTS,
+    Format,
+    Precision,
+    agreement,
+    content,
+    formats_of,
+    precision_of,
+)
 from fedcaptor.common.torch_engine.latency import measured_latency_ratio
 from fedcaptor.common.torch_engine.recalibrate import recalibrate
 from fedcaptor.common.torch_engine.standalone import Standalone
 from fedcaptor.common.torch_engine.strategies import PreparedStrategy, Task, prepare
-from fedcaptor.common.torch_engine.tuning import tune
+
+Statistics = tuple[tuple[float, ...], tuple[float, ...]]
+"""Mean and standard deviation by channel."""
+HELD = 0.25  # share of each class's images that is held out where a tolerance or tuning needs some
 
 
 @dataclass(frozen=True)
@@ -44,6 +65,14 @@ class Request:
     strategy: str = "reconstruct"
     recalibrate: bool = False
     tune_steps: int = 0
+    statistics: Statistics | None = None
+    half: bool = False
+    int8: bool = False
+
+    @property
+    def precision(self) -> Precision:
+        """What written programs compute in. Raises ConfigError for `half` and `int8` together."""
+        return precision_of(self.half, self.int8)
 
 
 def measure(
@@ -59,16 +88,21 @@ def measure(
     `on_step`: tuning steps done. `on_layer`: layers measured and their number, for a budget of latency.
     """
     start = time.perf_counter()
-    check_files(request.out)  # before the work
+    formats = formats_of(request.out, request.precision)  # before the work
     if request.out and len(request.budgets) > 1:
         raise ConfigError(f"{len(request.budgets)} budgets and one --out: choose a budget to write its submodel")
     data = load(request.source)
     _, height, width, channels = data.x.shape
-    base = BaseModel.load(request.weights, request.model, (channels, height, width))
-    target = _parse(request.classes, base.groups.classes)
-    for budget in request.budgets:
-        require_possible(base.groups, len(target), budget)
+    base = BaseModel.load(request.weights, request.model, (channels, height, width), request.statistics)
+    names = fitting_names(base.groups.classes, base.class_names, data.names, data.name)
+    base = replace(base, class_names=names)
+    target = target_classes_of(labels_of(request.classes.split(","), names), base.groups.classes)
     part = _Parts.draw(data, target, request)
+    files = Files(tuple(formats.values()) or (Format(WEIGHTS),), data.x[part.seen])
+    budgets = [with_file_sizes(base, target, budget, files) for budget in request.budgets]
+    for budget in budgets:
+        require_possible(base.groups, len(target), budget)
+    warn_of_normalisation(base, data.x[part.seen])
     first, table = request.budgets[0], None
     if first.latency is not None:
         table = table_of(base, request.weights.with_suffix(".latency.json"), first.multiple, on_layer)
@@ -76,31 +110,58 @@ def measure(
     selection = prepare(request.strategy, task)
     full = _full(base, target, data.x[part.test], data.y[part.test])
     results = []
-    for budget in request.budgets:
-        result = _pruned(selection, replace(budget, table=table), part, request, on_step)
-        about = {"classes": target.tolist(), "strategy": request.strategy, **full}
+    for budget in budgets:
+        result = _pruned(selection, replace(budget, table=table), part, request, files, on_step)
+        about = {"classes": target.tolist(), "class_names": named(target, names), "strategy": request.strategy, **full}
         results.append(about | result | {"seconds": round(time.perf_counter() - start, 2)})
         start = time.perf_counter()
     return results
 
 
 def _pruned(
-    selection: PreparedStrategy, budget: Budget, part: _Parts, request: Request, on_step: Callable[[int], None] | None
+    selection: PreparedStrategy,
+    budget: Budget,
+    part: _Parts,
+    request: Request,
+    files: Files,
+    on_step: Callable[[int], None] | None,
 ) -> dict[str, Any]:
-    """One submodel: chosen, recalibrated and tuned where asked for, written and measured."""
+    """One submodel: chosen, recalibrated and tuned where asked for, measured, and written where the budgets hold."""
     x, y = part.data.x, part.data.y
-    submodel, more = _selected(selection, budget, request.tolerance, lambda: x[part.rest()])
+    planned = corrected(selection, budget, files)
+    submodel, more = _selected(selection, planned, request.tolerance, lambda: x[part.rest()])
     if request.recalibrate:
         submodel = recalibrate(submodel, x[part.seen])
     if request.tune_steps:
-        submodel, tuning = _tuned(submodel, x[part.rest()], request, on_step)
+        submodel, tuning = _tuned(submodel, part, request, on_step)
         more |= tuning
-    for path in request.out:
-        export(Standalone.of(submodel), path)
     result = _figures(submodel, x[part.test], y[part.test])
+    latency = measured_latency_ratio(submodel.module, submodel.base.module, submodel.base.groups.input_shape)
+    require_latency(latency, budget.latency)
+    result |= latency_figures(latency) | _written(submodel, budget.bytes, files, request, x[part.test])
     if budget.table is not None:
         result |= _predicted(submodel, budget.table)
     return result | {"test_images": len(part.test), "calibration_images": len(part.seen), **more}
+
+
+def _written(
+    submodel: Submodel, most: int | None, files: Files, request: Request, test: Images
+) -> dict[str, dict[str, int] | float]:
+    """Bytes of each file, by its ending, and where one computes in less than single precision the share of `test`
+    images that it answers as the submodel does. Raises PlanError, with no file written, where one is too large.
+    """
+    standalone = Standalone.of(submodel)
+    found = {form: content(standalone, form, files.images) for form in files.formats}
+    for form, (made, _) in found.items():
+        require_size(form.name, len(made), most)
+    for path in request.out:
+        write_whole(path, found[Format(path.suffix, request.precision)][0])
+    sizes = {form.name: len(made) for form, (made, _) in found.items()}
+    figures: dict[str, dict[str, int] | float] = {"file_bytes": sizes}
+    programs = [program for form, (_, program) in found.items() if form.precision is not Precision.single]
+    if programs:
+        figures["file_agreement"] = round(min(agreement(standalone, program, test) for program in programs), 4)
+    return figures
 
 
 def _predicted(submodel: Submodel, table: LatencyTable) -> dict[str, float | str]:
@@ -119,19 +180,13 @@ def _selected(
 
 
 def _tuned(
-    submodel: Submodel, images: Images, request: Request, on_step: Callable[[int], None] | None
-) -> tuple[Submodel, dict[str, float | int]]:
-    """Tuned on three quarters of `images`, judged on the others."""
-    order = np.random.default_rng(request.seed).permutation(len(images))
-    judging = min(-(-len(images) // 4), MOST_HELD)
-    held, rest = images[order[:judging]], images[order[judging:]]
-    found = tune(submodel, rest, held, steps=request.tune_steps, seed=request.seed, on_step=on_step)
-    return found.submodel, {
-        "agreement_before_tuning": round(found.before, 4),
-        "agreement_after_tuning": round(found.after, 4),
-        "tuning_steps": found.steps,
-        "tuning_images": len(rest),
-    }
+    submodel: Submodel, part: _Parts, request: Request, on_step: Callable[[int], None] | None
+) -> tuple[Submodel, dict[str, float]]:
+    """Judged on a quarter of all reference images, held out; the others teach, those observed too."""
+    rest, x = np.random.default_rng(request.seed).permutation(part.rest()), part.data.x
+    judging = judging_of(len(part.seen) + len(rest))
+    teaching = x[np.concatenate([part.seen, rest[judging:]])]
+    return tuned_where_it_helps(submodel, teaching, x[rest[:judging]], request.tune_steps, request.seed, on_step)
 
 
 def _full(base: BaseModel, target: np.ndarray, images: Images, truth: np.ndarray) -> dict[str, float]:
@@ -143,13 +198,10 @@ def _full(base: BaseModel, target: np.ndarray, images: Images, truth: np.ndarray
 
 
 def _figures(submodel: Submodel, images: Images, truth: np.ndarray) -> dict[str, Any]:
-    base = submodel.base
     return {
         "accuracy": _share(submodel.predict(images) == truth),
         "macs_ratio": round(submodel.macs_ratio, 4),
         "parameters_ratio": round(submodel.parameters_ratio, 4),
-        "file_bytes_at_most": base.groups.file_bytes(submodel.plan.counts()),
-        "latency_ratio": round(measured_latency_ratio(submodel.module, base.module, base.groups.input_shape), 4),
     }
 
 
@@ -168,22 +220,28 @@ def budgets_of(
     return tuple(Budget(ratio, parameters=parameters, bytes=size, latency=latency) for ratio in ratios)
 
 
+def statistics_of(mean: str | None, std: str | None) -> Statistics | None:
+    """Mean and standard deviation by channel, from options. Raises ConfigError for one alone, or what is no number."""
+    if mean is None and std is None:
+        return None
+    if mean is None or std is None:
+        raise ConfigError("one of --mean and --std is given: give both")
+    try:
+        means, deviations = (tuple(float(value) for value in given.split(",")) for given in (mean, std))
+    except ValueError:
+        raise ConfigError(f"mean is {mean!r}, std {std!r}: must be numbers such as 0.485,0.456,0.406") from None
+    return means, deviations
+
+
 def _share(hits: np.ndarray) -> float:
     return round(float(hits.mean()), 4)
 
 
-def _parse(classes: str, available: int) -> np.ndarray:
-    try:
-        target = np.unique([int(c) for c in classes.split(",")])
-    except ValueError:
-        raise ConfigError(f"classes are {classes!r}, must be labels such as 3,5") from None
-    return target_classes_of(target, available)
-
-
 @dataclass(frozen=True, eq=False)
 class _Parts:
-    """Places in the data. `seen`: calibration images of the target classes; `seen_of_all`: of all classes, for the
-    strategies that look at them. `test`: what the figures are measured on.
+    """Places in the data. `seen`: calibration images of the target classes, three quarters of the reference images at
+    most where some are held out; `seen_of_all`: of all classes, for the strategies that look at them. `test`: what the
+    figures are measured on.
     """
 
     data: Dataset
@@ -205,10 +263,13 @@ class _Parts:
                 f"the data has no reference image of class {missing[0]}: choose another class or more data"
             )
 
+        held = HELD if request.tolerance is not None or request.tune_steps else 0.0
+
         def some(classes: np.ndarray) -> np.ndarray:
             pools = [reference[labels[reference] == label] for label in classes]
+            most = [min(request.calibration, len(own) - int(np.ceil(held * len(own)))) for own in pools]
             return np.concatenate(
-                [rng.choice(own, min(request.calibration, len(own)), replace=False) for own in pools]
+                [rng.choice(own, count, replace=False) for own, count in zip(pools, most, strict=True)]
                 or [np.empty(0, np.int64)]
             )
 
@@ -224,6 +285,6 @@ class _Parts:
         for label in self.target:
             if not (labels[rest] == label).any():
                 raise ConfigError(
-                    f"no reference image of class {label} is left to verify or tune on: lower --calibration"
+                    f"no reference image of class {label} is left to verify or tune on: give more images of it"
                 )
         return rest

@@ -13,6 +13,7 @@ from fedcaptor._evidence import CALIBRATION, Evidence
 from fedcaptor._images import Given, PerChannel
 from fedcaptor._submodel import Submodel
 from fedcaptor.common.latency import LatencyTable
+from fedcaptor.common.torch_engine.export import WEIGHTS
 from fedcaptor.protocols import PruningStrategy
 
 HELD = 0.25  # share of the images that is held out for a tolerance or for tuning
@@ -21,8 +22,9 @@ HELD = 0.25  # share of the images that is held out for a tolerance or for tunin
 def prune(
     module: nn.Module,
     images: Given,
-    classes: Sequence[int] | npt.NDArray[np.integer],
+    classes: Sequence[int | str] | npt.NDArray[np.integer],
     *,
+    class_names: Sequence[str] | None = None,
     macs: float | None = None,
     parameters: float | None = None,
     bytes: int | None = None,
@@ -37,6 +39,9 @@ def prune(
     calibration: int = CALIBRATION,
     validation_images: Given | None = None,
     latency_table: LatencyTable | str | Path | None = None,
+    formats: Sequence[str] = (WEIGHTS,),
+    half: bool = False,
+    int8: bool = False,
     name: str | None = None,
     seed: int = 0,
 ) -> Submodel:
@@ -49,10 +54,11 @@ def prune(
     Args:
         module: Network from normalised images [N, C, H, W] to scores [N, classes]; stays as it is.
         images: Images of the target classes: uint8 array [N, H, W, C], tensor [N, C, H, W], or a `DataLoader`.
-        classes: Labels that the submodel is to know.
+        classes: Labels that the submodel is to know, or names of `class_names`.
+        class_names: Names of all of the network's classes, by label.
         macs: MACs to keep, as a ratio of the full network's.
         parameters: Stored values to keep, as a ratio.
-        bytes: Most bytes of the submodel's file.
+        bytes: Most bytes of each file of `formats`.
         latency: Seconds of one image to keep, as a ratio.
         tolerance: Most disagreement with the full network on images held out; the smallest such submodel is taken.
         mean: Of pixels in [0, 1], by channel; floats without it are taken for normalised.
@@ -64,6 +70,9 @@ def prune(
         calibration: Most images that are observed of each class.
         validation_images: Images to hold out instead of some of `images`.
         latency_table: Seconds by layer, or their file.
+        formats: Endings of the files that `bytes` is for.
+        half: Whether programs among them are in half precision.
+        int8: Whether they are in eight bits.
         name: What the network is called; its class's name if left out.
         seed: Seed of all that is drawn.
 
@@ -82,6 +91,7 @@ def prune(
         module,
         images,
         classes,
+        class_names=class_names,
         mean=mean,
         std=std,
         strategy=strategy,
@@ -101,4 +111,7 @@ def prune(
         recalibrate=recalibrate,
         multiple=multiple,
         latency_table=latency_table,
+        formats=formats,
+        half=half,
+        int8=int8,
     )

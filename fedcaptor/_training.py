@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 from fedcaptor.common.data.source import load
 from fedcaptor.common.data.splits import split
 from fedcaptor.common.files import check_writable
+from fedcaptor.common.torch_engine.base import CLASS_NAMES
 from fedcaptor.common.torch_engine.forward import logits, normalise
 from fedcaptor.common.torch_engine.network import state_of
 from fedcaptor.common.torch_engine.registry import build
@@ -32,7 +34,7 @@ def train(
 ) -> float:
     """Train a network from random weights on the base part of a data set and write them, in half precision.
 
-    The file also holds its measured accuracy and the mean and standard deviation of the pixels.
+    The file also holds its measured accuracy, the names of the classes, and mean and standard deviation of the pixels.
 
     Args:
         model: Name of a registered network, or `package.module:factory`.
@@ -80,12 +82,18 @@ def train(
             "mean": str(mean),
             "std": str(std),
             "accuracy": f"{accuracy:.4f}",
+            **_names(found.names),
             "seed": str(seed),
             "epochs": str(epochs),
         },
     )
     console.print(f"{out}: accuracy {accuracy:.4f} on {len(rest)} images that were not trained on")
     return accuracy
+
+
+def _names(names: tuple[str, ...]) -> dict[str, str]:
+    """Metadata of class names, none where the data numbers its classes."""
+    return {} if names == tuple(map(str, range(len(names)))) else {CLASS_NAMES: json.dumps(names)}
 
 
 def _fit(

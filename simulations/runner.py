@@ -24,6 +24,7 @@ from threadpoolctl import threadpool_limits
 from fedcaptor.client.app import make_app
 from fedcaptor.client.phone import Phone
 from fedcaptor.common.assets import asset
+from fedcaptor.common.class_names import fitting_names
 from fedcaptor.common.config import Config, parse
 from fedcaptor.common.data.source import Dataset, load
 from fedcaptor.common.data.splits import split
@@ -105,10 +106,8 @@ def build_world(config: Config, directory: Path) -> World:
     weights = weights_of(config)
     _, height, width, channels = data.x.shape
     base = BaseModel.load(weights, config.model.name, (channels, height, width))
-    if base.groups.classes < len(data.names):
-        raise ConfigError(
-            f"{weights} knows {base.groups.classes} classes, the data has {len(data.names)}: train it on this data"
-        )
+    if names := fitting_names(base.groups.classes, base.class_names, data.names, data.name):
+        data = replace(data, names=names[: len(data.names)])  # those of the weights, where the data has numbers
     parts = split(data)
     phones = prepare(
         directory,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import copy
+import json
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,7 +16,8 @@ import numpy.typing as npt
 from torch import nn
 
 from fedcaptor.common.arrays import Images, Indices
-from fedcaptor.common.errors import ModelError
+from fedcaptor.common.class_names import Names
+from fedcaptor.common.errors import ModelError, NormalisationWarning
 from fedcaptor.common.groups import ChannelGroups, State
 from fedcaptor.common.messages import digest_of
 from fedcaptor.common.plan import Plan
@@ -23,6 +26,8 @@ from fedcaptor.common.torch_engine.network import network, state_of
 from fedcaptor.common.torch_engine.registry import skeleton
 from fedcaptor.common.torch_engine.trace import trace
 from fedcaptor.common.weights_file import load_state
+
+CLASS_NAMES = "class_names"  # metadata of weights and submodels: a JSON list, one name an output
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +42,7 @@ class BaseModel:
         std: Of each input channel, of images in [0, 1].
         module: The network itself, in eval mode.
         architecture: Makes a network of this architecture to fill; None: the registry makes it by `name`.
+        class_names: Names by label; None where the weights do not have them.
     """
 
     name: str
@@ -46,6 +52,7 @@ class BaseModel:
     std: tuple[float, ...]
     module: nn.Module
     architecture: Callable[[], nn.Module] | None = None
+    class_names: Names | None = None
 
     @classmethod
     def of(
@@ -69,13 +76,21 @@ class BaseModel:
         return cls(name, state_of(copied), groups, tuple(mean), tuple(std), own, lambda: copy.deepcopy(own))
 
     @classmethod
-    def load(cls, weights: Path, name: str, input_shape: tuple[int, int, int]) -> BaseModel:
+    def load(
+        cls,
+        weights: Path,
+        name: str,
+        input_shape: tuple[int, int, int],
+        statistics: tuple[Sequence[float], Sequence[float]] | None = None,
+    ) -> BaseModel:
         """Load weights from a safetensors file and trace the network's channel groups.
 
         Args:
-            weights: The file; the number of classes, mean and std are read from it (mean and std 0.5 where absent).
+            weights: The file; the number of classes, their names, mean and std are read from it (mean and std 0.5 where
+                absent, with a warning).
             name: The architecture, as for `registry.build`.
             input_shape: (C, H, W) of the images.
+            statistics: Mean and std, of all channels alike or of each, in place of the file's.
 
         Raises:
             ModelError: The file cannot be read, is not of this architecture, or the network cannot be sliced.
@@ -83,6 +98,17 @@ class BaseModel:
         state, metadata = load_state(weights)
         classes = _output_size(state, weights)
         module = network(skeleton(name, classes, input_shape), state)
+        if statistics is not None:
+            alike = [values * input_shape[0] if len(values) == 1 else values for values in map(tuple, statistics)]
+            metadata |= {"mean": str(alike[0]), "std": str(alike[1])}
+        missing = [key for key in ("mean", "std") if key not in metadata]
+        if missing:
+            warnings.warn(
+                f"{weights} does not say {' and '.join(missing)} of the pixels that it was trained on, 0.5 is "
+                "supposed: give --mean and --std to prune, or write both into the file's metadata",
+                NormalisationWarning,
+                stacklevel=2,
+            )
         return cls(
             name,
             state,
@@ -90,6 +116,7 @@ class BaseModel:
             statistic(metadata, "mean", 0.5, input_shape[0]),
             statistic(metadata, "std", 0.5, input_shape[0]),
             module,
+            class_names=class_names_of(metadata, classes, weights),
         )
 
     @cached_property
@@ -157,6 +184,19 @@ def _output_size(state: State, weights: Path) -> int:
     if not matrices:
         raise ModelError(f"{weights} holds no linear layer, the last one must give the classes: use other weights")
     return int(matrices[-1].shape[0])
+
+
+def class_names_of(metadata: dict[str, str], classes: int, file: Path) -> Names | None:
+    """Read class names from a file's metadata, None where absent. Raises ModelError for others than one a class."""
+    if CLASS_NAMES not in metadata:
+        return None
+    try:
+        names = json.loads(metadata[CLASS_NAMES])
+    except ValueError:
+        names = None
+    if not isinstance(names, list) or len(names) != classes or not all(isinstance(name, str) for name in names):
+        raise ModelError(f"{file}: {CLASS_NAMES} must be a JSON list of {classes} names, one a class: write it again")
+    return tuple(names)
 
 
 def statistic(metadata: dict[str, str], key: str, default: float, channels: int) -> tuple[float, ...]:

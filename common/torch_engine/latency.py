@@ -28,29 +28,66 @@ Clock = Callable[[], float]
 
 RATIOS = (0.0, 0.25, 0.5, 0.75, 1.0)  # of a layer's inputs and outputs; 0 stands for the smallest count
 POINT_SECONDS, LEAST_ROUNDS, MOST_ROUNDS = 0.02, 5, 30  # for one grid point
+FINE = time.get_clock_info("thread_time").resolution < 1e-5
+COMPUTING: Clock = time.thread_time if FINE else time.perf_counter  # without waiting for the processor, where known
 PASSES = 15  # through the whole network
+WARM_UP, PAIRED = 0.3, 2.0  # seconds in which two networks are run before, and while, they are timed in turns
+BURST = 0.005  # seconds of one network at a stretch: shorter ones meet the caches that the other has filled
+LEAST_PAIRS = 15
+
+
+@dataclass(frozen=True)
+class LatencyRatio:
+    """Hold the median of many paired ratios of seconds, and their quartiles."""
+
+    median: float
+    low: float
+    high: float
 
 
 def measure(module: nn.Module, shape: tuple[int, int, int], clock: Clock = time.perf_counter) -> float:
     """Measure the median seconds of one image of `shape` (C, H, W) through `module` on one thread."""
+    call = partial(module, _ones((1, *shape)))
     with one_thread():
-        return float(np.median(_images([module], shape, clock)))
+        rounds = int(1 / max(_timed([call], 1, clock).item(), 1e-9))
+        return float(np.median(_timed([call], min(max(rounds, 15), 100), clock)))
 
 
+@torch.no_grad()
 def measured_latency_ratio(
-    small: nn.Module, full: nn.Module, shape: tuple[int, int, int], clock: Clock = time.perf_counter
-) -> float:
-    """Measure small / full seconds of one image by the median of paired runs: what slows the machine slows both."""
+    small: nn.Module, full: nn.Module, shape: tuple[int, int, int], clock: Clock = COMPUTING
+) -> LatencyRatio:
+    """Measure small / full seconds of one image of `shape` (C, H, W), on one thread, for about two seconds.
+
+    The networks run in turns, the order changing, so that what slows the machine slows both. Each turn is a burst of
+    images, the first of which is not counted: it finds the other network's weights in the cache. Time in which others
+    had the processor does not count.
+    """
+    calls = [partial(module, _ones((1, *shape))) for module in (small, full)]
     with one_thread():
-        times = _images([small, full], shape, clock)
-    return float(np.median(times[:, 0] / times[:, 1]))
+        began = clock()
+        alone = _timed(calls, 1, clock)
+        while clock() - began < WARM_UP:
+            alone = _timed(calls, 1, clock)
+        repeats = np.maximum(BURST // np.maximum(alone[0], 1e-9), 1).astype(int)
+        ratios: list[float] = []
+        began = clock()
+        while len(ratios) < LEAST_PAIRS or clock() - began < PAIRED:
+            order = (0, 1) if len(ratios) % 2 else (1, 0)
+            seconds = {place: _burst(calls[place], int(repeats[place]), clock) for place in order}
+            ratios.append(seconds[0] / seconds[1])
+    low, median, high = np.percentile(ratios, (25, 50, 75)).tolist()
+    return LatencyRatio(median, low, high)
 
 
-def _images(modules: Sequence[nn.Module], shape: tuple[int, int, int], clock: Clock) -> npt.NDArray[np.float64]:
-    """Time one image: seconds [rounds, modules], about a second in all, 15 to 100 rounds."""
-    calls = [partial(module, _ones((1, *shape))) for module in modules]
-    rounds = int(1 / max(_timed(calls, 1, clock).sum(), 1e-9))
-    return _timed(calls, min(max(rounds, 15), 100), clock)
+def _burst(call: Callable[[], object], repeats: int, clock: Clock) -> float:
+    """Measure the mean seconds of `repeats` calls in a row, after one that is not counted where they are short."""
+    if repeats > 1:
+        call()
+    start = clock()
+    for _ in range(repeats):
+        call()
+    return (clock() - start) / repeats
 
 
 def measure_table(

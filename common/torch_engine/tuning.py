@@ -123,6 +123,36 @@ def tune(
     return Tuned(result, best.start.agreement, best.score.agreement, taken, highest)
 
 
+@dataclass(frozen=True)
+class Judgement:
+    """Compare two submodels of one plan on images that neither was fitted to.
+
+    Attributes:
+        before: Share of the images on which the first agrees with the full model, restricted to the same classes.
+        after: That share for the second.
+        helped: Whether the second agrees no less, and diverges less by more than twice the standard error: of few
+            images, by more than they can tell by chance.
+    """
+
+    before: float
+    after: float
+    helped: bool
+
+
+def judge(before: Submodel, after: Submodel, images: Images) -> Judgement:
+    """Compare two submodels on unlabelled images, uint8 [N, H, W, C]. Raises DataError for fewer than two."""
+    if len(images) < 2:
+        raise DataError(f"{len(images)} images to judge on, at least 2 are needed: give more")
+    base = before.base
+    x = normalise(images, base.mean, base.std)
+    answers = torch.from_numpy(logits(base.module, x)[:, before.classes])
+    first, second = (torch.from_numpy(logits(one.module, x)) for one in (before, after))
+    share, now = (float((found.argmax(1) == answers.argmax(1)).double().mean()) for found in (first, second))
+    closer = _divergences(first, answers) - _divergences(second, answers)
+    certain = float(closer.mean()) > 2 * float(closer.std()) / math.sqrt(len(images))
+    return Judgement(share, now, certain and now >= share)
+
+
 class _Score(NamedTuple):
     """Compare a network's answers with the full model's on the validation set."""
 
@@ -200,8 +230,13 @@ def _averaged(mean: torch.Tensor, latest: torch.Tensor, steps: torch.Tensor | in
 
 def _divergence(found: torch.Tensor, answers: torch.Tensor) -> torch.Tensor:
     """Average the Kullback-Leibler divergence of softened answers, in units that do not depend on the temperature."""
+    return _divergences(found, answers).mean()
+
+
+def _divergences(found: torch.Tensor, answers: torch.Tensor) -> torch.Tensor:
+    """Compute that divergence of each image [N]."""
     softened, wanted = (F.log_softmax(z / TEMPERATURE, 1) for z in (found, answers))
-    return F.kl_div(softened, wanted, log_target=True, reduction="batchmean") * TEMPERATURE**2
+    return F.kl_div(softened, wanted, log_target=True, reduction="none").sum(1) * TEMPERATURE**2
 
 
 def _batches(count: int, batch: int, rng: np.random.Generator) -> Iterator[Indices]:

@@ -6,12 +6,14 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from torch import nn
 
 import fedcaptor
 from fedcaptor.common.torch_engine.forward import normalise
+from fedcaptor.common.weights_file import load_state, save_state
 from tests import tiny
 
 STATISTICS = {"mean": 0.3, "std": 0.25}
@@ -31,11 +33,28 @@ def test_weights_are_read_back(by: str, network: nn.Module, small: fedcaptor.Sub
     assert again.classes.tolist() == [1, 4]
     assert again.parameters == small.parameters
     assert repr(again).startswith("<fedcaptor.Submodel of ")
-    with pytest.raises(fedcaptor.ModelError, match="does not say what the full network costs"):
-        again.macs_ratio  # noqa: B018
+    assert (again.macs, again.macs_ratio, again.parameters_ratio) == (
+        small.macs,
+        small.macs_ratio,
+        small.parameters_ratio,
+    )
+    assert f"MACs ({small.macs_ratio:.1%})" in repr(again)
     with pytest.raises(fedcaptor.ModelError, match=r"'bars', not one of .*: name its factory"):
         fedcaptor.load(path)
     assert network[0].weight.shape[0] == 8  # the full network stays as it is
+
+
+def test_a_file_of_an_earlier_release_does_not_say_what_the_full_network_costs(
+    small: fedcaptor.Submodel, network: nn.Module, tmp_path: Path
+) -> None:
+    state, metadata = load_state(small.save(tmp_path / "small.safetensors"))
+    del metadata["costs"]
+    save_state(tmp_path / "old.safetensors", state, metadata)
+    old = fedcaptor.load(tmp_path / "old.safetensors", network)
+    assert repr(old).endswith("parameters>")
+    for figure in ("macs", "macs_ratio", "parameters_ratio"):
+        with pytest.raises(fedcaptor.ModelError, match=r"of an earlier release.*: prune and save it again"):
+            getattr(old, figure)
 
 
 def test_a_program_takes_pixels(small: fedcaptor.Submodel, tmp_path: Path) -> None:
@@ -44,6 +63,18 @@ def test_a_program_takes_pixels(small: fedcaptor.Submodel, tmp_path: Path) -> No
     images = torch.from_numpy(X).permute(0, 3, 1, 2) / 255
     np.testing.assert_allclose(program(images), small.scores(X), atol=1e-4)
     assert json.loads(notes["fedcaptor.json"])["labels"] == [1, 4]
+
+
+@pytest.mark.slow
+def test_a_program_of_eight_bits_answers_alike(small: fedcaptor.Submodel, network: nn.Module, tmp_path: Path) -> None:
+    pixels = X.transpose(0, 3, 1, 2).astype(np.float32) / 255
+    loaded = fedcaptor.load(small.save(tmp_path / "small.safetensors"), network)
+    with pytest.raises(fedcaptor.ConfigError, match="give images of the target classes"):
+        loaded.save(tmp_path / "loaded.onnx", int8=True)
+    for submodel, images in ((loaded, X), (small, None)):
+        path = submodel.save(tmp_path / "small.onnx", int8=True, images=images)
+        scores = onnxruntime.InferenceSession(path).run(["scores"], {"images": pixels})[0]
+        assert (small.classes[scores.argmax(1)] == small.predict(X)).mean() > 0.95
 
 
 def test_a_network_of_normalised_floats_stays_one(network: nn.Module, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,12 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import fedcaptor
+from fedcaptor import _evidence, _measured_budgets, _verification
 from fedcaptor.common.planner import Budget
 from fedcaptor.common.torch_engine.forward import normalise
+from fedcaptor.common.torch_engine.latency import LatencyRatio
 from fedcaptor.common.torch_engine.prune import prune as prune_base
+from fedcaptor.common.torch_engine.tuning import Judgement
 from tests import tiny
 
 STATISTICS = {"mean": 0.3, "std": 0.25}
@@ -159,8 +163,12 @@ def test_all_budgets_hold(network: nn.Module, tmp_path: Path) -> None:
     assert small.macs_ratio <= 0.3 < large.macs_ratio <= 0.8
     assert small.macs < large.macs
     assert evidence.submodel(parameters=0.4, multiple=2).parameters_ratio <= 0.4
-    file = evidence.submodel(bytes=3000, multiple=2).save(tmp_path / "a.safetensors")
+    held = evidence.submodel(bytes=3000, multiple=2)
+    file = held.save(tmp_path / "a.safetensors")
     assert file.stat().st_size <= 3000
+    with pytest.raises(fedcaptor.PlanError, match=r"bytes budget is 3000, the \.pt2 file has \d+, \d+ more: plan for"):
+        held.save(tmp_path / "a.pt2")
+    assert not (tmp_path / "a.pt2").exists()
     with pytest.raises(fedcaptor.PlanError, match="the budget is empty"):
         evidence.submodel()
     with pytest.raises(fedcaptor.PlanError, match="MACs budget is 2"):
@@ -191,13 +199,18 @@ def test_evidence_is_gathered_once(network: nn.Module) -> None:
     assert ladder[1].kept["0"].tolist() == list(range(8))[-len(ladder[1].kept["0"]) :]
 
 
-def test_a_latency_is_measured_once_and_kept(network: nn.Module, tmp_path: Path) -> None:
+def test_a_latency_table_is_measured_once_and_kept(
+    network: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (_evidence, _measured_budgets):
+        monkeypatch.setattr(module, "measured_latency_ratio", lambda *_: LatencyRatio(0.9, 0.9, 0.9))
     evidence, table = fedcaptor.Evidence(network, NEEDED, CLASSES, **STATISTICS), tmp_path / "table.json"
     seen: list[tuple[int, int]] = []
-    first = evidence.submodel(latency=0.9, multiple=2, latency_table=table, on_layer=lambda *done: seen.append(done))
-    again = evidence.submodel(latency=0.9, multiple=2, latency_table=table, on_layer=lambda *done: seen.append(done))
+    options = {"latency": 0.9, "multiple": 2, "latency_table": table, "on_layer": lambda *done: seen.append(done)}
+    first, again = evidence.submodel(**options), evidence.submodel(**options)
     assert seen == [(1, 3), (2, 3), (3, 3)]
     assert kept_of(first) == kept_of(again)
+    assert first.measured == {"latency_ratio": 0.9, "latency_ratio_low": 0.9, "latency_ratio_high": 0.9}
 
 
 def test_a_tolerance_is_verified_on_images_held_out(network: nn.Module) -> None:
@@ -213,22 +226,76 @@ def test_a_tolerance_is_verified_on_images_held_out(network: nn.Module) -> None:
         evidence.submodel(tolerance=0.1)
 
 
-def test_tuning_never_ends_worse(network: nn.Module) -> None:
-    options = {"macs": 0.3, "multiple": 2, "strategy": "random", **STATISTICS}
+def test_tuning_is_kept_where_images_that_it_did_not_see_say_that_it_helped(
+    network: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"macs": 0.3, "multiple": 2, "strategy": "random"}
     steps: list[int] = []
     evidence = fedcaptor.Evidence(network, NEEDED, CLASSES, hold_out=0.25, strategy="random", **STATISTICS)
-    tuned = evidence.submodel(macs=0.3, multiple=2, tune=4, on_step=steps.append)
+    tuned, plain = (evidence.submodel(macs=0.3, multiple=2, tune=tune, on_step=steps.append) for tune in (4, 0))
     assert steps == [1, 2, 3, 4]
-    assert tuned.measured["agreement_after_tuning"] >= tuned.measured["agreement_before_tuning"]
-    assert tuned.measured["tuning_steps"] == 4
-    judged = fedcaptor.prune(network, NEEDED, CLASSES, tune=2, validation_images=X[:50], **options)
-    assert judged.measured["tuning_steps"] == 2
+    assert (tuned.measured["tuning_steps"], tuned.measured["judging_images"]) == (4, 10)
+    assert tuned.measured["tuning_images"] == 45
+    given = {"tune": 2, "validation_images": X[:50], **options, **STATISTICS}
+    assert fedcaptor.prune(network, NEEDED, CLASSES, **given).measured["judging_images"] == 34
+    for helped in (True, False):
+        monkeypatch.setattr(_verification, "judge", lambda *_, helped=helped: Judgement(0.5, 0.6, helped))
+        found = evidence.submodel(macs=0.3, multiple=2, tune=4)
+        assert found.measured["tuning_kept"] == helped
+        assert np.array_equal(scores_of(found), scores_of(plain)) != helped
+
+
+def test_tuning_without_images_that_can_judge_it_is_refused(network: nn.Module) -> None:
+    with pytest.raises(fedcaptor.DataError, match="3 images are held out to judge tuning, at least 12 are needed"):
+        fedcaptor.prune(network, NEEDED[:12], CLASSES, macs=0.5, multiple=2, tune=2, **STATISTICS)
 
 
 def test_a_network_that_cannot_be_cut_is_named() -> None:
     grouped = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3, groups=2), nn.Flatten(), nn.Linear(256, 6))
     with pytest.raises(fedcaptor.ModelError, match="convolution 1 is grouped"):
         fedcaptor.prune(grouped, NEEDED, CLASSES, macs=0.5, **STATISTICS)
+
+
+def test_bytes_hold_for_the_files_that_they_are_given_for(network: nn.Module, tmp_path: Path) -> None:
+    ending = ".pt2"
+    evidence = fedcaptor.Evidence(network, NEEDED, CLASSES, **STATISTICS)
+    whole = evidence.submodel(macs=1, multiple=2).save(tmp_path / f"whole{ending}").stat().st_size
+    small = evidence.submodel(bytes=whole - 1500, multiple=2, formats=[ending])
+    written = small.save(tmp_path / f"small{ending}").stat().st_size
+    assert whole - 3000 < written <= whole - 1500
+    with pytest.raises(fedcaptor.PlanError, match=rf"budget is 900, \d+ as \{ending} is the nearest possible"):
+        evidence.submodel(bytes=900, multiple=2, formats=[ending])
+
+
+def test_classes_are_named(network: nn.Module, tmp_path: Path) -> None:
+    names = ["top", "middle", "bottom", "left", "centre", "right"]
+    small = fedcaptor.prune(
+        network, NEEDED, ["centre", "Middle"], class_names=names, macs=0.5, multiple=2, **STATISTICS
+    )
+    assert small.classes.tolist() == CLASSES
+    assert small.class_names == ("middle", "centre")
+    assert "for classes middle, centre: " in repr(small)
+    again = fedcaptor.load(small.save(tmp_path / "small.safetensors"), network)
+    assert again.class_names == small.class_names
+    with pytest.raises(fedcaptor.ConfigError, match="class 'up' is none of top, middle"):
+        fedcaptor.prune(network, NEEDED, ["up"], class_names=names, macs=0.5, **STATISTICS)
+    with pytest.raises(fedcaptor.ConfigError, match="class_names are 2, the network has 6 classes"):
+        fedcaptor.prune(network, NEEDED, ["a"], class_names=["a", "b"], macs=0.5, **STATISTICS)
+
+
+def test_floats_that_look_like_pixels_are_told(network: nn.Module) -> None:
+    pixels = torch.from_numpy(NEEDED).permute(0, 3, 1, 2) / 255
+    with pytest.warns(fedcaptor.NormalisationWarning, match="normalised otherwise than in training"):
+        fedcaptor.prune(network, pixels, CLASSES, macs=0.5, multiple=2)
+    plain = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(400, 6))
+    with pytest.warns(
+        fedcaptor.NormalisationWarning, match=r"float images lie in \[0, 1\] and are taken for normalised"
+    ):
+        fedcaptor.Evidence(plain, pixels, CLASSES)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fedcaptor.Evidence(network, NEEDED, CLASSES, **STATISTICS)
+        fedcaptor.Evidence(plain, normalise(NEEDED, (0.3,), (0.25,)), CLASSES)
 
 
 def test_what_is_printed_says_what_it_is(network: nn.Module) -> None:

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from fedcaptor.cli.main import app, main
 from fedcaptor.common.config import load_config
 from fedcaptor.common.torch_engine.standalone import Standalone
+from fedcaptor.common.weights_file import load_state, save_state
 from fedcaptor.simulations.runner import SHIPPED
 from tests import tiny
 
@@ -148,7 +149,7 @@ PRUNE = ["prune", "small-cnn", "--weights", str(SHIPPED), "--classes"]
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([*PRUNE, "shoes"], "error: classes are 'shoes', must be labels such as 3,5"),
+        ([*PRUNE, "shoes"], "error: class 'shoes' is none of T-shirt/top, Trouser"),
         ([*PRUNE, "3,12"], "error: classes are 3,12, labels of this model lie in 0..9"),
         ([*PRUNE, "3", "--macs", "1.2"], r"error: MACs budget is 1.2, must lie in (0, 1]"),
         ([*PRUNE, "3", "--macs", "0.0001"], "0.0122 is the nearest possible with multiples of 8"),
@@ -178,6 +179,26 @@ def test_what_is_wrong_is_said_in_one_message(
     code, text = failed(capsys, monkeypatch, *words)
     assert code == 2
     assert message in text
+
+
+def test_a_warning_is_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    state, _ = load_state(SHIPPED)
+    save_state(tmp_path / "bare.safetensors", state, {})
+    words = [
+        "prune",
+        "small-cnn",
+        "--weights",
+        str(tmp_path / "bare.safetensors"),
+        "--classes",
+        "3",
+        "--macs",
+        "0.0001",
+    ]
+    assert "warning: " in (text := failed(capsys, monkeypatch, *words)[1])
+    assert "bare.safetensors does not say mean and std of the pixels that it was trained on" in text
+    assert "Warning:" not in text
 
 
 def test_a_folder_with_something_else_is_not_removed(

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from torch import nn
 
 from fedcaptor.common.costs import Costs, predicted_latency_ratio
 from fedcaptor.common.errors import ModelError, PlanError
@@ -220,9 +222,38 @@ def test_with_a_clock_that_ticks_evenly_all_calls_take_one_tick(tmp_path: Path) 
     clock = lambda: float(next(ticks))  # noqa: E731  a clock is one call
     shape = base.groups.input_shape
     assert latency.measure(base.module, shape, clock) == 1
-    assert latency.measured_latency_ratio(base.module, base.module, shape, clock) == 1
+    assert latency.measured_latency_ratio(base.module, base.module, shape, clock) == latency.LatencyRatio(1, 1, 1)
     table = latency.measure_table(base, 2, clock=clock)
     # a tick in the layer and one behind it, whose share grows with the outputs
     assert table.rest == 1
     assert [layer.seconds[-1][-1] for layer in table.layers.values()] == [2, 2, 2]
     assert table.layers["3"].seconds[0] == (1 + 2 / 12, 1 + 4 / 12, 1.5, 1 + 8 / 12, 2)
+
+
+class _Worker(nn.Module):
+    """A network that takes `seconds` of a clock, and as much again for the first image after another network."""
+
+    def __init__(self, clock: list[float], seconds: float, last: list[object]) -> None:
+        super().__init__()
+        self.clock, self.seconds, self.last = clock, seconds, last
+        self.jitter: np.random.Generator | None = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        cold = self.last[0] is not self
+        self.last[0] = self
+        self.clock[0] += self.seconds * (2 if cold else 1) * (self.jitter.uniform(0.8, 1.2) if self.jitter else 1)
+        return x
+
+
+def test_a_ratio_is_of_networks_that_run_for_a_while_and_states_its_spread() -> None:
+    now, last = [0.0], [object()]
+    small, full = _Worker(now, 0.0003, last), _Worker(now, 0.001, last)
+    clock = lambda: now[0]  # noqa: E731  a clock is one call
+    found = latency.measured_latency_ratio(small, full, (1, 2, 2), clock)
+    assert found.median == pytest.approx(0.3)
+    assert found.low == pytest.approx(0.3)
+    assert now[0] > latency.PAIRED
+    full.jitter = small.jitter = np.random.default_rng(0)
+    found = latency.measured_latency_ratio(small, full, (1, 2, 2), clock)
+    assert found.low < found.median < found.high
+    assert found.median == pytest.approx(0.3, rel=0.05)

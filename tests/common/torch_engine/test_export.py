@@ -1,6 +1,8 @@
 """What is written for use elsewhere answers there as the submodel does here."""
 
 import json
+from dataclasses import replace
+from zipfile import ZipFile
 
 import numpy as np
 import onnxruntime
@@ -12,7 +14,7 @@ from torch import nn
 from fedcaptor.common.errors import ConfigError, ModelError
 from fedcaptor.common.plan import Plan
 from fedcaptor.common.torch_engine import export as module
-from fedcaptor.common.torch_engine.export import ABOUT, INPUT, OUTPUT, check_files, export
+from fedcaptor.common.torch_engine.export import ABOUT, INPUT, OUTPUT, Format, Precision, content, formats_of
 from fedcaptor.common.torch_engine.factory import sliced
 from fedcaptor.common.torch_engine.standalone import Standalone
 from tests import tiny
@@ -26,6 +28,10 @@ def standalone(name):
     base = base_of(name, shape_of(name))
     plan = random_plan(base.groups, np.random.default_rng(5))
     return Standalone.of(sliced(base, Plan.of(base.groups, {**plan.kept, base.groups.output.name: [1, 3, 4]})))
+
+
+def export(submodel, path, precision=Precision.single, images=None):
+    path.write_bytes(content(submodel, Format(path.suffix, precision), images)[0])
 
 
 def run_pt2(path, pixels):
@@ -45,7 +51,7 @@ def run_onnx(path, pixels):
 @pytest.mark.parametrize("name", ["small-cnn", "alexnet", "resnet20", "torchvision/mobilenet_v2"])
 def test_a_program_answers_as_the_submodel(tmp_path, name, ending, run):
     submodel = standalone(name)
-    path = tmp_path / "new" / f"small.{ending}"
+    path = tmp_path / f"small.{ending}"
     export(submodel, path)
     channels, height, width = submodel.input_shape
     for count in (1, 5):
@@ -54,6 +60,54 @@ def test_a_program_answers_as_the_submodel(tmp_path, name, ending, run):
         wanted = submodel.scores(images)
         np.testing.assert_allclose(scores, wanted, atol=1e-4 * abs(wanted).max())
     assert about == {"model": name, "labels": [1, 3, 4], "input_shape": [channels, height, width]}
+
+
+@pytest.mark.slow
+def test_a_program_says_the_names_of_its_classes_and_no_path_of_the_machine_that_made_it(tmp_path):
+    submodel = replace(standalone("small-cnn"), class_names=("red", "green", "blue"))
+    for ending, run in (("pt2", run_pt2), ("onnx", run_onnx)):
+        path = tmp_path / f"small.{ending}"
+        export(submodel, path)
+        assert run(path, np.zeros((1, *submodel.input_shape), np.float32))[1]["class_names"] == ["red", "green", "blue"]
+        if ending == "onnx":
+            assert b"export.py" not in path.read_bytes()
+        else:
+            with ZipFile(path) as archive:
+                assert not any(b"export.py" in archive.read(name) for name in archive.namelist())
+
+
+PICTURES = np.random.default_rng(3).integers(0, 256, (40, 28, 28, 1), dtype=np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("ending", "precision", "run", "part", "tolerance"),
+    [
+        ("pt2", Precision.half, run_pt2, 0.6, 0.02),
+        pytest.param("onnx", Precision.half, run_onnx, 0.55, 0.02, marks=pytest.mark.slow),
+        pytest.param("onnx", Precision.int8, run_onnx, 0.4, 0.2, marks=pytest.mark.slow),
+    ],
+)
+def test_smaller_numbers_make_smaller_files_that_answer_alike(tmp_path, ending, precision, run, part, tolerance):
+    submodel = replace(standalone("small-cnn"), class_names=("red", "green", "blue"))
+    single, small = tmp_path / f"single.{ending}", tmp_path / f"small.{ending}"
+    export(submodel, single)
+    export(submodel, small, precision, PICTURES)
+    assert small.stat().st_size < part * single.stat().st_size
+    scores, about = run(small, PICTURES.transpose(0, 3, 1, 2).astype(np.float32) / 255)
+    wanted = submodel.scores(PICTURES)
+    assert scores.dtype == np.float32
+    np.testing.assert_allclose(scores, wanted, atol=tolerance * abs(wanted).max())
+    assert about["class_names"] == ["red", "green", "blue"]
+
+
+def test_eight_bits_are_for_onnx_and_need_images():
+    with pytest.raises(ConfigError, match=r"int8 is for \.onnx files, not for \.pt2"):
+        Format(".pt2", Precision.int8)
+    with pytest.raises(ConfigError, match="half and int8 are both given"):
+        module.precision_of(True, True)
+    with pytest.raises(ConfigError, match="give images of the target classes"):
+        module._drawn(None)
+    assert len(module._drawn(np.zeros((1000, 1, 1, 1)))) == module.QUANTISED_ON
 
 
 def test_weights_are_read_again(tmp_path):
@@ -97,7 +151,7 @@ def test_what_cannot_become_a_program_is_named_and_nothing_is_written(tmp_path):
 
 
 def test_a_program_that_answers_otherwise_is_not_written(tmp_path, monkeypatch):
-    wrong = {".pt2": lambda pixels, images, about: (b"program", lambda x: pixels(x) + 1)}
+    wrong = {**module._PROGRAMS, ".pt2": lambda pixels, images, about: (b"program", lambda x: pixels(x) + 1)}
     monkeypatch.setattr(module, "_PROGRAMS", wrong)
     with pytest.raises(ModelError, match="small-cnn answers otherwise as a program"):
         export(standalone("small-cnn"), tmp_path / "wrong.pt2")
@@ -106,11 +160,11 @@ def test_a_program_that_answers_otherwise_is_not_written(tmp_path, monkeypatch):
 
 def test_a_missing_library_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "find_spec", lambda name: None if name == "onnxscript" else name)
-    with pytest.raises(ConfigError, match=r"small\.onnx needs onnxscript: pip install 'fedcaptor\[onnx\]'"):
-        check_files([tmp_path / "small.pt2", tmp_path / "small.onnx"])
+    with pytest.raises(ConfigError, match=r"small\.onnx: \.onnx needs onnxscript: pip install 'fedcaptor\[onnx\]'"):
+        formats_of([tmp_path / "small.pt2", tmp_path / "small.onnx"])
 
 
 def test_other_endings_are_refused(tmp_path):
-    check_files([tmp_path / "a.pt2", tmp_path / "b.onnx", tmp_path / "c.safetensors"])
+    formats_of([tmp_path / "a.pt2", tmp_path / "b.onnx", tmp_path / "c.safetensors"])
     with pytest.raises(ConfigError, match=r"ends in '\.pth', must end in \.safetensors, \.pt2, \.onnx"):
-        check_files([tmp_path / "a.pth"])
+        formats_of([tmp_path / "a.pth"])

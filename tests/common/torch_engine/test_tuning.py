@@ -17,7 +17,7 @@ from fedcaptor.common.torch_engine.base import Submodel
 from fedcaptor.common.torch_engine.factory import sliced
 from fedcaptor.common.torch_engine.forward import logits, normalise
 from fedcaptor.common.torch_engine.teacher import Teacher, inputs_of, shifted
-from fedcaptor.common.torch_engine.tuning import _batches, _Score, tune
+from fedcaptor.common.torch_engine.tuning import _batches, _Score, judge, tune
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -111,6 +111,19 @@ def test_near_the_full_model_or_of_few_images_statistics_stay(submodel, monkeypa
     assert torch.equal(found[1].running_mean, submodel.module[1].running_mean) == fixed
     assert not torch.equal(found[1].weight, submodel.module[1].weight)
     assert not any(module.training for module in found.modules())
+
+
+def test_a_judgement_asks_for_more_than_chance(submodel):
+    better = tune(submodel, pictures(300, 1), pictures(100, 2), steps=60, rate=3e-3, augment=False).submodel
+    many, few = judge(submodel, better, pictures(100, 7)), judge(submodel, better, pictures(2, 7))
+    assert many.helped
+    assert many.before == agreement(submodel, pictures(100, 7))
+    assert many.after == agreement(better, pictures(100, 7)) > many.before
+    assert not few.helped
+    assert not judge(better, submodel, pictures(100, 7)).helped
+    assert not judge(submodel, submodel, pictures(100, 7)).helped
+    with pytest.raises(DataError, match="1 images to judge on"):
+        judge(submodel, better, pictures(1, 7))
 
 
 def test_no_steps_change_nothing(submodel):
