@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import json
 import sys
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import Progress
 from rich.table import Table
 
 import fedcaptor
 from fedcaptor._extras import explained
-from fedcaptor.cli.options import AsJson, ModelName, Overrides, Source, Weights, formerly
+from fedcaptor._progress import shown_on
+from fedcaptor.cli.options import AsJson, ModelName, Source, Weights, formerly
 from fedcaptor.cli.phone import app as phone
 from fedcaptor.cli.privacy import app as privacy
 from fedcaptor.cli.service import app as service
+from fedcaptor.cli.simulation import app as simulation
 
 app = typer.Typer(
     help="Make CNNs smaller for the classes that matter. Start with `fedcaptor prune --help`.",
@@ -29,15 +29,9 @@ app = typer.Typer(
 )
 app.add_typer(phone, name="phone", no_args_is_help=True)
 app.add_typer(privacy, name="privacy", no_args_is_help=True)
+app.add_typer(simulation)
 app.add_typer(service)
 console = Console(stderr=True)
-
-
-class Engine(StrEnum):
-    """Choose what carries the messages between server and simulated phones."""
-
-    local = "local"
-    ray = "ray"
 
 
 @app.command(cls=formerly("--model"))
@@ -140,13 +134,11 @@ def prune(
     request = Request(
         model, weights, data, classes, budgets, tolerance, calibration, seed, files, strategy, recalibrate, tune_steps
     )
-    with Progress(console=console, transient=True) as progress:
-        bar = progress.add_task("tuning", total=tune_steps, visible=False)
-        layers = progress.add_task("measuring latency", total=None, visible=False)
+    with shown_on(console) as on_progress:
         results = measure(
             request,
-            lambda step: progress.update(bar, completed=step, visible=True),
-            lambda done, total: progress.update(layers, completed=done, total=total, visible=True),
+            lambda step: on_progress("tuning", step, tune_steps),
+            lambda done, total: on_progress("measuring latency", done, total),
         )
     if as_json:
         print(json.dumps(results if len(results) > 1 else results[0]))
@@ -177,76 +169,13 @@ def atlas(
 
     The pictures come from the network alone, the patches from the data's reference part. VGG-16 takes a few minutes.
     """
-    from fedcaptor._atlas import atlas_of_files, bars
+    from fedcaptor._atlas import atlas_of_files
     from fedcaptor._atlas_page import Look
 
     chosen = tuple(layer.strip() for layer in layers.split(",") if layer.strip())
-    with bars() as on_progress:
+    with shown_on(console) as on_progress:
         atlas_of_files(model, weights, data, out, Look(chosen, filters, patches, steps, seed), on_progress)
     Console().print(f"atlas: {out}", highlight=False, soft_wrap=True)
-
-
-@app.command()
-def simulate(
-    scenario: Annotated[
-        str | None, typer.Argument(help="TOML file, or the name of a shipped scenario, for example demo.")
-    ] = None,
-    overrides: Overrides = None,
-    out: Annotated[Path, typer.Option(help="Folder of the run; the same one again resumes it.")] = Path(
-        "runs/simulation"
-    ),
-    data: Annotated[str | None, typer.Option(help="Short for --set data.source=…")] = None,
-    weights: Annotated[Path | None, typer.Option(help="Short for --set model.weights=…")] = None,
-    engine: Annotated[Engine, typer.Option(help="local: this process; ray: Flower's own simulation.")] = Engine.local,
-    seeds: Annotated[
-        str | None, typer.Option(help="A sweep: one run a seed, such as 0..4 or 0,3,7, into OUT/seed-N.")
-    ] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Remove an earlier run in the folder first.")] = False,
-    as_json: AsJson = False,
-) -> None:
-    """Many simulated phones find out their classes privately and get their own pruned submodels.
-
-    Writes summary.json, details.json, rounds.csv, report.html, state.db and the phones' folders into --out. With
-    --seeds it writes sweep.json, rounds.csv and report.html of all runs. Ctrl-C stops after the phase in flight is
-    given up; the same command goes on from there.
-    """
-    from fedcaptor.cli.tables import summary_table, sweep_table
-
-    chosen = list(overrides or [])
-    if data is not None:
-        chosen.append(f"data.source={json.dumps(data)}")
-    if weights is not None:
-        chosen.append(f"model.weights={json.dumps(str(weights.resolve()))}")
-    try:
-        run = fedcaptor.simulate(scenario, chosen, seeds=seeds, out=out, engine=engine.value, fresh=fresh)
-    except KeyboardInterrupt:  # typer would end here with the same code, without a word
-        console.print("interrupted: the same command goes on from the last finished phase", highlight=False)
-        raise typer.Exit(130) from None
-    if as_json:
-        print(json.dumps(run.record))
-        return
-    Console().print(sweep_table(out.name, run.record) if run.is_sweep else summary_table({out.name: run.record}))
-    Console().print(f"report: {out / 'report.html'}", highlight=False)
-
-
-@app.command()
-def report(
-    directories: Annotated[
-        list[Path], typer.Argument(help="Folders of finished runs, shown side by side, or of sweeps.")
-    ],
-) -> None:
-    """Write the report page of finished runs and sweeps again and print their tables."""
-    from fedcaptor.cli.tables import summary_table, sweep_table
-
-    runs = [fedcaptor.Run.open(directory) for directory in directories]
-    pages = [run.report() for run in runs]
-    tables = [sweep_table(run.folder.name, fedcaptor.Run.open(run.folder).record) for run in runs if run.is_sweep]
-    if single := {run.folder.name: run.record for run in runs if not run.is_sweep}:
-        tables.append(summary_table(single))
-    for table in tables:
-        Console().print(table)
-    for page in pages:
-        Console().print(f"report: {page}", highlight=False, soft_wrap=True)
 
 
 def main() -> None:
