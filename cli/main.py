@@ -41,9 +41,14 @@ def train(
     data: Source = "embedded",
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the base part of the data.")] = 12,
     seed: int = 0,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start anew where a checkpoint is left.")] = False,
 ) -> None:
-    """Train a base model on the data's base part; its accuracy on the other parts goes into the file."""
-    fedcaptor.train(model, data, out=out, epochs=epochs, seed=seed)
+    """Train a base model on the data's base part; its accuracy on the other parts goes into the file.
+
+    Each epoch shows the accuracy on the reference part and leaves OUT.checkpoint: after a kill or Ctrl-C the same
+    command goes on from there, to the same weights. Ctrl-C writes the weights of the best epoch so far.
+    """
+    fedcaptor.train(model, data, out=out, epochs=epochs, seed=seed, fresh=fresh)
 
 
 @app.command()

@@ -8,11 +8,11 @@ from collections.abc import Callable
 OnProgress = Callable[[str, int, int], None]
 """Is told what is done, how many parts of it are finished, and of how many."""
 
-SECONDS = 5.0
+SECONDS = 10.0
 
 
 def lines(say: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> OnProgress:
-    """Return a function that says a line at the start of each kind of work, and every five seconds of it.
+    """Return a function that says a line at the start of each kind of work, and every ten seconds of it.
 
     `clock` gives seconds.
     """
