@@ -1,6 +1,10 @@
 # `make demo` and `make test` do all their own set-up in .venv.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
+# TORCH=cpu: PyTorch without CUDA's libraries, from an index that has it; in a new .venv only.
+TORCH ?=
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+TORCH_PINS = $(shell sed -n 's/^ *"\(torch==[^"]*\)", "\(torchvision==[^"]*\)",$$/\1 \2/p' pyproject.toml)
 # Workers share the cores, so none starts threads. What comes first stays first: tests of real processes, which wait.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 DEMO := $(BIN)/fedcaptor simulate simulations/scenarios/demo.toml --fresh
@@ -12,6 +16,8 @@ setup: .venv/ready
 .venv/ready: pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo "Setting up .venv (torch is large: this takes a few minutes the first time)"
+	@test "$(TORCH)" != cpu || $(BIN)/python -m pip install -q --disable-pip-version-check --no-compile --no-deps \
+	  --index-url $(TORCH_INDEX) $(TORCH_PINS)
 	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-compile -e '.[dev]'
 	@touch $@
 

@@ -14,6 +14,7 @@ from benchmarks.command import command
 from benchmarks.fallback import Fallback
 from benchmarks.federation import Federation
 from benchmarks.gradients import Gradients
+from benchmarks.heterofl import HeteroFL
 from benchmarks.local_privacy import LocalPrivacy
 from benchmarks.memory import Memory
 from benchmarks.moments import MomentsCost
@@ -38,6 +39,7 @@ app = typer.Typer(
 app.command("fallback")(command(Fallback))
 app.command("federation")(command(Federation))
 app.command("gradients")(command(Gradients))
+app.command("heterofl")(command(HeteroFL))
 app.command("lite0")(lite0.command)
 app.command("local_privacy")(command(LocalPrivacy))
 app.command("memory")(command(Memory))

@@ -18,6 +18,7 @@ from fedcaptor.common.files import replacing
 
 PAGES: dict[str, Callable[[Record], Section]] = {
     "federation": federation.render,
+    "heterofl": partial(section, "heterofl"),
     "private_vs_open": private_vs_open.render,
     "preference": partial(section, "preference"),
     "pruning": pruning.render,

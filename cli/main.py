@@ -5,40 +5,49 @@ from __future__ import annotations
 import json
 import sys
 import warnings
-from enum import StrEnum
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, TextIO
 
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import Progress
-from rich.table import Table
+from rich.table import Column, Table
 
 import fedcaptor
 from fedcaptor._extras import explained
-from fedcaptor.cli.options import AsJson, ModelName, Overrides, Source, Weights, formerly
+from fedcaptor._progress import shown_on
+from fedcaptor.cli.options import AsJson, ModelName, Source, Weights, formerly
 from fedcaptor.cli.phone import app as phone
 from fedcaptor.cli.privacy import app as privacy
 from fedcaptor.cli.service import app as service
+from fedcaptor.cli.simulation import app as simulation
 
 app = typer.Typer(
-    help="Make CNNs smaller for the classes that matter. Start with `fedcaptor prune --help`.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
 app.add_typer(phone, name="phone", no_args_is_help=True)
 app.add_typer(privacy, name="privacy", no_args_is_help=True)
+app.add_typer(simulation)
 app.add_typer(service)
 console = Console(stderr=True)
 
 
-class Engine(StrEnum):
-    """Choose what carries the messages between server and simulated phones."""
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"fedcaptor {version('fedcaptor')}")
+        raise typer.Exit
 
-    local = "local"
-    ray = "ray"
+
+@app.callback()
+def options(
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Make CNNs smaller for the classes that matter. Start with `fedcaptor prune --help`."""
 
 
 @app.command(cls=formerly("--model"))
@@ -48,9 +57,14 @@ def train(
     data: Source = "embedded",
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the base part of the data.")] = 12,
     seed: int = 0,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start anew where a checkpoint is left.")] = False,
 ) -> None:
-    """Train a base model on the data's base part; its accuracy on the other parts goes into the file."""
-    fedcaptor.train(model, data, out=out, epochs=epochs, seed=seed)
+    """Train a base model on the data's base part; its accuracy on the other parts goes into the file.
+
+    Each epoch shows the accuracy on the reference part and leaves OUT.checkpoint: after a kill or Ctrl-C the same
+    command goes on from there, to the same weights. Ctrl-C writes the weights of the best epoch so far.
+    """
+    fedcaptor.train(model, data, out=out, epochs=epochs, seed=seed, fresh=fresh)
 
 
 @app.command()
@@ -65,6 +79,36 @@ def inspect(model: ModelName, weights: Weights, data: Source = "embedded", as_js
     table = Table("group", "channels", "producers", "read by", title=found.title)
     for name, channels, producers, readers in found.rows:
         table.add_row(name, str(channels), producers, readers)
+    Console().print(table)
+
+
+@app.command()
+def models(
+    names: Annotated[list[str] | None, typer.Argument(help="Registered models; all where none is named.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the registered models: what each was designed for, its size, and what can be cut from it.
+
+    Each is built and traced; all of them take half a minute and three gigabytes of memory, torchvision's VGG-16 most.
+    """
+    from fedcaptor._inspection import registered
+
+    rows = registered(names)
+    if as_json:
+        print(json.dumps(rows))
+        return
+    columns = ("classes", "images", "parameters", "MACs", "channels", "groups")
+    table = Table(Column("model", no_wrap=True), *columns, box=None, padding=(0, 1, 0, 0))  # fits 80 columns
+    for row in rows:
+        images, channels = "×".join(map(str, row["input_shape"])), row["prunable"].values()
+        numbers = (
+            f"{row['parameters'] / 1e6:.2f} M",
+            f"{row['macs'] / 1e6:.0f} M",
+            str(sum(channels)),
+            str(len(channels)),
+        )
+        table.add_row(row["name"], str(row["classes"]), images, *numbers)
+    table.caption = "channels: that can be cut, beside classes; groups: of those that only go together"
     Console().print(table)
 
 
@@ -169,13 +213,11 @@ def prune(
         half,
         int8,
     )
-    with Progress(console=console, transient=True) as progress:
-        bar = progress.add_task("tuning", total=tune_steps, visible=False)
-        layers = progress.add_task("measuring latency", total=None, visible=False)
+    with shown_on(console) as on_progress:
         results = measure(
             request,
-            lambda step: progress.update(bar, completed=step, visible=True),
-            lambda done, total: progress.update(layers, completed=done, total=total, visible=True),
+            lambda step: on_progress("tuning", step, tune_steps),
+            lambda done, total: on_progress("measuring latency", done, total),
         )
     if as_json:
         print(json.dumps(results if len(results) > 1 else results[0]))
@@ -206,86 +248,13 @@ def atlas(
 
     The pictures come from the network alone, the patches from the data's reference part. VGG-16 takes a few minutes.
     """
-    from fedcaptor._atlas import atlas_of_files, bars
+    from fedcaptor._atlas import atlas_of_files
     from fedcaptor._atlas_page import Look
 
     chosen = tuple(layer.strip() for layer in layers.split(",") if layer.strip())
-    with bars() as on_progress:
+    with shown_on(console) as on_progress:
         atlas_of_files(model, weights, data, out, Look(chosen, filters, patches, steps, seed), on_progress)
     Console().print(f"atlas: {out}", highlight=False, soft_wrap=True)
-
-
-@app.command()
-def simulate(
-    scenario: Annotated[
-        str | None, typer.Argument(help="TOML file, or the name of a shipped scenario, for example demo.")
-    ] = None,
-    overrides: Overrides = None,
-    out: Annotated[Path, typer.Option(help="Folder of the run; the same one again resumes it.")] = Path(
-        "runs/simulation"
-    ),
-    data: Annotated[str | None, typer.Option(help="Short for --set data.source=…")] = None,
-    weights: Annotated[Path | None, typer.Option(help="Short for --set model.weights=…")] = None,
-    engine: Annotated[Engine, typer.Option(help="local: this process; ray: Flower's own simulation.")] = Engine.local,
-    seeds: Annotated[
-        str | None, typer.Option(help="A sweep: one run a seed, such as 0..4 or 0,3,7, into OUT/seed-N.")
-    ] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Remove an earlier run in the folder first.")] = False,
-    as_json: AsJson = False,
-) -> None:
-    """Many simulated phones find out their classes privately and get their own pruned submodels.
-
-    Writes summary.json, details.json, rounds.csv, report.html, state.db and the phones' folders into --out. With
-    --seeds it writes sweep.json, rounds.csv and report.html of all runs. Ctrl-C stops after the phase in flight is
-    given up; the same command goes on from there.
-    """
-    from fedcaptor.cli.tables import summary_table, sweep_table
-
-    chosen = list(overrides or [])
-    if data is not None:
-        chosen.append(f"data.source={json.dumps(data)}")
-    if weights is not None:
-        chosen.append(f"model.weights={json.dumps(str(weights.resolve()))}")
-    try:
-        run = fedcaptor.simulate(scenario, chosen, seeds=seeds, out=out, engine=engine.value, fresh=fresh)
-    except KeyboardInterrupt:  # typer would end here with the same code, without a word
-        console.print("interrupted: the same command goes on from the last finished phase", highlight=False)
-        raise typer.Exit(130) from None
-    if as_json:
-        print(json.dumps(run.record))
-        return
-    Console().print(sweep_table(out.name, run.record) if run.is_sweep else summary_table({out.name: run.record}))
-    Console().print(f"report: {out / 'report.html'}", highlight=False)
-
-
-@app.command()
-def report(
-    directories: Annotated[
-        list[Path], typer.Argument(help="Folders of finished runs, shown side by side, or of sweeps.")
-    ],
-    out: Annotated[
-        Path | None,
-        typer.Option(help="Page of several folders side by side; comparison.html beside the first where not given."),
-    ] = None,
-) -> None:
-    """Write the report page of finished runs and sweeps again and print their tables.
-
-    Of several, a page that compares them is written as well.
-    """
-    from fedcaptor._simulation import compare
-    from fedcaptor.cli.tables import summary_table, sweep_table
-
-    runs = [fedcaptor.Run.open(directory) for directory in directories]
-    pages = [run.report() for run in runs]
-    tables = [sweep_table(run.folder.name, fedcaptor.Run.open(run.folder).record) for run in runs if run.is_sweep]
-    if single := {run.folder.name: run.record for run in runs if not run.is_sweep}:
-        tables.append(summary_table(single))
-    for table in tables:
-        Console().print(table)
-    for page in pages:
-        Console().print(f"report: {page}", highlight=False, soft_wrap=True)
-    if len(directories) > 1:
-        Console().print(f"comparison: {compare(directories, out)}", highlight=False, soft_wrap=True)
 
 
 def _warn(

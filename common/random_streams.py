@@ -45,6 +45,8 @@ class Stream(Enum):
     """The randomised answers of all phones, drawn one after the other (`benchmarks/local_privacy.py`)."""
     MALICIOUS = 21, ()
     """Which phones are malicious (`benchmarks/malicious.py`)."""
+    LOCAL_TRAINING = 22, ("round", "phone")
+    """The order of a phone's images in one round of federated training (`benchmarks/heterofl.py`)."""
 
     def __init__(self, number: int, keys: tuple[str, ...]) -> None:
         self.number, self.keys = number, keys

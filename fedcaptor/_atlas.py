@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
-from rich.progress import Progress, TaskID
 from torch import nn
 
-from fedcaptor._atlas_page import SEEN_IMAGES, Look, OnProgress, reference_images, wanted, write
+from fedcaptor._atlas_page import SEEN_IMAGES, Look, reference_images, wanted, write
 from fedcaptor._images import Given, Normalisation, PerChannel, collect
+from fedcaptor._progress import shown_on
 from fedcaptor.common.arrays import Images
 from fedcaptor.common.class_names import fitting_names
 from fedcaptor.common.data.source import load
 from fedcaptor.common.errors import ConfigError, DataError
 from fedcaptor.common.files import check_writable
+from fedcaptor.common.progress import OnProgress
 from fedcaptor.common.torch_engine.base import BaseModel
 
 
@@ -57,7 +57,7 @@ def atlas(
         patches: Image parts beside each picture, 0 to 8.
         steps: Steps that a picture is painted in.
         seed: Seed of all that is drawn.
-        progress: Whether bars are shown on standard error.
+        progress: Whether progress is shown on standard error: bars on a terminal, lines elsewhere.
 
     Returns:
         The page's path.
@@ -88,7 +88,7 @@ def atlas(
     drawn = np.random.default_rng(seed).permutation(len(found.x))[:SEEN_IMAGES]
     pixels = _pixels_of(found.x[drawn], base)
     look = Look(tuple(layers), filters, patches, steps, seed)
-    with bars(progress) as on_progress:
+    with shown_on(Console(stderr=True, quiet=not progress)) as on_progress:
         return write(base, pixels, "the images given", names, look, place, on_progress)
 
 
@@ -109,20 +109,6 @@ def atlas_of_files(
     numbers = tuple(map(str, range(base.groups.classes)))
     names = fitting_names(base.groups.classes, base.class_names, data.names, data.name) or numbers
     return write(base, reference_images(data, look.seed), data.name, names, look, out, on_progress)
-
-
-@contextmanager
-def bars(shown: bool = True) -> Iterator[OnProgress]:
-    """A bar on standard error for each kind of work."""
-    with Progress(console=Console(stderr=True), transient=True, disable=not shown) as progress:
-        known: dict[str, TaskID] = {}
-
-        def on_progress(what: str, done: int, total: int) -> None:
-            if what not in known:
-                known[what] = progress.add_task(what, total=total)
-            progress.update(known[what], completed=done)
-
-        yield on_progress
 
 
 def _pixels_of(images: Images, base: BaseModel) -> Images:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from fedcaptor.common.data.splits import split
 from fedcaptor.common.errors import ConfigError
 from fedcaptor.common.filter_clusters import filter_clusters
 from fedcaptor.common.preference import layer_slices
+from fedcaptor.common.progress import OnProgress
 from fedcaptor.common.torch_engine.base import BaseModel
 from fedcaptor.common.torch_engine.forward import logits, normalise
 from fedcaptor.common.torch_engine.scores import ClassScores, normalised, taylor_scores
@@ -37,8 +37,6 @@ from fedcaptor.simulations.report.filters import (
 
 SCORED_IMAGES = 240  # for profiles on images; more change them little
 SEEN_IMAGES = 1000  # searched for patches
-
-OnProgress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ _EXTRA_OF = {
     "torch": ("torch", "torchvision", "torch_pruning", "sklearn", "scipy", "threadpoolctl"),
     "phone": ("flwr", "cryptography"),
     "server": ("grpc", "dp_accounting", "sqlalchemy", "prometheus_client"),
-    "simulation": ("jinja2", "plotly", "pandas", "psutil", "ray"),
+    "simulation": ("jinja2", "plotly", "pandas", "psutil", "filelock", "ray"),
 }
 _WHOLE = {"fedcaptor._simulation": "simulation", "fedcaptor._atlas": "simulation"}
 """Parts of the interface that need more than one library of their extra: named at once, not one after the other."""

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
 from fedcaptor.common.data.source import load
 from fedcaptor.common.groups import ChannelGroups, Group
+from fedcaptor.common.torch_engine import registry
 from fedcaptor.common.torch_engine.base import BaseModel
+from fedcaptor.common.torch_engine.trace import trace
 
 
 @dataclass(frozen=True, repr=False)
@@ -71,3 +75,21 @@ def inspect_files(model: str, weights: Path, source: str) -> Inspection:
     """Inspect a network in a file, for images as those of a data source."""
     _, height, width, channels = load(source).x.shape
     return Inspection(BaseModel.load(weights, model, (channels, height, width)).groups)
+
+
+def registered(chosen: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """Figures of registered networks, all where none is `chosen`, each at the size that it was designed for."""
+    return [_about(name, *registry.made_for(name)) for name in chosen or registry.names()]
+
+
+def _about(name: str, classes: int, input_shape: tuple[int, int, int]) -> dict[str, Any]:
+    """`prunable`: channels by group."""
+    groups = trace(registry.build(name, classes, input_shape), name, input_shape)
+    return {
+        "name": name,
+        "classes": classes,
+        "input_shape": input_shape,
+        "parameters": groups.parameters(),
+        "macs": groups.macs(),
+        "prunable": {group.name: group.channels for group in groups.prunable},
+    }

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shlex
-import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,20 +13,21 @@ from typing import Any, Literal
 
 import pandas as pd
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from fedcaptor._parts import Value, as_override
+from fedcaptor._progress import shown_on
 from fedcaptor.common.assets import asset
 from fedcaptor.common.config import MARKS, Config, load_config
 from fedcaptor.common.errors import ConfigError, StateError
 from fedcaptor.common.statistics import BUILT_IN, registered
 from fedcaptor.simulations.records import ROUNDS, STATISTICS, SUMMARY, SWEEP
 from fedcaptor.simulations.report import COMPARISON, write_comparison, write_report
-from fedcaptor.simulations.runner import remove_run
+from fedcaptor.simulations.run_lock import locked, refuse_if_in_use
+from fedcaptor.simulations.runner import remove_run, require_run
 from fedcaptor.simulations.runner import simulate as run_here
-from fedcaptor.simulations.seeds import parse_seeds
+from fedcaptor.simulations.seeds import folder_of, parse_seeds
 from fedcaptor.simulations.sweep import figures
-from fedcaptor.simulations.sweep_folder import folder_of, is_sweep, rewrite, run_sweep
+from fedcaptor.simulations.sweep_folder import is_sweep, rewrite, run_sweep
 
 Scenario = str | Path | Config | None
 Overrides = Mapping[str, Value] | Iterable[str]
@@ -134,7 +134,7 @@ def simulate(
             call goes on and another one does not collide with it.
         engine: `local`, this process, or `ray`, Flower's simulation; the figures are the same.
         fresh: Remove an earlier run in the folder first.
-        progress: Whether bars are shown on standard error.
+        progress: Whether progress is shown on standard error: bars on a terminal, lines elsewhere.
 
     Returns:
         The run with its figures as pandas frames.
@@ -142,7 +142,7 @@ def simulate(
     Raises:
         ConfigError: A value that is unknown or outside its bounds.
         PrivacyError: Cohorts that are too small to publish anything.
-        StateError: The folder holds another run.
+        StateError: The folder holds another run, or another process works in it.
 
     Example:
         ```python
@@ -152,26 +152,31 @@ def simulate(
     """
     file = scenario if isinstance(scenario, Config) else _scenario(scenario)
     texts = [*map(as_override, overrides.items())] if isinstance(overrides, Mapping) else list(overrides)
-    console = Console(stderr=True, quiet=not progress)
+    console = Console(stderr=True, quiet=not progress, highlight=False, markup=False, soft_wrap=True)
     chosen = parse_seeds(seeds) if isinstance(seeds, str) else None if seeds is None else tuple(seeds)
     place = _default(file, texts, chosen is not None) if out is None else Path(out)
     if chosen is None:
         if is_sweep(place):
             raise StateError(f"{place} holds a sweep: choose another --out, or give --seeds")
+        refuse_if_in_use(place)
         return Run.open(_run(file, texts, place, engine, fresh, console))
     if not chosen:
         raise ConfigError("seeds are empty: give at least one, or None for one run of the scenario's own seed")
     by_seed = {seed: [*texts, f"run.seed={seed}"] for seed in chosen}
     configs = {seed: load_config(file, each) for seed, each in by_seed.items()}
-    if fresh:
-        for seed in configs:
-            remove_run(folder_of(place, seed))
+    removed = [folder for seed in configs if fresh and (folder := folder_of(place, seed)).exists()]
+    for folder in removed:
+        require_run(folder)
 
     def run(seed: int, folder: Path) -> dict[str, Any]:
         console.print(f"seed {seed}: {folder}", highlight=False)
         return _read(_run(file, by_seed[seed], folder, engine, False, console) / SUMMARY)
 
-    run_sweep(place, configs, run, _command(file, texts, place, engine, chosen))
+    with locked(place, console.print):
+        for folder in removed:
+            with locked(folder):
+                remove_run(folder)
+        run_sweep(place, configs, run, _command(file, texts, place, engine, chosen))
     return Run.open(place)
 
 
@@ -209,40 +214,31 @@ def _run(
     """One run; returns its folder."""
     config = load_config(file, texts)
     if fresh:
-        remove_run(out)
-    if engine == "local":
-        with_progress(config, out, console, _command(file, texts, out, engine))
-        return out
+        require_run(out)
+    with locked(out, console.print):
+        if fresh:
+            remove_run(out)
+        if engine == "local":
+            with_progress(config, out, console, _command(file, texts, out, engine))
+        else:
+            _with_ray(file, texts, out, config.population.phones)
+    return out
+
+
+def _with_ray(file: Path | Config | None, texts: list[str], out: Path, phones: int) -> None:
+    """Run on Flower's simulation engine. Raises ConfigError for what its processes cannot have."""
     if isinstance(file, Config):
         raise ConfigError("engine is ray, the scenario a Config: other processes read it, give a TOML file")
     if added := [statistic.name for statistic in registered() if statistic not in BUILT_IN]:
         raise ConfigError(f"engine is ray, its processes lack the statistic {', '.join(added)}: use the engine local")
     from fedcaptor.simulations.ray_engine import simulate_ray
 
-    simulate_ray(file, texts, out, config.population.phones)
-    return out
+    simulate_ray(file, texts, out, phones)
 
 
 def with_progress(config: Config, out: Path, console: Console, command: str) -> dict[str, Any]:
-    """Run in this process, with bars on `console`; returns the summary."""
-    columns = (TextColumn("{task.description:<22}"), BarColumn(), MofNCompleteColumn())
-    shown = not console.quiet
-    with Progress(
-        *columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, transient=True, disable=not shown
-    ) as bars:
-        tasks: dict[str, Any] = {}
-        last = time.monotonic()
-
-        def on_progress(phase: str, done: int, total: int) -> None:
-            nonlocal last
-            if phase not in tasks or done <= 1:
-                if phase in tasks:
-                    bars.remove_task(tasks[phase])
-                tasks[phase] = bars.add_task(STEPS.get(phase, phase), total=total)
-            if done == total or time.monotonic() - last > 0.1:
-                last = time.monotonic()
-                bars.update(tasks[phase], completed=done)
-
+    """Run in this process, with progress on `console`; returns the summary."""
+    with shown_on(console, STEPS) as on_progress:
         summary: dict[str, Any] = run_here(config, out, on_progress, command=command)
         return summary
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from fedcaptor.common.arrays import Array, Floats, Tensors
 from fedcaptor.common.config import Config
+from fedcaptor.common.progress import OnProgress
 from fedcaptor.common.random_streams import stream_of_digest
 from fedcaptor.common.statistics import Statistic
 from fedcaptor.common.torch_engine.base import BaseModel
@@ -25,8 +26,6 @@ from fedcaptor.server.masked import Lost
 from fedcaptor.server.planning import Reference
 from fedcaptor.server.record import PhaseRecord, RoundRecord, RunRecord
 
-OnProgress = Callable[[str, int, int], None]
-"""Called with a step's name, what is done of it and how much there is."""
 OnPhase = Callable[[RunRecord], None]
 """Called with the run so far after each phase."""
 

@@ -12,11 +12,12 @@ from flwr.serverapp import Grid
 from fedcaptor.common import tiers
 from fedcaptor.common.config import Config
 from fedcaptor.common.groups import ChannelGroups
+from fedcaptor.common.progress import OnProgress
 from fedcaptor.common.statistics import BUILT_IN, registered
 from fedcaptor.common.torch_engine.base import BaseModel
 from fedcaptor.server.budget import SumBudget
 from fedcaptor.server.collect import Courier
-from fedcaptor.server.flow import Budget, Flow, OnPhase, OnProgress, Phases
+from fedcaptor.server.flow import Budget, Flow, OnPhase, Phases
 from fedcaptor.server.journal import Journal, Result
 from fedcaptor.server.local import LocalBudget
 from fedcaptor.server.masked import masking_of

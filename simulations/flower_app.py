@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shlex
-import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -25,18 +26,19 @@ from fedcaptor.client.torch_engine import load_base
 from fedcaptor.common.assets import asset, checkout
 from fedcaptor.common.config import Config, load_config, parse
 from fedcaptor.common.errors import ConfigError
+from fedcaptor.common.progress import lines
 from fedcaptor.common.torch_engine.base import BaseModel
 from fedcaptor.server.app import wait_for_nodes
-from fedcaptor.server.flow import OnProgress
 from fedcaptor.server.record import RunRecord
 from fedcaptor.simulations.phones import simulated_phone
+from fedcaptor.simulations.ray_engine import MARK
 from fedcaptor.simulations.round_accuracy import measure
+from fedcaptor.simulations.run_lock import locked
 from fedcaptor.simulations.runner import World, remove_run, run_rounds, simulate, weights_of
 
 logger = logging.getLogger("flwr")  # Flower forwards this one to `flwr run --stream`
 
 NODES_SECONDS = 120.0
-PROGRESS_SECONDS = 5.0
 
 RunConfig = Mapping[str, Any]
 
@@ -67,19 +69,6 @@ def config_of(run_config: RunConfig, nodes: int) -> Config:
     return config
 
 
-def _logged() -> OnProgress:
-    """A progress line at the start and end of a step and every few seconds in between."""
-    step, shown = "", 0.0
-
-    def on_progress(phase: str, done: int, total: int) -> None:
-        nonlocal step, shown
-        if phase != step or done == total or time.monotonic() - shown > PROGRESS_SECONDS:
-            step, shown = phase, time.monotonic()
-            logger.info("%s %d of %d", phase, done, total)
-
-    return on_progress
-
-
 server_app = ServerApp()
 
 
@@ -89,17 +78,24 @@ def main(grid: Grid, context: Context) -> None:
     out = out_of(context.run_config)
     nodes = len(wait_for_nodes(grid, int(context.run_config.get("nodes", 0)), NODES_SECONDS))
     config = config_of(context.run_config, nodes)
-    if not context.run_config.get("out"):
-        remove_run(out)  # the default folder holds the last run alone; a named one is resumed
+    # `fedcaptor simulate --engine ray` holds the lock already.
+    with nullcontext() if MARK in os.environ else locked(out, logger.info):
+        if not context.run_config.get("out"):
+            remove_run(out)  # the default folder holds the last run alone; a named one is resumed
+        _simulate(config, out, nodes, grid, context.run_config)
+
+
+def _simulate(config: Config, out: Path, nodes: int, grid: Grid, run_config: RunConfig) -> None:
+    """Run over Flower's grid, and log progress and headline figures."""
     logger.info("%d phones, results go to %s", nodes, out)
-    on_progress = _logged()
+    on_progress = lines(logger.info)
 
     def run(world: World) -> RunRecord:
         if world.phones != nodes:
             raise ConfigError(f"the data has {world.phones} owners for {nodes} nodes: start {world.phones} nodes")
         return run_rounds(world, grid, on_progress, on_round=lambda round: measure(world, round, on_progress))
 
-    settings = " ".join(f"{key}={json.dumps(value)}" for key, value in context.run_config.items())
+    settings = " ".join(f"{key}={json.dumps(value)}" for key, value in run_config.items())
     summary = simulate(config, out, on_progress, run, shlex.join(["flwr", "run", ".", "--run-config", settings]))
     accuracy = summary["accuracy"]
     logger.info(

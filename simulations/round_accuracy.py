@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedcaptor.server.flow import OnProgress
+from fedcaptor.common.progress import OnProgress
 from fedcaptor.simulations.oracle import Oracle
 from fedcaptor.simulations.records import RoundAccuracy, read, write
 from fedcaptor.simulations.summary import round_accuracy

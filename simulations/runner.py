@@ -30,8 +30,8 @@ from fedcaptor.common.data.source import Dataset, load
 from fedcaptor.common.data.splits import split
 from fedcaptor.common.errors import ConfigError, StateError
 from fedcaptor.common.files import replacing
+from fedcaptor.common.progress import OnProgress
 from fedcaptor.common.torch_engine.base import BaseModel
-from fedcaptor.server.flow import OnProgress
 from fedcaptor.server.monitor import Monitor
 from fedcaptor.server.planning import Reference
 from fedcaptor.server.record import RunRecord
@@ -44,6 +44,7 @@ from fedcaptor.simulations.phones import simulated_phone
 from fedcaptor.simulations.population import prepare
 from fedcaptor.simulations.report import write_report
 from fedcaptor.simulations.round_accuracy import measure, measured
+from fedcaptor.simulations.run_lock import LOCK
 from fedcaptor.simulations.summary import PHONE_COLUMNS, details_of, phone_rows, summary_of
 
 SHIPPED = asset("simulations/models/small_cnn_fashion.safetensors")
@@ -142,13 +143,21 @@ def local_grid(world: World, clock: VirtualClock, around: Callable[[App], App] =
     )
 
 
-def remove_run(directory: Path) -> None:
-    """Delete an earlier run; refuses a folder that holds something else."""
-    if not directory.exists():
-        return
-    if any(directory.iterdir()) and not (directory / "config.json").exists():
+def require_run(directory: Path) -> None:
+    """Raise StateError for a folder that holds something else than a run."""
+    found = {path.name for path in directory.iterdir()} if directory.exists() else set()
+    if found - {LOCK} and "config.json" not in found:
         raise StateError(f"{directory} holds no run: choose another folder, or empty it yourself")
-    shutil.rmtree(directory)
+
+
+def remove_run(directory: Path) -> None:
+    """Delete an earlier run, all but its lock; refuses a folder that holds something else."""
+    require_run(directory)
+    for path in directory.iterdir() if directory.exists() else ():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != LOCK:
+            path.unlink()
 
 
 def run_rounds(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 from fedcaptor.common.errors import ConfigError
 
@@ -28,3 +29,8 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     if twice:
         raise ConfigError(f"seeds are {text!r}, {twice[0]} is there twice: name each once")
     return tuple(seeds)
+
+
+def folder_of(directory: Path, seed: int) -> Path:
+    """The folder of one seed's run in a sweep's folder."""
+    return directory / f"seed-{seed}"

@@ -12,16 +12,12 @@ from fedcaptor.common.errors import StateError
 from fedcaptor.simulations import rounds
 from fedcaptor.simulations.records import REPORT, ROUNDS, SUMMARY, SWEEP, Summary, Sweep, read, write
 from fedcaptor.simulations.report.sweep_page import write_sweep_report
+from fedcaptor.simulations.seeds import folder_of
 from fedcaptor.simulations.sweep import sweep_of
 
 _FINISHED = (SUMMARY, ROUNDS, REPORT)
 
 Run = Callable[[int, Path], dict[str, Any]]
-
-
-def folder_of(directory: Path, seed: int) -> Path:
-    """The folder of one seed's run."""
-    return directory / f"seed-{seed}"
 
 
 def is_sweep(directory: Path) -> bool:

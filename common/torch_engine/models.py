@@ -16,13 +16,16 @@ Shape = tuple[int, int, int]
 Factory = Callable[[int, Shape], nn.Module]
 
 MODELS: dict[str, Factory] = {}
+MADE_FOR: dict[str, tuple[int, Shape]] = {}
+"""The number of classes and the (C, H, W) of images that each network was designed for; others are taken as well."""
 
 
-def model(name: str) -> Callable[[Factory], Factory]:
-    """Register a factory under `name`."""
+def model(name: str, classes: int = 10, input_shape: Shape = (3, 32, 32)) -> Callable[[Factory], Factory]:
+    """Register a factory under `name`, with what its network was designed for."""
 
     def register(factory: Factory) -> Factory:
         MODELS[name] = factory
+        MADE_FOR[name] = classes, input_shape
         return factory
 
     return register
@@ -78,7 +81,7 @@ class ConvNet(nn.Module):
         return self.classifier(self.features(x).mean((2, 3)))
 
 
-@model("small-cnn")
+@model("small-cnn", input_shape=(1, 28, 28))
 def small_cnn(classes: int, input_shape: Shape) -> nn.Module:
     """Build six convolutions for phones: 0.66 M parameters, 28 M MACs at 28×28."""
     require_size("small-cnn", input_shape, 16)

@@ -11,7 +11,7 @@ from torch import nn
 from fedcaptor.common.errors import ModelError
 from fedcaptor.common.plugins import resolve
 from fedcaptor.common.torch_engine import torchvision_models  # noqa: F401  registers its models
-from fedcaptor.common.torch_engine.models import MODELS, Factory, Shape
+from fedcaptor.common.torch_engine.models import MADE_FOR, MODELS, Factory, Shape
 
 _CONTAINERS = frozenset({dict, OrderedDict, set, list})
 
@@ -19,6 +19,16 @@ _CONTAINERS = frozenset({dict, OrderedDict, set, list})
 def names() -> list[str]:
     """List the registered names, sorted."""
     return sorted(MODELS)
+
+
+def made_for(name: str) -> tuple[int, Shape]:
+    """Return the number of classes and the (C, H, W) of images that a registered network was designed for.
+
+    Raises ModelError for an unknown name.
+    """
+    if name not in MADE_FOR:
+        raise ModelError(f"model is {name!r}, must be one of {', '.join(names())}")
+    return MADE_FOR[name]
 
 
 def build(name: str, classes: int, input_shape: Shape) -> nn.Module:

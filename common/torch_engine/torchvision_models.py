@@ -9,6 +9,8 @@ from torch import nn
 
 from fedcaptor.common.torch_engine.models import Shape, model, require_size
 
+_IMAGENET = 1000, (3, 224, 224)
+
 
 def _built(name: str, smallest: int, classes: int, input_shape: Shape) -> nn.Module:
     """Build a torchvision network without weights; `smallest`: least image side. Raises ModelError below it."""
@@ -37,25 +39,25 @@ def _set_image_channels(network: nn.Module, channels: int) -> None:
     setattr(network.get_submodule(parent), attribute, replacement)
 
 
-@model("torchvision/vgg16")
+@model("torchvision/vgg16", *_IMAGENET)
 def vgg16(classes: int, input_shape: Shape) -> nn.Module:
     """Build torchvision's VGG-16."""
     return _built("vgg16", 32, classes, input_shape)
 
 
-@model("torchvision/alexnet")
+@model("torchvision/alexnet", *_IMAGENET)
 def alexnet(classes: int, input_shape: Shape) -> nn.Module:
     """Build torchvision's AlexNet."""
     return _built("alexnet", 63, classes, input_shape)
 
 
-@model("torchvision/resnet18")
+@model("torchvision/resnet18", *_IMAGENET)
 def resnet18(classes: int, input_shape: Shape) -> nn.Module:
     """Build torchvision's ResNet-18."""
     return _built("resnet18", 1, classes, input_shape)
 
 
-@model("torchvision/mobilenet_v2")
+@model("torchvision/mobilenet_v2", *_IMAGENET)
 def mobilenet_v2(classes: int, input_shape: Shape) -> nn.Module:
     """Build torchvision's MobileNetV2."""
     return _built("mobilenet_v2", 1, classes, input_shape)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from typer.testing import CliRunner
 
 from fedcaptor.cli.main import app, main
 from fedcaptor.common.config import load_config
+from fedcaptor.common.torch_engine import registry
 from fedcaptor.common.torch_engine.standalone import Standalone
 from fedcaptor.common.weights_file import load_state, save_state
 from fedcaptor.simulations.runner import SHIPPED
@@ -164,6 +166,7 @@ PRUNE = ["prune", "small-cnn", "--weights", str(SHIPPED), "--classes"]
         (["exporter", ".", "--host", "not an address"], "error: the exporter cannot listen on not an address"),
         (["prune", "small-cnn"], "Missing option '--weights'"),
         (["train", "--out", "a.safetensors"], "Missing argument 'MODEL'"),
+        (["models", "vgg17"], "error: model is 'vgg17', must be one of alexnet, resnet20"),
         (["unheard"], "No such command 'unheard'"),
     ],
     ids=lambda value: " ".join(value[-2:]) if isinstance(value, list) else "",
@@ -236,8 +239,27 @@ def test_the_model_may_be_named_as_in_earlier_releases(
     assert all(np.array_equal(again[name], tensor) for name, tensor in first.items())
 
 
+def test_the_version_is_that_of_the_package() -> None:
+    assert ran("--version") == f"fedcaptor {version('fedcaptor')}\n"
+
+
+def test_registered_models_are_listed_with_what_can_be_cut() -> None:
+    row, other = json.loads(ran("models", "small-cnn", "resnet20", "--json"))
+    assert {name: row[name] for name in ("name", "classes", "input_shape", "parameters", "macs")} == {
+        "name": "small-cnn", "classes": 10, "input_shape": [1, 28, 28], "parameters": 665_194, "macs": 28_590_848,
+    }  # fmt: skip
+    assert list(row["prunable"].values()) == [32, 48, 96, 96, 192, 192, 128]
+    assert (other["name"], len(other["prunable"])) == ("resnet20", 12)
+    lines = [line.split() for line in ran("models", "small-cnn").splitlines()]
+    assert ["small-cnn", "10", "1×28×28", "0.67", "M", "29", "M", "784", "7"] in lines
+
+
+def test_every_registered_model_says_what_it_was_designed_for() -> None:
+    assert [registry.made_for(name)[0] for name in registry.names() if "torchvision" in name] == [1000] * 4
+
+
 def test_every_command_has_help() -> None:
     text = ran("--help")
-    for command in ("train", "inspect", "prune", "atlas", "simulate", "report", "exporter", "config"):
+    for command in ("train", "inspect", "models", "prune", "atlas", "simulate", "report", "exporter", "config"):
         assert command in text
         assert "--help" in ran(command, "--help")

@@ -54,6 +54,7 @@ def test_a_partition_and_the_first_phone_s_tier_are_drawn_apart() -> None:
         (Stream.SUMMED_NOISE, (), [7, 11]),
         (Stream.LOCAL_ANSWERS, (), [7, 12]),
         (Stream.MALICIOUS, (), [7, 21]),
+        (Stream.LOCAL_TRAINING, (3, 6), [7, 22, 3, 6]),
     ],
 )
 def test_published_figures_rest_on_these_seeds(name: Stream, keys: tuple[int, ...], words: list[int]) -> None:
