@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from fedcaptor.common.costs import Costs
-from fedcaptor.common.groups import ChannelGroups
+from fedcaptor.common.groups import ChannelGroups, Group
 from fedcaptor.common.plan import Plan
 from fedcaptor.common.planner import next_count
 from fedcaptor.common.selection import PruningCurve
@@ -14,22 +15,27 @@ from fedcaptor.common.selection import PruningCurve
 def explain(
     groups: ChannelGroups, curves: Mapping[str, PruningCurve], chosen: Plan, multiple: int
 ) -> list[dict[str, float | int | str]]:
-    """Explain each group's count: its share of the full model, and what removing its next block would lose and save."""
+    """Explain each group's count: its share of the full model, and what removing its next block would lose and save.
+
+    A group's share is that of the layers that make its channels, so that no layer counts twice. With the layers that
+    make the classes or channels that always stay, which are not listed, shares add up to 1.
+    """
     costs, full = Costs.of(groups), {group.name: group.channels for group in groups.groups}
     counts, price = full | chosen.counts(), costs.total(full)
+    made = {name: [layer for layer in groups.layers if layer.outputs == name] for name in curves}
     rows: list[dict[str, float | int | str]] = []
     for name, curve in curves.items():
         channels, kept = full[name], counts[name]
-        smaller = next_count(kept, multiple)
-        saved, share = costs.saved(counts, name, smaller), costs.saved(full, name, 0)
+        smaller = next_count(kept, groups.by_name[name].step(multiple))
+        saved = costs.saved(counts, name, smaller)
         loss = curve.loss(kept, smaller)
         rows.append(
             {
                 "group": name,
                 "channels": channels,
                 "kept": kept,
-                "share_of_macs": share[0] / price[0],
-                "share_of_parameters": share[1] / price[1],
+                "share_of_macs": sum(groups.layer_macs(layer, {}) for layer in made[name]) / price[0],
+                "share_of_parameters": _values(groups, groups.by_name[name]) / price[1],
                 "next_loss_per_mac": loss / saved[0] if saved[0] else 0.0,
                 "next_loss_per_parameter": loss / saved[1] if saved[1] else 0.0,
                 "why": _reason(
@@ -44,6 +50,12 @@ def explain(
             }
         )
     return rows
+
+
+def _values(groups: ChannelGroups, group: Group) -> int:
+    """Count the stored values that make a group's channels: of its producers and of all that acts on each channel."""
+    places = [part for part in group.slices if part.dim == 0]
+    return sum(group.channels * part.taps * math.prod(groups.tensors[part.tensor][1:]) for part in places)
 
 
 def _reason(kept: int, channels: int, smaller: int, spent: float, loss: float, macs: float, values: float) -> str:

@@ -42,7 +42,7 @@ def check(config: Config, groups: ChannelGroups) -> None:
 
     Raises ConfigError when even the smallest model of all classes is above one.
     """
-    smallest = {group.name: min(group.channels, config.planner.multiple) for group in groups.prunable}
+    smallest = {group.name: group.smallest(config.planner.multiple) for group in groups.prunable}
     for tier in config.tiers:
         broken = tier_budget(tier, 1.0, 1).broken(groups, smallest)
         if broken:

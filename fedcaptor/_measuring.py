@@ -19,6 +19,7 @@ from fedcaptor.common.data.splits import split
 from fedcaptor.common.errors import ConfigError
 from fedcaptor.common.latency import LatencyTable
 from fedcaptor.common.planner import Budget, require_possible
+from fedcaptor.common.random_streams import require_seed
 from fedcaptor.common.torch_engine.base import BaseModel, Submodel
 from fedcaptor.common.torch_engine.export import check_files, export
 from fedcaptor.common.torch_engine.latency import measured_latency_ratio
@@ -59,6 +60,7 @@ def measure(
     `on_step`: tuning steps done. `on_layer`: layers measured and their number, for a budget of latency.
     """
     start = time.perf_counter()
+    require_seed(request.seed)
     check_files(request.out)  # before the work
     if request.out and len(request.budgets) > 1:
         raise ConfigError(f"{len(request.budgets)} budgets and one --out: choose a budget to write its submodel")

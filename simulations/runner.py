@@ -26,7 +26,7 @@ from fedcaptor.common.config import Config, parse
 from fedcaptor.common.data.source import Dataset, load
 from fedcaptor.common.data.splits import split
 from fedcaptor.common.errors import ConfigError, StateError
-from fedcaptor.common.files import replacing
+from fedcaptor.common.files import make_folder, replacing
 from fedcaptor.common.torch_engine.base import BaseModel
 from fedcaptor.server.flow import OnProgress
 from fedcaptor.server.monitor import Monitor
@@ -94,7 +94,7 @@ def build_world(config: Config, directory: Path) -> World:
     torch.set_num_threads(1)
     threadpool_limits(1)
     keep_memory_flat()
-    directory.mkdir(parents=True, exist_ok=True)
+    make_folder(directory)
     stored = directory / "config.json"
     if stored.exists() and parse(json.loads(stored.read_text())) != config:
         raise StateError(f"{directory} holds a run of another configuration: choose another --out or remove it")
@@ -144,6 +144,7 @@ def remove_run(directory: Path) -> None:
     """Delete an earlier run; refuses a folder that holds something else."""
     if not directory.exists():
         return
+    make_folder(directory)
     if any(directory.iterdir()) and not (directory / "config.json").exists():
         raise StateError(f"{directory} holds no run: choose another folder, or empty it yourself")
     shutil.rmtree(directory)
