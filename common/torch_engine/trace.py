@@ -210,7 +210,9 @@ class _Reader:
             else:
                 slices += [TensorSlice(key, dim, taps, offset) for key, dim in places]
         if reasons:
-            raise _Whole("; ".join(dict.fromkeys(reasons)))
+            first, *others = dict.fromkeys(reasons)
+            more = f"; {others[0]}" if others else ""
+            raise _Whole(first + more + (f"; and {len(others) - 1} more such" if len(others) > 1 else ""))
         output = any(m.ends for m in members) and not consumers
         return Group(root, channels, tuple(slices), tuple(producers), tuple(consumers), output)
 

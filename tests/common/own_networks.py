@@ -181,6 +181,15 @@ def grouped_classes(classes: int, shape: Shape) -> nn.Module:
     )
 
 
+def transposed(classes: int, shape: Shape) -> nn.Module:
+    return Own(
+        lambda m, x: m.head(m.up(m.one(x)).mean((2, 3))),
+        one=nn.Conv2d(shape[0], 8, 2, 2),
+        up=nn.ConvTranspose2d(8, 6, 2, 2),
+        head=nn.Linear(6, classes),
+    )
+
+
 def halved(classes: int, shape: Shape) -> nn.Module:
     """Channels are split, one half is computed on, and both are shuffled: those inside the branch may go."""
 

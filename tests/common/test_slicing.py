@@ -220,6 +220,7 @@ def test_depthwise_convolutions_are_cut_but_read_nothing() -> None:
 @pytest.mark.parametrize(
     ("factory", "message"),
     [
+        ("transposed", "convolution up is transposed"),
         ("grouped_image", "grouped convolution mix reads or makes channels that stay"),
         ("grouped_classes", "the classes must be the outputs of one linear layer"),
         ("shared", "layer twice is used twice"),
