@@ -207,6 +207,16 @@ def test_the_page_holds_the_runs_numbers(tmp_path):
     assert sorted(file.name for file in tmp_path.iterdir()) == sorted([SUMMARY, DETAILS, ATLAS, "report.html"])
 
 
+def test_shares_of_macs_add_up_to_all(tmp_path):
+    rest = "classes, layers kept whole</th>"
+    details = make_details()
+    assert rest not in body(write_report(make_run(tmp_path, None, details)))
+    for layer in (layer for cluster in details["clusters"] for layer in cluster["layers"]):
+        layer["share_of_macs"] *= 0.875
+    page = body(write_report(make_run(tmp_path, None, details)))
+    assert "<td>12.5 %</td>" in page.split(rest)[1].split("</tr>")[0]
+
+
 def test_the_page_loads_nothing(tmp_path):
     page = body(write_report(make_run(tmp_path)))
     assert re.findall(r"""(?:src|href|action|url\()\s*=?\s*["']?(?!#|data:)([a-z]+:|//)[^"'\s>]*""", page) == []
