@@ -100,7 +100,7 @@ def open_ledger(
     path = folder / DATABASE
     if path.is_file():
         _require_phone(path)
-    elif not make or (folder.exists() and any(folder.iterdir())):
+    elif not make or (folder.is_dir() and any(folder.iterdir())):
         raise StateError(
             f"{folder} is no phone's folder, or the phone has not answered yet: it holds no {DATABASE}; "
             "give the `folder` of the node's configuration"
