@@ -68,18 +68,33 @@ def train(
 
 
 @app.command()
-def inspect(model: ModelName, weights: Weights, data: Source = "embedded", as_json: AsJson = False) -> None:
-    """Show a model's channel groups and what each layer costs."""
+def inspect(
+    model: ModelName,
+    weights: Annotated[
+        Path | None, typer.Option(help="Weights as safetensors; random ones if left out, to look before training.")
+    ] = None,
+    data: Source = "embedded",
+    latency: Annotated[
+        bool, typer.Option("--latency", help="Measure each layer's milliseconds here: one image, one thread.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show a model's channel groups, what each layer costs, and what `prune` keeps whole or refuses."""
     from fedcaptor._inspection import inspect_files
 
-    found = inspect_files(model, weights, data)
+    found = inspect_files(model, weights, data, latency)
     if as_json:
-        print(found.groups.to_json())
+        print(json.dumps(found.record(), allow_nan=False))
         return
-    table = Table("group", "channels", "producers", "read by", title=found.title)
-    for name, channels, producers, readers in found.rows:
-        table.add_row(name, str(channels), producers, readers)
-    Console().print(table)
+    groups = Table("group", "channels", "producers", "read by", title=found.title)
+    for group in found.rows:
+        groups.add_row(*group)
+    layers = Table(*found.cost_columns)
+    for row in found.cost_rows:
+        layers.add_row(*row)
+    Console().print(groups, layers)
+    for line in found.kept_whole:
+        Console().print(f"prune keeps {line}", highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()

@@ -92,7 +92,7 @@ def _switch(folder: Path, config: Path | None, answering: bool) -> None:
     from fedcaptor.client.folder import open_ledger
     from fedcaptor.common.config import load_config
 
-    new = not folder.exists() or not any(folder.iterdir())
+    new = not folder.is_dir() or not any(folder.iterdir())
     with open_ledger(folder, load_config(config).privacy, make=not answering) as ledger:
         ledger.on() if answering else ledger.off()
     made = f": {folder} was empty, it must be the `folder` of the node's configuration" if new else ""

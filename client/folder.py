@@ -17,7 +17,7 @@ from typing import TypeVar
 from fedcaptor.client.ledger import Ledger
 from fedcaptor.common.config import Privacy
 from fedcaptor.common.errors import StateError
-from fedcaptor.common.files import clear_leftovers
+from fedcaptor.common.files import clear_leftovers, make_folder
 from fedcaptor.common.privacy.zcdp import PERIOD_DAYS
 
 DATABASE = "phone.db"
@@ -78,7 +78,7 @@ def phone_ledger(
     `noise_free`: a ledger beside it, for sums without noise: a test run of that kind must not use up the budget of
     later ones for a whole period.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     return kind(
         folder / (NOISE_FREE_DATABASE if noise_free else DATABASE),
         durable=durable,
@@ -100,7 +100,7 @@ def open_ledger(
     path = folder / DATABASE
     if path.is_file():
         _require_phone(path)
-    elif not make or (folder.exists() and any(folder.iterdir())):
+    elif not make or (folder.is_dir() and any(folder.iterdir())):
         raise StateError(
             f"{folder} is no phone's folder, or the phone has not answered yet: it holds no {DATABASE}; "
             "give the `folder` of the node's configuration"

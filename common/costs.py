@@ -167,7 +167,7 @@ def _add(
 
 def _layer_dimensions(layer: Layer) -> list[Dimension]:
     """List the lengths whose product, times positions and kernel, gives a layer's MACs."""
-    outputs: Dimension = (0, ((layer.outputs, 1),)) if layer.outputs else (layer.full_outputs, ())
+    outputs: Dimension = (0, ((layer.outputs, layer.out_taps),)) if layer.outputs else (layer.full_outputs, ())
     if layer.depthwise:
         return [outputs]
     inputs = (0, ((layer.inputs, layer.in_taps),)) if layer.inputs else (layer.full_inputs * layer.in_taps, ())

@@ -18,14 +18,14 @@ def explain(
     """Explain each group's count: its share of the full model, and what removing its next block would lose and save.
 
     Each layer's MACs and values count in the group that it makes alone, so that the shares of all groups, with those of
-    the classes and of layers that cannot be cut, sum to 1.
+    the classes and of layers whose channels always stay, sum to 1.
     """
     costs, full = Costs.of(groups), {group.name: group.channels for group in groups.groups}
     counts, price = full | chosen.counts(), costs.total(full)
     rows: list[dict[str, float | int | str]] = []
     for name, curve in curves.items():
         channels, kept = full[name], counts[name]
-        smaller = next_count(kept, multiple)
+        smaller = next_count(kept, groups.by_name[name].step(multiple))
         saved = costs.saved(counts, name, smaller)
         loss = curve.loss(kept, smaller)
         rows.append(
@@ -58,11 +58,9 @@ def _macs(groups: ChannelGroups, name: str) -> int:
 
 def _values(groups: ChannelGroups, name: str) -> int:
     """Count the stored values along a group's channels as outputs: dimension 0 of weights, biases and batch norms."""
-    group, values = groups.by_name[name], 0
-    for part in (part for part in group.slices if part.dim == 0):
-        shape = groups.tensors[part.tensor]
-        values += math.prod(shape) // shape[0] * group.channels * part.taps
-    return values
+    group = groups.by_name[name]
+    places = [part for part in group.slices if part.dim == 0]
+    return sum(group.channels * part.taps * math.prod(groups.tensors[part.tensor][1:]) for part in places)
 
 
 def _reason(kept: int, channels: int, smaller: int, spent: float, loss: float, macs: float, values: float) -> str:

@@ -51,9 +51,30 @@ def check_writable(path: Path) -> None:
         with TemporaryFile(dir=path.parent):
             pass
     except OSError as error:
-        raise ConfigError(f"{path} cannot be written ({error.strerror}): choose another place") from error
+        raise ConfigError(f"{path} cannot be written ({_reason(path.parent, error)}): choose another place") from error
     if path.is_dir():
         raise ConfigError(f"{path} is a folder: name a file in it")
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder, and those above it, where there is none. Raises ConfigError where there cannot be one."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be a folder ({_reason(path, error)}): choose another place") from error
+
+
+def no_file(path: Path) -> str | None:
+    """Say why there is no file to read, and what to do; None where there is one."""
+    if path.is_dir():
+        return f"{path} is a folder: name a file in it"
+    return None if path.exists() else f"{path} does not exist: correct the path"
+
+
+def _reason(folder: Path, error: OSError) -> str | None:
+    """Say why there is no such folder: a file of its name or of one above it, or what the system says."""
+    taken = next((place for place in (folder, *folder.parents) if place.is_file()), None)
+    return error.strerror if taken is None else f"{taken} is a file"
 
 
 def clear_leftovers(path: Path) -> list[Path]:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -25,7 +25,8 @@ class TensorSlice:
     """Say which elements along one dimension of one tensor belong to a group's channels.
 
     Element `offset + channel * taps + t` along `dim`, for t in [0, taps), belongs to `channel`.
-    `taps > 1` where a flattened map feeds a linear layer; `offset > 0` behind a concatenation.
+    `taps > 1` where a flattened map feeds a linear layer, and where a channel of the group stands for all channels of a
+    grouped convolution's group; `offset > 0` behind a concatenation.
     """
 
     tensor: str
@@ -59,11 +60,14 @@ class Consumer:
 class Group:
     """Describe channels that can only be kept or removed together.
 
+    Around a grouped convolution a channel of this description is a whole group of the convolution: all channels that it
+    reads and makes, so that the groups that stay are of one size.
+
     Attributes:
         name: The name of the first layer that makes them.
         channels: How many there are.
-        slices: All that is removed with a channel. Depthwise convolutions and batch norms of the channels appear here
-            only.
+        slices: All that is removed with a channel. Depthwise and grouped convolutions and batch norms of the channels
+            appear here only.
         producers: Layers whose outputs are these channels (several behind a residual sum).
         consumers: Layers that read them, in execution order.
         output: Whether the channels are the classes, which no layer reads.
@@ -76,23 +80,49 @@ class Group:
     consumers: tuple[Consumer, ...] = ()
     output: bool = False
 
+    @property
+    def width(self) -> int:
+        """Return how many channels of the first producer one channel stands for: 1 but for grouped convolutions."""
+        first = f"{self.name}.weight"
+        return next((part.taps for part in self.slices if (part.tensor, part.dim) == (first, 0)), 1)
+
+    def step(self, multiple: int) -> int:
+        """Return the step in which channels go, so that those of the layers are multiples of `multiple`."""
+        return multiple // math.gcd(multiple, self.width)
+
+    def smallest(self, multiple: int) -> int:
+        """Return how many channels stay at least when they go in multiples."""
+        return min(self.channels, self.step(multiple))
+
+    def in_units(self, units: int) -> Group:
+        """Describe these channels as so many units of neighbouring ones; `units` divides their number."""
+        size = self.channels // units
+        return replace(
+            self,
+            channels=units,
+            slices=tuple(replace(part, taps=part.taps * size) for part in self.slices),
+            consumers=tuple(replace(reader, taps=reader.taps * size) for reader in self.consumers),
+        )
+
 
 @dataclass(frozen=True)
 class Layer:
     """Give the cost of one convolution or linear layer.
 
-    MACs = positions × kernel × inputs × in_taps × outputs (a depthwise convolution: positions × kernel × outputs).
+    MACs = positions × kernel × inputs × in_taps × outputs × out_taps (without inputs and in_taps for a depthwise or
+    grouped convolution).
 
     Attributes:
         name: The module's name.
-        positions: Map positions of its output, 1 for a linear layer.
-        kernel: Positions of its kernel, 1 for a linear layer.
-        full_inputs: Input channels of the unpruned layer.
-        full_outputs: Output channels of the unpruned layer.
+        positions: Map positions of its output; 1 for a linear layer behind a flatten.
+        kernel: Positions of its kernel, 1 for a linear layer; for a grouped convolution times the inputs of a filter.
+        full_inputs: Input channels of the unpruned layer, in those of the group that it reads.
+        full_outputs: Output channels of the unpruned layer, in those of the group that it makes.
         inputs: The group that it reads; None where the number is fixed (image channels).
         outputs: The group that it makes; None where the number is fixed.
-        depthwise: Whether each channel has a filter of its own.
+        depthwise: Whether the number of inputs of a filter never changes: a depthwise or grouped convolution.
         in_taps: Input elements per channel, as `Consumer.taps`.
+        out_taps: Outputs per channel: 1 but for groups of a grouped convolution.
     """
 
     name: str
@@ -104,6 +134,7 @@ class Layer:
     outputs: str | None
     depthwise: bool = False
     in_taps: int = 1
+    out_taps: int = 1
 
 
 @dataclass(frozen=True)
@@ -116,6 +147,8 @@ class ChannelGroups:
         groups: In execution order.
         layers: Costs, in execution order.
         tensors: Shape of every state-dict tensor.
+        whole: Why channels are in no group, so that all of them always stay, by the first layer that makes them; not
+            part of what is serialised.
     """
 
     model: str
@@ -123,6 +156,7 @@ class ChannelGroups:
     groups: tuple[Group, ...]
     layers: tuple[Layer, ...]
     tensors: dict[str, tuple[int, ...]] = field(hash=False)
+    whole: Mapping[str, str] = field(default_factory=dict, hash=False, compare=False)
 
     @cached_property
     def by_name(self) -> dict[str, Group]:
@@ -140,6 +174,14 @@ class ChannelGroups:
         return tuple(g for g in self.groups if not g.output)
 
     @property
+    def kept_whole(self) -> list[str]:
+        """Say in words which channels always stay, one line a reason."""
+        layers: dict[str, list[str]] = {}
+        for layer, reason in self.whole.items():
+            layers.setdefault(reason, []).append(layer)
+        return [f"all channels of {', '.join(names)}: {reason}" for reason, names in layers.items()]
+
+    @property
     def classes(self) -> int:
         """Return the number of classes of the full network."""
         return self.output.channels
@@ -151,6 +193,7 @@ class ChannelGroups:
     def layer_macs(self, layer: Layer, kept: Mapping[str, int]) -> int:
         """Count the MACs of one image in one layer; `kept`: channels by group, absent = all."""
         outputs = kept.get(layer.outputs, layer.full_outputs) if layer.outputs else layer.full_outputs
+        outputs *= layer.out_taps
         if layer.depthwise:
             return layer.positions * layer.kernel * outputs
         inputs = kept.get(layer.inputs, layer.full_inputs) if layer.inputs else layer.full_inputs
@@ -201,6 +244,10 @@ class ChannelGroups:
         are called `cuts`, and each consumer says of which kind it is and whether it has a bias.
         """
         raw = asdict(self)
+        del raw["whole"]
+        for layer in raw["layers"]:
+            if layer["out_taps"] == 1:
+                del layer["out_taps"]
         for group in raw["groups"]:
             group["cuts"] = group.pop("slices")
             for consumer in group["consumers"]:

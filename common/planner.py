@@ -38,7 +38,7 @@ class Budget:
 
     Attributes:
         macs: Ratio of the full model's MACs, in (0, 1].
-        multiple: Kept counts are multiples of it (Torch-Pruning users report that odd counts run slower than the
+        multiple: Kept channels are multiples of it (Torch-Pruning users report that odd counts run slower than the
             unpruned layer), or all channels of the group.
         parameters: Ratio of the full model's stored values, in (0, 1].
         bytes: Size of each of the submodel's files.
@@ -138,7 +138,7 @@ def require_possible(groups: ChannelGroups, classes: int, budget: Budget) -> Non
 
 def smallest_counts(groups: ChannelGroups, classes: int, multiple: int) -> dict[str, int]:
     """Return the channels of each group in the smallest network that a plan can leave."""
-    return {group.name: min(group.channels, multiple) for group in groups.prunable} | {groups.output.name: classes}
+    return {group.name: group.smallest(multiple) for group in groups.prunable} | {groups.output.name: classes}
 
 
 def ladder(
@@ -174,7 +174,8 @@ class _Path:
     def __init__(
         self, groups: ChannelGroups, curves: Mapping[str, PruningCurve], classes: Indices, budget: Budget
     ) -> None:
-        self.groups, self.curves, self.classes, self.multiple = groups, curves, classes, budget.multiple
+        self.groups, self.curves, self.classes = groups, curves, classes
+        self.steps = {name: groups.by_name[name].step(budget.multiple) for name in curves}
         self.costs = budget.costs(groups)
         self.counts = {group.name: group.channels for group in groups.groups}
         self.full = self.costs.total(self.counts)
@@ -207,7 +208,7 @@ class _Path:
         name = self.names[row]
         large = (self.saved[row] > LARGE * np.array(self.full)).any()
         self.large = (name, float(self.loss[row])) if large else None
-        self.counts[name] = next_count(self.counts[name], self.multiple)
+        self.counts[name] = next_count(self.counts[name], self.steps[name])
         self.now = self.costs.total(self.counts)
         for neighbour in self.costs.neighbours(name) & self.curves.keys():
             self._price(neighbour)
@@ -231,8 +232,8 @@ class _Path:
         """Find the removed block with the most loss per unit: group, count with it, loss; None if none has a loss."""
         best, found, unit = 0.0, None, np.isfinite(limits) / np.array(self.full)
         for name, curve in self.curves.items():
-            smaller = counts[name]
-            count = min(len(curve.order), (smaller // self.multiple + 1) * self.multiple)
+            smaller, step = counts[name], self.steps[name]
+            count = min(len(curve.order), (smaller // step + 1) * step)
             if count == smaller or name == last:
                 continue
             saved, loss = self.costs.saved({**counts, name: count}, name, smaller), curve.loss(count, smaller)
@@ -244,7 +245,7 @@ class _Path:
     def _price(self, name: str) -> None:
         """Record what removing the group's next block would lose and save."""
         row, count = self.names.index(name), self.counts[name]
-        smaller = next_count(count, self.multiple)
+        smaller = next_count(count, self.steps[name])
         self.loss[row] = self.curves[name].loss(count, smaller)
         self.saved[row] = self.costs.saved(self.counts, name, smaller)
 

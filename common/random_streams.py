@@ -20,6 +20,8 @@ from enum import Enum, unique
 
 import numpy as np
 
+from fedcaptor.common.errors import ConfigError
+
 
 @unique
 class Stream(Enum):
@@ -50,6 +52,12 @@ class Stream(Enum):
 
     def __init__(self, number: int, keys: tuple[str, ...]) -> None:
         self.number, self.keys = number, keys
+
+
+def require_seed(seed: int) -> None:
+    """Check a seed that a user gives; raises ConfigError outside of what all generators take."""
+    if not 0 <= seed < 2**63:
+        raise ConfigError(f"seed is {seed}, must lie in 0..{2**63 - 1}: give another")
 
 
 def stream(seed: int, name: Stream, *keys: int) -> np.random.Generator:

@@ -37,12 +37,11 @@ def subgroups(groups: ChannelGroups, plan: Plan) -> ChannelGroups:
             full_outputs=counts.get(layer.outputs, layer.full_outputs) if layer.outputs else layer.full_outputs,
         )
 
-    return ChannelGroups(
-        groups.model,
-        groups.input_shape,
-        tuple(smaller(group) for group in groups.groups),
-        tuple(lighter(layer) for layer in groups.layers),
-        groups.shapes(counts),
+    return replace(
+        groups,
+        groups=tuple(smaller(group) for group in groups.groups),
+        layers=tuple(lighter(layer) for layer in groups.layers),
+        tensors=groups.shapes(counts),
     )
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from fedcaptor.common.config import Config, Tier
 from fedcaptor.common.errors import ConfigError
 from fedcaptor.common.groups import ChannelGroups
-from fedcaptor.common.planner import Budget
+from fedcaptor.common.planner import Budget, smallest_counts
 from fedcaptor.common.random_streams import Stream, stream
 
 
@@ -42,7 +42,7 @@ def check(config: Config, groups: ChannelGroups) -> None:
 
     Raises ConfigError when even the smallest model of all classes is above one.
     """
-    smallest = {group.name: min(group.channels, config.planner.multiple) for group in groups.prunable}
+    smallest = smallest_counts(groups, groups.classes, config.planner.multiple)
     for tier in config.tiers:
         broken = tier_budget(tier, 1.0, 1).broken(groups, smallest)
         if broken:

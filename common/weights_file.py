@@ -14,7 +14,7 @@ from safetensors.numpy import save
 
 from fedcaptor.common.arrays import Array
 from fedcaptor.common.errors import ModelError
-from fedcaptor.common.files import write_whole
+from fedcaptor.common.files import no_file, write_whole
 from fedcaptor.common.groups import State
 
 _ORDER = "fedcaptor.tensors"  # metadata key: the file format sorts tensors, the network's order is kept here
@@ -23,8 +23,11 @@ _ORDER = "fedcaptor.tensors"  # metadata key: the file format sorts tensors, the
 def load_state(path: Path) -> tuple[State, dict[str, str]]:
     """Read a safetensors file: numpy arrays in the network's order, floats widened to float32, and the metadata.
 
-    A file from elsewhere is ordered by name, numbers by value. Raises ModelError when the file cannot be read.
+    A file from elsewhere is ordered by name, numbers by value. Raises ModelError when the file is missing or cannot be
+    read.
     """
+    if (problem := no_file(path)) is not None:
+        raise ModelError(problem)
     try:
         with safe_open(path, framework="np") as file:
             metadata, names = dict(file.metadata() or {}), list(file.keys())
@@ -38,6 +41,17 @@ def load_state(path: Path) -> tuple[State, dict[str, str]]:
     if order is None or sorted(order) != sorted(found):
         order = sorted(found, key=_natural)
     return {key: found[key] for key in order}, metadata
+
+
+def require_finite(state: State, where: object) -> None:
+    """Check that all weights are finite numbers; raises ModelError, which says `where` and names the tensor, if not."""
+    for key, array in state.items():
+        if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
+            count = array.size - np.isfinite(array).sum()
+            raise ModelError(
+                f"{where}: {count} of {array.size} values of tensor {key} are not finite, all must be: give other "
+                "weights, or train again with a lower learning rate"
+            )
 
 
 def save_state(path: Path, state: State, metadata: dict[str, str], private: bool = False) -> None:

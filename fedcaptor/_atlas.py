@@ -63,7 +63,7 @@ def atlas(
         The page's path.
 
     Raises:
-        ConfigError: A layer that the network lacks, or a place that cannot be written.
+        ConfigError: A layer that the network lacks, a seed that cannot be, or a place that cannot be written.
         DataError: Images whose pixels are not known.
         ModelError: A network that cannot be traced.
 
@@ -72,7 +72,7 @@ def atlas(
         fedcaptor.atlas(network, images, mean=0.5, std=0.25, class_names=["shoe", "bag"], out="atlas.html")
         ```
     """
-    place = Path(out)
+    place, look = Path(out), Look(tuple(layers), filters, patches, steps, seed)
     check_writable(place)
     found = collect(images, lambda label: SEEN_IMAGES, seed, partial(Normalisation.of, mean, std))
     norm = found.normalisation
@@ -87,7 +87,6 @@ def atlas(
         raise ConfigError(f"class_names are {len(names)}, the network has {base.groups.classes} classes: name each")
     drawn = np.random.default_rng(seed).permutation(len(found.x))[:SEEN_IMAGES]
     pixels = _pixels_of(found.x[drawn], base)
-    look = Look(tuple(layers), filters, patches, steps, seed)
     with shown_on(Console(stderr=True, quiet=not progress)) as on_progress:
         return write(base, pixels, "the images given", names, look, place, on_progress)
 

@@ -15,6 +15,7 @@ from fedcaptor.common.errors import ConfigError
 from fedcaptor.common.filter_clusters import filter_clusters
 from fedcaptor.common.preference import layer_slices
 from fedcaptor.common.progress import OnProgress
+from fedcaptor.common.random_streams import require_seed
 from fedcaptor.common.torch_engine.base import BaseModel
 from fedcaptor.common.torch_engine.forward import logits, normalise
 from fedcaptor.common.torch_engine.scores import ClassScores, normalised, taylor_scores
@@ -42,7 +43,7 @@ SEEN_IMAGES = 1000  # searched for patches
 @dataclass(frozen=True)
 class Look:
     """What a page shows. `layers`: names of channel groups, none for all; `filters`: most of a layer; `patches` of
-    images beside each picture; `steps` that a picture is painted in.
+    images beside each picture; `steps` that a picture is painted in. Raises ConfigError for a seed that cannot be.
     """
 
     layers: tuple[str, ...] = ()
@@ -50,6 +51,9 @@ class Look:
     patches: int = 4
     steps: int = 64
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        require_seed(self.seed)
 
 
 def write(

@@ -35,6 +35,7 @@ from fedcaptor.common.class_names import labels_of
 from fedcaptor.common.errors import ConfigError, DataError, NormalisationWarning
 from fedcaptor.common.latency import LatencyTable
 from fedcaptor.common.planner import Budget, require_possible
+from fedcaptor.common.random_streams import require_seed
 from fedcaptor.common.torch_engine.base import BaseModel
 from fedcaptor.common.torch_engine.base import Submodel as Pruned
 from fedcaptor.common.torch_engine.export import WEIGHTS, Format, precision_of
@@ -77,7 +78,7 @@ class Evidence:
         seed: Seed of all that is drawn.
 
     Raises:
-        ConfigError: A class, strategy or normalisation that does not fit.
+        ConfigError: A class, seed, strategy or normalisation that does not fit.
         DataError: Images of another form, or none of a target class.
         ModelError: A network that cannot be traced; the message names the layer.
 
@@ -105,6 +106,7 @@ class Evidence:
         name: str | None = None,
         seed: int = 0,
     ) -> None:
+        require_seed(seed)
         if calibration < 1 or not 0 <= hold_out < 1:
             raise ConfigError(f"calibration is {calibration}, hold_out {hold_out}: give at least 1, and one in [0, 1)")
         self.strategy = strategy_of(strategy) if isinstance(strategy, str) else strategy

@@ -29,6 +29,7 @@ from fedcaptor.common.errors import ConfigError
 from fedcaptor.common.files import write_whole
 from fedcaptor.common.latency import LatencyTable
 from fedcaptor.common.planner import Budget, require_possible
+from fedcaptor.common.random_streams import require_seed
 from fedcaptor.common.torch_engine.base import BaseModel, Submodel
 from fedcaptor.common.torch_engine.export import (
     WEIGHTS,
@@ -88,6 +89,7 @@ def measure(
     `on_step`: tuning steps done. `on_layer`: layers measured and their number, for a budget of latency.
     """
     start = time.perf_counter()
+    require_seed(request.seed)
     formats = formats_of(request.out, request.precision)  # before the work
     if request.out and len(request.budgets) > 1:
         raise ConfigError(f"{len(request.budgets)} budgets and one --out: choose a budget to write its submodel")

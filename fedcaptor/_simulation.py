@@ -244,11 +244,15 @@ def with_progress(config: Config, out: Path, console: Console, command: str) -> 
 
 
 def _scenario(given: str | Path | None) -> Path | None:
-    """A file, or where there is none the shipped scenario of that name."""
+    """A file, or where there is none the shipped scenario of that name. Raises ConfigError where there is neither."""
     if given is None or Path(given).exists():
         return None if given is None else Path(given)
-    shipped = asset("simulations/scenarios") / Path(given).with_suffix(".toml")
-    return shipped if Path(given).name == str(given) and shipped.exists() else Path(given)
+    scenarios = asset("simulations/scenarios")
+    shipped = scenarios / Path(given).with_suffix(".toml").name
+    if Path(given).name == str(given) and shipped.exists():
+        return shipped
+    known = ", ".join(sorted(file.stem for file in scenarios.glob("*.toml")))
+    raise ConfigError(f"{given} does not exist: correct the path, or give a shipped scenario, one of {known}")
 
 
 def _default(file: Path | Config | None, texts: list[str], sweep: bool) -> Path:
@@ -260,6 +264,8 @@ def _default(file: Path | Config | None, texts: list[str], sweep: bool) -> Path:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    if not path.parent.is_dir():
+        raise StateError(f"{path.parent} is not a folder: give the folder of a finished run")
     try:
         found: dict[str, Any] = json.loads(path.read_text())
     except (OSError, ValueError) as error:

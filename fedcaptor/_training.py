@@ -21,11 +21,14 @@ from fedcaptor._progress import shown_on
 from fedcaptor.common.arrays import Indices
 from fedcaptor.common.data.source import Dataset, load
 from fedcaptor.common.data.splits import split
+from fedcaptor.common.errors import ConfigError, DataError, ModelError
 from fedcaptor.common.files import check_writable
+from fedcaptor.common.random_streams import require_seed
 from fedcaptor.common.torch_engine.base import CLASS_NAMES
 from fedcaptor.common.torch_engine.forward import logits, normalise
 from fedcaptor.common.torch_engine.network import state_of
 from fedcaptor.common.torch_engine.registry import build
+from fedcaptor.common.torch_engine.trace import trace
 from fedcaptor.common.weights_file import save_state
 
 BATCH = 64
@@ -43,7 +46,8 @@ def train(
 ) -> float:
     """Train a network from random weights on the base part of a data set and write them, in half precision.
 
-    The file also holds its measured accuracy, the names of the classes, and mean and standard deviation of the pixels.
+    Before the training it says what `fedcaptor.prune` will keep whole or refuse in such a network. The file also holds
+    its measured accuracy, the names of the classes, and mean and standard deviation of the pixels.
     After each epoch the accuracy on the reference part is told, and all that the training needs to go on is stored in
     `OUT.checkpoint`: the same call goes on from there after a kill, and ends with the same weights. The checkpoint is
     removed at the end. An interruption (Ctrl-C) leaves the weights of the best epoch so far in `out`.
@@ -61,8 +65,8 @@ def train(
         Accuracy on all images that were not trained on.
 
     Raises:
-        ConfigError: The file cannot be written.
-        DataError: The data cannot be read.
+        ConfigError: The file cannot be written, or a seed or number of epochs that cannot be.
+        DataError: The data cannot be read, or its base part has a single image.
         ModelError: The network cannot be built.
         StateError: The checkpoint is damaged, or of other settings.
 
@@ -72,13 +76,19 @@ def train(
         ```
     """
     out = Path(out)
+    require_seed(seed)
+    if epochs < 1:
+        raise ConfigError(f"epochs are {epochs}, must be at least 1: give more")
     check_writable(out)
     console = Console(stderr=True, quiet=not progress, highlight=False, markup=False, soft_wrap=True)
     torch.manual_seed(seed)
     images = _Images.of(load(data))
     shares = ", ".join(f"{use} {len(part)} ({len(part) / len(images.y):.0%})" for use, part in images.uses.items())
     console.print(f"{model} on {images.name}, {len(images.y)} images: {shares}")
-    network = build(model, len(images.names), (images.x.shape[3], *images.x.shape[1:3]))
+    shape = (images.x.shape[3], *images.x.shape[1:3])
+    network = build(model, len(images.names), shape)
+    for line in _unprunable(network, model, shape):
+        console.print(line)
     settings = {"model": model, "data": images.name, "images": images.digest, "epochs": epochs, "seed": seed}
     training = _prepared(network, len(images.base), epochs, seed)
     checkpoint = out.with_name(f"{out.name}.checkpoint")
@@ -134,6 +144,8 @@ class _Images:
     @classmethod
     def of(cls, data: Dataset) -> _Images:
         parts = split(data)
+        if len(parts["base"]) < 2:
+            raise DataError(f"{data.name}: part 'base' gets 1 image, at least 2 are needed to train: give more images")
         pixels = data.x[parts["base"]].reshape(-1, data.x.shape[3]) / 255
         mean, std = (tuple(round(float(v), 4) for v in f(pixels, 0)) for f in (np.mean, np.std))
         return cls(data.name, data.names, data.x, data.y, **parts, mean=mean, std=std)
@@ -164,6 +176,14 @@ class _Images:
         return float((answers == self.y[part]).mean())
 
 
+def _unprunable(network: nn.Module, name: str, shape: tuple[int, int, int]) -> list[str]:
+    """Say what pruning will keep whole, or that it will refuse this network."""
+    try:
+        return [f"prune will keep {kept}" for kept in trace(network, name, shape).kept_whole]
+    except ModelError as error:
+        return [f"prune will refuse this network: {error}"]
+
+
 def _written(out: Path, network: nn.Module, images: _Images, metadata: dict[str, str]) -> float:
     """Write a network's weights, with what was measured of them; returns the accuracy on images not trained on."""
     network.half().float()  # what the file will hold is what is measured
@@ -177,14 +197,19 @@ def _written(out: Path, network: nn.Module, images: _Images, metadata: dict[str,
 def _prepared(network: nn.Module, count: int, epochs: int, seed: int) -> Training:
     """AdamW with a one-cycle rate, for so many images and epochs."""
     optimiser = torch.optim.AdamW(network.parameters(), 2e-3, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 4e-3, -(-count // BATCH) * epochs)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 4e-3, (len(_cuts(count)) + 1) * epochs)
     return Training(network, optimiser, schedule, np.random.default_rng(seed))
+
+
+def _cuts(count: int) -> range:
+    """Where so many images are cut into batches, so that none has one image: a batch norm cannot normalise it."""
+    return range(BATCH, count - 1, BATCH)
 
 
 def _fit_epoch(training: Training, images: _Images, on_step: Callable[[int, int], None]) -> None:
     """One pass over slightly moved and mirrored images; `on_step`: steps done and those of all epochs."""
     x, y = images.trained_on
-    batches = torch.from_numpy(training.rng.permutation(len(y))).split(BATCH)
+    batches = torch.from_numpy(training.rng.permutation(len(y))).tensor_split(list(_cuts(len(y))))
     training.network.train()
     for batch in batches:
         loss = F.cross_entropy(training.network(_augment(x[batch], training.rng)), y[batch], label_smoothing=0.05)

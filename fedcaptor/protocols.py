@@ -60,9 +60,9 @@ def __getattr__(name: str) -> Any:
 class ModelFactory(Protocol):
     """Makes a network with any weights; a trained one's are loaded into it.
 
-    Channels must be cut alike wherever they are read: convolutions (plain or depthwise), linear layers, norms and
-    activations can be, each layer used once and the classes made by the last linear layer or convolution.
-    `fedcaptor.inspect` says what can be cut, or which layer cannot.
+    Channels must be cut alike wherever they are read: convolutions (plain, depthwise or grouped), linear layers, batch
+    norms and activations can be, each layer used once and the classes made by the last linear layer or convolution.
+    Channels that something else computes over stay whole. `fedcaptor.inspect` says which, and why.
     """
 
     def __call__(self, classes: int, input_shape: tuple[int, int, int], /) -> nn.Module:

@@ -21,6 +21,7 @@ from fedcaptor.common.arrays import Images
 from fedcaptor.common.groups import Consumer, Group, TensorSlice
 from fedcaptor.common.torch_engine.base import BaseModel
 from fedcaptor.common.torch_engine.evidence import hooks
+from fedcaptor.common.torch_engine.network import channels_first
 
 # Columns: brightness, then the two hues by which natural images vary most, each as strong as it varies. They are the
 # fixed numbers of the paper's code (lucid), of ImageNet's pixels; no image is read here.
@@ -158,20 +159,21 @@ def activation(
     rows = torch.arange(len(targets))
     seen: list[torch.Tensor] = []
 
-    def mean(x: torch.Tensor, place: Consumer | TensorSlice) -> torch.Tensor:
+    def mean(layer: nn.Module, x: torch.Tensor, place: Consumer | TensorSlice) -> torch.Tensor:
+        x = channels_first(x, layer)
         return (channels_of(x, group, place)[rows, targets] * _middle(x, place, focus)).sum(1)
 
     def read(consumer: Consumer) -> Callable[..., None]:
-        def hook(_module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-            seen.append(mean(inputs[0], consumer) / len(group.consumers))
+        def hook(layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+            seen.append(mean(layer, inputs[0], consumer) / len(group.consumers))
             if len(seen) == wanted:
                 raise StopForward
 
         return hook
 
     def before(made: TensorSlice) -> Callable[..., None]:
-        def hook(_module: nn.Module, _inputs: Any, output: torch.Tensor) -> None:
-            seen.append(leak * mean(output, made))
+        def hook(layer: nn.Module, _inputs: Any, output: torch.Tensor) -> None:
+            seen.append(leak * mean(layer, output, made))
 
         return hook
 
@@ -187,15 +189,15 @@ def activation(
 
 
 def channels_of(x: torch.Tensor, group: Group, place: Consumer | TensorSlice) -> torch.Tensor:
-    """Take the group's channels [n, channels, positions] out of maps [n, C, H, W], or [n, C·taps] behind a flatten."""
+    """Take the group's channels [n, channels, taps·positions] out of maps [n, C·taps, H, W], or [n, C·taps]."""
     return x[:, place.offset : place.offset + group.channels * place.taps].reshape(len(x), group.channels, -1)
 
 
 def _middle(x: torch.Tensor, place: Consumer | TensorSlice, focus: float) -> torch.Tensor:
-    """Return weights [positions] that sum to one: a bell on maps [n, C, H, W], equal behind a flatten."""
+    """Return weights [taps·positions] that sum to one: bells on maps [n, C, H, W], equal behind a flatten."""
     if x.dim() != 4:
         return torch.full((place.taps,), 1 / place.taps)
     offsets = [(torch.arange(side) + 0.5) / side - 0.5 for side in x.shape[2:]]
     down, across = (torch.exp(-(offset / focus).square() / 2) for offset in offsets)
     bell = down.view(-1, 1) * across
-    return (bell / bell.sum()).flatten()
+    return (bell / bell.sum() / place.taps).flatten().repeat(place.taps)

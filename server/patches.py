@@ -14,6 +14,7 @@ from fedcaptor.common.groups import Group
 from fedcaptor.common.torch_engine.base import BaseModel
 from fedcaptor.common.torch_engine.evidence import hooks
 from fedcaptor.common.torch_engine.forward import normalise
+from fedcaptor.common.torch_engine.network import channels_first
 from fedcaptor.server.painting import StopForward, channels_of
 
 _LEAST = 12  # pixels of a crop's side: a person makes nothing of fewer
@@ -54,8 +55,8 @@ def most_exciting(
     places: dict[str, list[torch.Tensor]] = {name: [] for name in chosen}
 
     def watch(group: Group) -> Callable[..., None]:
-        def hook(_module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-            own = channels_of(inputs[0], group, group.consumers[0])[:, chosen[group.name]]
+        def hook(layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+            own = channels_of(channels_first(inputs[0], layer), group, group.consumers[0])[:, chosen[group.name]]
             peak = own.max(2)
             values[group.name].append(peak.values)
             places[group.name].append(peak.indices)
@@ -102,8 +103,8 @@ def _boxes(
     leaf = normalise(images, base.mean, base.std).requires_grad_()
     values: list[torch.Tensor] = []
 
-    def hook(_module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        own = channels_of(inputs[0], group, group.consumers[0])
+    def hook(reader: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        own = channels_of(channels_first(inputs[0], reader), group, group.consumers[0])
         values.append(own[torch.arange(len(own)), targets, spots])
         raise StopForward
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from fedcaptor.common.errors import StateError
+from fedcaptor.common.files import make_folder
 from fedcaptor.simulations.seeds import folder_of, parse_seeds
 
 LOCK = "run.lock"
@@ -29,7 +30,7 @@ def locked(directory: Path, on_takeover: Callable[[str], None] = lambda note: No
     `on_takeover` is told in a sentence where an earlier holder died without a release. Raises StateError that names the
     process which holds the lock.
     """
-    directory.mkdir(parents=True, exist_ok=True)
+    make_folder(directory)
     file = directory / LOCK
     lock = FileLock(file)
     try:

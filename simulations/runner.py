@@ -29,7 +29,7 @@ from fedcaptor.common.config import Config, parse
 from fedcaptor.common.data.source import Dataset, load
 from fedcaptor.common.data.splits import split
 from fedcaptor.common.errors import ConfigError, StateError
-from fedcaptor.common.files import replacing
+from fedcaptor.common.files import make_folder, replacing
 from fedcaptor.common.progress import OnProgress
 from fedcaptor.common.torch_engine.base import BaseModel
 from fedcaptor.server.monitor import Monitor
@@ -99,7 +99,7 @@ def build_world(config: Config, directory: Path) -> World:
     torch.set_num_threads(1)
     threadpool_limits(1)
     keep_memory_flat()
-    directory.mkdir(parents=True, exist_ok=True)
+    make_folder(directory)
     stored = directory / "config.json"
     if stored.exists() and parse(json.loads(stored.read_text())) != config:
         raise StateError(f"{directory} holds a run of another configuration: choose another --out or remove it")
@@ -145,7 +145,7 @@ def local_grid(world: World, clock: VirtualClock, around: Callable[[App], App] =
 
 def require_run(directory: Path) -> None:
     """Raise StateError for a folder that holds something else than a run."""
-    found = {path.name for path in directory.iterdir()} if directory.exists() else set()
+    found = {path.name for path in directory.iterdir()} if directory.is_dir() else set()
     if found - {LOCK} and "config.json" not in found:
         raise StateError(f"{directory} holds no run: choose another folder, or empty it yourself")
 

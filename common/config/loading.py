@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from fedcaptor.common.config.schema.configuration import Config
 from fedcaptor.common.config.wording import explained, shown
 from fedcaptor.common.errors import ConfigError
+from fedcaptor.common.files import no_file
 
 MAX_BYTES = 1 << 20
 """Most bytes of a file or an override. The shipped scenarios have less than a kilobyte."""
@@ -53,6 +54,8 @@ def parse(values: Mapping[str, Any]) -> Config:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    if (problem := no_file(path)) is not None:
+        raise ConfigError(problem)
     try:
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)

@@ -25,7 +25,7 @@ from fedcaptor.common.torch_engine.forward import logits, normalise
 from fedcaptor.common.torch_engine.network import network, state_of
 from fedcaptor.common.torch_engine.registry import skeleton
 from fedcaptor.common.torch_engine.trace import trace
-from fedcaptor.common.weights_file import load_state
+from fedcaptor.common.weights_file import load_state, require_finite
 
 CLASS_NAMES = "class_names"  # metadata of weights and submodels: a JSON list, one name an output
 
@@ -65,13 +65,14 @@ class BaseModel:
     ) -> BaseModel:
         """A network in memory, copied to the processor in single precision: the caller's stays as it is.
 
-        Raises ModelError when it cannot be copied or traced.
+        Raises ModelError when it cannot be copied or traced, or a weight is not finite.
         """
         try:
             copied = copy.deepcopy(module).cpu().float()
             own = network(copy.deepcopy(copied), state_of(copied))
         except (RuntimeError, TypeError) as error:
             raise ModelError(f"{name} cannot be copied ({error}): remove what ties its tensors to a graph") from error
+        require_finite(state_of(copied), name)
         groups = trace(own, name, input_shape)
         return cls(name, state_of(copied), groups, tuple(mean), tuple(std), own, lambda: copy.deepcopy(own))
 
@@ -93,9 +94,11 @@ class BaseModel:
             statistics: Mean and std, of all channels alike or of each, in place of the file's.
 
         Raises:
-            ModelError: The file cannot be read, is not of this architecture, or the network cannot be sliced.
+            ModelError: The file cannot be read, has weights that are not finite, is not of this architecture, or the
+                network cannot be sliced.
         """
         state, metadata = load_state(weights)
+        require_finite(state, weights)
         classes = _output_size(state, weights)
         module = network(skeleton(name, classes, input_shape), state)
         if statistics is not None:
@@ -179,11 +182,15 @@ class Submodel:
 
 
 def _output_size(state: State, weights: Path) -> int:
-    """Read the number of classes off the last linear layer; raises ModelError without one."""
-    matrices = [tensor for name, tensor in state.items() if name.endswith("weight") and tensor.ndim == 2]
-    if not matrices:
-        raise ModelError(f"{weights} holds no linear layer, the last one must give the classes: use other weights")
-    return int(matrices[-1].shape[0])
+    """Read the number of classes off the last linear layer, or the last convolution of a network without one.
+
+    Raises ModelError without either.
+    """
+    found = [tensor for name, tensor in state.items() if name.endswith("weight") and tensor.ndim >= 2]
+    last = [tensor for tensor in found if tensor.ndim == 2] or found
+    if not last:
+        raise ModelError(f"{weights} holds no layer that could give the classes: use other weights")
+    return int(last[-1].shape[0])
 
 
 def class_names_of(metadata: dict[str, str], classes: int, file: Path) -> Names | None:

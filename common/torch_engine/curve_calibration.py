@@ -19,6 +19,7 @@ from fedcaptor.common.selection import PruningCurve, ridge_of
 from fedcaptor.common.torch_engine.base import BaseModel
 from fedcaptor.common.torch_engine.evidence import Rows, covariance_of, hooks
 from fedcaptor.common.torch_engine.forward import logits
+from fedcaptor.common.torch_engine.network import channels_back, channels_first
 
 IMAGES = 50  # enough to measure on: a sum over them, of which the root is taken
 FOLDS = 5  # at most one image in so many is measured on, so that enough are left to fit on
@@ -70,16 +71,16 @@ def _without(
         first, last = consumer.offset, consumer.offset + group.channels * consumer.taps
 
         def restore(
-            _module: nn.Module,
+            reader: nn.Module,
             inputs: tuple[torch.Tensor, ...],
             matrix: torch.Tensor = matrix,
             constant: torch.Tensor = constant,
             part: slice = slice(first, last),
         ) -> torch.Tensor:
-            seen = inputs[0].clone()
+            seen = channels_first(inputs[0], reader).clone()
             maps = seen[:, part].reshape(len(seen), len(constant), -1)
             seen[:, part] = (matrix @ maps[:, kept] + constant[:, None]).reshape(seen[:, part].shape)
-            return seen
+            return channels_back(seen, reader)
 
         handles.append(modules[consumer.layer].register_forward_pre_hook(restore))
     with hooks(handles):

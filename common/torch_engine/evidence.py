@@ -19,6 +19,7 @@ from torch import nn
 from fedcaptor.common.arrays import Floats, Indices
 from fedcaptor.common.groups import ChannelGroups, Consumer, Group
 from fedcaptor.common.selection import ConsumerStatistics
+from fedcaptor.common.torch_engine.network import channels_back, channels_first
 
 Rows = dict[tuple[str, str], npt.NDArray[np.float32]]
 """Observations [R, channels] of a group's channels at a consumer's input, by (group, layer)."""
@@ -65,7 +66,7 @@ def consuming_layers(groups: ChannelGroups) -> list[str]:
 def observe(
     x: torch.Tensor, channels: int, consumer: Consumer, sampler: Sampler, offset: int
 ) -> npt.NDArray[np.float32]:
-    """Take observations [R, channels] out of a consumer's input `x`: [N, C, H, W], or [N, C·taps] behind a flatten.
+    """Take observations [R, channels] out of a consumer's input `x`, [N, C·taps, H, W] or [N, C·taps].
 
     The group's channels begin at element `offset`.
     """
@@ -84,8 +85,8 @@ def recorded(model: nn.Module, groups: ChannelGroups, sampler: Sampler) -> Itera
     rows: Rows = {}
 
     def watch(group: Group, consumer: Consumer) -> Callable[..., None]:
-        def hook(_module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-            seen = observe(inputs[0], group.channels, consumer, sampler, consumer.offset)
+        def hook(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+            seen = observe(channels_first(inputs[0], module), group.channels, consumer, sampler, consumer.offset)
             found.setdefault((group.name, consumer.layer), []).append(seen)
 
         return hook
@@ -115,8 +116,9 @@ def responses(model: nn.Module, groups: ChannelGroups, sampler: Sampler) -> Iter
     result: dict[str, Response] = {}
 
     def watch(layer: str) -> Callable[..., None]:
-        def hook(_module: nn.Module, _inputs: Any, output: torch.Tensor) -> None:
-            maps = output.detach().reshape(*output.shape[:2], -1)
+        def hook(module: nn.Module, _inputs: Any, output: torch.Tensor) -> None:
+            maps = channels_first(output.detach(), module)
+            maps = maps.reshape(*maps.shape[:2], -1)
             places[layer] = sampler.positions(layer, maps.shape[2])
             found.setdefault(layer, []).append(maps[:, :, places[layer]].movedim(1, 2).reshape(-1, maps.shape[1]))
 
@@ -130,15 +132,19 @@ def responses(model: nn.Module, groups: ChannelGroups, sampler: Sampler) -> Iter
 
 @contextlib.contextmanager
 def differentiable(model: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, torch.Tensor]]:
-    """Record outputs of these layers, by name, for the last images seen inside the block, as tensors with gradients."""
+    """Record outputs of these layers, by name, for the last images seen inside the block, as tensors with gradients.
+
+    They are [N, O, …], also of a linear layer.
+    """
     modules = dict(model.named_modules())
     outputs: dict[str, torch.Tensor] = {}
 
     def watch(layer: str) -> Callable[..., torch.Tensor]:
-        def hook(_module: nn.Module, _inputs: Any, output: torch.Tensor) -> torch.Tensor:
+        def hook(module: nn.Module, _inputs: Any, output: torch.Tensor) -> torch.Tensor:
             # A copy goes on: in-place activations behind the layer would destroy what is differentiated.
-            outputs[layer] = output if output.requires_grad else output.requires_grad_()
-            return outputs[layer].clone()
+            first = channels_first(output, module)
+            outputs[layer] = first if first.requires_grad else first.requires_grad_()
+            return channels_back(outputs[layer], module).clone()
 
         return hook
 

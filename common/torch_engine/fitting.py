@@ -14,11 +14,11 @@ from fedcaptor.common.errors import ModelError
 def unfold_inputs(x: torch.Tensor, layer: Any, positions: torch.Tensor) -> torch.Tensor:
     """Gather what a layer multiplies with its weights at some output positions [P] (im2col): [N · P, K].
 
-    `x`: input [N, C, H, W] of a convolution, or [N, K] of a linear layer. Columns are in the order of the flattened
+    `x`: input [N, C, H, W] of a convolution, or [N, …, K] of a linear layer. Columns are in the order of the flattened
     weights. Raises ModelError for any other layer.
     """
     if isinstance(layer, nn.Linear):
-        return x
+        return x.reshape(len(x), -1, x.shape[-1])[:, positions].reshape(-1, x.shape[-1])
     if not isinstance(layer, nn.Conv2d) or layer.groups > 1:
         raise ModelError(
             f"a {type(layer).__name__} cannot be reconstructed, must be a linear layer or a plain convolution"

@@ -28,6 +28,7 @@ from fedcaptor.common.arrays import Indices
 from fedcaptor.common.groups import ChannelGroups
 from fedcaptor.common.ranking import rankable_groups, weight_norms
 from fedcaptor.common.torch_engine.evidence import consumers, consuming_layers, hooks
+from fedcaptor.common.torch_engine.network import channels_back, channels_first
 from fedcaptor.common.torch_engine.scores import ClassScores, taylor_scores
 
 Score = Callable[[nn.Module, ChannelGroups, torch.Tensor, Indices], ClassScores]
@@ -100,10 +101,10 @@ def _read(model: nn.Module, layers: list[str]) -> Iterator[dict[str, torch.Tenso
     modules, maps = dict(model.named_modules()), dict[str, torch.Tensor]()
 
     def watch(layer: str) -> Callable[..., tuple[Any, ...]]:
-        def hook(_module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-            copy = inputs[0].clone()
+        def hook(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+            copy = channels_first(inputs[0], module).clone()
             maps[layer] = copy if copy.requires_grad else copy.requires_grad_()
-            return (maps[layer], *inputs[1:])
+            return (channels_back(maps[layer], module), *inputs[1:])
 
         return hook
 

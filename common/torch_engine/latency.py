@@ -125,6 +125,16 @@ def measure_table(
     return LatencyTable(base.name, groups.input_shape, groups.digest, _machine(), 1, found, rest)
 
 
+def layer_seconds(module: nn.Module, groups: ChannelGroups, clock: Clock = time.perf_counter) -> dict[str, float]:
+    """Measure the median seconds of one image in each layer, on one thread, with what follows it until the next layer.
+
+    The time before the first layer is in none of them.
+    """
+    with one_thread():
+        inside, _ = _inside(module, groups, clock)
+    return {name: layer.seconds + layer.after for name, layer in inside.items()}
+
+
 @dataclass(frozen=True)
 class _Context:
     """Hold a layer's timing inside the full network: shape that it reads, its seconds, those until the next begins."""
@@ -168,7 +178,7 @@ def _grid(dimension: Dimension, groups: ChannelGroups, multiple: int) -> tuple[i
     if not free:
         return (fixed,)
     channels = 1 if parts[0][0] == groups.output.name else multiple
-    unit = max(taps for _, taps in parts) * channels
+    unit = max(taps * groups.by_name[name].step(channels) for name, taps in parts)
     counts = {min(unit * max(round(ratio * free / unit), 1), free) for ratio in RATIOS} | {free}
     return tuple(fixed + count for count in sorted(counts))
 
@@ -176,13 +186,14 @@ def _grid(dimension: Dimension, groups: ChannelGroups, multiple: int) -> tuple[i
 def _layer(base: BaseModel, blank: nn.Module, name: str, inputs: int, outputs: int) -> nn.Module:
     """Build the layer with its first `inputs` inputs and `outputs` outputs."""
     own = {key: base.state[f"{name}.{key}"][:outputs] for key, _ in blank.named_parameters()}
-    return network(copy.deepcopy(blank), own | {"weight": own["weight"][:, :inputs]})
+    weight = own["weight"] if getattr(blank, "groups", 1) > 1 else own["weight"][:, :inputs]
+    return network(copy.deepcopy(blank), own | {"weight": weight})
 
 
 def _seconds(layer: Any, shape: tuple[int, ...], clock: Clock) -> float:
     """Measure the median seconds of one layer; more repetitions where they take less."""
     linear = isinstance(layer, nn.Linear)
-    x = _ones((*shape[:-1], layer.in_features) if linear else (shape[0], layer.in_channels, *shape[2:]))
+    x = torch.ones(*shape[:-1], layer.in_features) if linear else _ones((shape[0], layer.in_channels, *shape[2:]))
     first = _timed([partial(layer, x)], 1, clock).item()
     rounds = min(max(int(POINT_SECONDS / first), LEAST_ROUNDS), MOST_ROUNDS) if first > 0 else MOST_ROUNDS
     return float(np.median(_timed([partial(layer, x)], rounds, clock)))

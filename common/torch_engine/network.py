@@ -80,11 +80,9 @@ def _fill(layer: nn.Module, prefix: str, state: State, share: bool) -> dict[str,
 
 def _sliceable(layer: nn.Module, attribute: str) -> int:
     """Count the leading dimensions of a layer's tensor that may be sliced."""
-    if is_depthwise(layer):
-        return 1
     if isinstance(layer, nn.Linear) or (isinstance(layer, CONVOLUTION) and layer.groups == 1):
         return 2 if attribute == "weight" else 1
-    return 1 if isinstance(layer, PER_CHANNEL) else 0
+    return 1 if isinstance(layer, (CONVOLUTION, *PER_CHANNEL)) else 0
 
 
 def is_depthwise(layer: Any) -> bool:
@@ -92,9 +90,24 @@ def is_depthwise(layer: Any) -> bool:
     return isinstance(layer, CONVOLUTION) and 1 < layer.groups == layer.in_channels == layer.out_channels
 
 
+def is_grouped(layer: Any) -> bool:
+    """Tell whether a layer is a convolution in several groups, of which none is a single channel's own filter."""
+    return isinstance(layer, CONVOLUTION) and layer.groups > 1 and not is_depthwise(layer)
+
+
 def mixes(layer: nn.Module) -> bool:
     """Tell whether a layer mixes its input channels: a linear layer or a convolution that is not depthwise."""
     return isinstance(layer, nn.Linear) or (isinstance(layer, CONVOLUTION) and not is_depthwise(layer))
+
+
+def channels_first(x: torch.Tensor, layer: nn.Module) -> torch.Tensor:
+    """View what a layer reads or makes as [N, C, …]: a linear layer has its channels last, also of maps."""
+    return x.movedim(-1, 1) if isinstance(layer, nn.Linear) else x
+
+
+def channels_back(x: torch.Tensor, layer: nn.Module) -> torch.Tensor:
+    """Undo `channels_first`."""
+    return x.movedim(1, -1) if isinstance(layer, nn.Linear) else x
 
 
 def _check(key: str, shape: tuple[int, ...], full: tuple[int, ...], free: int) -> None:
@@ -117,7 +130,10 @@ def _fit(name: str, layer: Any, shapes: Mapping[str, Shape]) -> None:
 def _sizes(layer: Any, weight: Shape, channels: int | None) -> dict[str, int | None]:
     """List the attributes of a layer that say how large its tensors are."""
     if isinstance(layer, CONVOLUTION):
-        groups = weight[0] if is_depthwise(layer) else layer.groups
+        wide = layer.out_channels // layer.groups  # outputs of a group, which goes or stays as a whole
+        groups, rest = divmod(weight[0], wide) if layer.groups > 1 else (1, 0)
+        if rest:
+            raise ModelError(f"{weight[0]} filters are no whole groups of {wide}: slice them by a plan of this network")
         return {"groups": groups, "out_channels": weight[0], "in_channels": weight[1] * groups}
     if isinstance(layer, nn.Linear):
         return {"out_features": weight[0], "in_features": weight[1]}

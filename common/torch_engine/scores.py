@@ -20,6 +20,7 @@ from torch.nn import functional
 from fedcaptor.common.groups import ChannelGroups, Consumer
 from fedcaptor.common.preference import normalise
 from fedcaptor.common.torch_engine.evidence import consumers, hooks
+from fedcaptor.common.torch_engine.network import channels_back, channels_first
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,13 +53,14 @@ def normalised(scores: ClassScores) -> npt.NDArray[np.float32]:
 def gate_hook(consumer: Consumer, gate: torch.Tensor) -> Callable[..., tuple[Any, ...]]:
     """Make a forward pre-hook that multiplies the group's channels in a consumer's input by `gate` [N, channels]."""
 
-    def hook(_module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        x = inputs[0]
+    def hook(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        x = channels_first(inputs[0], module)
         factor = gate.repeat_interleave(consumer.taps, 1) if consumer.taps > 1 else gate
         rest = x.shape[1] - consumer.offset - factor.shape[1]
         factor = functional.pad(factor, (consumer.offset, rest), value=1.0)
         # A copy: the product's gradient needs the values, which a later in-place activation may overwrite.
-        return (x.clone() * factor.view(*factor.shape, *[1] * (x.dim() - 2)), *inputs[1:])
+        gated = x.clone() * factor.view(*factor.shape, *[1] * (x.dim() - 2))
+        return (channels_back(gated, module), *inputs[1:])
 
     return hook
 

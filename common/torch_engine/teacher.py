@@ -19,6 +19,7 @@ from fedcaptor.common.slicer import kept_elements
 from fedcaptor.common.torch_engine.base import Submodel
 from fedcaptor.common.torch_engine.evidence import consuming_layers, hooks
 from fedcaptor.common.torch_engine.forward import normalise
+from fedcaptor.common.torch_engine.network import channels_first
 
 VIEWS = 4096  # kept at one time: few images have many, of many images a part has one
 VIEWS_PER_IMAGE = 16  # at most
@@ -97,13 +98,13 @@ def half_precision() -> torch.autocast:
 
 @contextlib.contextmanager
 def inputs_of(model: nn.Module, layers: Sequence[str]) -> Iterator[Channels]:
-    """Record the inputs of these layers, by name, for the last images that the model saw inside the block."""
+    """Record the inputs [N, C, …] of these layers, by name, for the last images that the model saw inside the block."""
     modules = dict(model.named_modules())
     found: Channels = {}
 
     def watch(layer: str) -> Callable[..., None]:
-        def hook(_module: nn.Module, inputs: tuple[Any, ...]) -> None:
-            found[layer] = inputs[0]
+        def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+            found[layer] = channels_first(inputs[0], module)
 
         return hook
 

@@ -251,9 +251,23 @@ def test_tuning_without_images_that_can_judge_it_is_refused(network: nn.Module) 
 
 
 def test_a_network_that_cannot_be_cut_is_named() -> None:
-    grouped = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3, groups=2), nn.Flatten(), nn.Linear(256, 6))
-    with pytest.raises(fedcaptor.ModelError, match="convolution 1 is grouped"):
-        fedcaptor.prune(grouped, NEEDED, CLASSES, macs=0.5, **STATISTICS)
+    normed = nn.Sequential(nn.Conv2d(1, 4, 3), nn.GroupNorm(2, 4), nn.Flatten(), nn.Linear(400, 6))
+    with pytest.raises(fedcaptor.ModelError, match=r"must keep all channels of 0: layer 1 \(GroupNorm\) computes over"):
+        fedcaptor.prune(normed, NEEDED, CLASSES, macs=0.5, **STATISTICS)
+
+
+def test_weights_that_are_no_numbers_are_named(network: nn.Module) -> None:
+    broken = copy.deepcopy(network)
+    name, tensor = next(iter(broken.named_parameters()))
+    tensor.data.view(-1)[0] = torch.nan
+    with pytest.raises(fedcaptor.ModelError, match=f"1 of {tensor.numel()} values of tensor {name} are not finite"):
+        fedcaptor.prune(broken, NEEDED, CLASSES, macs=0.5, **STATISTICS)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63])
+def test_a_seed_outside_its_bounds_is_named(network: nn.Module, seed: int) -> None:
+    with pytest.raises(fedcaptor.ConfigError, match=rf"seed is {seed}, must lie in 0\.\.{2**63 - 1}"):
+        fedcaptor.prune(network, NEEDED, CLASSES, macs=0.5, seed=seed, **STATISTICS)
 
 
 def test_bytes_hold_for_the_files_that_they_are_given_for(network: nn.Module, tmp_path: Path) -> None:

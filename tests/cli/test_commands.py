@@ -21,6 +21,7 @@ from fedcaptor.common.torch_engine.standalone import Standalone
 from fedcaptor.common.weights_file import load_state, save_state
 from fedcaptor.simulations.runner import SHIPPED
 from tests import tiny
+from tests.common import own_networks
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -68,6 +69,50 @@ def test_inspect_shows_what_is_cut_together(small: tuple[Path, Path]) -> None:
     assert all(group["name"] in table for group in groups["groups"])
 
 
+def test_inspect_says_what_each_layer_costs_in_valid_json(small: tuple[Path, Path]) -> None:
+    data, weights = small
+    words = ["inspect", "small-cnn", "--weights", str(weights), "--data", str(data), "--latency"]
+    found = json.loads(ran(*words, "--json"), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    costs = found["costs"]
+    assert sum(row["share_of_macs"] for row in costs) == pytest.approx(1)
+    assert sum(row["macs"] for row in costs) == found["macs"]
+    assert sum(row["parameters"] for row in costs) == found["parameters"]
+    assert all(row["milliseconds"] > 0 for row in costs if row["macs"])
+    assert found["groups"][0]["consumers"][0]["rectified"] == "unbounded"
+    table = ran(*words)
+    assert "share of MACs" in table
+    assert "ms" in table
+
+
+def test_what_stays_whole_is_said_before_training_and_by_inspect(small: tuple[Path, Path], tmp_path: Path) -> None:
+    model, line = f"{own_networks.__name__}:halved", "all channels of one, last: an operation splits or reorders them"
+    assert f"prune keeps {line}" in ran("inspect", model, "--data", str(small[0]))
+    words = ["train", model, "--data", str(small[0]), "--out", str(tmp_path / "a.safetensors"), "--epochs", "1"]
+    said = CliRunner().invoke(app, words).stderr
+    assert said.index(f"prune will keep {line}") < said.index("accuracy")
+    words[1] = f"{own_networks.__name__}:shared"
+    said = CliRunner().invoke(app, words).stderr
+    assert "prune will refuse this network: " in said
+    assert "layer twice is used twice" in said
+
+
+@pytest.mark.parametrize("images", [65, 1])
+def test_training_needs_two_images_and_no_batch_has_one(
+    images: int, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng, split = np.random.default_rng(0), ["train"] * images + ["validation"] * 2 + ["test"] * 2
+    x, y = rng.integers(0, 256, (len(split), 16, 16), np.uint8), np.arange(len(split)) % 2
+    np.savez(tmp_path / "few.npz", x=x, y=y, split=np.array(split))
+    monkeypatch.chdir(tmp_path)
+    words = ["train", "small-cnn", "--data", "few.npz", "--out", "a.safetensors", "--epochs", "1"]
+    if images > 1:
+        ran(*words)
+        return
+    code, text = failed(capsys, monkeypatch, *words)
+    assert code == 2
+    assert "few.npz: part 'base' gets 1 image, at least 2 are needed to train: give more images" in text
+
+
 def test_prune_keeps_two_classes_of_the_shipped_model(tmp_path: Path) -> None:
     out = tmp_path / "two.safetensors"
     words = [
@@ -106,7 +151,30 @@ def test_a_place_that_cannot_be_written_is_named_before_the_work(
     (tmp_path / "file").write_text("")
     code, text = failed(capsys, monkeypatch, *command, "--data", "no/data", "--out", str(tmp_path / "file" / "a.pt2"))
     assert code == 2
-    assert "cannot be written" in text
+    assert f"cannot be written ({tmp_path / 'file'} is a file): choose another place" in text
+
+
+@pytest.mark.parametrize("command", [["simulate"], ["simulate", "--fresh"], ["simulate", "--seeds", "0,1"]])
+def test_a_file_in_the_place_of_a_folder_is_named(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    code, text = failed(capsys, monkeypatch, *command, "--out", str(tmp_path / "file"))
+    assert code == 2
+    assert f"({tmp_path / 'file'} is a file): choose another place" in text
+
+
+@pytest.mark.parametrize("command", [["prune", "--classes", "3"], ["inspect"], ["atlas", "--out", "a.html"]])
+def test_weights_that_are_no_numbers_are_named(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state, metadata = load_state(SHIPPED)
+    state["features.0.weight"][0, 0] = np.nan
+    save_state(tmp_path / "nan.safetensors", state, metadata)
+    monkeypatch.chdir(tmp_path)
+    code, text = failed(capsys, monkeypatch, command[0], "small-cnn", "--weights", "nan.safetensors", *command[1:])
+    assert code == 2
+    assert "error: nan.safetensors: 9 of 288 values of tensor features.0.weight are not finite, all must be" in text
 
 
 def test_a_full_disk_is_an_error_in_one_line(
@@ -158,8 +226,15 @@ PRUNE = ["prune", "small-cnn", "--weights", str(SHIPPED), "--classes"]
         ([*PRUNE, "3", "--data", "nothing.npz"], "nothing.npz"),
         (["prune", "vgg17", "--weights", str(SHIPPED), "--classes", "3"], "model is 'vgg17', must be one of"),
         (["prune", "vgg16", "--weights", str(SHIPPED), "--classes", "3"], "use the weights of this model"),
-        (["inspect", "small-cnn", "--weights", "missing.safetensors"], "is not a readable safetensors file"),
-        (["config", "missing.toml"], "error: missing.toml cannot be read as TOML"),
+        (["inspect", "small-cnn", "--weights", "missing.safetensors"], "missing.safetensors does not exist"),
+        ([*PRUNE[:3], "missing.safetensors", "--classes", "3"], "missing.safetensors does not exist: correct the path"),
+        (["config", "missing.toml"], "error: missing.toml does not exist: correct the path"),
+        (["config", "."], "error: . is a folder: name a file in it"),
+        (["simulate", "demonstration"], "demonstration does not exist: correct the path, or give a shipped scenario"),
+        (["report", "missing"], "error: missing is not a folder: give the folder of a finished run"),
+        ([*PRUNE, "3", "--seed", "-1"], "error: seed is -1, must lie in 0..9223372036854775807: give another"),
+        (["train", "small-cnn", "--out", "a.safetensors", "--seed", "-1"], "error: seed is -1, must lie in 0.."),
+        (["atlas", *PRUNE[1:4], "--out", "a.html", "--seed", "-1"], "error: seed is -1, must lie in 0.."),
         (["simulate", "--set", "run.sed=1"], "error: run.sed is unknown: did you mean seed?"),
         (["simulate", "--set", "population.phones=30"], "the cohort has 30 phones, privacy.min_cohort is 50"),
         (["report", "."], "error: "),

@@ -140,6 +140,105 @@ def grouped(classes: int, shape: Shape) -> nn.Module:
     )
 
 
+def grouped_twice(classes: int, shape: Shape) -> nn.Module:
+    """Grouped convolutions of three and six groups in a row: what goes is a third of each, gated as a whole."""
+    return Own(
+        lambda m, x: m.head(
+            ((y := torch.relu(m.norm(m.six(m.three(m.one(x)))))) * torch.sigmoid(m.gate(y))).mean((2, 3))
+        ),
+        one=nn.Conv2d(shape[0], 12, 3),
+        three=nn.Conv2d(12, 18, 3, groups=3),
+        six=nn.Conv2d(18, 24, 1, groups=6, bias=False),
+        norm=nn.BatchNorm2d(24),
+        gate=nn.Conv2d(24, 24, 1),
+        head=nn.Linear(24, classes),
+    )
+
+
+def grouped_residual(classes: int, shape: Shape) -> nn.Module:
+    """What a grouped convolution makes is added to what it reads."""
+    return Own(
+        lambda m, x: m.head(torch.relu((y := m.one(x)) + m.mix(y)).flatten(1)),
+        one=nn.Conv2d(shape[0], 8, 4, 4),
+        mix=nn.Conv2d(8, 8, 3, padding=1, groups=4),
+        head=nn.Linear(8 * (shape[1] // 4) * (shape[2] // 4), classes),
+    )
+
+
+def grouped_image(classes: int, shape: Shape) -> nn.Module:
+    return Own(
+        lambda m, x: m.head(m.mix(x).mean((2, 3))),
+        mix=nn.Conv2d(shape[0], 8, 1, groups=2),
+        head=nn.Linear(8, classes),
+    )
+
+
+def grouped_classes(classes: int, shape: Shape) -> nn.Module:
+    return Own(
+        lambda m, x: m.mix(m.one(x)).mean((2, 3)),
+        one=nn.Conv2d(shape[0], 8, 1),
+        mix=nn.Conv2d(8, classes, 1, groups=2),
+    )
+
+
+def transposed(classes: int, shape: Shape) -> nn.Module:
+    return Own(
+        lambda m, x: m.head(m.up(m.one(x)).mean((2, 3))),
+        one=nn.Conv2d(shape[0], 8, 2, 2),
+        up=nn.ConvTranspose2d(8, 6, 2, 2),
+        head=nn.Linear(6, classes),
+    )
+
+
+def halved(classes: int, shape: Shape) -> nn.Module:
+    """Channels are split, one half is computed on, and both are shuffled: those inside the branch may go."""
+
+    def forward(m: Own, x: torch.Tensor) -> torch.Tensor:
+        left, right = m.one(x).chunk(2, 1)
+        y = torch.cat([left, m.last(torch.relu(m.deep(m.first(right))))], 1)
+        y = y.view(len(y), 2, 4, *y.shape[2:]).transpose(1, 2).flatten(1, 2)
+        return m.head(torch.relu(m.mix(y)).mean((2, 3)))
+
+    return Own(
+        forward,
+        one=nn.Conv2d(shape[0], 8, 3),
+        first=nn.Conv2d(4, 6, 1),
+        deep=nn.Conv2d(6, 6, 3, padding=1, groups=6),
+        last=nn.Conv2d(6, 4, 1),
+        mix=nn.Conv2d(8, 7, 1),
+        head=nn.Linear(7, classes),
+    )
+
+
+class Scale(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels, 1, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.weight * x
+
+
+def inverted(classes: int, shape: Shape) -> nn.Module:
+    """A block with its channels last and a scale of its own: those that it adds to stay, those inside may go."""
+
+    def forward(m: Own, x: torch.Tensor) -> torch.Tensor:
+        y = m.one(x)
+        inside = torch.nn.functional.gelu(m.up(m.norm(m.deep(y).permute(0, 2, 3, 1))))
+        return m.head((y + m.scale(m.down(inside).permute(0, 3, 1, 2))).mean((2, 3)))
+
+    return Own(
+        forward,
+        one=nn.Conv2d(shape[0], 6, 4, 4),
+        deep=nn.Conv2d(6, 6, 3, padding=1, groups=6),
+        norm=nn.LayerNorm(6),
+        up=nn.Linear(6, 24),
+        down=nn.Linear(24, 6),
+        scale=Scale(6),
+        head=nn.Linear(6, classes),
+    )
+
+
 def shared(classes: int, shape: Shape) -> nn.Module:
     return Own(
         lambda m, x: m.head(m.twice(m.twice(m.one(x))).mean((2, 3))),

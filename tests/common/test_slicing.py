@@ -21,7 +21,21 @@ from fedcaptor.common.torch_engine.trace import trace
 from tests.common import own_networks
 
 CLASSES = 10
-OWN = ["plain", "concatenating", "dense", "depthwise_with_bias", "gated", "all_convolutional", "flat_norm"]
+OWN = [
+    "plain",
+    "concatenating",
+    "concatenating_image",
+    "dense",
+    "depthwise_with_bias",
+    "gated",
+    "all_convolutional",
+    "flat_norm",
+    "grouped",
+    "grouped_twice",
+    "grouped_residual",
+    "halved",
+    "inverted",
+]
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -88,7 +102,7 @@ def counted_macs(module: nn.Module, shape: tuple[int, int, int]) -> int:
     def count(layer: nn.Module, _inputs: object, output: torch.Tensor) -> None:
         nonlocal total
         weight = layer.get_parameter("weight")
-        total += weight.numel() * (output[0, 0].numel() if isinstance(layer, nn.Conv2d) else 1)
+        total += weight.numel() * output[0].numel() // len(weight)
 
     handles = [m.register_forward_hook(count) for m in module.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     module(torch.zeros(1, *shape))
@@ -206,16 +220,17 @@ def test_depthwise_convolutions_are_cut_but_read_nothing() -> None:
 @pytest.mark.parametrize(
     ("factory", "message"),
     [
-        ("grouped", "convolution mix is grouped"),
+        ("transposed", "convolution up is transposed"),
+        ("grouped_image", "grouped convolution mix reads or makes channels that stay"),
+        ("grouped_classes", "the classes must be the outputs of one linear layer"),
         ("shared", "layer twice is used twice"),
-        ("normalised_over_channels", r"layer norm \(GroupNorm\) cannot be sliced"),
-        ("shuffled", "answers otherwise when sliced"),
+        ("normalised_over_channels", r"must keep all channels of one: layer norm \(GroupNorm\) computes over them"),
+        ("shuffled", "must keep all channels of one: removing some changes what the others give"),
         ("two_heads", "does not run when sliced"),
-        ("fixed_view", "does not run when sliced"),
-        ("sum_with_image", "sliced"),
-        ("concatenating_image", "answers otherwise when sliced"),
-        ("concatenating_flat", "tied to a part"),
-        ("splitting", "tied to a part"),
+        ("fixed_view", "must keep all channels of one: .* or does not run"),
+        ("sum_with_image", "must keep all channels of one: removing some"),
+        ("concatenating_flat", "a flatten behind a concatenation, ties layer two to a part of one"),
+        ("splitting", "must keep all channels of one, two: an operation splits"),
     ],
 )
 def test_what_cannot_be_sliced_is_refused(factory: str, message: str) -> None:

@@ -194,6 +194,10 @@ def test_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
 
 def test_unreadable_weights_are_refused(tmp_path: Path) -> None:
     (tmp_path / "w.safetensors").write_bytes(b"not tensors at all")
-    for name in ("w.safetensors", "missing.safetensors", "."):
-        with pytest.raises(ModelError, match="not a readable safetensors file"):
+    for name, message in (
+        ("w.safetensors", "is not a readable safetensors file"),
+        ("missing.safetensors", "does not exist: correct the path"),
+        (".", "is a folder: name a file in it"),
+    ):
+        with pytest.raises(ModelError, match=message):
             load_state(tmp_path / name)
