@@ -48,10 +48,11 @@ def simulate(
     --seeds it writes sweep.json, rounds.csv and report.html of all runs. Ctrl-C stops after the phase in flight is
     given up; the same command goes on from there.
     """
-    from fedcaptor.cli.tables import summary_table, sweep_table
     from fedcaptor.simulations.run_lock import refuse_if_in_use
 
-    refuse_if_in_use(out, seeds)  # before anything heavy is loaded
+    refuse_if_in_use(out, seeds)  # before anything heavy is loaded, as the tables do
+    from fedcaptor.cli.tables import summary_table, sweep_table
+
     chosen = list(overrides or [])
     if data is not None:
         chosen.append(f"data.source={json.dumps(data)}")

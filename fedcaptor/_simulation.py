@@ -155,6 +155,8 @@ def simulate(
     console = Console(stderr=True, quiet=not progress, highlight=False, markup=False, soft_wrap=True)
     chosen = parse_seeds(seeds) if isinstance(seeds, str) else None if seeds is None else tuple(seeds)
     place = _default(file, texts, chosen is not None) if out is None else Path(out)
+    if engine == "ray":
+        _require_known_elsewhere(file)
     if chosen is None:
         if is_sweep(place):
             raise StateError(f"{place} holds a sweep: choose another --out, or give --seeds")
@@ -225,12 +227,17 @@ def _run(
     return out
 
 
-def _with_ray(file: Path | Config | None, texts: list[str], out: Path, phones: int) -> None:
-    """Run on Flower's simulation engine. Raises ConfigError for what its processes cannot have."""
+def _require_known_elsewhere(file: Path | Config | None) -> None:
+    """Raise ConfigError for what the processes of Flower's simulation engine cannot have."""
     if isinstance(file, Config):
         raise ConfigError("engine is ray, the scenario a Config: other processes read it, give a TOML file")
     if added := [statistic.name for statistic in registered() if statistic not in BUILT_IN]:
         raise ConfigError(f"engine is ray, its processes lack the statistic {', '.join(added)}: use the engine local")
+
+
+def _with_ray(file: Path | Config | None, texts: list[str], out: Path, phones: int) -> None:
+    """Run on Flower's simulation engine."""
+    assert not isinstance(file, Config)  # refused before the folder is made
     from fedcaptor.simulations.ray_engine import simulate_ray
 
     simulate_ray(file, texts, out, phones)

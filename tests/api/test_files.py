@@ -94,10 +94,12 @@ def test_another_ending_is_refused(small: fedcaptor.Submodel, tmp_path: Path) ->
 def test_a_network_is_looked_at(network: nn.Module) -> None:
     found = fedcaptor.inspect(network, (1, 12, 12), name="bars")
     title, head, *rows = repr(found).splitlines()
+    rows, costs = rows[:3], rows[3:]
     assert title == f"bars: {found.groups.macs():,} MACs, {found.groups.parameters():,} parameters"
     assert head.split() == ["group", "channels", "producers", "read", "by"]
     assert [row.split()[:2] for row in rows] == [["0", "8"], ["3", "12"], ["6", "6"]]
     assert rows[-1].endswith("the classes")
+    assert [row.split()[0] for row in costs] == ["layer", "0", "3", "6", "(others)"]
 
 
 def test_an_atlas_is_made_of_a_network_in_memory(network: nn.Module, tmp_path: Path) -> None:

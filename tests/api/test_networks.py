@@ -12,6 +12,7 @@ from torch import nn
 from torchvision import models
 
 import fedcaptor
+from fedcaptor.common.plan import Plan
 from fedcaptor.common.torch_engine.base import BaseModel
 from fedcaptor.common.torch_engine.latency import measure_table
 from fedcaptor.common.torch_engine.network import network
@@ -59,14 +60,13 @@ def images(name: str, count: int) -> torch.Tensor:
 def test_a_torchvision_network_is_pruned_saved_and_loaded(name: str, tmp_path: Path) -> None:
     full, x = built(name), images(name, 4)
     small = fedcaptor.prune(full, x, CLASSES, macs=NETWORKS[name], strategy="l1")
-    assert small._pruned is not None
     assert small.macs_ratio <= NETWORKS[name]
-    groups = small._pruned.base.groups
+    groups = fedcaptor.inspect(full, small.input_shape).groups
     smallest = groups.macs_ratio({group.name: group.smallest(8) for group in groups.prunable})
     assert f"| `{name}` | {smallest:.0%} |" in ENGINE.read_text()
     assert small.parameters < 0.8 * sum(tensor.numel() for tensor in full.state_dict().values() if tensor.ndim)
     with torch.no_grad():
-        expected = hidden_outputs(full, groups, small._pruned.plan, x)
+        expected = hidden_outputs(full, groups, Plan.of(groups, small.kept), x)
         found = small.module(x)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
     again = fedcaptor.load(small.save(tmp_path / "small.safetensors"), full)

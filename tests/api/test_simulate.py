@@ -109,7 +109,7 @@ def test_a_file_wins_over_a_shipped_scenario(asked: list[tuple[Config, Path]], t
     (tmp_path / "demo.toml").write_text("[run]\nseed = 9\n")
     fedcaptor.simulate("demo.toml")
     assert asked[0][0].run.seed == 9
-    with pytest.raises(fedcaptor.ConfigError, match=r"nothing.toml cannot be read"):
+    with pytest.raises(fedcaptor.ConfigError, match=r"nothing.toml does not exist"):
         fedcaptor.simulate("nothing.toml")
 
 
