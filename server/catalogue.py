@@ -9,16 +9,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fedcaptor.common.calibration import Calibration
 from fedcaptor.common.config import Config
 from fedcaptor.common.groups import ChannelGroups, State
 from fedcaptor.common.messages import DeliverRequest, digest_of
 from fedcaptor.common.plan import Plan
 from fedcaptor.common.plan_bits import pack_plan, unpack_plan
-from fedcaptor.common.random_streams import Stream, stream
 from fedcaptor.common.torch_engine.base import BaseModel, Submodel
 from fedcaptor.server.collect import Courier
 from fedcaptor.server.journal import Result
 from fedcaptor.server.planning import ClusterPlan, Reference
+from fedcaptor.server.reference import packed
 
 Tensors = dict[str, npt.NDArray[Any]]
 
@@ -70,17 +71,22 @@ def offered(
     centroids: npt.NDArray[np.float64],
     plans: Sequence[Plan],
     preference: npt.NDArray[Any] | None,
+    calibration: Calibration,
+    full_bytes: int,
 ) -> Tensors:
-    """Collect the tensors that are offered to all phones alike; `DeliverRequest` names and describes them."""
-    tensors: Tensors = {"centroids": centroids.astype(np.float32)}
-    if config.personal.reference:
-        chosen = reference.pack(config.personal.reference, stream(config.run.seed, Stream.REFERENCE))
-        tensors["reference"] = reference.x[chosen]
-        tensors["reference_labels"] = reference.y[chosen].astype(np.int32)
+    """Collect the tensors that are offered to all phones alike; `DeliverRequest` names and describes them.
+
+    Reference images take what is left of `delivery.download`, see `server.reference`.
+    """
+    tensors: Tensors = {"centroids": centroids.astype(np.float32), "calibration": calibration.packed()}
     if preference is not None and config.scores.weight > 0:
         tensors["preference"] = preference.astype(np.float32)
     for n, plan in enumerate(plans):
         tensors[f"plan.{n}"] = pack_plan(dict(plan.kept), groups)
+    left = config.delivery.download * full_bytes - sum(tensor.nbytes for tensor in tensors.values())
+    pack = packed(reference, config.personal.reference, left, config.run.seed)
+    if pack is not None:
+        tensors |= {"reference": pack.file, "reference_labels": pack.labels}
     return tensors
 
 

@@ -17,8 +17,10 @@ from fedcaptor.common.preference import importance, join, layer_slices, normalis
 from fedcaptor.common.statistics import BUILT_IN, COOCCURRENCE, OUTCOME, SCORES, USAGE, registered
 from fedcaptor.common.torch_engine.forward import normalise as to_input
 from fedcaptor.common.torch_engine.scores import taylor_scores
+from fedcaptor.common.weights_file import narrow
 from fedcaptor.server import catalogue as catalogues
 from fedcaptor.server import clusters, local
+from fedcaptor.server.calibrate import calibrate
 from fedcaptor.server.catalogue import Catalogue
 from fedcaptor.server.flow import Flow, Phases
 from fedcaptor.server.journal import Result
@@ -144,7 +146,17 @@ def deliver(flow: Flow, round: int, centroids: Floats, made: Catalogue, preferen
 
     def compute() -> Result:
         plans = made.plans if config.delivery.plans else []
-        tensors = catalogues.offered(config, flow.reference, flow.base.groups, centroids, plans, preference)
+        calibration = calibrate(flow.base.scores(flow.reference.x), flow.reference.y)
+        tensors = catalogues.offered(
+            config,
+            flow.reference,
+            flow.base.groups,
+            centroids,
+            plans,
+            preference,
+            calibration,
+            sum(narrow(tensor).nbytes for tensor in flow.base.state.values()),
+        )
         request = catalogues.offer(config, courier, round, tensors, plans, flow.base.weights_digest)
         if config.delivery.mode == "submodel":
             tally = deliver_submodels(courier, request, tensors, made.plans, made.states, flow.nodes)
