@@ -25,8 +25,7 @@ from fedcaptor.common.submodel_file import digest as file_digest
 class Offer:
     """Hold what every phone receives alike: a plan and a usage centroid per cluster, the server's own reference images
     [R, H, W, C] with labels [R], the filter preference [F, C] and the base model's calibration (None: unknown). Where a
-    phone fetches its cluster's
-    `submodel`, plan and centroid are those of this cluster alone.
+    phone fetches its cluster's `submodel`, plan and centroid are those of this cluster alone.
     """
 
     plans: Sequence[Plan] = ()
@@ -74,6 +73,8 @@ def read_offer(request: DeliverRequest, tensors: Tensors, engine: Engine, tier: 
         raise WireError("wrong_shape", f"centroids are {centroids.shape}, {len(plans)} plans, {groups.classes} classes")
     if (file is None) != (labels is None) or (labels is not None and not 0 < labels.size == len(labels)):
         raise WireError("wrong_shape", "reference images and their labels come together, at least one")
+    if labels is not None and not (labels.min() >= 0 and labels.max() < groups.classes):
+        raise WireError("wrong_shape", f"reference labels are {labels.min()}..{labels.max()}, {groups.classes} classes")
     packed = tensors.get("calibration")
     try:
         calibration = None if packed is None else Calibration.unpack(packed, groups.classes)

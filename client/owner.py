@@ -75,7 +75,7 @@ def _nearest(
     classes = len(memory)
     if len(centroids) == 0:
         return -1, np.full(classes, 1 / classes)
-    means = weight * centroids.astype(np.float64) + _FLOOR
+    means = max(weight, 1.0) * centroids.astype(np.float64) + _FLOOR  # without a prior there is a nearest one still
     means /= means.sum(1, keepdims=True)
     seen = len(likelihoods) + float(memory.sum())
     told = np.log(likelihoods @ means.T).sum(0) + np.log(means) @ memory

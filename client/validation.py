@@ -144,4 +144,5 @@ def _quantile(values: Floats, weights: Floats, share: float) -> float:
     """Return the smallest value such that values up to it have more than `share` of the weight."""
     order = np.argsort(values, kind="stable")
     reached = np.cumsum(weights[order])
-    return float(values[order[min(int(np.searchsorted(reached, share * reached[-1], side="right")), len(order) - 1)]])
+    enough = share * reached[-1] * (1 + 1e-9)  # `share` may be a rounded difference, such as 1 - 0.9
+    return float(values[order[min(int(np.searchsorted(reached, enough, side="right")), len(order) - 1)]])

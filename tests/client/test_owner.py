@@ -47,6 +47,10 @@ def test_the_likeliest_centroid_counts_as_so_many_images() -> None:
     assert owner.classes.tolist() == [2, 3]  # one class was never seen: the cluster meets it
 
 
+def test_without_a_prior_there_is_a_likeliest_centroid_still() -> None:
+    assert [remembering(list(40.0 * row), CENTROIDS, prior=0.0).cluster for row in CENTROIDS] == [0, 1]
+
+
 def test_few_images_leave_an_owner_between_the_clusters_and_many_do_not() -> None:
     few, many = (Owner.of(SURE[[2] * n], np.zeros(4), CENTROIDS, settings(prior=4.0)) for n in (1, 60))
     assert few.usage[0] > 5 * many.usage[0]
