@@ -16,7 +16,7 @@ from fedcaptor.common.calibration import Calibration
 from fedcaptor.common.config import Fallback
 from fedcaptor.common.softmax import softmax
 
-REFERENCE_WORTH = 20.0
+REFERENCE_WORTH = 40.0
 """The server's images count as so many of the owner's own together: they are of another domain, but many."""
 
 _DOUBT = (0.5, 1.5)  # Beta prior of the accuracy that a submodel loses: without an image nothing small is good enough

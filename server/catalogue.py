@@ -18,8 +18,7 @@ from fedcaptor.common.plan_bits import pack_plan, unpack_plan
 from fedcaptor.common.torch_engine.base import BaseModel, Submodel
 from fedcaptor.server.collect import Courier
 from fedcaptor.server.journal import Result
-from fedcaptor.server.planning import ClusterPlan, Reference
-from fedcaptor.server.reference import packed
+from fedcaptor.server.planning import ClusterPlan
 
 Tensors = dict[str, npt.NDArray[Any]]
 
@@ -66,27 +65,21 @@ def unpack(outcome: Mapping[str, Any], tensors: Tensors, groups: ChannelGroups) 
 
 def offered(
     config: Config,
-    reference: Reference,
     groups: ChannelGroups,
     centroids: npt.NDArray[np.float64],
     plans: Sequence[Plan],
     preference: npt.NDArray[Any] | None,
     calibration: Calibration,
-    full_bytes: int,
 ) -> Tensors:
-    """Collect the tensors that are offered to all phones alike; `DeliverRequest` names and describes them.
+    """Collect what is offered to all phones alike, but for reference images (`server.reference`).
 
-    Reference images take what is left of `delivery.download`, see `server.reference`.
+    `DeliverRequest` names and describes the tensors.
     """
     tensors: Tensors = {"centroids": centroids.astype(np.float32), "calibration": calibration.packed()}
     if preference is not None and config.scores.weight > 0:
         tensors["preference"] = preference.astype(np.float32)
     for n, plan in enumerate(plans):
         tensors[f"plan.{n}"] = pack_plan(dict(plan.kept), groups)
-    left = config.delivery.download * full_bytes - sum(tensor.nbytes for tensor in tensors.values())
-    pack = packed(reference, config.personal.reference, left, config.run.seed)
-    if pack is not None:
-        tensors |= {"reference": pack.file, "reference_labels": pack.labels}
     return tensors
 
 

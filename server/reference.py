@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from fedcaptor.common.arrays import Tensors
 from fedcaptor.common.data.mosaic import code
 from fedcaptor.common.random_streams import Stream, stream
 from fedcaptor.server.planning import Reference
@@ -26,9 +27,14 @@ class Pack:
     each: int
 
     @property
+    def tensors(self) -> Tensors:
+        """Return what is sent, as `DeliverRequest` names it."""
+        return {"reference": self.file, "reference_labels": self.labels}
+
+    @property
     def nbytes(self) -> int:
         """Return the bytes that a phone fetches."""
-        return int(self.file.nbytes + 4 * self.labels.size)
+        return self.file.nbytes + self.labels.nbytes
 
 
 def packed(reference: Reference, each: int, most: float, seed: int) -> Pack | None:

@@ -1,7 +1,7 @@
 """A small world with the traits of real owners, made of the embedded images: few each, uneven classes, noise.
 
-Name it as `data.source = "fedcaptor.simulations.owners_world:photos"`; the scenario `owners` does, with weights
-that were trained on its few base images.
+`SOURCE` names it as a data source; the scenario `owners` has it, with weights that were trained on its few base images:
+`fedcaptor train small-cnn --data fedcaptor.simulations.owners_world:photos --epochs 15 --out …`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import numpy as np
 
 from fedcaptor.common.arrays import Array
 from fedcaptor.common.data.source import Dataset, load
+
+SOURCE = "fedcaptor.simulations.owners_world:photos"
 
 BASE, REFERENCE = 600, 400
 """Images that the base model is trained on, and reference images of the server."""

@@ -41,10 +41,10 @@ class Personal(Section):
         True, description="Each phone refines its cluster's submodel to its own classes."
     )
     ladder: Annotated[tuple[Ratio, ...], PHONE] = Field(
-        (0.22, 0.32, 0.42), description="MACs ratios tried, smallest first."
+        (0.22, 0.32, 0.42, 0.55, 0.7), description="MACs ratios tried, smallest first."
     )
     tolerance: Annotated[Share, PHONE] = Field(
-        0.04,
+        0.02,
         description="Accuracy that a submodel may lose against the full model limited to the own classes, by the full "
         "model's calibrated probabilities on the validation set.",
     )

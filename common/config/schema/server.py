@@ -68,7 +68,7 @@ class Planner(Section):
         600, ge=1, description="Reference images that the server plans each cluster with."
     )
     coverage: Annotated[Ratio, SERVER] = Field(
-        0.9, description="A cluster's submodel serves its most used classes up to this share."
+        0.98, description="A cluster's submodel serves its most used classes up to this share."
     )
     by_usage: Annotated[bool, SERVER] = Field(
         True, description="Plan for the classes that a cluster uses, as it uses them; false: for all classes alike."
