@@ -68,7 +68,8 @@ class Evaluation:
         its own classes; `served` is the share of the owner's images whose class it can name at all.
         """
         centroids, settings = served.round.centroids, self.world.config.usage
-        owners = [Owner.of(counts, centroids, settings) for counts in self.fleet.counts[: self.phones]]
+        none = np.zeros((0, self.world.base.groups.classes))
+        owners = [Owner.of(none, counts, centroids, settings) for counts in self.fleet.counts[: self.phones]]
         logits = [self._all_classes(model) for model in served.models]
         seen = [logits[owner.cluster][self._inside(phone)] for phone, owner in enumerate(owners)]
         named = [np.isin(self._truth(p), served.models[o.cluster].classes) for p, o in enumerate(owners)]

@@ -19,7 +19,9 @@ from benchmarks.progress import OnPhase
 from benchmarks.record import Row, numbers, settings_of
 from benchmarks.stopwatch import Stopwatch
 from fedcaptor.common.config import Config, load_config
+from fedcaptor.common.errors import ConfigError
 from fedcaptor.simulations.local_grid import VirtualClock
+from fedcaptor.simulations.owners_world import SOURCE as OWNERS
 from fedcaptor.simulations.runner import World, local_grid, remove_run, run_rounds, simulate, weights_of
 
 NO_SCORES = ("scores.enabled=false", "visualise.enabled=false")
@@ -37,6 +39,9 @@ ARMS: dict[str, tuple[str, ...]] = {
 """Overrides of the shipped configuration. `scores` is the shipped one: all parts on."""
 
 CHECK_SHARE, FEWEST_CHECKS = 2 / 3, 8
+WORLDS = ("habits", "owners")
+OWN_IMAGES = 0
+"""What a row has for the number of images where each owner has a number of her own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +57,9 @@ class Federation(Benchmark):
 
     seeds: Annotated[str, Option(help="Seeds: 0..2 or 0,5,7. Phones, images and noise follow from them.")] = "0"
     images: Annotated[str, Option(help="Images a phone learns its owner from, one or more numbers.")] = "100"
+    world: Annotated[
+        str, Option(help="habits, or owners: natural owners with few images each, all their own."), SHARED
+    ] = "habits"
     phones: Annotated[int, Option(min=20, help="Simulated phones."), SHARED] = 100
     min_cohort: MinCohort = 20
     epsilon: Annotated[float, Option(help="privacy.epsilon of each run."), SHARED] = 8.0
@@ -59,18 +67,26 @@ class Federation(Benchmark):
 
     def config(self, arm: str, images: int, seed: int) -> Config:
         """Return the configuration of one run: `images` a phone to learn from, check images in proportion."""
+        if self.world == "owners":
+            world = [f"data.source={OWNERS}", "population.law=owners"]
+        else:
+            checks = max(FEWEST_CHECKS, round(CHECK_SHARE * images))
+            world = [f"population.use_images={images}", f"population.check_images={checks}"]
         return load_config(
             None,
             [
+                *world,
                 f"population.phones={self.phones}",
-                f"population.use_images={images}",
-                f"population.check_images={max(FEWEST_CHECKS, round(CHECK_SHARE * images))}",
                 f"privacy.min_cohort={self.min_cohort}",
                 f"privacy.epsilon={self.epsilon}",
                 f"run.seed={seed}",
                 *ARMS[arm],
             ],
         )
+
+    def __post_init__(self) -> None:
+        if self.world not in WORLDS:
+            raise ConfigError(f"world is {self.world!r}, must be one of {', '.join(WORLDS)}")
 
     def shared(self) -> dict[str, Any]:
         config = self.config("scores", 60, 0)
@@ -80,7 +96,8 @@ class Federation(Benchmark):
         return {**super().options(), "keep": None}
 
     def row_keys(self) -> list[Row]:
-        rows = product(numbers(self.seeds), numbers(self.images), ARMS)
+        images = [OWN_IMAGES] if self.world == "owners" else numbers(self.images)
+        rows = product(numbers(self.seeds), images, ARMS)
         return [{"arm": arm, "images": images, "seed": seed} for seed, images, arm in rows]
 
     def measure(self, key: Mapping[str, Any], on_phase: OnPhase) -> dict[str, Any]:
@@ -131,6 +148,7 @@ def _of_phones(summary: Mapping[str, Any], phones: Mapping[str, Any], weights_by
         "accuracy": summary["accuracy"]["personalised"]["mean"],
         "accuracy_p5": summary["accuracy"]["personalised"]["p5"],
         "effective_macs": summary["effective_macs_ratio"],
+        "escalated": summary["out_of_set"]["escalated_ratio"],
         "macs": summary["macs_ratio"],
         "kept_full": sum(ratio == 1 for ratio in phones["macs_ratio"]) / len(phones["macs_ratio"]),
         "download_bytes": int(phones["download_bytes"][0]),
@@ -146,6 +164,7 @@ def _of_the_shared_model(summary: Mapping[str, Any], phones: Mapping[str, Any], 
         "unlimited": shared["accuracy"]["mean"],
         "unlimited_p5": shared["accuracy"]["p5"],
         "effective_macs": shared["effective_macs_ratio"],
+        "escalated": 0.0,
         "macs": shared["macs_ratio"],
         "kept_full": 0.0,
         "download_bytes": round(shared["parameters_ratio"] * weights_bytes),

@@ -19,7 +19,7 @@ from fedcaptor.common.torch_engine.base import Submodel
 from fedcaptor.server import phases
 from fedcaptor.server.catalogue import Catalogue
 from fedcaptor.server.flow import Flow, Phases
-from fedcaptor.server.record import RoundRecord
+from fedcaptor.server.record import Delivered, RoundRecord
 from fedcaptor.server.start import open_run, run_digest
 from fedcaptor.simulations.local_grid import LocalGrid
 from fedcaptor.simulations.runner import World
@@ -93,7 +93,7 @@ def _phases(whole: Phases, profiles: Profiles, planned: bool, delivered: bool) -
 
     found = replace(whole, prefer=prefer)
     if not delivered:
-        found = replace(found, deliver=lambda *_: 0.0, evaluate=lambda *_: None, collect=lambda *_: {})
+        found = replace(found, deliver=lambda *_: Delivered(0.0), evaluate=lambda *_: None, collect=lambda *_: {})
     return found if planned else replace(found, plan=no_plan)
 
 

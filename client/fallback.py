@@ -68,7 +68,7 @@ class Models:
 
     `own`: its submodel; without it the full model answers all. `larger`: answers what
     `own` is unsure of, where the out-of-set score is below `threshold`; without it nobody does. `prior` [C]: see
-    `Owner.prior`. `classes`: those that `own` answers with, its other outputs only say how sure it is.
+    `Calibration.prior_for_logits`. `classes`: those that `own` answers with, its other outputs only say how sure it is.
     """
 
     own: Submodel | None

@@ -22,11 +22,12 @@ def personalise_from_cluster(
     engine: Engine,
     cluster: Submodel,
     offer: Offer,
-    counts: npt.NDArray[np.float64],
+    memory: npt.NDArray[np.float64],
     use: Images,
     check: Images,
     config: Config,
     seed: int = 0,
+    corrections: npt.NDArray[np.integer] | None = None,
 ) -> Personalised:
     """Personalise with the cluster's submodel as the base: agreement is measured with it.
 
@@ -36,13 +37,23 @@ def personalise_from_cluster(
     share = cluster.macs_ratio
     ladder = tuple(ratio / share for ratio in config.personal.ladder if ratio < share)
     config = config.model_copy(update={"personal": config.personal.model_copy(update={"ladder": ladder})})
+    if corrections is not None:
+        known = np.isin(corrections, labels)
+        corrections = np.where(known, np.searchsorted(labels, np.where(known, corrections, labels[0])), -1)
     found = personalise(
-        inner, _narrowed(offer, cluster, engine.groups, inner.groups), counts[labels], use, check, config, seed
+        inner,
+        _narrowed(offer, cluster, engine.groups, inner.groups),
+        memory[labels],
+        use,
+        check,
+        config,
+        seed,
+        corrections,
     )
     # Without an image to refine it on: the network as it is with fewer classes.
     own = found.submodel or inner.restricted(found.classes)
     plan = composed(engine.groups, cluster.plan, own.plan)
-    prior = np.full(len(counts), found.prior.min())
+    prior = np.full(len(memory), found.prior.min())
     prior[labels] = found.prior
     return replace(
         found,
@@ -81,7 +92,8 @@ def _narrowed(offer: Offer, cluster: Submodel, groups: ChannelGroups, inner: Cha
     centroids = offer.centroids[:, labels]
     centroids = centroids / np.maximum(centroids.sum(1, keepdims=True), 1e-12)
     everything = Plan.of(inner, {group.name: np.arange(group.channels) for group in inner.groups})
-    return Offer([everything], centroids, reference, known, preference)
+    calibration = None if offer.calibration is None else offer.calibration.of(labels)
+    return Offer([everything], centroids, reference, known, preference, calibration)
 
 
 def _rows(groups: ChannelGroups, plan: Plan) -> Indices:

@@ -30,24 +30,27 @@ class ImageFeed(Protocol):
 class FolderFeed:
     """Read a device's own image folder, without labels: a third of the files, by hash of their bytes, is for checking.
 
-    Raises DataError when a part has no images or one cannot be read.
+    With so few files that one part would be empty, all are to learn from. Raises DataError when there is no image or
+    one cannot be read.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def use(self, round: int) -> Images:
-        return self._part(check=False)
+        return decode(self._folder, self._parts()[0])
 
     def check(self, round: int) -> Images:
-        return self._part(check=True)
+        use, check = self._parts()
+        return decode(self._folder, check) if check else decode(self._folder, use[:1])[:0]
 
     def corrections(self, round: int) -> npt.NDArray[np.int16]:
-        return np.full(len(self.use(round)), -1, dtype=np.int16)
+        return np.full(len(self._parts()[0]), -1, dtype=np.int16)
 
-    def _part(self, check: bool) -> Images:
+    def _parts(self) -> tuple[list[Path], list[Path]]:
         files = sorted(p for p in self._folder.iterdir() if p.is_file() and not p.name.startswith("."))
-        chosen = [p for p in files if (hashlib.sha256(p.read_bytes()).digest()[0] % 3 == 0) == check]
-        if not chosen:
-            raise DataError(f"{self._folder} has no images for this part, at least a handful are needed: add images")
-        return decode(self._folder, chosen)
+        if not files:
+            raise DataError(f"{self._folder} has no images, at least one is needed: add images")
+        check = [p for p in files if hashlib.sha256(p.read_bytes()).digest()[0] % 3 == 0]
+        use = [p for p in files if p not in set(check)]
+        return (use, check) if use else (files, [])

@@ -114,7 +114,7 @@ class Learner:
         request, tensors = found
         self.usage(request.round)
         with self._log() as log:
-            settled = self.outcome() is not None and log.marked and log.drift() < self.config.usage.drift
+            settled = self.outcome() is not None and log.marked and not log.drifted(self.config.usage.drift)
             counts = log.counts()
         if not settled and counts.sum() > 0:
             offer = read_offer(request, tensors, self.engine, self.config.personal.tier)
@@ -127,15 +127,18 @@ class Learner:
         """Personalise from the full model, or from the cluster's submodel where the phone does without the full one."""
         mode, note = self.config.fallback.mode, self.outcome()
         use, check = self.feed.use(request.round), self.feed.check(request.round)
+        corrections = self.feed.corrections(request.round)
+        # What the log had before this round's images, which are weighed anew.
+        memory = counts * max(0.0, 1 - len(use) / max(float(counts.sum()), 1e-9))
         fetches = note.base_fetches if note else 0
         result: Personalised
         if offer.submodel is not None and mode != "kept_full":
             result = personalise_from_cluster(
-                self.engine, offer.submodel, offer, counts, use, check, self.config, seed=request.round
+                self.engine, offer.submodel, offer, memory, use, check, self.config, request.round, corrections
             )
         else:
             fetches += not holds_full(self.folder, mode)
-            result = personalise(self.engine, offer, counts, use, check, self.config, seed=request.round)
+            result = personalise(self.engine, offer, memory, use, check, self.config, request.round, corrections)
         larger = offer.submodel
         if mode == "cluster" and larger is None and result.submodel is not None:
             larger = cluster_submodel(self.engine, offer, result.cluster, use, self.config)

@@ -11,7 +11,9 @@ import numpy.typing as npt
 
 from fedcaptor.client.engine import Engine, Submodel
 from fedcaptor.common.arrays import Images, Indices, Tensors
-from fedcaptor.common.errors import PlanError, WireError
+from fedcaptor.common.calibration import Calibration
+from fedcaptor.common.data import mosaic
+from fedcaptor.common.errors import DataError, PlanError, WireError
 from fedcaptor.common.messages import DeliverRequest
 from fedcaptor.common.plan import Plan
 from fedcaptor.common.plan_bits import unpack_plan
@@ -22,8 +24,8 @@ from fedcaptor.common.submodel_file import digest as file_digest
 @dataclass(frozen=True, eq=False)
 class Offer:
     """Hold what every phone receives alike: a plan and a usage centroid per cluster, the server's own reference images
-    [R, H, W, C] with labels [R], and the filter preference [F, C] (None: unknown). Where a phone fetches its cluster's
-    `submodel`, plan and centroid are those of this cluster alone.
+    [R, H, W, C] with labels [R], the filter preference [F, C] and the base model's calibration (None: unknown). Where a
+    phone fetches its cluster's `submodel`, plan and centroid are those of this cluster alone.
     """
 
     plans: Sequence[Plan] = ()
@@ -31,6 +33,7 @@ class Offer:
     reference: Images | None = None
     labels: Indices | None = None
     preference: npt.NDArray[Any] | None = None
+    calibration: Calibration | None = None
     submodel: Submodel | None = None
 
 
@@ -65,16 +68,22 @@ def read_offer(request: DeliverRequest, tensors: Tensors, engine: Engine, tier: 
         plans = plans[request.tiers.index(tier) :: len(request.tiers)]
     many = request.mode != "submodel"
     centroids = tensors.get("centroids", np.zeros((0, groups.classes)))
-    reference, labels = tensors.get("reference"), tensors.get("reference_labels")
+    file, labels = tensors.get("reference"), tensors.get("reference_labels")
     if centroids.ndim != 2 or centroids.shape[1] != groups.classes or (many and plans and len(plans) != len(centroids)):
         raise WireError("wrong_shape", f"centroids are {centroids.shape}, {len(plans)} plans, {groups.classes} classes")
-    if reference is not None:
-        channels, height, width = groups.input_shape
-        if reference.ndim != 4 or reference.shape[1:] != (height, width, channels):
-            raise WireError("wrong_shape", f"reference images are {reference.shape[1:]}")
-        if labels is None or labels.shape != (len(reference),):
-            raise WireError("wrong_shape", "reference images and labels differ in number")
-    offer = Offer(plans, centroids, reference, labels, tensors.get("preference"))
+    if (file is None) != (labels is None) or (labels is not None and not 0 < labels.size == len(labels)):
+        raise WireError("wrong_shape", "reference images and their labels come together, at least one")
+    if labels is not None and not (labels.min() >= 0 and labels.max() < groups.classes):
+        raise WireError("wrong_shape", f"reference labels are {labels.min()}..{labels.max()}, {groups.classes} classes")
+    packed = tensors.get("calibration")
+    try:
+        calibration = None if packed is None else Calibration.unpack(packed, groups.classes)
+        reference = None
+        if file is not None and labels is not None:
+            reference = mosaic.decode(file, len(labels), groups.input_shape)
+    except DataError as error:
+        raise WireError("wrong_shape", str(error)) from None
+    offer = Offer(plans, centroids, reference, labels, tensors.get("preference"), calibration)
     return offer if many else _with_submodel(offer, request, tensors, engine)
 
 

@@ -7,19 +7,19 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from fedcaptor.client.engine import Engine, Evidence, Logits, Submodel
-from fedcaptor.client.fallback import out_of_set_score, weighed
+from fedcaptor.client.engine import Engine, Evidence, Submodel
 from fedcaptor.client.offer import Offer
 from fedcaptor.client.outcome import Kind
 from fedcaptor.client.owner import Owner
+from fedcaptor.client.validation import Judgement, Validation
 from fedcaptor.common.arrays import Floats, Images, Indices
-from fedcaptor.common.config import Config, Fallback
+from fedcaptor.common.calibration import Calibration
+from fedcaptor.common.config import Config
 from fedcaptor.common.errors import PlanError
 from fedcaptor.common.groups import ChannelGroups
 from fedcaptor.common.plan import Plan
 from fedcaptor.common.planner import allocate
 from fedcaptor.common.preference import importance
-from fedcaptor.common.softmax import softmax
 from fedcaptor.common.tiers import budget_ladder, fits
 
 
@@ -29,10 +29,10 @@ class Personalised:
 
     `kind`: "personal", "cluster" or "full" (nothing smaller was good enough; `submodel` is None).
 
-    `prior` [C]: how likely the owner meets each class; its logarithm is added to logits. `agreement`: with the full
-    model limited to the same classes, on check images; `agreement_cluster` that of the cluster's submodel.
-    `threshold`: an image whose out-of-set score is below it goes to the full model; `escalated`: share of own images
-    that do.
+    `prior` [C]: its logarithm is added to logits (`Calibration.prior_for_logits` of the owner's usage). `agreement`:
+    with the full model limited to the same classes, on the validation set; `agreement_cluster` that of the cluster's
+    submodel. `threshold`: an image whose out-of-set score is below it goes to the full model; `escalated`: share of
+    images that do.
     """
 
     kind: Kind
@@ -49,134 +49,146 @@ class Personalised:
 def personalise(
     engine: Engine,
     offer: Offer,
-    counts: npt.NDArray[np.float64],
+    memory: npt.NDArray[np.float64],
     use: Images,
     check: Images,
     config: Config,
     seed: int = 0,
+    corrections: npt.NDArray[np.integer] | None = None,
 ) -> Personalised:
-    """Refine a submodel on the `use` images, check it on the `check` images, and keep it or fall back.
+    """Refine a submodel on the `use` images, judge it on the `check` images, and keep it or fall back.
 
-    `counts` [C]: uses of each class. The full model's answers stand for labels.
+    All of them say which classes the owner meets; `memory` [C]: decayed counts of earlier images. `corrections` [N]:
+    labels that the owner gave to use images, -1 where none. Otherwise the full model's answers stand for labels. Of the
+    reference images, two thirds refine and the rest judges.
     """
-    owner, groups = Owner.of(counts, offer.centroids, config.usage), engine.groups
+    groups, calibration = engine.groups, offer.calibration or Calibration.none(engine.groups.classes)
     full_use, full_check = engine.scores(use), engine.scores(check)
-    calibration = _calibration(offer, owner.classes, use[owner.meets(softmax(full_use))])
-    trusted = owner.meets(softmax(full_check))
-    validation = _Validation(owner, owner.prior(config.fallback.own_prior), check[trusted], full_check[trusted])
+    likelihoods = calibration.likelihoods(full_use)
+    if corrections is not None and (known := corrections >= 0).any():
+        likelihoods[known] = np.eye(groups.classes)[corrections[known]]
+    seen = np.concatenate([likelihoods, calibration.likelihoods(full_check)])
+    owner = Owner.of(seen, memory, offer.centroids, config.usage)
+    learn, judge = _divided(offer, check[:0])
+    validation = Validation.of(owner, calibration, (check, full_check), (judge[0], engine.scores(judge[0]), judge[1]))
+    images = np.concatenate([use[owner.meets(likelihoods)], learn[0][np.isin(learn[1], owner.classes)]])
     start = offer.plans[owner.cluster] if owner.cluster >= 0 and offer.plans else None
-    if len(calibration) == 0 or (start is None and not config.personal.enabled):
-        return validation.kept_full()
+    if len(images) == 0 or (start is None and not config.personal.enabled):
+        return _kept_full(validation)
     evidence = engine.observe(
         owner.classes,
-        calibration,
+        images,
         start=start if config.personal.start == "cluster" and start is not None else None,
         importance=importance(groups, offer.preference, owner.usage, config.scores.weight),
         seed=seed,
         rows=config.personal.rows,
     )
+    search = _Search(engine, evidence, validation, config, start)
     kind: Kind = "personal"
     at_cluster = 0.0
-    best, agreement = _smallest_good(engine, evidence, calibration, validation, config, seed)
+    best = search.cheapest(images, seed)
     if start is not None:
-        of_cluster = evidence.build(_with_classes(start, _outputs(evidence, groups, config), groups))
-        at_cluster = validation.agreement(of_cluster)
-        good = _too_large(groups, config) or 1 - at_cluster <= 2 * config.personal.tolerance
-        if best is None and good and fits(config.own_tier, groups, of_cluster.plan.counts()):
-            kind, best, agreement = "cluster", of_cluster, at_cluster
-    if best is None:
-        return validation.kept_full(at_cluster)
-    best = _refitted(engine, best, owner.classes, offer, calibration)
-    threshold, escalated = validation.threshold(best, config.fallback)
+        of_cluster = search.judged(evidence.build(_with_classes(start, search.outputs, groups)))
+        at_cluster = of_cluster[1].agreement
+        good = search.too_large or search.good(of_cluster[1], 2 * config.personal.tolerance)
+        if best is None and good and fits(config.own_tier, groups, of_cluster[0].plan.counts()):
+            kind, best = "cluster", of_cluster
+    if best is None or (best[1].effective_macs >= 1 and not search.too_large):
+        return _kept_full(validation, at_cluster)
+    agreement = best[1].agreement
+    submodel, found = search.judged(_refitted(engine, best[0], owner.classes, offer, images))
     return Personalised(
-        kind, owner.classes, validation.prior, best, agreement, at_cluster, threshold, escalated, owner.cluster
+        kind,
+        owner.classes,
+        validation.prior,
+        submodel,
+        agreement,
+        at_cluster,
+        found.threshold,
+        found.escalated,
+        owner.cluster,
     )
-
-
-def _smallest_good(
-    engine: Engine, evidence: Evidence, images: Images, validation: _Validation, config: Config, seed: int
-) -> tuple[Submodel | None, float]:
-    """Find the submodel of the smallest budget on the ladder that agrees well enough, and its agreement.
-
-    At the largest budget it may disagree twice as much, and without limit on a phone that cannot hold the full model.
-    With `personal.tune_steps`, a submodel that disagrees too often is tuned on `images`.
-    """
-    settings, groups = config.personal, engine.groups
-    budgets = (
-        budget_ladder(config.own_tier, groups, settings.ladder, config.planner.multiple) if settings.enabled else []
-    )
-    for budget in budgets:
-        try:
-            candidate = evidence.build(allocate(groups, evidence.curves, _outputs(evidence, groups, config), budget))
-        except PlanError:  # the smallest model of these classes is larger: try the next rung
-            continue
-        last = 1.0 if _too_large(groups, config) else 2 * settings.tolerance
-        allowed = last if budget == budgets[-1] else settings.tolerance
-        reached = validation.agreement(candidate)
-        if 1 - reached > allowed and settings.tune_steps and len(images) > 1:
-            candidate = engine.tuned(candidate, images, validation.images, steps=settings.tune_steps, seed=seed)
-            reached = validation.agreement(candidate)
-        if 1 - reached <= allowed:
-            return candidate, reached
-    return None, 0.0
-
-
-def _too_large(groups: ChannelGroups, config: Config) -> bool:
-    """Tell whether the full model is too large for this phone's tier."""
-    return not fits(config.own_tier, groups, {})
 
 
 @dataclass(frozen=True, eq=False)
-class _Validation:
-    """Compare submodels with the full model's logits `full` [N, C] on check `images` that are of the own classes."""
+class _Search:
+    """Look for the submodel that is good enough and costs least."""
 
-    owner: Owner
-    prior: Floats
-    images: Images
-    full: Logits
+    engine: Engine
+    evidence: Evidence
+    validation: Validation
+    config: Config
+    start: Plan | None
 
-    def _scores(self, submodel: Submodel) -> tuple[Floats, Floats]:
-        return weighed(submodel, self.prior, self.owner.classes, self.images)
+    @property
+    def outputs(self) -> Indices:
+        """Return the classes that the own submodel has outputs for: the owner's, or all that its base has."""
+        own = self.config.fallback.outputs == "own"
+        return self.evidence.classes if own else np.arange(self.engine.groups.classes)
 
-    def agreement(self, submodel: Submodel) -> float:
-        """Return the share of images [0, 1] on which both answer alike, among own classes and with the owner's prior.
+    @property
+    def too_large(self) -> bool:
+        """Tell whether the full model is too large for this phone's tier."""
+        return not fits(self.config.own_tier, self.engine.groups, {})
 
-        It is 1 without images: nothing contradicts the submodel.
+    def judged(self, submodel: Submodel) -> tuple[Submodel, Judgement]:
+        """Judge a submodel, escalations included."""
+        mode, groups = self.config.fallback.mode, self.engine.groups
+        larger = 1.0 if mode == "kept_full" else 0.0
+        if mode == "cluster" and self.start is not None:
+            larger = groups.macs_ratio(self.start.counts())
+        return submodel, self.validation.judge(submodel, self.config.fallback, larger)
+
+    def good(self, found: Judgement, tolerance: float) -> bool:
+        """Tell whether a submodel loses little enough, with the configured confidence."""
+        return found.good(tolerance, self.config.personal.confidence)
+
+    def cheapest(self, images: Images, seed: int) -> tuple[Submodel, Judgement] | None:
+        """Return the submodel of the ladder with the fewest effective MACs among those that are good enough, if any.
+
+        At the largest budget it may lose twice as much, and without limit on a phone that cannot hold the full model.
+        With `personal.tune_steps`, a submodel that loses too much is tuned on `images`.
         """
-        if len(self.images) == 0:
-            return 1.0
-        own = self.owner.classes
-        expected = (self.full[:, own] + np.log(self.prior[own])).argmax(1)
-        return float((self._scores(submodel)[0].argmax(1) == expected).mean())
-
-    def threshold(self, submodel: Submodel, settings: Fallback) -> tuple[float, float]:
-        """Return the score below which an image is escalated and the share of own images that is.
-
-        The threshold keeps the share `settings.retention` of own images. Check images alone give it: the submodel is
-        surer of the images that its weights were reconstructed on.
-        """
-        if len(self.images) == 0:
-            return -np.inf, 0.0
-        own, others = self._scores(submodel)
-        scores = out_of_set_score(own, settings.score, others)
-        threshold = float(np.quantile(scores, 1 - settings.retention))
-        return threshold, float((scores < threshold).mean())
-
-    def kept_full(self, at_cluster: float = 0.0) -> Personalised:
-        """Make the result for a phone that keeps the full model, as nothing smaller was good enough."""
-        owner = self.owner
-        return Personalised("full", owner.classes, self.prior, None, 1.0, at_cluster, -np.inf, 0.0, owner.cluster)
+        config, settings, groups = self.config, self.config.personal, self.engine.groups
+        if not settings.enabled:
+            return None
+        budgets = budget_ladder(config.own_tier, groups, settings.ladder, config.planner.multiple)
+        best: tuple[Submodel, Judgement] | None = None
+        for budget in budgets:
+            try:
+                plan = allocate(groups, self.evidence.curves, self.outputs, budget)
+            except PlanError:  # the smallest model of these classes is larger: try the next rung
+                continue
+            if best is not None and groups.macs_ratio(plan.counts()) >= best[1].effective_macs:
+                break
+            last = 1.0 if self.too_large else 2 * settings.tolerance
+            allowed = last if budget == budgets[-1] else settings.tolerance
+            tried = self.judged(self.evidence.build(plan))
+            if not self.good(tried[1], allowed) and settings.tune_steps and len(images) > 1:
+                known = self.validation.known
+                tried = self.judged(self.engine.tuned(tried[0], images, known, steps=settings.tune_steps, seed=seed))
+            if self.good(tried[1], allowed) and (best is None or tried[1].effective_macs < best[1].effective_macs):
+                best = tried
+        return best
 
 
-def _calibration(offer: Offer, own: Indices, images: Images) -> Images:
+def _kept_full(validation: Validation, at_cluster: float = 0.0) -> Personalised:
+    """Make the result for a phone that keeps the full model, as nothing smaller was good enough."""
+    owner = validation.owner
+    return Personalised("full", owner.classes, validation.prior, None, 1.0, at_cluster, -np.inf, 0.0, owner.cluster)
+
+
+def _divided(offer: Offer, none: Images) -> tuple[tuple[Images, Indices], tuple[Images, Indices]]:
+    """Divide the reference images: every third of a class judges, the others refine."""
     if offer.reference is None or offer.labels is None:
-        return images
-    return np.concatenate([images, offer.reference[np.isin(offer.labels, own)]])
-
-
-def _outputs(evidence: Evidence, groups: ChannelGroups, config: Config) -> Indices:
-    """Return the classes that the own submodel has outputs for: the owner's, or all that its base has."""
-    return evidence.classes if config.fallback.outputs == "own" else np.arange(groups.classes)
+        nothing = none, np.zeros(0, dtype=np.int64)
+        return nothing, nothing
+    order = np.argsort(offer.labels, kind="stable")
+    first = np.searchsorted(offer.labels[order], offer.labels[order])
+    judges = np.zeros(len(order), dtype=bool)
+    judges[order] = (np.arange(len(order)) - first) % 3 == 2
+    x, y = offer.reference, offer.labels
+    return (x[~judges], y[~judges]), (x[judges], y[judges])
 
 
 def _refitted(engine: Engine, submodel: Submodel, own: Indices, offer: Offer, images: Images) -> Submodel:

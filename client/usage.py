@@ -3,6 +3,7 @@
 The ledger may share the file. The log never leaves the phone.
 """
 
+import math
 import sqlite3
 import zlib
 from dataclasses import dataclass, replace
@@ -172,6 +173,18 @@ class UsageLog(OnPhoneFile):
             return 0.0
         return js_divergence(normalise(state.mark, smoothing), normalise(state.weights, smoothing))
 
+    def drifted(self, least: float) -> bool:
+        """Tell whether usage has drifted since the mark: by `least` bits, and by more than chance explains.
+
+        Chance: a G-test (likelihood ratio of two multinomial distributions) of what was met since against the mark, at
+        the 5 % level, so that a handful of images is no change of habits.
+        """
+        state = self._state()
+        if state.mark is None or self.drift() < least:
+            return False
+        fresh = np.maximum(state.weights - state.mark, 0.0)
+        return _g_test(state.mark, fresh) if fresh.sum() > 0 else False
+
     @property
     def last_day(self) -> int:
         """Return the newest day on which something was recorded, -1 for an empty log."""
@@ -207,3 +220,14 @@ class UsageLog(OnPhoneFile):
 
     def _store(self, connection: sqlite3.Connection, state: _State) -> None:
         connection.execute("INSERT OR REPLACE INTO usage_log VALUES (1, ?, ?, ?, ?, ?, ?, ?)", state.row())
+
+
+def _g_test(one: NDArray[np.float64], other: NDArray[np.float64]) -> bool:
+    """Tell whether two vectors of counts [classes] differ at the 5 % level, by Wilson & Hilferty's critical value."""
+    table = np.stack([one, other])
+    expected = table.sum(1, keepdims=True) * table.sum(0) / table.sum()
+    found = table > 0
+    statistic = 2 * float((table[found] * np.log(table[found] / expected[found])).sum())
+    freedom = max(int((table.sum(0) >= 0.5).sum()) - 1, 1)  # classes of less than half an image are doubt, not habits
+    spread = 2 / (9 * freedom)
+    return statistic > freedom * (1 - spread + 1.645 * math.sqrt(spread)) ** 3

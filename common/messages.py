@@ -20,7 +20,7 @@ from fedcaptor.common.secure.messages import STEPS
 from fedcaptor.common.secure.terms import Terms
 from fedcaptor.common.statistics import kinds
 
-VERSION: Literal[3] = 3
+VERSION: Literal[4] = 4
 MAX_CLUSTERS = 32
 MAX_PLANS = MAX_CLUSTERS * MAX_TIERS
 MAX_PHONES = 10_000_000
@@ -88,7 +88,7 @@ class Header(Body):
 
     TENSORS: ClassVar[Rules] = _rules()
 
-    version: Literal[3] = Field(VERSION, description="version of this schema")
+    version: Literal[4] = Field(VERSION, description="version of this schema")
     run: Digest = Field(description="names the run: configuration, network, weights, phones")
     round: Annotated[int, Field(ge=0, le=1_000_000, description="counts from 1")]
     request: Annotated[
@@ -252,17 +252,19 @@ class DeliverRequest(Header):
     `plan` brings the plans of all clusters; `choose` asks for the nearest centroid; `submodel` brings the file of the
     cluster that the phone chose.
 
-    `reference` [R, H, W, C] with `reference_labels` [R]: the server's own images. `preference` [F, classes]: which
-    filters serve which classes. `plan.n`: kept channels of cluster n, packed bits over all groups. `submodel.n`:
-    safetensors bytes, padded to a size bucket by white space in their header. `digests`: of each cluster's plan, or of
-    plan and file together where the file is sent. With `tiers` (names of all device tiers) n is cluster · number of
-    tiers + tier, and `clusters` holds these numbers.
+    `reference` with `reference_labels` [R]: the server's own images, side by side in the bytes of one PNG or JPEG
+    picture (`common/data/mosaic.py`). `preference` [F, classes]: which filters serve which classes. `calibration`
+    [classes + 1]: temperature and biases that make the base model's logits log-likelihoods. `plan.n`: kept channels of
+    cluster n, packed bits over all groups. `submodel.n`: safetensors bytes, padded to a size bucket by white space in
+    their header. `digests`: of each cluster's plan, or of plan and file together where the file is sent. With `tiers`
+    (names of all device tiers) n is cluster · number of tiers + tier, and `clusters` holds these numbers.
     """
 
     TENSORS: ClassVar[Rules] = _rules(
         centroids=TensorRule(("float32",), 1 << 22),
         preference=TensorRule(("float32",), 1 << 24),
-        reference=TensorRule(("uint8",), 1 << 28),
+        calibration=TensorRule(("float32",), (1 << 16) + 1),
+        reference=TensorRule(("uint8",), 1 << 26),
         reference_labels=TensorRule(("int32",), 1 << 20),
         plan__each=TensorRule(("uint8",), 1 << 22),
         submodel__each=TensorRule(("uint8",), 1 << 29),

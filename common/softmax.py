@@ -8,7 +8,7 @@ import numpy.typing as npt
 from fedcaptor.common.arrays import Floats
 
 
-def softmax(scores: npt.NDArray[np.float32]) -> Floats:
+def softmax(scores: npt.NDArray[np.floating]) -> Floats:
     """Return probabilities float64 [N, classes] of logits [N, classes]; N may be 0.
 
     `scipy.special.softmax` is not used: it stays in float32, where small probabilities lose half of their digits.

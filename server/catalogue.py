@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fedcaptor.common.calibration import Calibration
 from fedcaptor.common.config import Config
 from fedcaptor.common.groups import ChannelGroups, State
 from fedcaptor.common.messages import DeliverRequest, digest_of
 from fedcaptor.common.plan import Plan
 from fedcaptor.common.plan_bits import pack_plan, unpack_plan
-from fedcaptor.common.random_streams import Stream, stream
 from fedcaptor.common.torch_engine.base import BaseModel, Submodel
 from fedcaptor.server.collect import Courier
 from fedcaptor.server.journal import Result
-from fedcaptor.server.planning import ClusterPlan, Reference
+from fedcaptor.server.planning import ClusterPlan
 
 Tensors = dict[str, npt.NDArray[Any]]
 
@@ -65,18 +65,17 @@ def unpack(outcome: Mapping[str, Any], tensors: Tensors, groups: ChannelGroups) 
 
 def offered(
     config: Config,
-    reference: Reference,
     groups: ChannelGroups,
     centroids: npt.NDArray[np.float64],
     plans: Sequence[Plan],
     preference: npt.NDArray[Any] | None,
+    calibration: Calibration,
 ) -> Tensors:
-    """Collect the tensors that are offered to all phones alike; `DeliverRequest` names and describes them."""
-    tensors: Tensors = {"centroids": centroids.astype(np.float32)}
-    if config.personal.reference:
-        chosen = reference.pack(config.personal.reference, stream(config.run.seed, Stream.REFERENCE))
-        tensors["reference"] = reference.x[chosen]
-        tensors["reference_labels"] = reference.y[chosen].astype(np.int32)
+    """Collect what is offered to all phones alike, but for reference images (`server.reference`).
+
+    `DeliverRequest` names and describes the tensors.
+    """
+    tensors: Tensors = {"centroids": centroids.astype(np.float32), "calibration": calibration.packed()}
     if preference is not None and config.scores.weight > 0:
         tensors["preference"] = preference.astype(np.float32)
     for n, plan in enumerate(plans):

@@ -24,7 +24,7 @@ from fedcaptor.server.collect import Courier, Tally
 from fedcaptor.server.journal import Journal, Result
 from fedcaptor.server.masked import Lost
 from fedcaptor.server.planning import Reference
-from fedcaptor.server.record import PhaseRecord, RoundRecord, RunRecord
+from fedcaptor.server.record import Delivered, PhaseRecord, RoundRecord, RunRecord
 
 OnPhase = Callable[[RunRecord], None]
 """Called with the run so far after each phase."""
@@ -59,7 +59,7 @@ class Phases:
       round before; the first round has no centroids (None).
     - `prefer(flow)` returns the filter preference [F, classes], once a run; None where there is none.
     - `plan(flow, round, centroids, preference)` returns the catalogue of submodels.
-    - `deliver(flow, round, centroids, catalogue, preference)` returns the payload bytes that one phone fetched.
+    - `deliver(flow, round, centroids, catalogue, preference)` returns what one phone fetched.
     - `evaluate(flow, round, centroids)` returns sums of the phones' outcomes [K, figures], or None.
     - `collect(flow, round, centroids)` returns other registered statistics, by name.
     """
@@ -67,7 +67,7 @@ class Phases:
     cluster: Callable[[Flow, int, Floats | None, Floats], tuple[Floats, Floats]]
     prefer: Callable[[Flow], Array | None]
     plan: Callable[[Flow, int, Floats, Array | None], Catalogue]
-    deliver: Callable[[Flow, int, Floats, Catalogue, Array | None], float]
+    deliver: Callable[[Flow, int, Floats, Catalogue, Array | None], Delivered]
     evaluate: Callable[[Flow, int, Floats], Floats | None]
     collect: Callable[[Flow, int, Floats], dict[str, Any]]
 

@@ -90,7 +90,7 @@ def _fleet(record: RunRecord, weights_bytes: int) -> Fleet:
         return Fleet()
     last = record.last
     means = outcome_means(last.fleet)
-    download = last.delivered_bytes / weights_bytes
+    download = last.delivered.bytes / weights_bytes
     if means is None:
         return Fleet(download_ratio=download)
     return Fleet(
@@ -117,7 +117,7 @@ def _clusters(record: RunRecord, weights_bytes: int) -> list[Cluster]:
             phones=float(last.counts[k]),
             macs_ratio=float(macs[k]),
             parameters_ratio=float(parameters[k]),
-            download_ratio=last.delivered_bytes / weights_bytes,
+            download_ratio=last.delivered.bytes / weights_bytes,
         )
         for k in range(len(last.centroids))
     ]

@@ -17,13 +17,17 @@ from fedcaptor.common.preference import importance, join, layer_slices, normalis
 from fedcaptor.common.statistics import BUILT_IN, COOCCURRENCE, OUTCOME, SCORES, USAGE, registered
 from fedcaptor.common.torch_engine.forward import normalise as to_input
 from fedcaptor.common.torch_engine.scores import taylor_scores
+from fedcaptor.common.weights_file import narrow
 from fedcaptor.server import catalogue as catalogues
 from fedcaptor.server import clusters, local
+from fedcaptor.server.calibrate import calibrate
 from fedcaptor.server.catalogue import Catalogue
 from fedcaptor.server.flow import Flow, Phases
 from fedcaptor.server.journal import Result
 from fedcaptor.server.painting import Visualisation
 from fedcaptor.server.planning import ClusterPlan, plan_cluster
+from fedcaptor.server.record import Delivered
+from fedcaptor.server.reference import packed
 from fedcaptor.server.submodels import deliver_submodels
 from fedcaptor.server.visualise import visualise
 
@@ -138,22 +142,29 @@ def plan(flow: Flow, round: int, centroids: Floats, preference: Array | None) ->
     return catalogues.unpack(*flow.phase(round, "plans", compute), groups)
 
 
-def deliver(flow: Flow, round: int, centroids: Floats, made: Catalogue, preference: Array | None) -> float:
-    """Offer the catalogue to all phones. Returns the payload bytes that one phone fetched, on average."""
-    config, courier = flow.config, flow.courier
+def deliver(flow: Flow, round: int, centroids: Floats, made: Catalogue, preference: Array | None) -> Delivered:
+    """Offer the catalogue to all phones, and as many reference images as `delivery.download` leaves room for."""
+    config, courier, base = flow.config, flow.courier, flow.base
 
     def compute() -> Result:
         plans = made.plans if config.delivery.plans else []
-        tensors = catalogues.offered(config, flow.reference, flow.base.groups, centroids, plans, preference)
-        request = catalogues.offer(config, courier, round, tensors, plans, flow.base.weights_digest)
+        calibration = calibrate(base.scores(flow.reference.x), flow.reference.y)
+        tensors = catalogues.offered(config, base.groups, centroids, plans, preference, calibration)
+        room = config.delivery.download * sum(narrow(tensor).nbytes for tensor in base.state.values())
+        room -= sum(tensor.nbytes for tensor in tensors.values())
+        pack = packed(flow.reference, config.personal.reference, room, config.run.seed)
+        tensors |= pack.tensors if pack else {}
+        request = catalogues.offer(config, courier, round, tensors, plans, base.weights_digest)
         if config.delivery.mode == "submodel":
             tally = deliver_submodels(courier, request, tensors, made.plans, made.states, flow.nodes)
         else:
             _, tally = courier.deliver(request, tensors, flow.nodes)
-        return flow.tallied(round, "deliver", tally, {})
+        outcome, nothing = flow.tallied(round, "deliver", tally, {})
+        sent = {"images": len(pack.labels), "coding": pack.coding} if pack else {}
+        return {**outcome, "reference": sent}, nothing
 
     outcome, _ = flow.phase(round, "deliver", compute)
-    return float(outcome["tally"]["bytes_down"]) / max(len(flow.nodes), 1)
+    return Delivered(float(outcome["tally"]["bytes_down"]) / max(len(flow.nodes), 1), **outcome["reference"])
 
 
 def evaluate(flow: Flow, round: int, centroids: Floats) -> Floats | None:

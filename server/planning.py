@@ -17,7 +17,7 @@ from fedcaptor.common.plan import Plan
 from fedcaptor.common.tiers import tier_budget
 from fedcaptor.common.torch_engine.base import BaseModel, Submodel
 from fedcaptor.common.torch_engine.prune import Evidence
-from fedcaptor.common.torch_engine.tolerance import smallest_within
+from fedcaptor.common.torch_engine.tolerance import RATIOS, smallest_within
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,12 +107,13 @@ def plan_cluster(
 
 
 def _plan_tier(evidence: Evidence, tier: Tier | None, settings: Planner, held: Images) -> ClusterPlan:
-    """Plan within `planner.macs` or, verified on the `held` images, `planner.tolerance`; never above the tier."""
+    """Plan within `planner.macs` or, verified on the `held` images, above it by `tolerance`; never above the tier."""
     base, disagreement = evidence.base, None
     try:
         if settings.tolerance:
             budget = tier_budget(tier, 1.0, settings.multiple)
-            verified = smallest_within(evidence, budget, held, settings.tolerance)
+            ratios = [settings.macs, *(ratio for ratio in RATIOS if ratio > settings.macs)]
+            verified = smallest_within(evidence, budget, held, settings.tolerance, ratios)
             submodel, disagreement = verified.submodel, verified.disagreement
         else:
             submodel = evidence.submodel(tier_budget(tier, settings.macs, settings.multiple))

@@ -34,12 +34,24 @@ class PhaseRecord:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class Delivered:
+    """Record what one phone fetched in a round.
+
+    `bytes`: payload, on average; `images`: reference images in it, `coding`: how they were coded, "" without any.
+    """
+
+    bytes: float
+    images: int = 0
+    coding: str = ""
+
+
 @dataclass(frozen=True, eq=False)
 class RoundRecord:
     """Record what a round ended with.
 
     `centroids` [K, classes]; `counts` [K]: estimated phones of each cluster; `fleet` [K, figures]: noisy sums of
-    outcomes, None where answers are local; `delivered_bytes`: payload that one phone fetched, on average; `epsilon`:
+    outcomes, None where answers are local; `delivered`: what one phone fetched; `epsilon`:
     ε of all sums so far, None without noise.
     """
 
@@ -48,7 +60,7 @@ class RoundRecord:
     counts: Floats
     catalogue: Catalogue
     fleet: Floats | None
-    delivered_bytes: float
+    delivered: Delivered
     epsilon: float | None
 
 

@@ -40,6 +40,7 @@ from fedcaptor.simulations import records, rounds
 from fedcaptor.simulations.local_grid import App, LocalGrid, VirtualClock
 from fedcaptor.simulations.memory import peak_rss
 from fedcaptor.simulations.oracle import Oracle
+from fedcaptor.simulations.owners_world import SOURCE as OWNERS
 from fedcaptor.simulations.phones import simulated_phone
 from fedcaptor.simulations.population import prepare
 from fedcaptor.simulations.report import write_report
@@ -48,6 +49,7 @@ from fedcaptor.simulations.run_lock import LOCK
 from fedcaptor.simulations.summary import PHONE_COLUMNS, details_of, phone_rows, summary_of
 
 SHIPPED = asset("simulations/models/small_cnn_fashion.safetensors")
+OF_OWNERS = asset("simulations/models/small_cnn_owners.safetensors")
 WORKERS = 2
 ARENA_MAX = -8  # glibc's M_ARENA_MAX
 KEPT_KERNELS = 32  # compiled kernels that oneDNN and its wrapper in torch keep, 1,024 by default
@@ -67,13 +69,14 @@ class World:
 
 
 def weights_of(config: Config) -> Path:
-    """The base model's file: the configured one, or the shipped one for embedded data."""
+    """The base model's file: the configured one, or the shipped one for embedded data and the world of owners."""
     if config.model.weights:
         return Path(config.model.weights)
-    if config.data.source == "embedded" and config.model.name == "small-cnn":
-        return SHIPPED
+    shipped = {"embedded": SHIPPED, OWNERS: OF_OWNERS}.get(config.data.source)
+    if shipped and config.model.name == "small-cnn":
+        return shipped
     raise ConfigError(
-        f"model.weights is empty, weights are shipped for small-cnn on embedded data alone, not for "
+        f"model.weights is empty, weights are shipped for small-cnn on embedded data or {OWNERS} alone, not for "
         f"{config.model.name} on {config.data.source}: train them with `fedcaptor train` and give their file"
     )
 

@@ -86,7 +86,7 @@ def summary_of(
     `earlier`: accuracies after all rounds but the last.
     """
     refused = run.refused
-    download = sum(done.delivered_bytes for done in run.rounds) / world.weights_bytes
+    download = sum(done.delivered.bytes for done in run.rounds) / world.weights_bytes
     known = {name: float(np.mean([getattr(f, name) for f in figures])) for name in ("base_fetches", "holds_full")}
     stored = float(np.mean([f.stored_bytes for f in figures]))
     return Summary(
@@ -180,7 +180,7 @@ def details_of(world: World, run: RunRecord, figures: list[PhoneFigures]) -> Det
     """What the report draws: figures of each phone without its identity, clusters, phases, sums."""
     last = run.last
     phones: dict[str, tuple[Any, ...]] = {name: tuple(getattr(f, name) for f in figures) for name in PER_PHONE}
-    phones["download_bytes"] = (sum(done.delivered_bytes for done in run.rounds),) * len(figures)
+    phones["download_bytes"] = (sum(done.delivered.bytes for done in run.rounds),) * len(figures)
     if world.config.tiers:
         tiers = (drawn(world.config, number) for number in range(len(figures)))
         phones["tier"] = tuple(tier.name for tier in tiers if tier)

@@ -89,6 +89,7 @@ def overrides(data: Path, weights: Path, *more: str) -> list[str]:
         "visualise.enabled=false",
         "clusters.most=3",
         "planner.macs=0.6",
+        "planner.tolerance=0",
         "planner.multiple=2",
         "planner.images=60",
         "personal.ladder=[0.4, 0.6]",

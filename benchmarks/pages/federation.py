@@ -41,8 +41,11 @@ def render(record: Record) -> Section:
         parts.append(
             {"images": images, "rows": rows, "clusters": clusters, "first": first, "arms": arms, "steps": steps}
         )
-    chart = _chart({images: _arms(by_images[images]) for images in sorted(by_images)})
-    return section("federation", record, {"federation": chart}, ladder=ladder, names=NAMES, parts=parts)
+    owners = record.settings.get("world") == "owners"
+    charts = {}
+    if not owners:
+        charts["federation"] = _chart({images: _arms(by_images[images]) for images in sorted(by_images)})
+    return section("federation", record, charts, ladder=ladder, names=NAMES, parts=parts, owners=owners)
 
 
 def _arms(rows: Sequence[Row]) -> Arms:

@@ -32,7 +32,7 @@ COUNTED: Mapping[str, str] = {
     "planner": "macs multiple tolerance images coverage by_usage",
     "personal": "enabled ladder tolerance reference rows start tune_steps tier",
     "delivery": "mode plans",
-    "fallback": "mode score outputs retention own_prior",
+    "fallback": "mode score outputs retention",
     "privacy": "sums noise epsilon delta min_cohort dropout corrupted dishonest outcome_share scores_share",
     "rounds": "cohort deadline attempts poll",
     "faults": "dropout silence stall stall_seconds malformed",

@@ -30,7 +30,7 @@ def test_each_arm_adds_one_part():
     assert changed("alone", "reference") == {"personal.reference": (0, 30)}
     assert changed("reference", "clusters") == {
         "clusters.k": (1, 0),
-        "usage.prior": (0, 1.0),
+        "usage.prior": (0, 4.0),
         "delivery.plans": (False, True),
     }
     assert changed("clusters", "scores") == {"scores.enabled": (False, True), "visualise.enabled": (False, True)}
@@ -64,12 +64,12 @@ def test_a_plan_that_ignores_usage_serves_all_classes_alike(one_thread):
     reference = Reference(rng.integers(0, 256, (40, 28, 28, 1), dtype=np.uint8), np.arange(40) % 10)
     first, last = np.eye(10)[0], np.eye(10)[9]
     plans = [
-        plan_cluster(base, usage, reference, Planner(images=40, by_usage=False), None, 0)[0].plan
+        plan_cluster(base, usage, reference, Planner(images=40, tolerance=0, by_usage=False), None, 0)[0].plan
         for usage in (first, last)
     ]
     assert plans[0].classes(base.groups).tolist() == list(range(10))
     assert plans[0].digest == plans[1].digest
-    of_usage = plan_cluster(base, first, reference, Planner(images=40), None, 0)[0].plan
+    of_usage = plan_cluster(base, first, reference, Planner(images=40, tolerance=0), None, 0)[0].plan
     assert of_usage.classes(base.groups).tolist() == [0]
 
 

@@ -24,7 +24,9 @@ from fedcaptor.client.phone import Phone
 from fedcaptor.client.reply_timing import ReplyTiming
 from fedcaptor.client.torch_engine import TorchEngine
 from fedcaptor.client.usage import UsageLog
+from fedcaptor.common.calibration import Calibration
 from fedcaptor.common.config import Config, parse
+from fedcaptor.common.data import mosaic
 from fedcaptor.common.errors import PrivacyError, WireError
 from fedcaptor.common.messages import DeliverRequest
 from fedcaptor.common.plan_bits import pack_plan
@@ -43,10 +45,13 @@ OWN, CLUSTER = [1, 4], [0, 1, 4]
 
 @dataclass
 class Feed:
-    """The same owner in every round, unless `drifted`: then another one, of classes that the cluster lacks."""
+    """The same owner in every round, but from round `drifted` to `back`: then another one, of classes that the cluster
+    lacks.
+    """
 
     drifted: int = 99
     correct: bool = False
+    back: int = 100
 
     def use(self, round: int) -> NDArray[np.uint8]:
         return self._of(round, 40)[0]
@@ -60,7 +65,7 @@ class Feed:
 
     def _of(self, seed: int, count: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         x, y = tiny.images(count * 6, seed)
-        chosen = np.isin(y, [2, 5] if seed % 100 >= self.drifted else OWN)
+        chosen = np.isin(y, [2, 5] if self.drifted <= seed % 100 < self.back else OWN)
         return x[chosen][:count], y[chosen][:count]
 
 
@@ -95,7 +100,8 @@ def delivery(base: BaseModel, cluster: Submodel, mode: str, round: int = 1) -> t
     digests: dict[int, str] = {}
     if mode != "choose":
         x, y = tiny.images(60, 8)
-        tensors |= {"reference": x, "reference_labels": y.astype(np.int32)}
+        tensors |= {"reference": mosaic.code(x), "reference_labels": y.astype(np.int32)}
+        tensors["calibration"] = Calibration(1.1, np.linspace(-0.1, 0.1, tiny.CLASSES)).packed()
         tensors["plan.1"] = pack_plan(dict(cluster.plan.kept), base.groups)
         digests[1] = cluster.plan.digest
     if mode == "submodel":
@@ -168,6 +174,30 @@ def test_a_phone_without_the_full_model_takes_channels_of_its_cluster_alone(base
         assert name == base.groups.output.name or kept.tolist() == cluster.plan.kept[name].tolist()
 
 
+def test_of_corrections_a_phone_without_the_full_model_takes_those_to_classes_of_its_cluster(
+    base: BaseModel, cluster: Submodel
+) -> None:
+    offer, feed = Offer(centroids=np.array([[1 / 3, 1 / 3, 0, 0, 1 / 3, 0]]), submodel=cluster), Feed()
+
+    def classes(label: int) -> list[int]:
+        settings, corrections = config("submodel", "abstain"), np.full(40, -1, dtype=np.int16)
+        corrections[:10] = label
+        found = personalise_from_cluster(
+            TorchEngine(base),
+            cluster,
+            offer,
+            np.zeros(tiny.CLASSES),
+            feed.use(1),
+            feed.check(1),
+            settings,
+            corrections=corrections,
+        )
+        return list(found.classes)
+
+    assert classes(-1) == classes(2) == OWN
+    assert classes(0) == CLUSTER
+
+
 def test_who_answers_unsure_images(base: BaseModel, cluster: Submodel) -> None:
     engine = TorchEngine(base)
     x, _ = tiny.images(50, 30)
@@ -210,10 +240,40 @@ def test_a_submodel_that_is_not_the_announced_one_is_refused(base: BaseModel, cl
         read_offer(bare, without, TorchEngine(base))
 
 
+@pytest.mark.parametrize("mode", ["plan", "submodel"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"calibration": np.full(tiny.CLASSES + 1, np.nan, np.float32)},
+        {"calibration": np.ones(tiny.CLASSES, np.float32)},
+        {"reference": np.full(300, 7, np.uint8)},
+        {"reference": mosaic.code(tiny.images(60, 8)[0])[:300]},
+        {"reference": mosaic.code(tiny.images(200, 8)[0])},
+        {"reference_labels": np.full(60, tiny.CLASSES, np.int32)},
+        {"reference_labels": np.full(60, -1, np.int32)},
+        {"reference_labels": None},
+        {"reference": None},
+    ],
+    ids=lambda damage: next(iter(damage)),
+)
+def test_a_damaged_delivery_is_refused_and_nothing_of_it_is_stored(
+    tmp_path: Path, base: BaseModel, cluster: Submodel, mode: str, damage: dict[str, Any]
+) -> None:
+    one = phone(tmp_path, base, config(mode, "kept_full"))
+    if mode == "submodel":
+        one.deliver(*delivery(base, cluster, "choose"))
+    request, tensors = delivery(base, cluster, mode)
+    changed = {name: tensor for name, tensor in {**tensors, **damage}.items() if tensor is not None}
+    with pytest.raises(WireError) as caught:
+        one.deliver(request, changed)
+    assert caught.value.reason == "wrong_shape"
+    assert {path.name for path in tmp_path.iterdir()} <= {"phone.db"}
+
+
 def test_personalising_again_from_plans_fetches_the_deleted_model(
     tmp_path: Path, base: BaseModel, cluster: Submodel
 ) -> None:
-    one = phone(tmp_path, base, config("plan", "abstain", drift=0.0))
+    one = phone(tmp_path, base, config("plan", "abstain", half_life=20.0, drift=0.05), Feed(drifted=2, back=3))
     for round in (1, 2, 3):
         one.deliver(*delivery(base, cluster, "plan", round))
     note = Outcome.read(tmp_path)
@@ -383,7 +443,7 @@ def test_a_submodel_that_disagrees_too_often_is_tuned_where_that_is_wanted(base:
         settings = parse(
             {
                 "planner": {"multiple": 2},
-                "personal": {"ladder": [0.45, 0.9], "tolerance": 0.12, "tune_steps": steps},
+                "personal": {"ladder": [0.3, 0.6], "tolerance": 0.05, "tune_steps": steps},
             }
         )
         return personalise(TorchEngine(base), Offer(), np.ones(tiny.CLASSES), use, check, settings)
@@ -391,5 +451,5 @@ def test_a_submodel_that_disagrees_too_often_is_tuned_where_that_is_wanted(base:
     untuned, tuned = own(0), own(200)
     assert untuned.submodel is not None
     assert tuned.submodel is not None
-    assert untuned.submodel.macs_ratio > 0.45 >= tuned.submodel.macs_ratio
-    assert tuned.agreement >= 0.88
+    assert untuned.submodel.macs_ratio > 0.3 >= tuned.submodel.macs_ratio
+    assert tuned.agreement >= 0.87

@@ -50,8 +50,16 @@ def test_names_and_newcomers_move_no_picture_to_the_other_part(tmp_path: Path) -
 
 
 def test_an_empty_folder_says_what_it_needs(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"has no images for this part, .*: add images"):
+    with pytest.raises(DataError, match=r"has no images, .*: add images"):
         FolderFeed(tmp_path).use(1)
+
+
+def test_a_handful_of_images_is_enough(tmp_path: Path) -> None:
+    """Whatever their hashes: with one image there is something to learn from, and perhaps nothing to check with."""
+    for number in range(8):
+        pictures(tmp_path / str(number), 1, first=number)
+        feed = FolderFeed(tmp_path / str(number))
+        assert (feed.use(1).shape, feed.check(1).shape) == ((1, 3, 4, 1), (0, 3, 4, 1))
 
 
 @pytest.fixture

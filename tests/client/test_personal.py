@@ -87,14 +87,14 @@ def test_tuning_is_tried_where_it_is_wanted() -> None:
 
 
 def test_images_of_other_classes_are_no_evidence_against_a_submodel() -> None:
-    found = step(np.concatenate([pictures(0, 1, hard=0.1), pictures(2, 2, 2, hard=0.99)]))
+    found = step(np.concatenate([pictures(*[0, 1] * 10, hard=0.1), pictures(2, 2, 2, hard=0.99)]))
     assert (found.kind, found.agreement) == ("personal", 1.0)
 
 
 def test_without_an_image_of_the_own_classes_the_full_model_stays() -> None:
     found = personalise(FakeEngine(), Offer(), COUNTS, USE[:0], USE[:0], config())
     assert (found.kind, found.submodel) == ("full", None)
-    reference = Offer(reference=pictures(0, 1, 2), labels=np.array([0, 1, 2]))
+    reference = Offer(reference=pictures(*[0, 1, 2] * 3), labels=np.array([0, 1, 2] * 3))  # a third of them judges
     assert personalise(FakeEngine(), reference, COUNTS, USE[:0], USE[:0], config()).kind == "personal"
 
 
@@ -108,6 +108,57 @@ def test_the_threshold_escalates_the_wanted_share_of_own_images() -> None:
     check = np.concatenate([pictures(*[0, 1] * 9), pictures(0, 1) // 8])
     found = step(check)
     assert found.escalated == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(("images", "kind", "macs"), [(0, "full", 1.0), (3, "personal", 0.6), (40, "personal", 0.3)])
+def test_few_check_images_keep_a_larger_model(images: int, kind: str, macs: float) -> None:
+    """All of them agree with the smallest rung: three are evidence enough for the largest rung's tolerance alone."""
+    found = step(pictures(*[0, 1] * 20, hard=0.1)[:images], tolerance=0.04)
+    assert found.kind == kind
+    assert macs - 0.3 < (kept_macs(found) if found.submodel else 1.0) <= macs
+
+
+def test_without_a_check_image_neither_rung_nor_cluster_is_kept() -> None:
+    offer, check = Offer(PLANS, CENTROIDS), pictures(0, 1, hard=0.1)
+    assert step(check[:0], offer).kind == "full"
+    assert step(check, offer, ladder=[], tolerance=0.04).kind == "full"
+    assert step(check, offer, ladder=[], tolerance=0.04, confidence=0.5).kind == "cluster"
+
+
+@pytest.mark.parametrize(("own", "kind"), [(30, "personal"), (4, "full")])
+def test_a_submodel_whose_escalations_cost_more_than_it_saves_is_not_kept(own: int, kind: str) -> None:
+    """The owner meets one class most, and as many of two others together as make the full model answer often."""
+    settings = parse(
+        {
+            "planner": {"multiple": 1},
+            "personal": {"ladder": [0.6], "tolerance": 0.9},
+            "usage": {"prior": 0.0, "max_classes": 1},
+            "fallback": {"score": "max-logit"},
+        }
+    )
+    check = np.concatenate([pictures(*[0] * own), pictures(*[1] * 3, *[2] * 3)])
+
+    def found(fallback: str) -> Personalised:
+        changed = settings.model_copy(update={"fallback": settings.fallback.model_copy(update={"mode": fallback})})
+        return personalise(FakeEngine(), Offer(), np.zeros(3), pictures(0, 0, 0), check, changed)
+
+    assert found("kept_full").classes.tolist() == [0]
+    assert found("kept_full").kind == kind
+    assert found("abstain").escalated == pytest.approx(6 / (6 + own))
+    assert found("abstain").kind == "personal"  # nobody answers what it is unsure of: that costs nothing
+
+
+def test_what_the_owner_corrected_counts() -> None:
+    def classes(*corrections: int) -> list[int]:
+        use, corrected = pictures(0, 0, 0, 1), np.array(corrections, dtype=np.int16)
+        found = personalise(
+            FakeEngine(), Offer(), np.zeros(3), use, USE[:0], config(), corrections=corrected if corrections else None
+        )
+        return list(found.classes)
+
+    assert classes() == classes(-1, -1, -1, -1) == classes(0, 0, 0, 1) == [0, 1]
+    assert classes(-1, -1, -1, 2) == [0, 2]
+    assert classes(-1, -1, 2, -1) == [0, 1, 2]
 
 
 @pytest.mark.parametrize("mode", ["kept_full", "cluster", "abstain"])

@@ -10,10 +10,11 @@ import time
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
-from fedcaptor.client.usage import FORGOTTEN, MAX_CLASSES, UsageLog
+from fedcaptor.client.usage import FORGOTTEN, MAX_CLASSES, UsageLog, _g_test
 from fedcaptor.common.errors import ConfigError, DataError, StateError
 
 
@@ -74,6 +75,48 @@ def test_drift_compares_with_the_mark(path):
     assert 0 < log.drift(smoothing=1) < 0.5
     log.mark()
     assert log.drift() == 0
+
+
+def drifted(path, before, after, least=0.1):
+    """After images of each class before and after the mark."""
+    path.unlink(missing_ok=True)
+    with opened(path, half_life=1e12) as log:
+        log.record(np.repeat([0, 1, 2], before), 0)
+        log.mark()
+        log.record(np.repeat([0, 1, 2], after), 1)
+        return log.drifted(least)
+
+
+def test_a_handful_of_images_is_no_drift_and_many_of_other_classes_are(path):
+    assert not drifted(path, [2, 2, 0], [0, 0, 0], least=0)
+    assert not drifted(path, [2, 2, 0], [0, 0, 1])  # 0.11 bits, by chance
+    assert not drifted(path, [10, 5, 1], [1, 3, 1], least=0)
+    assert drifted(path, [50, 50, 0], [0, 0, 60])
+    assert not drifted(path, [50, 50, 0], [0, 0, 60], least=0.9)
+
+
+def test_a_slight_drift_is_none_however_certain(path):
+    assert drifted(path, [500, 500, 0], [700, 300, 0], least=0)
+    assert not drifted(path, [500, 500, 0], [700, 300, 0])
+
+
+def test_without_a_mark_nothing_has_drifted(path):
+    log = opened(path)
+    log.record([0], 0)
+    assert not log.drifted(0)
+
+
+@settings(max_examples=200)
+@given(
+    st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), min_size=2, max_size=6).filter(
+        lambda rows: all(sum(row) for row in rows) and all(sum(column) for column in zip(*rows, strict=True))
+    )
+)
+def test_chance_is_told_from_drift_as_scipy_does(rows):
+    before, after = np.array(rows, dtype=float).T
+    chance = stats.chi2_contingency([before, after], correction=False, lambda_="log-likelihood").pvalue
+    assume(abs(chance - 0.05) > 0.005)
+    assert _g_test(before, after) == (chance < 0.05)
 
 
 def test_an_empty_log_knows_nothing(path):

@@ -20,7 +20,7 @@ from fedcaptor.server.catalogue import Catalogue
 from fedcaptor.server.collect import Tally
 from fedcaptor.server.flow import Flow, Phases
 from fedcaptor.server.masked import Lost
-from fedcaptor.server.record import RunRecord
+from fedcaptor.server.record import Delivered, RunRecord
 from fedcaptor.server.start import open_run, run_digest
 from tests.server.test_budget import GROUPS
 
@@ -64,9 +64,9 @@ class Courier:
 def phases(delivered: list[int]) -> Phases:
     """Sums as ours; nothing is preferred or planned, and a delivery is noted."""
 
-    def deliver(flow: Flow, round: int, centroids: Any, made: Catalogue, preference: Any) -> float:
+    def deliver(flow: Flow, round: int, centroids: Any, made: Catalogue, preference: Any) -> Delivered:
         delivered.append(round)
-        return 10.0
+        return Delivered(10.0)
 
     return Phases(
         cluster=ours.cluster_by_sums,

@@ -53,7 +53,7 @@ def test_a_cluster_serves_its_most_used_classes():
 
 @pytest.mark.slow
 def test_every_tier_gets_a_plan_within_its_limits(base, reference):
-    settings = Planner(images=60)
+    settings = Planner(images=60, tolerance=0)
     low, high = plan_cluster(base, CENTROID, reference, settings, None, 0, (LOW, HIGH))
     assert fits(LOW, base.groups, low.plan.counts())
     assert not fits(LOW, base.groups, high.plan.counts())
@@ -84,17 +84,24 @@ def test_images_that_verify_are_not_those_that_calibrate(base, reference, monkey
     plan_cluster(base, CENTROID, reference, Planner(images=90, tolerance=0.05), None, 0)
     assert (len(seen[0]), len(held[0])) == (60, 30)
     assert not {image.tobytes() for image in seen[0]} & {image.tobytes() for image in held[0]}
-    plan_cluster(base, CENTROID, reference, Planner(images=90), None, 0)
+    plan_cluster(base, CENTROID, reference, Planner(images=90, tolerance=0), None, 0)
     assert (len(seen[1]), len(held[1])) == (90, 0)
 
 
 @pytest.mark.slow
-def test_a_tolerance_takes_the_place_of_the_macs_and_obeys_the_tier(base, reference):
-    settings = Planner(images=90, tolerance=0.04, macs=0.9)
+def test_a_tolerance_is_kept_by_more_macs_within_the_tier(base, reference):
+    settings = Planner(images=90, tolerance=0.04, macs=0.05)
     low, high = plan_cluster(base, CENTROID, reference, settings, None, 0, (LOW, HIGH))
     assert high.disagreement <= 0.04
     assert high.submodel.macs_ratio < 0.9
     assert fits(LOW, base.groups, low.plan.counts())
+
+
+@pytest.mark.slow
+def test_with_a_tolerance_the_macs_are_the_fewest(base, reference):
+    """A far smaller submodel would agree often enough."""
+    (found,) = plan_cluster(base, CENTROID, reference, Planner(images=90, tolerance=0.5, macs=0.6), None, 0)
+    assert 0.55 < found.submodel.macs_ratio <= 0.6
 
 
 @pytest.mark.slow

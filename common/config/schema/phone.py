@@ -22,7 +22,10 @@ class Usage(Section):
         0.0, description="Share of wrong predictions that the simulated owner corrects."
     )
     prior: Annotated[float, PHONE] = Field(
-        1.0, ge=0, description="Weight, in images, of the nearest published centroid in the usage estimate."
+        4.0,
+        ge=0,
+        description="Weight, in images, of the published centroids in the usage estimate: a phone that saw fewer is "
+        "treated like its cluster, one that saw many more by these alone.",
     )
     min_share: Annotated[Ratio, PHONE] = Field(
         0.03, description="A class with at least this share of the usage is the owner's own."
@@ -38,10 +41,17 @@ class Personal(Section):
         True, description="Each phone refines its cluster's submodel to its own classes."
     )
     ladder: Annotated[tuple[Ratio, ...], PHONE] = Field(
-        (0.22, 0.32, 0.42), description="MACs ratios tried, smallest first."
+        (0.22, 0.32, 0.42, 0.55, 0.7), description="MACs ratios tried, smallest first."
     )
     tolerance: Annotated[Share, PHONE] = Field(
-        0.04, description="Disagreement with the full model, limited to the own classes, that is accepted."
+        0.02,
+        description="Accuracy that a submodel may lose against the full model limited to the own classes, by the full "
+        "model's calibrated probabilities on the validation set.",
+    )
+    confidence: Annotated[Ratio, PHONE] = Field(
+        0.6,
+        description="Probability that the accuracy lost is within `tolerance`, given the validation images, from which "
+        "a submodel is kept: with few images a phone keeps a larger one.",
     )
     reference: Annotated[int, SERVER] = Field(
         30, ge=0, description="Reference images a class that every phone receives; 0 = none."
@@ -74,6 +84,11 @@ class Delivery(Section):
     )
     plans: Annotated[bool, SERVER] = Field(
         True, description="Phones receive the clusters' plans; false: they select from the base alone."
+    )
+    download: Annotated[Positive, SERVER] = Field(
+        0.5,
+        description="Most bytes that a phone fetches over those of the full model's file in half precision. Reference "
+        "images are coded as JPEG, then fewer are sent, to keep it; cluster plans and preference are sent whole.",
     )
     answer_seconds: Annotated[float, SERVER, PHONE] = Field(
         60.0,
@@ -111,12 +126,6 @@ class Fallback(Section):
     )
     retention: Annotated[Ratio, PHONE] = Field(
         0.96, description="Share of own images that the submodel answers itself."
-    )
-    own_prior: Annotated[float, PHONE] = Field(
-        0.95,
-        gt=0,
-        lt=1,
-        description="How likely an image is of the owner's classes; with their usage it is the prior of each answer.",
     )
 
 

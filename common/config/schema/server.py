@@ -56,19 +56,19 @@ class Clusters(Section):
 
 class Planner(Section):
     macs: Annotated[Ratio, SERVER] = Field(
-        0.3, description="MACs of a cluster's submodel over those of the full model."
+        0.3, description="MACs of a cluster's submodel over those of the full model; the fewest, with a `tolerance`."
     )
     multiple: Annotated[int, SERVER, PHONE] = Field(8, ge=1, description="Kept channels are multiples of this.")
     tolerance: Annotated[Share, SERVER] = Field(
-        0.0,
+        0.04,
         description="Disagreement with the full model that is accepted, on a validation set of a third of `images`: "
-        "the smallest MACs ratio within it takes the place of `macs`; 0 = off.",
+        "the cluster's submodel has the smallest MACs ratio from `macs` on that is within it; 0 = off.",
     )
     images: Annotated[int, SERVER] = Field(
         600, ge=1, description="Reference images that the server plans each cluster with."
     )
     coverage: Annotated[Ratio, SERVER] = Field(
-        0.9, description="A cluster's submodel serves its most used classes up to this share."
+        0.98, description="A cluster's submodel serves its most used classes up to this share."
     )
     by_usage: Annotated[bool, SERVER] = Field(
         True, description="Plan for the classes that a cluster uses, as it uses them; false: for all classes alike."

@@ -18,6 +18,7 @@ from fedcaptor.common.config import Config, Reader, load_config, parse, phone_co
 from fedcaptor.common.config.files import toml
 from fedcaptor.common.config.schema.base import readers
 from fedcaptor.common.config.schema.sections import all_keys, is_list
+from fedcaptor.common.data import mosaic
 from fedcaptor.common.messages import DeliverRequest
 from fedcaptor.common.torch_engine.base import BaseModel
 from tests import tiny
@@ -118,7 +119,7 @@ def offer(base: BaseModel, round: int) -> tuple[DeliverRequest, dict[str, Any]]:
     rng = np.random.default_rng(5)
     x, y = tiny.images(60, 8)
     centroids = rng.dirichlet(np.ones(tiny.CLASSES), 2).astype(np.float32)
-    tensors = {"centroids": centroids, "reference": x, "reference_labels": y.astype(np.int32)}
+    tensors = {"centroids": centroids, "reference": mosaic.code(x), "reference_labels": y.astype(np.int32)}
     names = {"weights": base.weights_digest, "clusters": (), "digests": ()}
     return DeliverRequest(run="a" * 64, round=round, request="b" * 64, mode="plan", **names), tensors  # type: ignore[arg-type]
 
