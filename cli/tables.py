@@ -30,6 +30,7 @@ def summary_table(summaries: Mapping[str, Mapping[str, Any]]) -> Table:
         ),
         ("parameters", lambda s: percent(s["parameters_ratio"])),
         ("download, of the full model's file", lambda s: percent(s["download_bytes_ratio"])),
+        ("reference images in it", lambda s: _images(s.get("reference_images") or {})),
         ("storage, all that a phone keeps", lambda s: percent(s["storage_ratio"])),
         (
             "out-of-set AUROC / escalated",
@@ -91,6 +92,10 @@ def _accuracy(spread: dict[str, float | None] | None) -> str:
 
 def _tier(tier: dict[str, Any]) -> str:
     return f"{tier['name']} ({tier['phones']}): {percent(tier['macs_ratio'])}, {percent(tier['accuracy']['mean'])}"
+
+
+def _images(found: dict[str, Any]) -> str:
+    return f"{found['images']}, {found['coding']}" if found.get("images") else "–"
 
 
 def _plain(value: float | None) -> str:

@@ -23,6 +23,7 @@ from fedcaptor.simulations.records import (
     Privacy,
     PrivateSum,
     Provenance,
+    ReferenceImages,
     RoundAccuracy,
     Scores,
     Spread,
@@ -109,6 +110,7 @@ def summary_of(
         effective_macs_ratio=_mean(figures, "effective_macs_ratio"),
         parameters_ratio=_mean(figures, "parameters_ratio"),
         download_bytes_ratio=download + known["base_fetches"],
+        reference_images=ReferenceImages(images=run.last.delivered.images, coding=run.last.delivered.coding),
         storage_ratio=known["holds_full"] + stored / world.weights_bytes,
         cluster_only=_cluster_only(figures, download),
         out_of_set=OutOfSet(

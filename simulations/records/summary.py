@@ -88,6 +88,13 @@ class TierFigures(Record):
     accuracy: Spread = Field(default_factory=Spread)
 
 
+class ReferenceImages(Record):
+    """The server's images that a phone received in the last round: how many, and how they were coded (png, jpeg)."""
+
+    images: int = 0
+    coding: str = ""
+
+
 class Summary(Record):
     """Figures over all phones; accuracies are over those that have test images. `tiers` is absent without tiers."""
 
@@ -106,6 +113,7 @@ class Summary(Record):
     parameters_ratio: Number = None
     download_bytes_ratio: Number = None
     storage_ratio: Number = None
+    reference_images: ReferenceImages | None = None
     cluster_only: ClusterOnly | None = None
     out_of_set: OutOfSet | None = None
     privacy: Privacy | None = None
