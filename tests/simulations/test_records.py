@@ -62,6 +62,10 @@ SUMMARY_OF_A_RUN = """{
  "parameters_ratio": 0.175801480470359,
  "download_bytes_ratio": 0.11248760778605423,
  "storage_ratio": 1.2371736093015733,
+ "reference_images": {
+  "images": 150,
+  "coding": "png"
+ },
  "cluster_only": {
   "accuracy": {
    "mean": 0.8799698846838645,
