@@ -113,6 +113,7 @@ def test_training_needs_two_images_and_no_batch_has_one(
     assert "few.npz: part 'base' gets 1 image, at least 2 are needed to train: give more images" in text
 
 
+@pytest.mark.slow
 def test_prune_keeps_two_classes_of_the_shipped_model(tmp_path: Path) -> None:
     out = tmp_path / "two.safetensors"
     words = [

@@ -10,8 +10,9 @@ import pytest
 from fedcaptor.common.explanation import explain
 from fedcaptor.common.plan import Plan
 from fedcaptor.common.planner import Budget, allocate
-from fedcaptor.common.torch_engine.base import BaseModel
 from fedcaptor.common.torch_engine.registry import build
+from fedcaptor.common.torch_engine.trace import trace
+from tests.common import own_networks
 from tests.common.small_groups import even_curves, small_groups
 
 GROUPS = small_groups()
@@ -39,10 +40,10 @@ def test_why_says_what_the_next_block_would_lose_and_save() -> None:
     assert json.loads(json.dumps(last)) == last
 
 
-def test_shares_of_all_layers_sum_to_the_whole_model() -> None:
-    """With residual sums, whose layers are of one group, and the layer of the classes."""
-    module = build("resnet20", 10, (3, 32, 32)).eval()
-    groups = BaseModel.of(module, "resnet20", (3, 32, 32), (0.5,) * 3, (0.5,) * 3).groups
+@pytest.mark.parametrize("name", ["resnet20", f"{own_networks.__name__}:grouped_twice"])
+def test_shares_of_all_layers_sum_to_the_whole_model(name: str) -> None:
+    """With residual sums, whose layers are of one group, grouped convolutions, and the layer of the classes."""
+    groups = trace(build(name, 5, (3, 32, 32)), name, (3, 32, 32))
     curves = even_curves(groups, **{group.name: 1.0 for group in groups.groups})
     whole = Plan.of(groups, {group.name: np.arange(group.channels) for group in groups.groups})
     rows = explain(groups, curves, whole, 8)

@@ -197,6 +197,7 @@ def _product(inputs: int, outputs: int) -> LayerTimes:
     return LayerTimes(rows, columns, tuple(tuple(float(i * j) for j in columns) for i in rows))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 def test_a_measured_table_covers_the_network(tmp_path: Path) -> None:
     base = tiny.base_model(tiny.write(tmp_path, 100, 1)[1])
