@@ -28,7 +28,7 @@ def locked(directory: Path, on_takeover: Callable[[str], None] = lambda note: No
     """Make the folder, and hold its lock for the length of the block, which the end of the process ends too.
 
     `on_takeover` is told in a sentence where an earlier holder died without a release. Raises StateError that names the
-    process which holds the lock.
+    process which holds the lock, ConfigError where there cannot be such a folder.
     """
     make_folder(directory)
     file = directory / LOCK

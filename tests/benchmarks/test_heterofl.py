@@ -71,7 +71,7 @@ def test_training_is_seeded_and_learns(world):
     assert all(np.array_equal(state[name], array) for name, array in again.items())
     assert not np.array_equal(state["0.weight"], other["0.weight"])
     last = arm._of_heterofl(population, plans, state)
-    assert last["heterofl_accuracy"] > first["heterofl_accuracy"] + 0.1
+    assert last["heterofl_accuracy"] > first["heterofl_accuracy"] + 0.03
     assert last["heterofl_limited"] > last["heterofl_accuracy"]
     parameters = np.mean([world.base.groups.parameters(plan.counts()) for plan in plans])
     assert last["heterofl_bytes"] == pytest.approx(2 * 4 * BYTES * parameters)
