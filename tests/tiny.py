@@ -94,6 +94,7 @@ def overrides(data: Path, weights: Path, *more: str) -> list[str]:
         "planner.images=60",
         "personal.ladder=[0.4, 0.6]",
         "personal.reference=5",
+        "delivery.download=9",  # the network is smaller than a few images
         "personal.rows=256",
         *more,
     ]

@@ -149,7 +149,8 @@ def test_the_server_keeps_clusters_and_learns_no_more(run: Run) -> None:
         rows = connection.execute(text("SELECT phase, outcome, length(tensors) AS size FROM phases")).all()
     engine.dispose()
     outcome, size = next((json.loads(row.outcome), row.size) for row in rows if row.phase == "deliver")
-    assert set(outcome) == {"tally"}
+    assert set(outcome) == {"tally", "reference"}
+    assert set(outcome["reference"]) == {"images", "coding"}  # the server's own
     assert all(isinstance(value, int) for name, value in outcome["tally"].items() if name != "refused")
     assert outcome["tally"]["replies"] == 2 * PHONES - 1
     assert size < 64  # no tensors
