@@ -86,7 +86,9 @@ def test_tiers_count_by_their_share() -> None:
     config = load_config(None).model_copy(
         update={"tiers": (SimpleNamespace(name="low", share=0.25), SimpleNamespace(name="high", share=0.75))}
     )
-    one = RoundRecord(1, np.ones((1, 10)), np.ones(1), Catalogue([plan(1), plan(2)], (), (), ()), None, Delivered(1.0), None)
+    one = RoundRecord(
+        1, np.ones((1, 10)), np.ones(1), Catalogue([plan(1), plan(2)], (), (), ()), None, Delivered(1.0), None
+    )
     (cluster,) = snapshot_of(record(one, config=config), RUN, 1000, "ended", simulated=True).clusters
     small, large = (GROUPS.parameters_ratio({"a": kept}) for kept in (1, 2))
     assert cluster.parameters_ratio == pytest.approx(0.25 * small + 0.75 * large)
