@@ -329,6 +329,20 @@ def test_corrections_name_what_nobody_answered(tmp_path: Path, base: BaseModel, 
     assert after[[2, 5]].sum() > 0.5
 
 
+class Correcting(Feed):
+    """Its owner says that half of the images show class 3."""
+
+    def corrections(self, round: int) -> NDArray[np.int16]:
+        return np.repeat([3, -1], 20).astype(np.int16)
+
+
+def test_a_corrected_class_becomes_an_own_one(tmp_path: Path, base: BaseModel, cluster: Submodel) -> None:
+    phone(tmp_path, base, config("plan", "kept_full"), Correcting()).deliver(*delivery(base, cluster, "plan"))
+    note = Outcome.read(tmp_path)
+    assert note is not None
+    assert 3 in note.classes
+
+
 def test_replies_leave_at_the_same_time_whether_habits_changed_or_not(
     tmp_path: Path, base: BaseModel, cluster: Submodel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
