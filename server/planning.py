@@ -107,10 +107,10 @@ def plan_cluster(
 
 
 def _plan_tier(evidence: Evidence, tier: Tier | None, settings: Planner, held: Images) -> ClusterPlan:
-    """Plan within `planner.macs` or, verified on the `held` images, above it by `tolerance`; never above the tier."""
+    """Plan within `planner.macs` or, where images are `held` to verify it, above it by `tolerance`; within the tier."""
     base, disagreement = evidence.base, None
     try:
-        if settings.tolerance:
+        if len(held):
             budget = tier_budget(tier, 1.0, settings.multiple)
             ratios = [settings.macs, *(ratio for ratio in RATIOS if ratio > settings.macs)]
             verified = smallest_within(evidence, budget, held, settings.tolerance, ratios)

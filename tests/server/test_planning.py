@@ -130,3 +130,9 @@ def test_a_tolerance_out_of_reach_ends_at_the_largest_rung(evidence, reference, 
 def test_nothing_is_verified_without_images(evidence, reference):
     with pytest.raises(DataError, match="0 images are held out"):
         smallest_within(evidence, Budget(1.0), reference.x[:0], 0.1)
+
+
+def test_too_few_images_to_verify_with_are_planned_within_the_macs(base, reference):
+    (plan,) = plan_cluster(base, CENTROID, reference, Planner(images=2, tolerance=0.05, macs=0.5), None, 0)
+    assert plan.disagreement is None
+    assert plan.submodel.macs_ratio <= 0.5
