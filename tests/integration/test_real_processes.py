@@ -47,6 +47,8 @@ iterations = 1
 enabled = false
 [visualise]
 enabled = false
+[planner]
+tolerance = 0
 [personal]
 ladder = [0.3, 0.5, 0.8]
 [delivery]
