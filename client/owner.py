@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from fedcaptor.common.arrays import Floats, Indices
 from fedcaptor.common.config import Usage
-from fedcaptor.common.distances import normalise
+from fedcaptor.common.distances import class_posterior, normalise
 from fedcaptor.common.softmax import softmax
 
 _STEPS = 60
@@ -47,20 +47,14 @@ class Owner:
         prior = memory + settings.prior * mean + _FLOOR / len(memory)
         usage = normalise(prior, 0.0)
         for _ in range(_STEPS):
-            usage = normalise(prior + _shown(likelihoods, usage).sum(0), 0.0)
+            usage = normalise(prior + class_posterior(likelihoods, usage).sum(0), 0.0)
         order = np.argsort(-usage, kind="stable")[: settings.max_classes]
         own = order[usage[order] >= settings.min_share]
         return cls(usage, np.sort(own if len(own) else order[:1]), cluster)
 
     def meets(self, likelihoods: Floats) -> npt.NDArray[np.bool_]:
         """Tell which images [N] are rather of own classes than of others, by their likelihoods [N, C]."""
-        return np.asarray(_shown(likelihoods, self.usage)[:, self.classes].sum(1) > 0.5)
-
-
-def _shown(likelihoods: Floats, usage: Floats) -> Floats:
-    """Return the probability that each image shows each class [N, C]."""
-    joint = likelihoods * usage
-    return np.asarray(joint / joint.sum(1, keepdims=True))
+        return np.asarray(class_posterior(likelihoods, self.usage)[:, self.classes].sum(1) > 0.5)
 
 
 def _nearest(

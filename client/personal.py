@@ -89,20 +89,20 @@ def personalise(
     best = search.cheapest(images, seed)
     if start is not None:
         of_cluster = search.judged(evidence.build(_with_classes(start, search.outputs, groups)))
-        at_cluster = of_cluster[1].agreement
-        good = search.too_large or search.good(of_cluster[1], 2 * config.personal.tolerance)
-        if best is None and good and fits(config.own_tier, groups, of_cluster[0].plan.counts()):
+        at_cluster = of_cluster.agreement
+        good = search.too_large or search.good(of_cluster, 2 * config.personal.tolerance)
+        if best is None and good and fits(config.own_tier, groups, of_cluster.submodel.plan.counts()):
             kind, best = "cluster", of_cluster
-    if best is None or (best[1].effective_macs >= 1 and not search.too_large):
+    if best is None or (best.effective_macs >= 1 and not search.too_large):
         return _kept_full(validation, at_cluster)
-    agreement = best[1].agreement
-    submodel, found = search.judged(_refitted(engine, best[0], owner.classes, offer, images))
+    submodel = _refitted(engine, best.submodel, owner.classes, offer, images)
+    found = best if submodel is best.submodel else search.judged(submodel)
     return Personalised(
         kind,
         owner.classes,
         validation.prior,
         submodel,
-        agreement,
+        best.agreement,
         at_cluster,
         found.threshold,
         found.escalated,
@@ -131,19 +131,19 @@ class _Search:
         """Tell whether the full model is too large for this phone's tier."""
         return not fits(self.config.own_tier, self.engine.groups, {})
 
-    def judged(self, submodel: Submodel) -> tuple[Submodel, Judgement]:
+    def judged(self, submodel: Submodel) -> Judgement:
         """Judge a submodel, escalations included."""
         mode, groups = self.config.fallback.mode, self.engine.groups
         larger = 1.0 if mode == "kept_full" else 0.0
         if mode == "cluster" and self.start is not None:
             larger = groups.macs_ratio(self.start.counts())
-        return submodel, self.validation.judge(submodel, self.config.fallback, larger)
+        return self.validation.judge(submodel, self.config.fallback, larger)
 
     def good(self, found: Judgement, tolerance: float) -> bool:
         """Tell whether a submodel loses little enough, with the configured confidence."""
         return found.good(tolerance, self.config.personal.confidence)
 
-    def cheapest(self, images: Images, seed: int) -> tuple[Submodel, Judgement] | None:
+    def cheapest(self, images: Images, seed: int) -> Judgement | None:
         """Return the submodel of the ladder with the fewest effective MACs among those that are good enough, if any.
 
         At the largest budget it may lose twice as much, and without limit on a phone that cannot hold the full model.
@@ -153,21 +153,23 @@ class _Search:
         if not settings.enabled:
             return None
         budgets = budget_ladder(config.own_tier, groups, settings.ladder, config.planner.multiple)
-        best: tuple[Submodel, Judgement] | None = None
+        best: Judgement | None = None
         for budget in budgets:
             try:
                 plan = allocate(groups, self.evidence.curves, self.outputs, budget)
             except PlanError:  # the smallest model of these classes is larger: try the next rung
                 continue
-            if best is not None and groups.macs_ratio(plan.counts()) >= best[1].effective_macs:
+            if best is not None and groups.macs_ratio(plan.counts()) >= best.effective_macs:
                 break
             last = 1.0 if self.too_large else 2 * settings.tolerance
             allowed = last if budget == budgets[-1] else settings.tolerance
             tried = self.judged(self.evidence.build(plan))
-            if not self.good(tried[1], allowed) and settings.tune_steps and len(images) > 1:
+            if not self.good(tried, allowed) and settings.tune_steps and len(images) > 1:
                 known = self.validation.known
-                tried = self.judged(self.engine.tuned(tried[0], images, known, steps=settings.tune_steps, seed=seed))
-            if self.good(tried[1], allowed) and (best is None or tried[1].effective_macs < best[1].effective_macs):
+                tried = self.judged(
+                    self.engine.tuned(tried.submodel, images, known, steps=settings.tune_steps, seed=seed)
+                )
+            if self.good(tried, allowed) and (best is None or tried.effective_macs < best.effective_macs):
                 best = tried
         return best
 

@@ -43,7 +43,7 @@ def chance_below(bound: float, lost: float, seen: float) -> float:
 
 @dataclass(frozen=True, eq=False)
 class Judgement:
-    """Hold what a validation set says of one submodel.
+    """Hold what a validation set says of one `submodel`.
 
     `agreement`: share of the images of own classes that it answers as the full model does. `lost`, `seen`: accuracy
     lost against the full model on these images, in images, and their number; both weighted. `threshold`: out-of-set
@@ -51,6 +51,7 @@ class Judgement:
     multiply-accumulates of an image over those of the full model, escalations included.
     """
 
+    submodel: Submodel
     agreement: float
     lost: float
     seen: float
@@ -118,7 +119,7 @@ class Validation:
         images of own classes.
         """
         if not self.inside.any():
-            return Judgement(1.0, 0.0, 0.0, -np.inf, 0.0, submodel.macs_ratio)
+            return Judgement(submodel, 1.0, 0.0, 0.0, -np.inf, 0.0, submodel.macs_ratio)
         prior, classes = self.prior, self.owner.classes
         own, others = weighed(submodel, prior, classes, self.images)
         scores = out_of_set_score(own, settings.score, others)
@@ -131,6 +132,7 @@ class Validation:
         threshold = _quantile(scores, weights, 1 - settings.retention)
         escalated = min(1.0, float(self.weights @ (scores < threshold) / self.weights.sum()))
         return Judgement(
+            submodel=submodel,
             agreement=min(1.0, float(weights @ (answers == full.argmax(1)) / seen)),  # but for rounding
             lost=float(weights @ lost),
             seen=seen,

@@ -34,6 +34,15 @@ def normalise(counts: ArrayLike, smoothing: float) -> NDArray[np.float64]:
     return x / x.sum()
 
 
+def class_posterior(likelihoods: NDArray[np.float64], usage: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Compute the probability that each image shows each class [n, C], by Bayes' rule with the prior `usage` [C].
+
+    `likelihoods` [n, C] are of each image by class, up to a factor for each image.
+    """
+    joint = likelihoods * usage
+    return np.asarray(joint / joint.sum(1, keepdims=True))
+
+
 def class_shares(
     probabilities: NDArray[np.float64], memory: NDArray[np.float64], steps: int = 60
 ) -> NDArray[np.float64]:
@@ -46,8 +55,7 @@ def class_shares(
     usage = np.full(probabilities.shape[1], 1 / probabilities.shape[1])
     posterior = probabilities
     for _ in range(steps):
-        joint = probabilities * usage
-        posterior = joint / joint.sum(1, keepdims=True)
+        posterior = class_posterior(probabilities, usage)
         usage = posterior.sum(0) + memory + 1e-9
         usage /= usage.sum()
     return posterior

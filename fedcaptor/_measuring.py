@@ -19,7 +19,7 @@ from fedcaptor._measured_budgets import (
     require_size,
     with_file_sizes,
 )
-from fedcaptor._verification import judging_of, table_of, tuned_where_it_helps, within_tolerance
+from fedcaptor._verification import HELD, judging_of, table_of, tuned_where_it_helps, within_tolerance
 from fedcaptor.common import costs
 from fedcaptor.common.arrays import Images
 from fedcaptor.common.class_names import fitting_names, labels_of, named
@@ -47,7 +47,6 @@ from fedcaptor.common.torch_engine.strategies import PreparedStrategy, Task, pre
 
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 """Mean and standard deviation by channel."""
-HELD = 0.25  # share of each class's images that is held out where a tolerance or tuning needs some
 
 
 @dataclass(frozen=True)

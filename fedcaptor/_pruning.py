@@ -12,11 +12,10 @@ from torch import nn
 from fedcaptor._evidence import CALIBRATION, Evidence
 from fedcaptor._images import Given, PerChannel
 from fedcaptor._submodel import Submodel
+from fedcaptor._verification import HELD
 from fedcaptor.common.latency import LatencyTable
 from fedcaptor.common.torch_engine.export import WEIGHTS
 from fedcaptor.protocols import PruningStrategy
-
-HELD = 0.25  # share of the images that is held out for a tolerance or for tuning
 
 
 def prune(

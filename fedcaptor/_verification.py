@@ -20,6 +20,7 @@ from fedcaptor.common.torch_engine.tuning import judge, tune
 OnLayer = Callable[[int, int], None]
 OnStep = Callable[[int], None]
 
+HELD = 0.25  # share of the images that is held out for a tolerance or for tuning
 MOST_HELD = 500  # images that tuning is judged on: more would take longer than they tell
 LEAST_HELD = 12  # images that tuning is judged on: of fewer, all may agree by chance
 CHOOSING = 3  # of so many held-out images one chooses among the steps, the others judge

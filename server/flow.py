@@ -7,18 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from fedcaptor.common.arrays import Array, Floats, Tensors
+from fedcaptor.common.calibration import Calibration
 from fedcaptor.common.config import Config
 from fedcaptor.common.progress import OnProgress
 from fedcaptor.common.random_streams import stream_of_digest
 from fedcaptor.common.statistics import Statistic
 from fedcaptor.common.torch_engine.base import BaseModel
 from fedcaptor.server.budget import Step, steps
+from fedcaptor.server.calibrate import calibrate
 from fedcaptor.server.catalogue import Catalogue
 from fedcaptor.server.collect import Courier, Tally
 from fedcaptor.server.journal import Journal, Result
@@ -97,6 +100,11 @@ class Flow:
         self._rounds: list[RoundRecord] = []
         self.atlas: dict[str, Array] = {}
         self.statistics: dict[str, Any] = {}
+
+    @cached_property
+    def calibration(self) -> Calibration:
+        """Return the base model's calibration by the reference images, fitted once a run."""
+        return calibrate(self.base.scores(self.reference.x), self.reference.y)
 
     def run(self) -> RunRecord:
         """Run all rounds.

@@ -20,7 +20,6 @@ from fedcaptor.common.torch_engine.scores import taylor_scores
 from fedcaptor.common.weights_file import narrow
 from fedcaptor.server import catalogue as catalogues
 from fedcaptor.server import clusters, local
-from fedcaptor.server.calibrate import calibrate
 from fedcaptor.server.catalogue import Catalogue
 from fedcaptor.server.flow import Flow, Phases
 from fedcaptor.server.journal import Result
@@ -148,8 +147,7 @@ def deliver(flow: Flow, round: int, centroids: Floats, made: Catalogue, preferen
 
     def compute() -> Result:
         plans = made.plans if config.delivery.plans else []
-        calibration = calibrate(base.scores(flow.reference.x), flow.reference.y)
-        tensors = catalogues.offered(config, base.groups, centroids, plans, preference, calibration)
+        tensors = catalogues.offered(config, base.groups, centroids, plans, preference, flow.calibration)
         room = config.delivery.download * sum(narrow(tensor).nbytes for tensor in base.state.values())
         room -= sum(tensor.nbytes for tensor in tensors.values())
         pack = packed(flow.reference, config.personal.reference, room, config.run.seed)

@@ -21,6 +21,7 @@ from fedcaptor.common.torch_engine.base import BaseModel
 from fedcaptor.common.torch_engine.prune import prune
 from fedcaptor.server import catalogue, phases
 from fedcaptor.server.calibrate import calibrate
+from fedcaptor.server.flow import Flow
 from fedcaptor.server.planning import ClusterPlan, Reference
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -91,6 +92,7 @@ def delivered(base: BaseModel, made: list[ClusterPlan], *overrides: str) -> Tens
         phase=lambda round, name, compute: compute(),
         tallied=lambda round, name, tally, tensors: ({"tally": {"bytes_down": 1}}, tensors),
     )
+    flow.calibration = Flow.__dict__["calibration"].func(flow)
     phases.deliver(
         flow, 1, np.full((2, 10), 0.1), catalogue.unpack(*catalogue.pack(made, base.groups), base.groups), None
     )
