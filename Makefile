@@ -1,6 +1,8 @@
 # `make demo` and `make test` do all their own set-up in .venv.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
+# Images for containers often forbid bytecode files; every process would then compile PyTorch's thousands of modules anew.
+unexport PYTHONDONTWRITEBYTECODE
 # TORCH=cpu: PyTorch without CUDA's libraries, from an index that has it; in a new .venv only.
 TORCH ?=
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
