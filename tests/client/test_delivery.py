@@ -387,6 +387,7 @@ def test_a_submodel_that_is_not_the_note_s_is_not_used(tmp_path: Path, base: Bas
     assert read_models(tmp_path, TorchEngine(base), "kept_full").own is None
 
 
+@pytest.mark.slow
 def test_a_submodel_that_disagrees_too_often_is_tuned_where_that_is_wanted(base: BaseModel) -> None:
     rng = np.random.default_rng(0)
     use, check = (
