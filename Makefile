@@ -11,7 +11,7 @@ TORCH_PINS = $(shell sed -n 's/^ *"\(torch==[^"]*\)", "\(torchvision==[^"]*\)",$
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 DEMO := $(BIN)/fedcaptor simulate simulations/scenarios/demo.toml --fresh
 
-.PHONY: setup demo test test-fast coverage lint docs site results clean
+.PHONY: setup demo test test-long test-fast coverage lint docs site results clean
 
 setup: .venv/ready
 
@@ -32,13 +32,16 @@ demo: setup
 	@$(BIN)/fedcaptor report runs/demo runs/demo-open
 
 test: setup
-	$(PYTEST)
+	$(PYTEST) -m "not long"
 
-test-fast: setup # without real processes, browsers and long computations
-	$(PYTEST) -m "not slow"
+test-long: setup # the rest: whole runs through Flower's processes, stops and kills, pages from first line to last
+	$(PYTEST) -m long
+
+test-fast: setup # without real processes, browsers and computations of more than two seconds
+	$(PYTEST) -m "not slow and not long"
 
 coverage: setup # a page in runs/coverage
-	$(BIN)/python -m pytest -m "not slow" --cov --cov-report=term --cov-report=html:runs/coverage
+	$(BIN)/python -m pytest -m "not slow and not long" --cov --cov-report=term --cov-report=html:runs/coverage
 
 lint: setup
 	$(BIN)/ruff check .

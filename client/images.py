@@ -15,16 +15,16 @@ from fedcaptor.common.errors import DataError
 
 
 class ImageFeed(Protocol):
-    """Give a round's images, uint8 [N, H, W, C]: `use` to learn the owner's habits from, `check` as validation set.
+    """Give a day's images, uint8 [N, H, W, C]: `use` to learn the owner's habits from, `check` as validation set.
 
     `corrections` [N]: the label to which the owner corrected the prediction of each use image, -1 where nothing.
     """
 
-    def use(self, round: int) -> Images: ...
+    def use(self, day: int) -> Images: ...
 
-    def check(self, round: int) -> Images: ...
+    def check(self, day: int) -> Images: ...
 
-    def corrections(self, round: int) -> npt.NDArray[np.int16]: ...
+    def corrections(self, day: int) -> npt.NDArray[np.int16]: ...
 
 
 class FolderFeed:
@@ -37,14 +37,14 @@ class FolderFeed:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def use(self, round: int) -> Images:
+    def use(self, day: int) -> Images:
         return decode(self._folder, self._parts()[0])
 
-    def check(self, round: int) -> Images:
+    def check(self, day: int) -> Images:
         use, check = self._parts()
         return decode(self._folder, check) if check else decode(self._folder, use[:1])[:0]
 
-    def corrections(self, round: int) -> npt.NDArray[np.int16]:
+    def corrections(self, day: int) -> npt.NDArray[np.int16]:
         return np.full(len(self._parts()[0]), -1, dtype=np.int16)
 
     def _parts(self) -> tuple[list[Path], list[Path]]:

@@ -113,6 +113,7 @@ def test_too_small_a_cohort_is_refused(tmp_path):
         simulate(load_config(None, [*SMALL, "population.phones=10"]), tmp_path)
 
 
+@pytest.mark.slow
 def test_a_run_stored_by_an_earlier_schema_is_the_same_run(tmp_path):
     """Its file has a key's former name, and lacks the keys that came later."""
     config = load_config(None, [*SMALL, "faults.malformed=0.05"])
