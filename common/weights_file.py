@@ -35,11 +35,11 @@ def load_state(path: Path) -> tuple[State, dict[str, str]]:
             found = {name: _widened(file.get_tensor(name)) for name in names if name not in brain}
         if brain:
             found |= _brain_floats(path, brain)
-    except (SafetensorError, OSError, TypeError) as error:
+        order = json.loads(metadata.pop(_ORDER, "null"))
+        if not isinstance(order, list) or sorted(order, key=str) != sorted(found):
+            order = sorted(found, key=_natural)
+    except (SafetensorError, OSError, TypeError, ValueError, RecursionError) as error:
         raise ModelError(f"{path} is not a readable safetensors file ({error}): give weights in that format") from error
-    order = json.loads(metadata.pop(_ORDER, "null"))
-    if order is None or sorted(order) != sorted(found):
-        order = sorted(found, key=_natural)
     return {key: found[key] for key in order}, metadata
 
 
@@ -78,7 +78,8 @@ def narrow(array: Array) -> Array:
 
 
 def _natural(key: str) -> list[tuple[int, str]]:
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", key)]
+    """Numbers of more digits than any index are compared in pieces."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d{1,18})", key)]
 
 
 def _widened(array: Array) -> Array:

@@ -1,0 +1,26 @@
+"""Weights: any file for a safetensors one."""
+
+from __future__ import annotations
+
+import safetensors.numpy
+
+from fedcaptor.common.errors import ModelError
+from fedcaptor.common.weights_file import content_of, load_state
+from tests.fuzz.files import file_of
+from tests.fuzz.targets.submodel_file import state
+
+
+def seeds() -> dict[str, bytes]:
+    return {
+        "ours": content_of(state(), {"model": "small"}),
+        "of-others": safetensors.numpy.save(state()).replace(b'"F32"', b'"I32"', 1),
+    }
+
+
+def one(data: bytes) -> bool:
+    with file_of(data, "weights.safetensors") as path:
+        try:
+            load_state(path)
+        except ModelError:
+            return False
+    return True
