@@ -25,3 +25,15 @@ def split(data: bytes, least: int = 0) -> list[bytes]:
 def chosen(part: bytes, count: int) -> int:
     """Return a number below `count`, from the first byte."""
     return part[0] % count if part else 0
+
+
+def safetensors_parts(file: bytes) -> bytes:
+    """Write a safetensors file as an input whose header may grow: as `safetensors_file` reads it."""
+    end = 8 + int.from_bytes(file[:8], "little")
+    return join(file[8:end], file[end:])
+
+
+def safetensors_file(data: bytes) -> bytes:
+    """Make a file of a header and what stands behind it."""
+    header, body = split(data, 2)[:2]
+    return len(header).to_bytes(8, "little") + header + body

@@ -34,6 +34,6 @@ def test_cut_and_changed_inputs_meet_declared_errors_alone(name: str) -> None:
     """A glance at what the fuzzer does, where it is not installed."""
     one = target(name).one
     for data in target(name).seeds().values():
-        for at in range(0, len(data), max(1, len(data) // 20)):
+        for at in range(0, len(data), max(1, len(data) // 8)):
             one(data[:at])
             one(data[:at] + bytes([data[at] ^ 0x55]) + data[at + 1 :])

@@ -45,7 +45,7 @@ def seeds() -> dict[str, bytes]:
         "calibration": Calibration.none(CLASSES).packed(),
     }
     packed = [pack_plan(plan.kept, GROUPS) for plan in plans]
-    file = np.frombuffer(submodel_file.seeds()["submodel"], np.uint8)
+    file = np.frombuffer(submodel_file.file(), np.uint8)
     own = {"plan.1": pack_plan(submodel_file.PLAN.kept, GROUPS), "submodel.1": file}
     return {
         "plans": _encoded("plan", "", {**common, "plan.0": packed[0], "plan.1": packed[1]}),

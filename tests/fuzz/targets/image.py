@@ -11,7 +11,12 @@ from fedcaptor.common.data.source import SUFFIXES, decode
 from fedcaptor.common.errors import DataError
 from tests.fuzz.files import file_of
 
-FORMATS = {"grey.png": ("PNG", "L"), "rgb.jpg": ("JPEG", "RGB"), "rgb.bmp": ("BMP", "RGB"), "alpha.webp": ("WEBP", "RGBA")}
+FORMATS = {
+    "grey.png": ("PNG", "L"),
+    "rgb.jpg": ("JPEG", "RGB"),
+    "rgb.bmp": ("BMP", "RGB"),
+    "alpha.webp": ("WEBP", "RGBA"),
+}
 
 
 def seeds() -> dict[str, bytes]:

@@ -9,6 +9,7 @@ from fedcaptor.common.plan import Plan
 from fedcaptor.common.slicer import slice_state
 from fedcaptor.common.submodel_file import decode, encode
 from tests.client.fake_engine import GROUPS
+from tests.fuzz.parts import safetensors_file, safetensors_parts
 
 PLAN = Plan.of(GROUPS, {"a": [0, 2], "b": [1, 2, 3], "c": [0, 2]})
 
@@ -22,13 +23,18 @@ def state() -> dict[str, np.ndarray]:
     }
 
 
+def file() -> bytes:
+    """A valid submodel of `PLAN`."""
+    return encode(slice_state(state(), GROUPS, PLAN)).tobytes()
+
+
 def seeds() -> dict[str, bytes]:
-    return {"submodel": encode(slice_state(state(), GROUPS, PLAN)).tobytes()}
+    return {"submodel": safetensors_parts(file())}
 
 
 def one(data: bytes) -> bool:
     try:
-        found = decode(np.frombuffer(data, np.uint8), GROUPS, PLAN)
+        found = decode(np.frombuffer(safetensors_file(data), np.uint8), GROUPS, PLAN)
     except WireError:
         return False
     assert {name: array.shape for name, array in found.items()} == GROUPS.shapes(PLAN.counts())
