@@ -9,18 +9,28 @@ import pytest
 from tests.fuzz.targets import NAMES, target
 
 CORPUS = Path(__file__).parent / "corpus"
+NOT_MENDED: frozenset[str] = frozenset()
+"""Inputs (`target/file`) that break their target so far."""
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_stored_inputs_meet_declared_errors_alone(name: str) -> None:
-    one, inputs = target(name).one, sorted((CORPUS / name).iterdir())
+    inputs = sorted((CORPUS / name).iterdir())
     assert any(path.name.startswith("seed-") for path in inputs), "python -m tests.fuzz --write-corpus"
     for path in inputs:
+        if f"{name}/{path.name}" in NOT_MENDED:
+            continue
         try:
-            one(path.read_bytes())
+            target(name).one(path.read_bytes())
         except Exception as error:
             error.add_note(f"the input is {path}")
             raise
+
+
+@pytest.mark.parametrize("path", sorted(NOT_MENDED))
+@pytest.mark.xfail(reason="not mended yet; take it off the list when it passes")
+def test_known_bugs(path: str) -> None:
+    target(path.partition("/")[0]).one((CORPUS / path).read_bytes())
 
 
 @pytest.mark.parametrize("name", NAMES)

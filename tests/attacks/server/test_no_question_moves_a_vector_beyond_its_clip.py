@@ -1,4 +1,7 @@
-"""A server sends any centroids and any clusters of filters: what a phone adds stays within the clip that is charged."""
+"""A server sends any centroids and any clusters of filters: what a phone adds stays within the clip that is charged.
+
+Even where the phone's own figures are fifty times as large as they can be.
+"""
 
 from __future__ import annotations
 
@@ -28,8 +31,9 @@ def test_the_norm_is_within_the_sensitivity(statistic: Statistic, rotated: bool,
         "pool": data.draw(arrays.arrays(np.int32, st.integers(2, 4), elements=st.integers(-1, 5))),
     }
     scores = FilterScores(np.full((3, 3), 1e30, np.float32), np.ones(3, bool))
+    figures = {name: 50 * value for name, value in FIGURES.items()}
     try:
-        vector = statistic.vector(Phone(GROUPS, [0.0, 1.0, 0.0], scores, **FIGURES), tensors)
+        vector = statistic.vector(Phone(GROUPS, [0.0, 50.0, 0.0], scores, **figures), tensors)
     except WireError:
         return
     spec = SumSpec("1", len(vector), statistic.clip, 64.0, 1.0, 50, 40, min_cohort=20, rotated=rotated)
