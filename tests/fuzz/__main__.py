@@ -12,8 +12,10 @@ from tests.fuzz.targets import NAMES, target
 
 CORPUS = Path(__file__).parent / "corpus"
 FOUND = Path("runs/fuzz")
-MEGABYTES = 512
-"""Memory that an input may take: an expansion of a few bytes ends in MemoryError, which no target lets pass."""
+RESIDENT, RESERVED = 512, 2048
+"""Megabytes that the process may use, and that an input may ask for: beyond the latter it meets MemoryError, which no
+target lets pass.
+"""
 LIBRARIES = ("fedcaptor", "tomllib", "zipfile", "PIL")
 """What coverage guides through, besides the target."""
 
@@ -52,16 +54,16 @@ def fuzz(name: str, seconds: int) -> None:
     FOUND.mkdir(parents=True, exist_ok=True)
     limit_memory()
     with tempfile.TemporaryDirectory() as grown:
-        limits = [f"-max_total_time={seconds}", "-timeout=10", f"-rss_limit_mb={4 * MEGABYTES}", "-max_len=8192"]
+        limits = [f"-max_total_time={seconds}", "-timeout=10", f"-rss_limit_mb={RESIDENT}", "-max_len=8192"]
         options = [sys.argv[0], *limits, "-print_final_stats=1", f"-artifact_prefix={FOUND / name}-"]
         atheris.Setup([*options, grown, str(CORPUS / name)], lambda data: one(data) and None)
         atheris.Fuzz()
 
 
 def limit_memory() -> None:
-    """Leave the process `MEGABYTES` more of address space than it has."""
+    """Leave the process `RESERVED` megabytes more of address space than it has."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
-    most = pages * resource.getpagesize() + (MEGABYTES << 20)
+    most = pages * resource.getpagesize() + (RESERVED << 20)
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
 
 
