@@ -1,4 +1,4 @@
-"""A server cannot be seen to ask by cluster: in each step all phones get one question, but for their own message."""
+"""Nobody is asked by cluster: in each step all phones get one question, but for the message of the sum itself."""
 
 from __future__ import annotations
 

@@ -91,6 +91,8 @@ def _server(number: int, reply: bytes) -> bool:
         total = cohort.run()
     except PrivacyError:
         return False
+    finally:
+        assert all(isinstance(error, PrivacyError | WireError) for error in cohort.declined.values())
     if number != MASKING or reply == TRANSCRIPT[number].reply:
         survivors = np.flatnonzero(cohort.server._arrived[[cohort.server._place[node] for node in range(PHONES)]])
         np.testing.assert_array_equal(total, cohort.sum_of(survivors))
