@@ -35,12 +35,21 @@ def load_state(path: Path) -> tuple[State, dict[str, str]]:
             found = {name: _widened(file.get_tensor(name)) for name in names if name not in brain}
         if brain:
             found |= _brain_floats(path, brain)
-        order = json.loads(metadata.pop(_ORDER, "null"))
-        if not isinstance(order, list) or sorted(order, key=str) != sorted(found):
-            order = sorted(found, key=_natural)
-    except (SafetensorError, OSError, TypeError, ValueError, RecursionError) as error:
+    except (SafetensorError, OSError, TypeError) as error:
         raise ModelError(f"{path} is not a readable safetensors file ({error}): give weights in that format") from error
+    order = _order(metadata.pop(_ORDER, "null"))
+    if sorted(order) != sorted(found):
+        order = sorted(found, key=_natural)
     return {key: found[key] for key in order}, metadata
+
+
+def _order(text: str) -> list[str]:
+    """Read the names of tensors in the network's order; none where the text is something else."""
+    try:
+        names = json.loads(text)
+    except (ValueError, RecursionError):
+        return []
+    return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else []
 
 
 def require_finite(state: State, where: object) -> None:

@@ -200,17 +200,8 @@ def test_any_name_of_a_tensor_can_be_ordered(name: str, tmp_path: Path) -> None:
     assert list(load_state(tmp_path / "w.safetensors")[0]) == ["head.1", name]
 
 
-@pytest.mark.parametrize("order", ["[", "[" * 100_000, "9" * 5000])
-def test_an_order_that_cannot_be_read_is_refused(order: str, tmp_path: Path) -> None:
-    from safetensors.numpy import save_file
-
-    save_file({"a": np.zeros(1)}, tmp_path / "w.safetensors", {"fedcaptor.tensors": order})
-    with pytest.raises(ModelError, match="is not a readable safetensors file"):
-        load_state(tmp_path / "w.safetensors")
-
-
-@pytest.mark.parametrize("order", ["7", '["a", 1]', '[["a"]]', '{"a": 1}'])
-def test_an_order_of_something_else_is_not_followed(order: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("order", ["[", "[" * 100_000, "9" * 5000, "7", '["a", 1]', '[["a"]]', '{"a": 1}'])
+def test_an_order_that_is_none_is_not_followed(order: str, tmp_path: Path) -> None:
     from safetensors.numpy import save_file
 
     save_file({"a": np.zeros(1)}, tmp_path / "w.safetensors", {"fedcaptor.tensors": order})
