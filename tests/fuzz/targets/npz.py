@@ -28,8 +28,8 @@ def seeds() -> dict[str, bytes]:
     parts: list[bytes] = []
     for number, (key, array) in enumerate(arrays.items()):
         member = io.BytesIO()
-        np.lib.format.write_array(member, array, version=(2, 0) if number % 2 else (1, 0))
-        parts += [bytes([number % len(METHODS)]), f"{key}.npy".encode(), member.getvalue()]
+        np.lib.format.write_array(member, array)
+        parts += [bytes([number % 2]), f"{key}.npy".encode(), member.getvalue()]  # numpy stores or deflates
     whole = io.BytesIO()
     np.savez_compressed(whole, x=arrays["x"], y=arrays["y"])
     return {"members": MEMBERS + join(*parts), "archive": ARCHIVE + whole.getvalue()}
