@@ -129,6 +129,8 @@ def _check_neighbours(party: Party, state: PhoneState, request: messages.Neighbo
     leaves = {p: leaf(a) for p, a in zip(places.tolist(), adverts, strict=True)}
     if root_of(phones, leaves, _each(request.proof)) != state.root.tobytes():
         raise PrivacyError("secure sum: a neighbour's key is not the one on the list (Merkle proof): decline")
+    if len({keys.identity_of(party.identity), *(advert[:32] for advert in adverts)}) <= len(adverts):
+        raise PrivacyError("secure sum: one identity at two places on the list of keys: decline")
     if party.enrolled and not all(keys.sound_advert(party.terms, a) and party.enrolled(a[:32]) for a in adverts):
         raise PrivacyError("secure sum: a neighbour's key is not signed by an enrolled phone: decline")
     return is_holder

@@ -236,6 +236,29 @@ def test_phones_that_know_each_other_want_signed_keys():
     }
 
 
+@pytest.mark.parametrize("copied", ["a neighbour's", "the phone's own"])
+def test_one_identity_is_one_neighbour(copied):
+    """One enrolled phone that the server lists at several places would hold the shares, and the masks, of many."""
+    sums = Cohort(terms(6, dropout=0.2), random_vectors(6), lambda identity: True).until(ADVERT)
+    for node in range(6):
+        sums.server.add(node, sums.ask(node, sums.server.request(node)))
+    one = {"a neighbour's": 1, "the phone's own": 0}[copied]
+    for number in (3, 4, 5):
+        again = PhoneSum(sums.terms, identity(one), stream(f"copy {number}"))
+        sums.server._adverts[number] = again.answer(messages.Start().to_bytes(sums.terms.binding), list)[-160:]
+    sums.server.advance()
+    for node in (0, 1, 2):
+        sums.server.add(node, sums.ask(node, sums.server.request(node)))
+    every = np.arange(6, dtype=np.uint32)
+    for node in (3, 4, 5):
+        sums.server.add(
+            node, messages.Choice(every[every != node][: sums.server.topology.holders]).to_bytes(sums.server.session)
+        )
+    sums.server.advance()
+    with pytest.raises(PrivacyError, match="one identity at two places"):
+        sums.ask(0, sums.server.request(0))
+
+
 def test_nothing_replays_into_another_sum():
     first, second = cohort(6), cohort(6, digest="2e" * 32)
     messages_of = []
