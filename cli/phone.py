@@ -62,6 +62,21 @@ def on(folder: Folder, config: Settings = None) -> None:
 
 
 @app.command(cls=Command)
+def identity(folder: Folder, config: Settings = None) -> None:
+    """Print the phone's public identity, by which an operator enrolls it; a new phone's is made.
+
+    Erasing the phone ends this identity: enroll it again afterwards.
+    """
+    from fedcaptor.client.folder import open_ledger
+    from fedcaptor.client.identity import identity as key_in
+    from fedcaptor.common.config import load_config
+    from fedcaptor.common.secure.keys import identity_of
+
+    with open_ledger(folder, load_config(config).privacy, make=True):
+        print(identity_of(key_in(folder)).hex())
+
+
+@app.command(cls=Command)
 def erase(
     folder: Folder,
     config: Settings = None,

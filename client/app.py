@@ -30,6 +30,7 @@ from fedcaptor.common.messages import (
     SumReply,
     SumRequest,
 )
+from fedcaptor.common.secure.register import enrolled_by
 from fedcaptor.common.tiers import as_tier
 from fedcaptor.common.wire import pack, unpack
 
@@ -107,7 +108,9 @@ def device_phone(context: Context) -> Phone:
 
     `folder`: the phone's own storage; `images`: its images; `weights`, `model`, `input-shape` ("1x28x28"): the base
     model; `config`: TOML with what the phone insists on. Paths are absolute. `tier`: its device tier, where there are
-    tiers and `personal.tier` does not give it. Raises ConfigError on a key that is missing or malformed.
+    tiers and `personal.tier` does not give it. `register` and `operator`: file of the enrolled phones and the public
+    key that signed it; then this phone adds up with enrolled ones alone. Raises ConfigError on a key that is missing or
+    malformed.
     """
     node = {key: str(value) for key, value in context.node_config.items()}
     for key in ("folder", "images", "weights", "model", "config", "input-shape"):
@@ -131,7 +134,8 @@ def device_phone(context: Context) -> Phone:
         engine = TorchEngine(load_base(Path(node["weights"]), node["model"], (channels, height, width)))
         return Learner(Path(node["folder"]), engine, FolderFeed(Path(node["images"])), config)
 
-    return Phone(Path(node["folder"]), learner, config, timing=ReplyTiming(config.delivery.answer_seconds))
+    folder, timing = Path(node["folder"]), ReplyTiming(config.delivery.answer_seconds)
+    return Phone(folder, learner, config, timing=timing, enrolled=enrolled_by(node))
 
 
 app = make_app(device_phone)

@@ -39,6 +39,7 @@ class Phone:
     `folder`: the phone's own storage. `learner`: called by the thread that answers where an answer needs the network.
     `seed` None: noise from the operating system's generator; a number: from a seeded one, in simulation only.
     `timing`: of replies whose work takes longer for some owners than for others.
+    `enrolled`: tells whether an identity is that of an enrolled phone; None: there is no register of them.
     """
 
     folder: Path
@@ -47,6 +48,7 @@ class Phone:
     seed: tuple[int, ...] | None = None
     durable: bool = True
     timing: ReplyTiming = field(default_factory=ReplyTiming)
+    enrolled: Callable[[bytes], bool] | None = None
 
     def answer(self, request: SumRequest, tensors: Tensors) -> npt.NDArray[np.uint32]:
         """Return this phone's encoded vector; a repeated request gets equal bytes and is charged once.
@@ -84,7 +86,7 @@ class Phone:
             values: list[npt.NDArray[np.uint32]] = []
             if request.step == MASKING and not ledger.masked(terms.digest):  # before the ledger's file is locked
                 values.append(self._encoded(request.question(tensors), tensors))
-            side = Side(terms, self.folder, self.seed and (*self.seed, request.step))
+            side = Side(terms, self.folder, self.seed and (*self.seed, request.step), self.enrolled)
             secure = tensors["secure"].tobytes()
 
             def vector() -> npt.NDArray[np.uint32]:

@@ -70,11 +70,12 @@ def open_run(
         journal.close()
 
 
-def courier_of(config: Config, grid: Grid, digest: str, on_progress: OnProgress) -> Courier:
-    """Make the courier that carries the run's messages, as configured."""
-    return Courier(
-        grid, digest, config.rounds, masking_of(config), lambda done, asked: on_progress("messages", done, asked)
-    )
+def courier_of(
+    config: Config, grid: Grid, digest: str, on_progress: OnProgress, enrolled: Callable[[bytes], bool] | None = None
+) -> Courier:
+    """Make the courier that carries the run's messages, as configured. `enrolled`: as for `Masking`."""
+    masking = masking_of(config, enrolled)
+    return Courier(grid, digest, config.rounds, masking, lambda done, asked: on_progress("messages", done, asked))
 
 
 def budget_of(config: Config, groups: ChannelGroups, phones: int) -> Budget:

@@ -43,10 +43,15 @@ Step = tuple[PhoneState, bytes]
 def advertise(party: Party, state: PhoneState, data: bytes, values: Values) -> Step:
     """Draw the secrets of this sum and sign their public keys."""
     messages.Start.from_bytes(data, party.terms.binding)
+    own = keys.identity_of(party.identity)
+    if party.enrolled and not party.enrolled(own):
+        raise PrivacyError(
+            f"secure sum: this phone, {own.hex()}, is not enrolled: decline, have the operator enroll it"
+        )
     channel, mask, seed = (party.random(32) for _ in range(3))
     public = keys.public_of(channel), keys.public_of(mask)
     signature = party.identity.sign(keys.advert_text(party.terms, *public))
-    advert = b"".join((keys.identity_of(party.identity), *public, signature))
+    advert = b"".join((own, *public, signature))
     reply = messages.Advert(_rows([advert], 160)).to_bytes(party.terms.binding)
     return replace(state, secrets=_rows([channel, mask, seed], 32)), reply
 

@@ -228,6 +228,9 @@ def test_phones_that_know_each_other_want_signed_keys():
     sums = Cohort(terms(6, dropout=0.2), random_vectors(6), known.__contains__)
     np.testing.assert_array_equal(sums.run(), sums.sum_of(range(6)))
     sums = Cohort(terms(6, dropout=0.2), random_vectors(6), (known - {keys.identity_of(identity(4))}).__contains__)
+    with pytest.raises(PrivacyError, match=r"this phone, [0-9a-f]{64}, is not enrolled"):
+        sums.ask(4, sums.server.request(4))
+    sums.phones[4] = PhoneSum(sums.terms, identity(4))  # takes part all the same
     sums.until(SHARES)
     with pytest.raises(PrivacyError, match="1 survivors, at least 3 needed"):
         sums.run()
