@@ -137,7 +137,7 @@ def test_a_device_adds_up_with_enrolled_phones_alone(tmp_path):
         with pytest.raises(ConfigError, match=remedy):
             device_phone(Context(1, 1, {**node, **settings, **changed}, RecordDict(), {}))
         with pytest.raises(ConfigError, match=remedy):
-            Settings.of({"config": node["config"], "folder": str(tmp_path), **settings, **changed})
+            Settings.of({**node, **settings, **changed})
     phone = device_phone(Context(1, 1, {**node, **settings}, RecordDict(), {}))
     side = Side(terms(4), tmp_path, enrolled=phone.enrolled)
     with pytest.raises(PrivacyError, match="is not enrolled"):
