@@ -106,7 +106,7 @@ def _tells_nothing(handler: Handler) -> Handler:
 def device_phone(context: Context) -> Phone:
     """Make the phone of a real device from its node configuration; noise is the operating system's.
 
-    `folder`: the phone's own storage; `images`: its images; `weights`, `model`, `input-shape` ("1x28x28"): the base
+    `folder`: the phone's own storage; `images`: its images, of the input's height and width; `weights`, `model`, `input-shape` ("1x28x28"): the base
     model; `config`: TOML with what the phone insists on. Paths are absolute. `tier`: its device tier, where there are
     tiers and `personal.tier` does not give it. `register` and `operator`: file of the enrolled phones and the public
     key that signed it; then this phone adds up with enrolled ones alone. Raises ConfigError on a key that is missing or
@@ -132,7 +132,9 @@ def device_phone(context: Context) -> Phone:
         from fedcaptor.client.torch_engine import TorchEngine, load_base
 
         engine = TorchEngine(load_base(Path(node["weights"]), node["model"], (channels, height, width)))
-        return Learner(Path(node["folder"]), engine, FolderFeed(Path(node["images"])), config)
+        return Learner(
+            Path(node["folder"]), engine, FolderFeed(Path(node["images"]), (height, width, channels)), config
+        )
 
     folder, timing = Path(node["folder"]), ReplyTiming(config.delivery.answer_seconds)
     return Phone(folder, learner, config, timing=timing, enrolled=enrolled_by(node))
