@@ -106,11 +106,11 @@ def _tells_nothing(handler: Handler) -> Handler:
 def device_phone(context: Context) -> Phone:
     """Make the phone of a real device from its node configuration; noise is the operating system's.
 
-    `folder`: the phone's own storage; `images`: its images, of the input's height and width; `weights`, `model`, `input-shape` ("1x28x28"): the base
-    model; `config`: TOML with what the phone insists on. Paths are absolute. `tier`: its device tier, where there are
-    tiers and `personal.tier` does not give it. `register` and `operator`: file of the enrolled phones and the public
-    key that signed it; then this phone adds up with enrolled ones alone. Raises ConfigError on a key that is missing or
-    malformed.
+    `folder`: the phone's own storage; `images`: its images, of the input's height and width; `weights`, `model`,
+    `input-shape` ("1x28x28"): the base model; `config`: TOML with what the phone insists on. Paths are absolute.
+    `tier`: its device tier, where there are tiers and `personal.tier` does not give it. `register` and `operator`: file
+    of the enrolled phones and the public key that signed it; then this phone adds up with enrolled ones alone. Raises
+    ConfigError on a key that is missing or malformed.
     """
     node = {key: str(value) for key, value in context.node_config.items()}
     for key in ("folder", "images", "weights", "model", "config", "input-shape"):
