@@ -51,8 +51,8 @@ def open_run(
 
     `reference`: the server's own labelled images. `digest`: of `run_digest`. `state`: URL of the state database.
     `pictures`: folder for pictures in progress. `wait_for_nodes`: gives the phones' node ids, which the run keeps, also
-    after a restart if they still exist; without it the grid's of now. `courier`, `budget`, `phases`: others than configured.
-    Raises ConfigError, PrivacyError or StateError where the run cannot begin.
+    after a restart if they still exist; without it the grid's of now. `courier`, `budget`, `phases`: others than
+    configured. Raises ConfigError, PrivacyError or StateError where the run cannot begin.
     """
     tiers.check(config, base.groups)
     journal = Journal(state, digest)
@@ -130,10 +130,10 @@ def _present(
     while (later := journal.stored(0, f"nodes-{number}")) is not None:
         nodes, number = list(later[0]["nodes"]), number + 1
     least = 1 if privacy.sums == "local" else privacy.min_cohort
-    if len({*nodes} & {*grid.get_node_ids()}) >= least:
+    if len(set(nodes) & set(grid.get_node_ids())) >= least:
         return nodes
     present = sorted(wait_for_nodes())
-    known = len({*nodes} & {*present})
+    known = len(set(nodes) & set(present))
     if known >= least:
         return nodes
     fewest = max(least, math.ceil((1 - privacy.dropout) * cohort))
@@ -142,7 +142,6 @@ def _present(
             f"{known} of the run's {len(nodes)} phones are connected, and {len(present) - known} others; at least "
             f"{least} of its own or {fewest} in all are needed: wait for more, or begin a run under another name"
         )
-    logger.warning(
-        "%d of the run's %d phones are connected: going on with the %d of now", known, len(nodes), len(present)
-    )
+    found = known, len(nodes), len(present)
+    logger.warning("%d of the run's %d phones are connected: going on with the %d of now", *found)
     return list(journal.phase(0, f"nodes-{number}", lambda: ({"nodes": present}, {}))[0]["nodes"])
