@@ -25,7 +25,10 @@ Settings = Annotated[
 
 @app.command(cls=Command)
 def status(folder: Folder, config: Settings = None, as_json: AsJson = False) -> None:
-    """Show the privacy spent in the period, its budget, and the size of what is stored."""
+    """Show the privacy spent in the period, its budget, and the size of what is stored.
+
+    Towards a server that cheats the same answers spend more: at most what is shown for it.
+    """
     from fedcaptor.client import folder as phone
     from fedcaptor.common.config import load_config
 
@@ -36,6 +39,7 @@ def status(folder: Folder, config: Settings = None, as_json: AsJson = False) -> 
     table = Table("", "", show_header=False, title=f"phone in {folder}")
     table.add_row("answers", "on" if found.answering else "off: every request is declined")
     table.add_row(f"ε spent in {found.period_days} days", f"{found.epsilon:.3g} (δ = {found.delta:g})")
+    table.add_row("… if the server cheats", f"{found.epsilon_server:.3g} at most")
     table.add_row("budget", f"{found.budget:.3g}" if math.isfinite(found.budget) else "no limit")
     kinds = ", ".join(f"{kind} {count}" for kind, count in found.answers.items())
     table.add_row("answers in the period", f"{sum(found.answers.values())}" + (f" ({kinds})" if kinds else ""))

@@ -37,10 +37,19 @@ def load_state(path: Path) -> tuple[State, dict[str, str]]:
             found |= _brain_floats(path, brain)
     except (SafetensorError, OSError, TypeError) as error:
         raise ModelError(f"{path} is not a readable safetensors file ({error}): give weights in that format") from error
-    order = json.loads(metadata.pop(_ORDER, "null"))
-    if order is None or sorted(order) != sorted(found):
+    order = _order(metadata.pop(_ORDER, "null"))
+    if sorted(order) != sorted(found):
         order = sorted(found, key=_natural)
     return {key: found[key] for key in order}, metadata
+
+
+def _order(text: str) -> list[str]:
+    """Read the names of tensors in the network's order; none where the text is something else."""
+    try:
+        names = json.loads(text)
+    except (ValueError, RecursionError):
+        return []
+    return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else []
 
 
 def require_finite(state: State, where: object) -> None:

@@ -110,7 +110,7 @@ def _header(record: RecordDict, expected: type[H], limits: Limits) -> H:
     text = config.get("json") if isinstance(config, ConfigRecord) and len(config) == 1 else None
     if not isinstance(text, str):
         raise WireError("malformed", "the header record is missing or is not one JSON text")
-    if len(text) > limits.header_bytes:
+    if len(text.encode(errors="replace")) > limits.header_bytes:
         raise WireError("oversized", f"the header is above {limits.header_bytes} bytes")
     try:
         return expected.model_validate_json(text)
