@@ -7,7 +7,8 @@ twice), and a last line with the operator's Ed25519 signature (128 hex digits) o
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from bisect import bisect_left
+from collections.abc import Callable, Container, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,28 @@ def sign(identities: Iterable[str], key: Ed25519PrivateKey) -> bytes:
     return text + key.sign(text).hex().encode() + b"\n"
 
 
-def read_register(path: Path, operator: bytes) -> frozenset[bytes]:
-    """Return the identities (32 bytes each) of the register in `path`, which `operator` (a public key) signed.
+class Register(Container[bytes]):
+    """Tell which identities (32 bytes each) are on a verified register; its lines are searched as they are."""
+
+    def __init__(self, lines: bytes) -> None:
+        self._lines = lines
+
+    def __len__(self) -> int:
+        return len(self._lines) // _LINE
+
+    def __contains__(self, identity: object) -> bool:
+        if not isinstance(identity, bytes):
+            return False
+        line = identity.hex().encode() + b"\n"
+        place = bisect_left(range(len(self)), line, key=self._line)
+        return self._line(place) == line
+
+    def _line(self, number: int) -> bytes:
+        return self._lines[number * _LINE : (number + 1) * _LINE]
+
+
+def read_register(path: Path, operator: bytes) -> Register:
+    """Return the register in `path`, which `operator` (a public key) signed.
 
     Raises ConfigError where it cannot be read, is damaged, or signed by somebody else.
     """
@@ -59,7 +80,7 @@ def read_register(path: Path, operator: bytes) -> frozenset[bytes]:
             f"{path} is not signed by the operator {operator.hex()}, or was changed since: take it from the operator "
             "again, and compare the operator's key"
         )
-    return frozenset(bytes.fromhex(line) for line in text[len(HEAD) :].decode().splitlines())
+    return Register(text[len(HEAD) :])
 
 
 def enrolled_by(settings: Mapping[str, Any]) -> Callable[[bytes], bool] | None:
