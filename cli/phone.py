@@ -25,7 +25,10 @@ Settings = Annotated[
 
 @app.command(cls=Command)
 def status(folder: Folder, config: Settings = None, as_json: AsJson = False) -> None:
-    """Show the privacy spent in the period, its budget, and the size of what is stored."""
+    """Show the privacy spent in the period, its budget, and the size of what is stored.
+
+    Towards a server that cheats the same answers spend more: at most what is shown for it.
+    """
     from fedcaptor.client import folder as phone
     from fedcaptor.common.config import load_config
 
@@ -36,6 +39,7 @@ def status(folder: Folder, config: Settings = None, as_json: AsJson = False) -> 
     table = Table("", "", show_header=False, title=f"phone in {folder}")
     table.add_row("answers", "on" if found.answering else "off: every request is declined")
     table.add_row(f"ε spent in {found.period_days} days", f"{found.epsilon:.3g} (δ = {found.delta:g})")
+    table.add_row("… if the server cheats", f"{found.epsilon_server:.3g} at most")
     table.add_row("budget", f"{found.budget:.3g}" if math.isfinite(found.budget) else "no limit")
     kinds = ", ".join(f"{kind} {count}" for kind, count in found.answers.items())
     table.add_row("answers in the period", f"{sum(found.answers.values())}" + (f" ({kinds})" if kinds else ""))
@@ -59,6 +63,21 @@ def off(folder: Folder, config: Settings = None) -> None:
 def on(folder: Folder, config: Settings = None) -> None:
     """Answer again, within the budget."""
     _switch(folder, config, True)
+
+
+@app.command(cls=Command)
+def identity(folder: Folder, config: Settings = None) -> None:
+    """Print the phone's public identity, by which an operator enrolls it; a new phone's is made.
+
+    Erasing the phone ends this identity: enroll it again afterwards.
+    """
+    from fedcaptor.client.folder import open_ledger
+    from fedcaptor.client.identity import identity as key_in
+    from fedcaptor.common.config import load_config
+    from fedcaptor.common.secure.keys import identity_of
+
+    with open_ledger(folder, load_config(config).privacy, make=True):
+        print(identity_of(key_in(folder)).hex())
 
 
 @app.command(cls=Command)

@@ -18,6 +18,7 @@ from fedcaptor.client.reply_timing import ReplyTiming
 from fedcaptor.client.usage import last_day_of
 from fedcaptor.common.config import Config, load_config
 from fedcaptor.common.errors import ConfigError
+from fedcaptor.common.secure.register import enrolled_by
 from fedcaptor.common.statistics import SCORES
 from fedcaptor.common.tiers import as_tier
 
@@ -45,7 +46,9 @@ class Device:
 
         `folder`: the phone's own storage; `images`: its images; `weights`, `model`, `input-shape` ("1x28x28"): the base
         model; `config`: TOML with what the phone insists on. Paths are absolute. `tier`: its device tier, where there
-        are tiers and `personal.tier` does not give it. Raises ConfigError on a key that is missing or malformed.
+        are tiers and `personal.tier` does not give it. `register` and `operator`: file of the enrolled phones and the
+        public key that signed it; then this phone adds up with enrolled ones alone. Raises ConfigError on a key that is
+        missing or malformed.
         """
         node = {key: str(value) for key, value in node_config.items()}
         for key in ("folder", "images", "weights", "model", "config", "input-shape"):
@@ -80,6 +83,7 @@ class Device:
             self.config,
             timing=ReplyTiming(self.config.delivery.answer_seconds),
             background=InChildProcess(self.folder, self.node, self._due),
+            enrolled=enrolled_by(self.node),
         )
 
     def work(self, kind: str) -> None:
@@ -100,9 +104,9 @@ class Device:
         from fedcaptor.client.torch_engine import TorchEngine, load_base
 
         engine = TorchEngine(load_base(self.weights, self.model, self.input_shape))
-        return Learner(
-            self.folder, engine, FolderFeed(self.images), self.config, day=lambda round: today(), replying=replying
-        )
+        channels, height, width = self.input_shape
+        feed = FolderFeed(self.images, (height, width, channels))
+        return Learner(self.folder, engine, feed, self.config, day=lambda round: today(), replying=replying)
 
 
 def today() -> int:

@@ -38,19 +38,23 @@ CREATE TABLE IF NOT EXISTS masked_sums (
 
 @dataclass(frozen=True, eq=False)
 class Side:
-    """Name one phone in one sum. `seed`: None for the operating system's randomness, else a simulated step's seed."""
+    """Name one phone in one sum. `seed`: None for the operating system's randomness, else a simulated step's seed.
+
+    `enrolled`: tells whether an identity is on the operator's register; None: there is no register.
+    """
 
     terms: Terms
     folder: Path
     seed: tuple[int, ...] | None = None
+    enrolled: Callable[[bytes], bool] | None = None
 
     def resume(self, stored: bytes | None) -> PhoneSum:
         """Go on from what `to_bytes` gave, or start from the beginning."""
         if self.seed is None:
-            return PhoneSum(self.terms, identity(self.folder), stored=stored)
+            return PhoneSum(self.terms, identity(self.folder), enrolled=self.enrolled, stored=stored)
         lasting = np.random.default_rng([*self.seed[:-1], *b"identity"]).bytes
         drawn = stream_of_digest(self.seed, self.terms.digest).bytes
-        return PhoneSum(self.terms, identity(self.folder, lasting), drawn, stored=stored)
+        return PhoneSum(self.terms, identity(self.folder, lasting), drawn, self.enrolled, stored)
 
 
 class MaskedLedger(Ledger):

@@ -127,7 +127,7 @@ class Courier:
         while True:
             request = MaskedRequest(**asked, attempt=masking.attempt(number))
             try:
-                total, tally.replies = masked_sum(request, tensors, nodes, exchange)
+                total, tally.replies = masked_sum(request, tensors, nodes, exchange, masking.enrolled)
                 break
             except Early:
                 number += 1

@@ -8,7 +8,8 @@ import hashlib
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any
 
@@ -104,20 +105,29 @@ def _decode(row: Row[Any]) -> Result:
         raise StateError(f"round {row.round}, phase {row.phase}: stored state cannot be read: {error}") from error
 
 
+@contextmanager
+def _explained(what: str = "the state database cannot be used") -> Iterator[None]:
+    """Turn the database's errors into StateError without their text, which may hold the URL's password."""
+    try:
+        yield
+    except IntegrityError:
+        raise
+    except (SQLAlchemyError, ImportError, ValueError) as error:
+        detail = type(getattr(error, "orig", None) or error).__name__
+        raise StateError(f"{what} ({detail}); check the URL, its driver and the disk") from None
+
+
 class Journal:
     """Hold the finished phases of one run. A database of another `run_digest` is refused with StateError."""
 
     def __init__(self, url: str, run_digest: str) -> None:
-        try:
+        with _explained("the state database cannot be opened"):
             self._engine = create_engine(url)
             _metadata.create_all(self._engine)
             with self._engine.begin() as connection:
                 stored = connection.execute(select(_run.c.digest)).scalar_one_or_none()
                 if stored is None:
                     connection.execute(insert(_run).values(id=1, digest=run_digest, started=time.time()))
-        except SQLAlchemyError as error:
-            detail = type(getattr(error, "orig", None) or error).__name__  # the text may hold the URL's password
-            raise StateError(f"the state database cannot be opened ({detail}); check the URL and the disk") from error
         if stored is not None and stored != run_digest:
             self.close()
             raise StateError(
@@ -150,20 +160,17 @@ class Journal:
         checksum = _checksum(outcome, blob)
         row = {"round": round, "phase": name, "outcome": outcome, "tensors": blob, "checksum": checksum}
         try:
-            with self._engine.begin() as connection:
+            with _explained(f"round {round}, phase {name}: cannot be stored"), self._engine.begin() as connection:
                 connection.execute(insert(_phases).values(**row, seconds=seconds))
                 self._flush(connection, round, name)
-        except IntegrityError as error:
-            raise StateError(f"round {round}, phase {name}: another server writes this database; stop one") from error
-        except SQLAlchemyError as error:
-            detail = type(getattr(error, "orig", None) or error).__name__
-            raise StateError(f"round {round}, phase {name}: cannot be stored ({detail}); check the disk") from error
+        except IntegrityError:
+            raise StateError(f"round {round}, phase {name}: another server writes this database; stop one") from None
         self._forget(round, name)
         return json.loads(outcome), safetensors.numpy.load(blob)
 
     def stored(self, round: int, name: str) -> Result | None:
         """Return the stored result of a phase, or None. Raises StateError when it is damaged."""
-        with self._engine.connect() as connection:
+        with _explained(), self._engine.connect() as connection:
             query = select(_phases).where(_phases.c.round == round, _phases.c.phase == name)
             row = connection.execute(query).one_or_none()
         return None if row is None else _decode(row)
@@ -177,23 +184,23 @@ class Journal:
         query = select(_refused.c.reason, func.sum(_refused.c.count)).group_by(_refused.c.reason)
         if round is not None:
             query = query.where(_refused.c.round == round)
-        with self._engine.connect() as connection:
+        with _explained(), self._engine.connect() as connection:
             return {reason: int(count) for reason, count in connection.execute(query)}
 
     def lose(self, round: int, name: str, reason: str) -> None:
         """Count a sum of phase `name` that came to nothing, by one of `LOST`; stored at once, as its phase is not."""
-        with self._engine.begin() as connection:
+        with _explained(), self._engine.begin() as connection:
             _count(connection, _lost, {"round": round, "phase": name, "reason": reason}, 1)
 
     def lost(self) -> dict[tuple[str, str], int]:
         """Return how many sums came to nothing, by phase and reason."""
         query = select(_lost.c.phase, _lost.c.reason, func.sum(_lost.c.count)).group_by(_lost.c.phase, _lost.c.reason)
-        with self._engine.connect() as connection:
+        with _explained(), self._engine.connect() as connection:
             return {(phase, reason): int(count) for phase, reason, count in connection.execute(query)}
 
     def seconds(self) -> dict[tuple[int, str], float]:
         """Return the seconds that every finished phase took, by (round, phase)."""
-        with self._engine.connect() as connection:
+        with _explained(), self._engine.connect() as connection:
             rows = connection.execute(select(_phases.c.round, _phases.c.phase, _phases.c.seconds))
             return {(row.round, row.phase): row.seconds for row in rows}
 

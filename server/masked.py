@@ -28,28 +28,34 @@ class Masking:
     """Describe how sums are masked: `dropout` and `corrupted` as in `Terms`.
 
     `attempt(n)` names the n-th try of a sum by 32 hex digits. No two tries may share a name, or phones that answered
-    one would decline the other; a simulation, which a replay repeats in every byte, may count.
+    one would decline the other; a simulation, which a replay repeats in every byte, may count. `enrolled` tells whether
+    an identity is on the operator's register: others would make all their neighbours decline; None: there is none.
     """
 
     dropout: float
     corrupted: float
     attempt: Callable[[int], str] = lambda number: secrets.token_hex(16)
+    enrolled: Callable[[bytes], bool] | None = None
 
 
-def masking_of(config: Config) -> Masking | None:
+def masking_of(config: Config, enrolled: Callable[[bytes], bool] | None = None) -> Masking | None:
     """Return how sums are masked as configured; None where sums are plain, or answers local."""
     privacy = config.privacy
-    return Masking(privacy.dropout, privacy.corrupted) if privacy.sums == "masked" else None
+    return Masking(privacy.dropout, privacy.corrupted, enrolled=enrolled) if privacy.sums == "masked" else None
 
 
 def masked_sum(
-    request: MaskedRequest, tensors: Tensors, nodes: Iterable[int], exchange: Exchange
+    request: MaskedRequest,
+    tensors: Tensors,
+    nodes: Iterable[int],
+    exchange: Exchange,
+    enrolled: Callable[[bytes], bool] | None = None,
 ) -> tuple[NDArray[np.float64], int]:
     """Return the decoded sum [length] and how many vectors are in it. `exchange` asks all nodes of one step.
 
     Raises Lost when too few phones are left after a step, `Early` while no vector was sent.
     """
-    server = ServerSum(request.terms(), list(nodes))
+    server = ServerSum(request.terms(), list(nodes), enrolled)
     for number in range(STEPS):
         header = request.model_copy(update={"step": number})
         given = tensors if number == MASKING else {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import json
 import os
 import shutil
 import time
@@ -25,7 +24,7 @@ from fedcaptor.client.app import make_app
 from fedcaptor.client.phone import Phone
 from fedcaptor.common.assets import asset
 from fedcaptor.common.class_names import fitting_names
-from fedcaptor.common.config import Config, parse
+from fedcaptor.common.config import Config
 from fedcaptor.common.data.source import Dataset, load
 from fedcaptor.common.data.splits import split
 from fedcaptor.common.errors import ConfigError, StateError
@@ -46,6 +45,7 @@ from fedcaptor.simulations.population import prepare
 from fedcaptor.simulations.report import write_report
 from fedcaptor.simulations.round_accuracy import measure, measured
 from fedcaptor.simulations.run_lock import LOCK
+from fedcaptor.simulations.stored_config import CONFIG, stored_config
 from fedcaptor.simulations.summary import PHONE_COLUMNS, details_of, phone_rows, summary_of
 
 SHIPPED = asset("simulations/models/small_cnn_fashion.safetensors")
@@ -103,8 +103,8 @@ def build_world(config: Config, directory: Path) -> World:
     threadpool_limits(1)
     keep_memory_flat()
     make_folder(directory)
-    stored = directory / "config.json"
-    if stored.exists() and parse(json.loads(stored.read_text())) != config:
+    stored = directory / CONFIG
+    if stored.exists() and stored_config(directory) != config:
         raise StateError(f"{directory} holds a run of another configuration: choose another --out or remove it")
     data = load(config.data.source)
     weights = weights_of(config)
@@ -149,7 +149,7 @@ def local_grid(world: World, clock: VirtualClock, around: Callable[[App], App] =
 def require_run(directory: Path) -> None:
     """Raise StateError for a folder that holds something else than a run."""
     found = {path.name for path in directory.iterdir()} if directory.is_dir() else set()
-    if found - {LOCK} and "config.json" not in found:
+    if found - {LOCK} and CONFIG not in found:
         raise StateError(f"{directory} holds no run: choose another folder, or empty it yourself")
 
 

@@ -43,10 +43,15 @@ Step = tuple[PhoneState, bytes]
 def advertise(party: Party, state: PhoneState, data: bytes, values: Values) -> Step:
     """Draw the secrets of this sum and sign their public keys."""
     messages.Start.from_bytes(data, party.terms.binding)
+    own = keys.identity_of(party.identity)
+    if party.enrolled and not party.enrolled(own):
+        raise PrivacyError(
+            f"secure sum: this phone, {own.hex()}, is not enrolled: decline, have the operator enroll it"
+        )
     channel, mask, seed = (party.random(32) for _ in range(3))
     public = keys.public_of(channel), keys.public_of(mask)
     signature = party.identity.sign(keys.advert_text(party.terms, *public))
-    advert = b"".join((keys.identity_of(party.identity), *public, signature))
+    advert = b"".join((own, *public, signature))
     reply = messages.Advert(_rows([advert], 160)).to_bytes(party.terms.binding)
     return replace(state, secrets=_rows([channel, mask, seed], 32)), reply
 
@@ -129,6 +134,8 @@ def _check_neighbours(party: Party, state: PhoneState, request: messages.Neighbo
     leaves = {p: leaf(a) for p, a in zip(places.tolist(), adverts, strict=True)}
     if root_of(phones, leaves, _each(request.proof)) != state.root.tobytes():
         raise PrivacyError("secure sum: a neighbour's key is not the one on the list (Merkle proof): decline")
+    if len({keys.identity_of(party.identity), *(advert[:32] for advert in adverts)}) <= len(adverts):
+        raise PrivacyError("secure sum: one identity at two places on the list of keys: decline")
     if party.enrolled and not all(keys.sound_advert(party.terms, a) and party.enrolled(a[:32]) for a in adverts):
         raise PrivacyError("secure sum: a neighbour's key is not signed by an enrolled phone: decline")
     return is_holder

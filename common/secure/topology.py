@@ -37,6 +37,7 @@ from fedcaptor.common.secure.terms import MAX_COHORT, Terms
 
 MAX_HOLDERS = 255
 """Shares are points of GF(2**8) other than zero."""
+_BLOCK = 1024
 
 
 @dataclass(frozen=True)
@@ -137,9 +138,13 @@ def _max_degree(n: int, k: int, correctness: int) -> int:
 
 
 def _log_tail(population: int, marked: Floats, k: int, t: int) -> Floats:
-    """Return log Pr[H(population, marked, k) >= t] for each of `marked`."""
-    mass = _log_hypergeometric(population, marked, k, np.arange(t, k + 1.0))
-    return np.minimum(np.logaddexp.reduce(mass, axis=1), 0.0)
+    """Return log Pr[H(population, marked, k) >= t] for each of `marked`, a block of them at a time: a phone computes
+    this for as many phones as a server names.
+    """
+    x = np.arange(t, k + 1.0)
+    blocks = (marked[start : start + _BLOCK] for start in range(0, len(marked), _BLOCK))
+    tails = [np.logaddexp.reduce(_log_hypergeometric(population, block, k, x), axis=1) for block in blocks]
+    return np.minimum(np.concatenate(tails), 0.0)
 
 
 def _log_hypergeometric(population: int, marked: Floats, k: int, x: Floats) -> Floats:

@@ -3,6 +3,8 @@
 import hashlib
 import itertools
 import math
+import os
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from fedcaptor.common.secure import keys, messages, shamir
 from fedcaptor.common.secure.masks import CHUNK, Masker
 from fedcaptor.common.secure.merkle import MerkleTree, leaf, root_of
 from fedcaptor.common.secure.packing import add_packed, pack, packed_size
+from fedcaptor.common.secure.terms import MAX_COHORT, Terms
 from fedcaptor.common.secure.topology import check_topology, plan_topology
 from fedcaptor.server.secure_sum.graph import Graph
 from fedcaptor.server.secure_sum.unmask import Opener
@@ -207,6 +210,19 @@ def test_holders_are_drawn_evenly_and_never_the_own_place():
     assert counts[4] == 0
     # each of six is drawn in half of 3000 cases; the stream is fixed, a fair one passes 5.5 deviations but for 3e-7
     assert (abs(np.delete(counts, 4) - 1500) < 5.5 * math.sqrt(750)).all()
+
+
+def test_the_largest_list_of_keys_costs_a_phone_little_memory():
+    """The server says how many phones, holders and shares there are; a phone checks them all the same."""
+    agreed = Terms("0f" * 32, 5, 16, MAX_COHORT, 20, 20, 0.1, 0.05)
+    tracemalloc.start()
+    try:
+        check_topology(agreed, MAX_COHORT, 255, 156)
+        draw_holders(os.urandom, MAX_COHORT, 255, 7)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 16 << 20
 
 
 def test_graph_by_hand():

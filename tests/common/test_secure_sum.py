@@ -228,12 +228,38 @@ def test_phones_that_know_each_other_want_signed_keys():
     sums = Cohort(terms(6, dropout=0.2), random_vectors(6), known.__contains__)
     np.testing.assert_array_equal(sums.run(), sums.sum_of(range(6)))
     sums = Cohort(terms(6, dropout=0.2), random_vectors(6), (known - {keys.identity_of(identity(4))}).__contains__)
+    with pytest.raises(PrivacyError, match=r"this phone, [0-9a-f]{64}, is not enrolled"):
+        sums.ask(4, sums.server.request(4))
+    sums.phones[4] = PhoneSum(sums.terms, identity(4))  # takes part all the same
     sums.until(SHARES)
     with pytest.raises(PrivacyError, match="1 survivors, at least 3 needed"):
         sums.run()
     assert {str(e) for e in sums.declined.values()} == {
         "secure sum: a neighbour's key is not signed by an enrolled phone: decline"
     }
+
+
+@pytest.mark.parametrize("copied", ["a neighbour's", "the phone's own"])
+def test_one_identity_is_one_neighbour(copied):
+    """One enrolled phone that the server lists at several places would hold the shares, and the masks, of many."""
+    sums = Cohort(terms(6, dropout=0.2), random_vectors(6), lambda identity: True).until(ADVERT)
+    for node in range(6):
+        sums.server.add(node, sums.ask(node, sums.server.request(node)))
+    one = {"a neighbour's": 1, "the phone's own": 0}[copied]
+    for number in (3, 4, 5):
+        again = PhoneSum(sums.terms, identity(one), stream(f"copy {number}"))
+        sums.server._adverts[number] = again.answer(messages.Start().to_bytes(sums.terms.binding), list)[-160:]
+    sums.server.advance()
+    for node in (0, 1, 2):
+        sums.server.add(node, sums.ask(node, sums.server.request(node)))
+    every = np.arange(6, dtype=np.uint32)
+    for node in (3, 4, 5):
+        sums.server.add(
+            node, messages.Choice(every[every != node][: sums.server.topology.holders]).to_bytes(sums.server.session)
+        )
+    sums.server.advance()
+    with pytest.raises(PrivacyError, match="one identity at two places"):
+        sums.ask(0, sums.server.request(0))
 
 
 def test_nothing_replays_into_another_sum():

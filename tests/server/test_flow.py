@@ -33,8 +33,11 @@ NOTHING = Catalogue((), (), (), ())
 class Grid:
     """A grid that only knows its nodes."""
 
+    def __init__(self, nodes: Iterable[int] = NODES) -> None:
+        self._nodes = sorted(nodes, reverse=True)
+
     def get_node_ids(self) -> Iterable[int]:
-        return reversed(NODES)
+        return self._nodes
 
 
 class Courier:
@@ -164,23 +167,36 @@ def test_a_tier_that_nothing_fits_is_refused(tmp_path: Path) -> None:
         pass
 
 
+def restarted(state: Path, nodes: list[int]) -> tuple[list[int], int]:
+    """The phones of a run that is started while `nodes` are connected, and its cohort."""
+    with open_run(
+        load_config(None, SETTINGS),
+        BASE,
+        None,  # type: ignore[arg-type]
+        Grid(nodes),  # type: ignore[arg-type]
+        digest="0" * 64,
+        state=f"sqlite:///{state / 'state.db'}",
+        pictures=state,
+        wait_for_nodes=lambda: nodes,
+    ) as flow:
+        return list(flow.nodes), flow.budget.cohort
+
+
 def test_phones_that_came_first_stay_the_runs_phones(tmp_path: Path) -> None:
-    """Also when other nodes are connected after a restart."""
-    config = load_config(None, SETTINGS)
-    found = []
-    for nodes in (NODES, NODES[5:]):
-        with open_run(
-            config,
-            BASE,
-            None,  # type: ignore[arg-type]
-            Grid(),  # type: ignore[arg-type]
-            digest="0" * 64,
-            state=f"sqlite:///{tmp_path / 'state.db'}",
-            pictures=tmp_path,
-            wait_for_nodes=lambda nodes=nodes: nodes,
-        ) as flow:
-            found.append(flow.nodes)
-    assert found == [NODES, NODES]
+    """Also when other nodes are connected after a restart, while a cohort of the first ones is left."""
+    for nodes in (NODES, NODES[5:], [*NODES[40:], *range(100, 140)]):
+        assert restarted(tmp_path, nodes) == (NODES, 60)
+
+
+def test_a_run_whose_phones_got_new_ids_goes_on_with_them(tmp_path: Path) -> None:
+    """As after a restart of a SuperLink without a database: nobody answers under the ids that the journal has."""
+    restarted(tmp_path, NODES)
+    with pytest.raises(StateError, match=r"19 of the run's 60 phones are connected, and 34 others; at least 20 .* 54"):
+        restarted(tmp_path, list(range(41, 94)))
+    renewed, again = list(range(100, 156)), list(range(200, 265))
+    assert restarted(tmp_path, renewed) == (renewed, 60)
+    assert restarted(tmp_path, renewed[:20]) == (renewed, 60)
+    assert restarted(tmp_path, again) == (again, 60)
 
 
 def test_steps_of_a_round_are_those_of_the_statistics_asked_for(tmp_path: Path) -> None:

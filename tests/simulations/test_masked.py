@@ -24,7 +24,7 @@ from fedcaptor.common.config import Config, Rounds, load_config
 from fedcaptor.common.errors import PrivacyError, StateError, WireError
 from fedcaptor.common.messages import MaskedRequest, SumFields, SumRequest
 from fedcaptor.common.privacy.sums import SumSpec
-from fedcaptor.common.secure import messages
+from fedcaptor.common.secure import keys, messages
 from fedcaptor.common.secure.messages import MASKING, STEPS
 from fedcaptor.common.wire import pack, unpack
 from fedcaptor.server.collect import Courier
@@ -60,6 +60,8 @@ class World:
         self.folder, self.config, self.seeded = folder, load_config(None, [*SETTINGS, *settings]), seeded
         self.lost: Fails = never
         self.cut: Fails = never
+        self.enrolled: Callable[[bytes], bool] | None = None
+        self.unaware: set[int] = set()  # phones without the register
         self.answered: Counter[tuple[int, int]] = Counter()
         self.asked: dict[tuple[int, int], tuple[MaskedRequest, dict[str, Any]]] = {}
         self.seen: dict[tuple[int, int], tuple[MaskedRequest, dict[str, Any], bytes]] = {}
@@ -75,7 +77,9 @@ class World:
         """From what is in its folder: every message finds a phone that has just been started."""
         seed = (7, number) if self.seeded else None
         learner: Any = FixedLearner(number)
-        return Phone(self.folder / str(number), lambda: learner, config or self.config, seed, durable=False)
+        enrolled = None if number in self.unaware else self.enrolled
+        folder = self.folder / str(number)
+        return Phone(folder, lambda: learner, config or self.config, seed, durable=False, enrolled=enrolled)
 
     def _answer(self, message: Message, context: Context) -> Message:
         number = int(context.node_config["partition-id"])
@@ -93,7 +97,7 @@ class World:
         return reply
 
     def sum(self, spec: SumSpec = SPEC, numbers: Any = range(PHONES), plain: bool = False) -> tuple[np.ndarray, Any]:
-        masking = None if plain else Masking(0.2, 0.05, self._attempt)
+        masking = None if plain else Masking(0.2, 0.05, self._attempt, self.enrolled)
         courier = Courier(self.grid, RUN, self._rounds, masking, sleep=self.clock.sleep, clock=self.clock.time)
         tensors = {"centroids": np.eye(2, dtype=np.float32)}
         return courier.sum(1, "usage", spec, tensors, [FIRST_NODE + number for number in numbers])
@@ -153,6 +157,17 @@ def test_phones_that_are_lost_in_any_step_leave_the_sum_of_the_others(step: int,
     assert tally.replies == len(left)
     assert tally.dropped >= 2
     assert world.charges() == [int(n in left) for n in range(PHONES)]
+
+
+def test_a_phone_that_is_not_enrolled_is_left_out_and_stops_no_sum(world: World, tmp_path: Path) -> None:
+    known = set()
+    for number in range(1, PHONES):
+        (world.folder / str(number)).mkdir(parents=True)
+        known.add(keys.identity_of(identity(world.folder / str(number))))
+    world.enrolled, world.unaware = known.__contains__, {0}
+    total, tally = world.sum(NOISY)
+    np.testing.assert_array_equal(total, plain(tmp_path, NOISY, range(1, PHONES)))
+    assert set(tally.refused) == {"unknown_node"}
 
 
 @pytest.mark.parametrize("step", range(STEPS))
