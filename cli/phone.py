@@ -23,6 +23,56 @@ Settings = Annotated[
 ]
 
 
+@app.command()
+def run(
+    config: Annotated[Path, typer.Option("--config", help="The phone's file, with a section [device].")],
+    once: Annotated[
+        bool, typer.Option("--once", help="Check in once, and end when no message came for 30 seconds.")
+    ] = False,
+) -> None:
+    """Answer the SuperLink's questions from one resident process, until it is stopped (Ctrl-C or SIGTERM).
+
+    Code that comes with a run is ignored. What happens is on standard error and in the phone's folder (`phone log`).
+    """
+    import logging
+    import signal
+    from logging.handlers import RotatingFileHandler
+
+    from fedcaptor.client.device import Device
+    from fedcaptor.client.folder import LOG_FILE
+    from fedcaptor.client.resident import Resident
+    from fedcaptor.common.files import make_folder
+
+    device = Device.of_file(config)
+    make_folder(device.folder)
+    (device.folder / LOG_FILE).touch(0o600)
+    handlers: list[logging.Handler] = [
+        logging.StreamHandler(),
+        RotatingFileHandler(device.folder / LOG_FILE, maxBytes=1 << 20, backupCount=1),
+    ]
+    for handler in handlers:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        logging.getLogger("fedcaptor").addHandler(handler)
+    logging.getLogger("fedcaptor").setLevel(logging.INFO)
+    resident = Resident(device, once=30.0 if once else None)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: resident.stop.set())
+    resident.run()
+
+
+@app.command(cls=Command)
+def log(
+    folder: Folder, lines: Annotated[int, typer.Option("--lines", min=1, help="Newest lines to show.")] = 50
+) -> None:
+    """Show what the resident process did, and why its own work failed the last time, if it did."""
+    from fedcaptor.client.folder import LOG_FILE, WORK_LOG
+
+    for name in (LOG_FILE, WORK_LOG):
+        text = (folder / name).read_text(errors="replace") if (folder / name).is_file() else ""
+        for line in text.splitlines()[-lines:]:
+            print(line)
+
+
 @app.command(cls=Command)
 def status(folder: Folder, config: Settings = None, as_json: AsJson = False) -> None:
     """Show the privacy spent in the period, its budget, and the size of what is stored.
