@@ -1,15 +1,19 @@
 # `make demo` and `make test` do all their own set-up in .venv.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
+# Images for containers often forbid bytecode files; every process would then compile PyTorch's thousands of modules anew.
+unexport PYTHONDONTWRITEBYTECODE
 # TORCH=cpu: PyTorch without CUDA's libraries, from an index that has it; in a new .venv only.
 TORCH ?=
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 TORCH_PINS = $(shell sed -n 's/^ *"\(torch==[^"]*\)", "\(torchvision==[^"]*\)",$$/\1 \2/p' pyproject.toml)
 # Workers share the cores, so none starts threads. What comes first stays first: tests of real processes, which wait.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+# How long `make attack` fuzzes each target.
+SECONDS ?= 600
 DEMO := $(BIN)/fedcaptor simulate simulations/scenarios/demo.toml --fresh
 
-.PHONY: setup demo test test-fast coverage lint docs site results clean
+.PHONY: setup demo test test-long test-fast attack coverage lint docs site results clean
 
 setup: .venv/ready
 
@@ -30,13 +34,24 @@ demo: setup
 	@$(BIN)/fedcaptor report runs/demo runs/demo-open
 
 test: setup
-	$(PYTEST)
+	$(PYTEST) -m "not long"
 
-test-fast: setup # without real processes, browsers and long computations
-	$(PYTEST) -m "not slow"
+test-long: setup # the rest: whole runs through Flower's processes, stops and kills, pages from first line to last
+	$(PYTEST) -m long
+
+test-fast: setup # without real processes, browsers and computations of more than two seconds
+	$(PYTEST) -m "not slow and not long"
+
+attack: setup # fuzz each target for SECONDS, then all attacks on what docs/privacy.md promises
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-compile -e '.[attack]'
+	@broken=; for target in $$($(BIN)/python -m tests.fuzz); do \
+	  $(BIN)/python -m tests.fuzz $$target --seconds $(SECONDS) || broken="$$broken $$target"; \
+	done; \
+	$(PYTEST) $$($(BIN)/python -m tests.attacks) || broken="$$broken attacks"; \
+	test -z "$$broken" || { echo "broken:$$broken"; exit 1; }
 
 coverage: setup # a page in runs/coverage
-	$(BIN)/python -m pytest -m "not slow" --cov --cov-report=term --cov-report=html:runs/coverage
+	$(BIN)/python -m pytest -m "not slow and not long" --cov --cov-report=term --cov-report=html:runs/coverage
 
 lint: setup
 	$(BIN)/ruff check .

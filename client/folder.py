@@ -27,6 +27,9 @@ SUBMODEL_FILE = "submodel.safetensors"
 CLUSTER_FILE = "cluster.safetensors"
 DELIVERY_FILE = "delivery.safetensors"
 IDENTITY_FILE = "identity.key"
+SCORES_FILE = "scores.safetensors"
+WORK_LOG = "work.log"
+WORK_LOCK = "work.lock"
 
 CONTENTS = {
     DATABASE: "class usage, privacy ledger, answers that may be asked for again",
@@ -35,12 +38,14 @@ CONTENTS = {
     CLUSTER_FILE: "the cluster's submodel",
     DELIVERY_FILE: "pending delivery: accepted, not personalised yet",
     IDENTITY_FILE: "key that signs in masked sums",
+    SCORES_FILE: "scores of filters by class, until a sum asks for them",
+    WORK_LOG: "why the phone's own work failed the last time, if it did",
     NOISE_FREE_DATABASE: "answers to sums without noise, in tests: outside any epsilon",
 }
 """What a phone keeps, by file."""
 
 # The note first: it names the classes. Charges without noise go as well: they have no budget that could be refunded.
-_ERASED = (OUTCOME_FILE, SUBMODEL_FILE, CLUSTER_FILE, DELIVERY_FILE, IDENTITY_FILE, NOISE_FREE_DATABASE)
+_ERASED = (OUTCOME_FILE, *(name for name in CONTENTS if name not in (DATABASE, OUTCOME_FILE)))
 
 L = TypeVar("L", bound=Ledger)
 

@@ -18,16 +18,16 @@ logger = logging.getLogger(__name__)
 
 
 class ImageFeed(Protocol):
-    """Give a round's images, uint8 [N, H, W, C]: `use` to learn the owner's habits from, `check` as validation set.
+    """Give a day's images, uint8 [N, H, W, C]: `use` to learn the owner's habits from, `check` as validation set.
 
     `corrections` [N]: the label to which the owner corrected the prediction of each use image, -1 where nothing.
     """
 
-    def use(self, round: int) -> Images: ...
+    def use(self, day: int) -> Images: ...
 
-    def check(self, round: int) -> Images: ...
+    def check(self, day: int) -> Images: ...
 
-    def corrections(self, round: int) -> npt.NDArray[np.int16]: ...
+    def corrections(self, day: int) -> npt.NDArray[np.int16]: ...
 
 
 class FolderFeed:
@@ -35,26 +35,26 @@ class FolderFeed:
 
     With so few images that one part would be empty, all are to learn from. `shape`: of the base model's images
     (H, W, C). Files that are no such image, as when the camera has not written one whole yet, are skipped and counted
-    in the log, once a round. Raises DataError when none is left.
+    in the log, once a day. Raises DataError when none is left.
     """
 
     def __init__(self, folder: Path, shape: tuple[int, int, int]) -> None:
         self._folder, self._shape = folder, shape
         self._read: tuple[int, Images, Images] | None = None
 
-    def use(self, round: int) -> Images:
-        return self._parts(round)[0]
+    def use(self, day: int) -> Images:
+        return self._parts(day)[0]
 
-    def check(self, round: int) -> Images:
-        return self._parts(round)[1]
+    def check(self, day: int) -> Images:
+        return self._parts(day)[1]
 
-    def corrections(self, round: int) -> npt.NDArray[np.int16]:
-        return np.full(len(self.use(round)), -1, dtype=np.int16)
+    def corrections(self, day: int) -> npt.NDArray[np.int16]:
+        return np.full(len(self.use(day)), -1, dtype=np.int16)
 
-    def _parts(self, round: int) -> tuple[Images, Images]:
-        """Return the images to learn from and those for checking; the folder is read once a round."""
-        if self._read is None or self._read[0] != round:
-            self._read = (round, *self._split())
+    def _parts(self, day: int) -> tuple[Images, Images]:
+        """Return the images to learn from and those for checking; the folder is read once a day."""
+        if self._read is None or self._read[0] != day:
+            self._read = (day, *self._split())
         return self._read[1:]
 
     def _split(self) -> tuple[Images, Images]:

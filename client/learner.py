@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from fedcaptor.client import pending_delivery
-from fedcaptor.client.engine import Engine
+from fedcaptor.client import kept_scores, pending_delivery
+from fedcaptor.client.engine import Engine, Submodel
 from fedcaptor.client.fallback import answer
 from fedcaptor.client.folder import DATABASE
 from fedcaptor.client.from_cluster import cluster_submodel, personalise_from_cluster
@@ -20,23 +21,25 @@ from fedcaptor.client.offer import Offer, read_offer
 from fedcaptor.client.outcome import Outcome
 from fedcaptor.client.personal import Personalised, personalise
 from fedcaptor.client.usage import UsageLog
+from fedcaptor.client.validation import chance_below
 from fedcaptor.common import statistics
 from fedcaptor.common.arrays import Images, Tensors
 from fedcaptor.common.config import Config
 from fedcaptor.common.distances import class_shares
-from fedcaptor.common.errors import WireError
+from fedcaptor.common.errors import StateError, WireError
 from fedcaptor.common.groups import ChannelGroups
 from fedcaptor.common.messages import DeliverRequest, SumRequest
 from fedcaptor.common.softmax import softmax
-from fedcaptor.common.statistics import FilterScores
+from fedcaptor.common.statistics import SCORES, FilterScores
 
 logger = logging.getLogger(__name__)
 
+_CONTRADICTION = 0.25  # share of answers in which a sound submodel may differ from the model that it replaces
 _DOUBT = 0.5  # part of an escalated image that may show a class which the cluster's submodel cannot name
 
 
 class _View:
-    """Give a statistic what it may ask of the phone in one round, whose images are recorded first."""
+    """Give a statistic what it may ask of the phone in one round."""
 
     def __init__(self, learner: Learner, round: int) -> None:
         self._learner, self._round, self._usage = learner, round, learner.usage(round)
@@ -56,36 +59,53 @@ class _View:
         return None if note is None else note.figures()
 
     def images(self) -> Images:
-        return self._learner.feed.use(self._round)
+        return self._learner.feed.use(self._learner.day(self._round))
 
 
 @dataclass(frozen=True, eq=False)
 class Learner:
-    """Hold a phone's storage (`folder`), the `engine` that runs the full model, and the `feed` of its images."""
+    """Hold a phone's storage (`folder`), the `engine` that runs the full model, and the `feed` of its images.
+
+    `day`: the phone's own day in a round of the server; a simulated phone lives a day a round. `replying`: a reply
+    waits, which must take the same time for every owner: what was recorded and scored before counts, and no image is
+    looked at.
+    """
 
     folder: Path
     engine: Engine
     feed: ImageFeed
     config: Config
     durable: bool = True
+    day: Callable[[int], int] = lambda round: round
+    replying: bool = False
 
     def vector(self, request: SumRequest, tensors: Tensors) -> npt.NDArray[np.float64]:
-        """Return the phone's vector in a sum, before clipping and noise. Raises WireError on tensors that do not fit.
-
-        The personal step of a pending delivery is done first.
-        """
-        try:
-            self.finish()
-        except Exception as error:
-            logger.warning("not personalised yet: %r", error)
+        """Return the phone's vector in a sum, before clipping and noise. Raises WireError on unfit tensors."""
         return statistics.asked(request.kind, tensors).vector(_View(self, request.round), tensors)
 
+    def work(self, kind: str) -> None:
+        """Do what is due outside replies: record the day's images, score filters for a sum of that `kind`, personalise.
+
+        A delivery that comes meanwhile is worked on as well.
+        """
+        day = self.day(0)
+        self.record(day)
+        if kind == SCORES.kind and kept_scores.day_of(self.folder) != day:
+            found = self._scored(day)
+            if found is not None:
+                kept_scores.store(self.folder, found, day)
+        while pending_delivery.exists(self.folder):
+            self.finish()
+
     def filter_scores(self, round: int) -> FilterScores | None:
-        """Score the filters on this round's images.
+        """Score the filters on the day's images.
 
         Returns None without images, or where the full model is not on the phone.
         """
-        images = self.feed.use(round)[: self.config.scores.images]
+        return kept_scores.read(self.folder) if self.replying else self._scored(self.day(round))
+
+    def _scored(self, day: int) -> FilterScores | None:
+        images = self.feed.use(day)[: self.config.scores.images]
         if len(images) == 0 or not holds_full(self.folder, self.config.fallback.mode):
             return None
         return self.engine.filter_scores(images)
@@ -96,49 +116,61 @@ class Learner:
 
     def nearest(self, request: DeliverRequest, tensors: Tensors) -> int:
         """Return the cluster whose centroid is nearest. Raises WireError when the offer does not fit the base model."""
-        offer = read_offer(request, tensors, self.engine, self.config.personal.tier)
+        offer = read_offer(request, tensors, self.engine, self.config.delivery)
         if len(offer.centroids) == 0:
             raise WireError("missing_tensor", "there is no centroid to choose")
         return statistics.nearest(self.usage(request.round), offer.centroids)
 
     def accept(self, request: DeliverRequest, tensors: Tensors) -> None:
         """Keep what the server offers until `finish`. Raises WireError when the offer does not fit the base model."""
-        read_offer(request, tensors, self.engine, self.config.personal.tier)
+        read_offer(request, tensors, self.engine, self.config.delivery)
         pending_delivery.store(self.folder, request, tensors, self.durable)
 
     def finish(self) -> None:
-        """Personalise with the pending delivery, if any, unless habits have not drifted since the last time."""
+        """Personalise with the pending delivery, if any, unless habits have not drifted since the last time.
+
+        A delivery that the phone cannot personalise with is given up: the next one takes its place.
+        """
         found = pending_delivery.read(self.folder)
         if found is None:
             return
-        request, tensors = found
-        self.usage(request.round)
+        try:
+            self._take(*found)
+        except (OSError, StateError):  # of the phone's own files: to be tried again
+            raise
+        except Exception as error:
+            logger.warning("the delivery is given up, the next one takes its place: %r", error)
+        pending_delivery.remove(self.folder)
+
+    def _take(self, request: DeliverRequest, tensors: Tensors) -> None:
+        day = self.day(request.round)
+        self.record(day)
         with self._log() as log:
             settled = self.outcome() is not None and log.marked and not log.drifted(self.config.usage.drift)
             counts = log.counts()
-        if not settled and counts.sum() > 0:
-            offer = read_offer(request, tensors, self.engine, self.config.personal.tier)
-            self._personalise(request, offer, counts)
-            with self._log() as log:
-                log.mark()
-        pending_delivery.remove(self.folder)
+        if settled or counts.sum() == 0:
+            return
+        offer = read_offer(request, tensors, self.engine, self.config.delivery)
+        self._personalise(request, offer.of_tier(self.config.personal.tier), counts)
+        with self._log() as log:
+            log.mark()
 
     def _personalise(self, request: DeliverRequest, offer: Offer, counts: npt.NDArray[np.float64]) -> None:
         """Personalise from the full model, or from the cluster's submodel where the phone does without the full one."""
-        mode, note = self.config.fallback.mode, self.outcome()
-        use, check = self.feed.use(request.round), self.feed.check(request.round)
-        corrections = self.feed.corrections(request.round)
+        mode, note, day = self.config.fallback.mode, self.outcome(), self.day(request.round)
+        use, check, corrections = self.feed.use(day), self.feed.check(day), self.feed.corrections(day)
         # What the log had before this round's images, which are weighed anew.
         memory = counts * max(0.0, 1 - len(use) / max(float(counts.sum()), 1e-9))
         fetches = note.base_fetches if note else 0
         result: Personalised
         if offer.submodel is not None and mode != "kept_full":
+            self._require_sound(offer.submodel, np.concatenate([use, check]))
             result = personalise_from_cluster(
-                self.engine, offer.submodel, offer, memory, use, check, self.config, request.round, corrections
+                self.engine, offer.submodel, offer, memory, use, check, self.config, day, corrections
             )
         else:
             fetches += not holds_full(self.folder, mode)
-            result = personalise(self.engine, offer, memory, use, check, self.config, request.round, corrections)
+            result = personalise(self.engine, offer, memory, use, check, self.config, day, corrections)
         larger = offer.submodel
         if mode == "cluster" and larger is None and result.submodel is not None:
             larger = cluster_submodel(self.engine, offer, result.cluster, use, self.config)
@@ -147,6 +179,22 @@ class Learner:
         kept = larger if mode == "cluster" and result.submodel is not None else None
         keep(self.folder, self.engine, result, kept, fetches)
 
+    def _require_sound(self, delivered: Submodel, images: Images) -> None:
+        """Raise WireError for a delivered submodel that contradicts what the phone answers with so far.
+
+        That is the full model, or else the present submodel where it is sure: the file is not its own judge.
+        """
+        mode = self.config.fallback.mode
+        if holds_full(self.folder, mode):
+            labels = self.engine.scores(images).argmax(1)
+        else:
+            given = answer(self.engine, read_models(self.folder, self.engine, mode), self.config.fallback, images)
+            labels = np.where(given.escalated, -1, given.labels)
+        judged = np.isin(labels, delivered.classes)
+        wrong, seen = int((delivered.predict(images[judged]) != labels[judged]).sum()), int(judged.sum())
+        if chance_below(_CONTRADICTION, wrong, seen) < 0.5:
+            raise WireError("wrong_digest", f"the submodel contradicts this phone's on {wrong} of {seen} images")
+
     def _log(self) -> UsageLog:
         self.folder.mkdir(parents=True, exist_ok=True)
         return UsageLog(
@@ -154,32 +202,44 @@ class Learner:
         )
 
     def usage(self, round: int) -> npt.NDArray[np.float64]:
-        """Record this round's images once and return the class usage [C]; all zeros for a phone that saw nothing."""
+        """Return the class usage [C] with the day's images; all zeros for a phone that saw nothing.
+
+        Raises StateError where a reply waits and no image was ever looked at.
+        """
+        if not self.replying:
+            self.record(self.day(round))
         with self._log() as log:
-            if log.last_day < round:
-                corrections = self.feed.corrections(round)
-                shares, labels = self._seen(round, log.counts(), corrections)
-                log.record_shares(shares, round)
-                for predicted, corrected in zip(labels, corrections, strict=True):
-                    if corrected >= 0 and corrected != predicted:
-                        log.correct(int(predicted), int(corrected))
+            if self.replying and log.last_day < 0:
+                raise StateError("the phone has not looked at its images yet: raise delivery.answer_seconds, or wait")
             return log.distribution() if log.counts().sum() > 0 else np.zeros(self.engine.groups.classes)
 
+    def record(self, day: int) -> None:
+        """Record the images of a day, once."""
+        with self._log() as log:
+            if log.last_day == day:
+                return
+            corrections = self.feed.corrections(day)
+            shares, labels = self._seen(day, log.counts(), corrections)
+            log.record_shares(shares, day)
+            for predicted, corrected in zip(labels, corrections, strict=True):
+                if corrected >= 0 and corrected != predicted:
+                    log.correct(int(predicted), int(corrected))
+
     def _seen(
-        self, round: int, counts: npt.NDArray[np.float64], corrections: npt.NDArray[np.int16]
+        self, day: int, counts: npt.NDArray[np.float64], corrections: npt.NDArray[np.int16]
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
-        """Estimate the classes that this round's images show [N, C], and return the answers that they got [N].
+        """Estimate the classes that a day's images show [N, C], and return the answers that they got [N].
 
         Where the phone has the full model, its probabilities count. Otherwise the phone's own answers do; then of an
         escalated image the larger model's answer counts for a part, and the classes that no model of the phone serves
         share the rest, or all where no model answered. A correction by the owner counts whole.
         """
         if holds_full(self.folder, self.config.fallback.mode):
-            scores = self.engine.scores(self.feed.use(round))
+            scores = self.engine.scores(self.feed.use(day))
             memory = counts * min(1.0, len(scores) / max(float(counts.sum()), 1.0))
             return class_shares(softmax(scores), memory), scores.argmax(1)
         models = read_models(self.folder, self.engine, self.config.fallback.mode)
-        given = answer(self.engine, models, self.config.fallback, self.feed.use(round))
+        given = answer(self.engine, models, self.config.fallback, self.feed.use(day))
         labels = np.where(given.labels < 0, corrections, given.labels)
         unserved = np.ones(len(counts))
         if len(models.served) < len(counts):

@@ -67,6 +67,14 @@ class MaskedLedger(Ledger):
         with self._file.transaction(write=False) as connection:
             return self._charged(connection, digest)
 
+    def require_next(self, spec: SumSpec, kind: str, side: Side) -> None:
+        """Raise PrivacyError unless this sum's vector may be made now: on, in budget, and its turn in the sum."""
+        with self._file.transaction(write=False) as connection:
+            self._require_on(connection)
+            self._price(connection, spec, kind)
+            if side.resume(self._stored(connection, side.terms.digest)).answered != MASKING:
+                raise PrivacyError(f"{DECLINED}: the vector is asked for before the steps that come first")
+
     def step(self, spec: SumSpec, kind: str, side: Side, answer: Callable[[PhoneSum], bytes]) -> bytes:
         """Return the reply of a step, stored with the next state before it is sent; charged if it holds the vector.
 

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from fedcaptor.client.engine import Engine, Submodel
 from fedcaptor.common.arrays import Images, Indices, Tensors
 from fedcaptor.common.calibration import Calibration
+from fedcaptor.common.config import Delivery as DeliveryBounds
 from fedcaptor.common.data import mosaic
 from fedcaptor.common.errors import DataError, PlanError, WireError
 from fedcaptor.common.messages import DeliverRequest
@@ -20,12 +21,15 @@ from fedcaptor.common.plan_bits import unpack_plan
 from fedcaptor.common.submodel_file import decode
 from fedcaptor.common.submodel_file import digest as file_digest
 
+_ROUNDING = 0.05  # of the sum of a centroid's shares, which are sent rounded
+
 
 @dataclass(frozen=True, eq=False)
 class Offer:
     """Hold what every phone receives alike: a plan and a usage centroid per cluster, the server's own reference images
     [R, H, W, C] with labels [R], the filter preference [F, C] and the base model's calibration (None: unknown). Where a
-    phone fetches its cluster's `submodel`, plan and centroid are those of this cluster alone.
+    phone fetches its cluster's `submodel`, plan and centroid are those of this cluster alone. With `tiers`, names of
+    device tiers, there is a plan per cluster and tier.
     """
 
     plans: Sequence[Plan] = ()
@@ -35,14 +39,25 @@ class Offer:
     preference: npt.NDArray[Any] | None = None
     calibration: Calibration | None = None
     submodel: Submodel | None = None
+    tiers: tuple[str, ...] = ()
+
+    def of_tier(self, tier: str) -> Offer:
+        """Return what a phone of one device tier takes. Raises WireError where there is no plan for it."""
+        if not self.tiers or not self.plans:
+            return self
+        if tier not in self.tiers:
+            raise WireError("malformed", "no plan is for this phone's tier")
+        return replace(self, plans=self.plans[self.tiers.index(tier) :: len(self.tiers)], tiers=())
 
 
-def read_offer(request: DeliverRequest, tensors: Tensors, engine: Engine, tier: str = "") -> Offer:
-    """Read the offer of a delivery to a phone of `tier`, every plan checked against its digest.
+def read_offer(request: DeliverRequest, tensors: Tensors, engine: Engine, bounds: DeliveryBounds) -> Offer:
+    """Read the offer of a delivery, every plan checked against its digest and everything against the phone's `bounds`.
 
-    Raises WireError when it does not fit.
+    Whether an offer is refused depends on nothing that tells phones of one base model apart, such as their tier. Raises
+    WireError when it does not fit.
     """
     groups = engine.groups
+    _require_within("tensors", sum(tensor.nbytes for tensor in tensors.values()), bounds.max_bytes, "max_bytes")
     if request.weights != engine.weights_digest:
         raise WireError(
             "wrong_digest",
@@ -62,19 +77,24 @@ def read_offer(request: DeliverRequest, tensors: Tensors, engine: Engine, tier: 
         if (plan.digest if file is None else file_digest(plan, file)) != digest:
             raise WireError("wrong_digest", f"plan {cluster} or its submodel is not the one announced")
         plans.append(plan)
-    if request.tiers and plans:
-        if tier not in request.tiers:
-            raise WireError("malformed", "no plan is for this phone's tier")
-        plans = plans[request.tiers.index(tier) :: len(request.tiers)]
-    many = request.mode != "submodel"
+    many, tiers = request.mode != "submodel", request.tiers or ("",)
     centroids = tensors.get("centroids", np.zeros((0, groups.classes)))
     file, labels = tensors.get("reference"), tensors.get("reference_labels")
-    if centroids.ndim != 2 or centroids.shape[1] != groups.classes or (many and plans and len(plans) != len(centroids)):
+    expected = len(centroids) * len(tiers)
+    if centroids.ndim != 2 or centroids.shape[1] != groups.classes or (many and plans and len(plans) != expected):
         raise WireError("wrong_shape", f"centroids are {centroids.shape}, {len(plans)} plans, {groups.classes} classes")
+    if len(centroids) and not (centroids.min() >= 0 and (np.abs(centroids.sum(1) - 1) <= _ROUNDING).all()):
+        raise WireError("wrong_shape", "the shares of a centroid are not positive, or do not sum to one")
+    preference, filters = tensors.get("preference"), sum(group.channels for group in groups.prunable)
+    if preference is not None and preference.shape != (filters, groups.classes):
+        raise WireError("wrong_shape", f"the preference is {preference.shape}, must be {(filters, groups.classes)}")
     if (file is None) != (labels is None) or (labels is not None and not 0 < labels.size == len(labels)):
         raise WireError("wrong_shape", "reference images and their labels come together, at least one")
     if labels is not None and not (labels.min() >= 0 and labels.max() < groups.classes):
         raise WireError("wrong_shape", f"reference labels are {labels.min()}..{labels.max()}, {groups.classes} classes")
+    if labels is not None:
+        _require_within("reference images", len(labels), bounds.max_images, "max_images")
+        _require_within("of one class", int(np.bincount(labels).max()), bounds.max_class_images, "max_class_images")
     packed = tensors.get("calibration")
     try:
         calibration = None if packed is None else Calibration.unpack(packed, groups.classes)
@@ -83,8 +103,13 @@ def read_offer(request: DeliverRequest, tensors: Tensors, engine: Engine, tier: 
             reference = mosaic.decode(file, len(labels), groups.input_shape)
     except DataError as error:
         raise WireError("wrong_shape", str(error)) from None
-    offer = Offer(plans, centroids, reference, labels, tensors.get("preference"), calibration)
+    offer = Offer(plans, centroids, reference, labels, preference, calibration, tiers=request.tiers)
     return offer if many else _with_submodel(offer, request, tensors, engine)
+
+
+def _require_within(what: str, found: int, most: int, key: str) -> None:
+    if found > most:
+        raise WireError("oversized", f"{found} {what}, at most {most} are taken: raise delivery.{key} on this phone")
 
 
 def _with_submodel(offer: Offer, request: DeliverRequest, tensors: Tensors, engine: Engine) -> Offer:

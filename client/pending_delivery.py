@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ from safetensors.numpy import save
 
 from fedcaptor.client.folder import DELIVERY_FILE
 from fedcaptor.common.arrays import Tensors
-from fedcaptor.common.errors import StateError
 from fedcaptor.common.files import clear_leftovers, replacing
 from fedcaptor.common.messages import DeliverRequest
+
+logger = logging.getLogger(__name__)
 
 _REQUEST = "request"  # metadata key
 
@@ -30,7 +32,7 @@ def store(folder: Path, request: DeliverRequest, tensors: Tensors, durable: bool
 
 
 def read(folder: Path) -> tuple[DeliverRequest, dict[str, npt.NDArray[Any]]] | None:
-    """Read the pending delivery, None where there is none. Raises StateError when the file is damaged."""
+    """Read the pending delivery, None where there is none. One that is damaged is removed: the next takes its place."""
     path = folder / DELIVERY_FILE
     if not path.exists():
         return None
@@ -39,7 +41,14 @@ def read(folder: Path) -> tuple[DeliverRequest, dict[str, npt.NDArray[Any]]] | N
             request = DeliverRequest.model_validate_json((file.metadata() or {})[_REQUEST])
             return request, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
     except (SafetensorError, OSError, ValueError, KeyError) as error:
-        raise StateError(f"{path} is damaged ({error}): delete it, the next delivery takes its place") from error
+        logger.warning("%s is damaged (%s) and removed: the next delivery takes its place", path, error)
+        remove(folder)
+        return None
+
+
+def exists(folder: Path) -> bool:
+    """Tell whether there is a pending delivery."""
+    return (folder / DELIVERY_FILE).exists()
 
 
 def remove(folder: Path) -> None:

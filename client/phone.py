@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from fedcaptor.client.background import Background, InPlace
 from fedcaptor.client.cluster_naming import NamingLedger
 from fedcaptor.client.folder import phone_ledger
 from fedcaptor.client.ledger import Ledger
@@ -25,6 +27,7 @@ from fedcaptor.common.privacy.noise import system_generator
 from fedcaptor.common.privacy.sums import SumSpec, encode
 from fedcaptor.common.random_streams import stream_of_digest
 from fedcaptor.common.secure.messages import MASKING
+from fedcaptor.common.statistics import USAGE
 
 if TYPE_CHECKING:
     from fedcaptor.client.learner import Learner
@@ -38,8 +41,9 @@ class Phone:
 
     `folder`: the phone's own storage. `learner`: called by the thread that answers where an answer needs the network.
     `seed` None: noise from the operating system's generator; a number: from a seeded one, in simulation only.
-    `timing`: of replies whose work takes longer for some owners than for others.
-    `enrolled`: tells whether an identity is that of an enrolled phone; None: there is no register of them.
+    `timing`: of replies to deliveries and with vectors. `background`: does the phone's own work, which takes longer for
+    some owners than for others, outside of replies; without one, before them. `enrolled`: tells whether an identity is
+    that of an enrolled phone; None: there is no register of them.
     """
 
     folder: Path
@@ -48,7 +52,12 @@ class Phone:
     seed: tuple[int, ...] | None = None
     durable: bool = True
     timing: ReplyTiming = field(default_factory=ReplyTiming)
+    background: Background | None = None
     enrolled: Callable[[bytes], bool] | None = None
+
+    @cached_property
+    def _work(self) -> Background:
+        return self.background or InPlace(self.learner)
 
     def answer(self, request: SumRequest, tensors: Tensors) -> npt.NDArray[np.uint32]:
         """Return this phone's encoded vector; a repeated request gets equal bytes and is charged once.
@@ -84,10 +93,12 @@ class Phone:
             raise PrivacyError(f"the sum allows for {terms.corrupted} corrupted phones, must be {insisted}: declined")
         with self._ledger_of_sum(MaskedLedger, spec) as ledger:
             values: list[npt.NDArray[np.uint32]] = []
-            if request.step == MASKING and not ledger.masked(terms.digest):  # before the ledger's file is locked
-                values.append(self._encoded(request.question(tensors), tensors))
             side = Side(terms, self.folder, self.seed and (*self.seed, request.step), self.enrolled)
             secure = tensors["secure"].tobytes()
+            if request.step == MASKING and not ledger.masked(terms.digest):  # before the ledger's file is locked
+                ledger.require_next(spec, request.kind, side)
+                self._work.wait(self.timing.patience)
+                values.append(self._encoded(request.question(tensors), tensors))
 
             def vector() -> npt.NDArray[np.uint32]:
                 if not values:
@@ -95,6 +106,8 @@ class Phone:
                 return values[0]
 
             reply = ledger.step(spec, request.kind, side, lambda phone_sum: phone_sum.answer(secure, vector))
+        if request.step == 0:
+            self._work.prepare(request.kind)
         return np.frombuffer(reply, np.uint8)
 
     def local(self, request: LocalRequest) -> Bits:
@@ -102,7 +115,7 @@ class Phone:
 
         Raises PrivacyError when the phone declines.
         """
-        return self.timing.reply(lambda: self._local(request), lambda: self.learner().finish())
+        return self.timing.reply(lambda: self._local(request))
 
     def _local(self, request: LocalRequest) -> Bits:
         if self.config.privacy.sums != "local":
@@ -110,7 +123,7 @@ class Phone:
         spec = request.spec()
 
         def draw() -> Bits:
-            learner = self.learner()  # loads the network: not where the answer is stored
+            learner = self._informed()  # loads the network: not where the answer is stored
             classes = learner.engine.groups.classes
             if spec.classes != classes:
                 raise WireError("wrong_shape", f"the question is over {spec.classes} classes, not {classes}")
@@ -120,22 +133,31 @@ class Phone:
             return np.frombuffer(ledger.local(spec, draw), np.uint8)
 
     def deliver(self, request: DeliverRequest, tensors: Tensors) -> int | None:
-        """Store what the server offers and personalise with it. Returns the cluster when the server asks for it.
+        """Store what the server offers, and start to personalise. Returns the cluster when the server asks for it.
 
-        A personal step that is not done when the reply is due is done with the next vector. Raises WireError when the
-        offer does not fit this phone's base model, PrivacyError when the server asks for the cluster of a phone that
-        was configured to slice for itself, or asks too often.
+        Raises WireError when the offer does not fit this phone's base model, PrivacyError when the server asks for the
+        cluster of a phone that was configured to slice for itself, or asks too often.
         """
         if (request.mode == "plan") != (self.config.delivery.mode == "plan"):
             raise PrivacyError(f"delivery is by {request.mode}, must be by {self.config.delivery.mode}: declined")
         if request.mode == "choose":
             return self.timing.reply(lambda: self._named(request, tensors))
-        return self.timing.reply(lambda: self.learner().accept(request, tensors), lambda: self.learner().finish())
+        return self.timing.reply(lambda: self._accepted(request, tensors))
+
+    def _accepted(self, request: DeliverRequest, tensors: Tensors) -> None:
+        self.learner().accept(request, tensors)
+        self._work.personalise()
 
     def _named(self, request: DeliverRequest, tensors: Tensors) -> int:
         with self._ledger(NamingLedger) as ledger:
             digest, most = request_digest(request, tensors), self.config.delivery.fetches
-            return ledger.named(digest, most, lambda: self.learner().nearest(request, tensors))
+            return ledger.named(digest, most, lambda: self._informed().nearest(request, tensors))
+
+    def _informed(self) -> Learner:
+        """Return the learner, once the day's images are recorded or patience is at its end."""
+        self._work.prepare(USAGE.kind)
+        self._work.wait(self.timing.patience)
+        return self.learner()
 
     def _check_promises(self, spec: SumSpec) -> None:
         """Raise PrivacyError for a sum that breaks what this phone was configured to insist on."""

@@ -6,6 +6,7 @@ The ledger may share the file. The log never leaves the phone.
 import math
 import sqlite3
 import zlib
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -65,6 +66,18 @@ def remembered(weights: NDArray[np.float64], shares: NDArray[np.float64], half_l
     return weights
 
 
+def last_day_of(path: Path) -> int:
+    """Return the day on which a log's file was written last, -1 where it holds none; needs no number of classes."""
+    if not path.exists():
+        return -1
+    try:
+        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as connection:
+            row = connection.execute("SELECT last_day FROM usage_log").fetchone()
+    except sqlite3.Error:
+        return -1
+    return -1 if row is None else int(row[0])
+
+
 class UsageLog(OnPhoneFile):
     """Keep a decaying weight of each class among the phone's predictions in `path` (the ledger may share the file).
 
@@ -91,7 +104,7 @@ class UsageLog(OnPhoneFile):
     def record(self, labels: ArrayLike, day: int) -> None:
         """Add predictions, int [n] in the order they were made, of `day` (days since any fixed one) in one write.
 
-        A day before the last one is taken as the last one. Raises DataError when a label or the day is out of bounds.
+        Raises DataError when a label or the day is out of bounds.
         """
         seen = np.asarray(labels)
         if seen.size == 0:
@@ -121,8 +134,8 @@ class UsageLog(OnPhoneFile):
                     old,
                     weights=remembered(old.weights, shares, self._half_life),
                     recorded=old.recorded + n,
-                    days=old.days + (day > old.last_day),
-                    last_day=max(day, old.last_day),
+                    days=old.days + (day != old.last_day),
+                    last_day=day,
                 ),
             )
 
@@ -187,7 +200,7 @@ class UsageLog(OnPhoneFile):
 
     @property
     def last_day(self) -> int:
-        """Return the newest day on which something was recorded, -1 for an empty log."""
+        """Return the day on which something was recorded last, by the clock of then, -1 for an empty log."""
         return self._state().last_day
 
     def _check_label(self, label: int) -> None:

@@ -87,7 +87,8 @@ def narrow(array: Array) -> Array:
 
 
 def _natural(key: str) -> list[tuple[int, str]]:
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", key)]
+    """Numbers of more digits than any index are compared in pieces."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d{1,18})", key)]
 
 
 def _widened(array: Array) -> Array:

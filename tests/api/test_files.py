@@ -57,6 +57,7 @@ def test_a_file_of_an_earlier_release_does_not_say_what_the_full_network_costs(
             getattr(old, figure)
 
 
+@pytest.mark.slow
 def test_a_program_takes_pixels(small: fedcaptor.Submodel, tmp_path: Path) -> None:
     notes = {"fedcaptor.json": ""}
     program = torch.export.load(small.save(str(tmp_path / "small.pt2")), extra_files=notes).module()

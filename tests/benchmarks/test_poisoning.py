@@ -71,6 +71,7 @@ def rows(bars, tmp_path_factory):
     return [{**key, **rounded(measurement.measure(key))} for key in settings.row_keys()]
 
 
+@pytest.mark.slow
 def test_rows_hold_the_contract(rows):
     assert [(row["attack"], row["aggregate"]) for row in rows] == [
         (attack, name) for name in ("sum", "median of 20") for attack in ("none", *ATTACKS)

@@ -25,6 +25,7 @@ def rows(measurement):
     return [{**key, **rounded(measurement.measure(key))} for key in keys]
 
 
+@pytest.mark.slow
 def test_rows_without_noise_come_first(rows):
     assert [(row["phones"], row["epsilon"]) for row in rows] == [(25, None), (25, 8.0), (30, None), (30, 8.0)]
 

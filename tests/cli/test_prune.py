@@ -36,6 +36,7 @@ def run(*options):
     return CliRunner().invoke(app, [*COMMAND, *options])
 
 
+@pytest.mark.slow
 def test_several_budgets_hold_together_in_the_file(tmp_path):
     out = tmp_path / "submodel.safetensors"
     result = json.loads(run("--macs", "0.5", "--parameters", "0.3", "--bytes", "250000", "--out", str(out)).stdout)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -36,11 +34,11 @@ from fedcaptor.common.torch_engine.base import BaseModel, Submodel
 from fedcaptor.common.torch_engine.network import state_of
 from fedcaptor.common.torch_engine.prune import prune
 from fedcaptor.common.weights_file import save_state
-from fedcaptor.simulations.local_grid import VirtualClock
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 OWN, CLUSTER = [1, 4], [0, 1, 4]
+BOUNDS = parse({}).delivery
 
 
 @dataclass
@@ -222,7 +220,7 @@ def test_a_phone_that_slices_for_itself_names_no_cluster(tmp_path: Path, base: B
 
 def test_a_submodel_that_is_not_the_announced_one_is_refused(base: BaseModel, cluster: Submodel) -> None:
     request, tensors = delivery(base, cluster, "submodel")
-    assert read_offer(request, tensors, TorchEngine(base)).submodel is not None
+    assert read_offer(request, tensors, TorchEngine(base), BOUNDS).submodel is not None
     flipped = tensors["submodel.1"].copy()
     flipped[len(flipped) // 2] ^= 1
     cases = {
@@ -232,12 +230,12 @@ def test_a_submodel_that_is_not_the_announced_one_is_refused(base: BaseModel, cl
     for reason, changes in cases.items():
         for change in changes:
             with pytest.raises(WireError) as caught:
-                read_offer(request, {**tensors, **change}, TorchEngine(base))
+                read_offer(request, {**tensors, **change}, TorchEngine(base), BOUNDS)
             assert caught.value.reason == reason
     without = {name: tensor for name, tensor in tensors.items() if name != "submodel.1"}
     bare = request.model_copy(update={"digests": (cluster.plan.digest,)})
     with pytest.raises(WireError, match="missing_tensor"):
-        read_offer(bare, without, TorchEngine(base))
+        read_offer(bare, without, TorchEngine(base), BOUNDS)
 
 
 @pytest.mark.parametrize("mode", ["plan", "submodel"])
@@ -343,64 +341,7 @@ def test_a_corrected_class_becomes_an_own_one(tmp_path: Path, base: BaseModel, c
     assert 3 in note.classes
 
 
-def test_replies_leave_at_the_same_time_whether_habits_changed_or_not(
-    tmp_path: Path, base: BaseModel, cluster: Submodel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Round 1 personalises, round 2 does not, round 3 does again; it takes 30 seconds."""
-    clock, worked = VirtualClock(), []
-    original, timing = Learner._personalise, ReplyTiming(60.0, clock.time, clock.sleep)
-
-    def slowly(learner: Learner, request: DeliverRequest, *rest: Any) -> None:
-        original(learner, request, *rest)
-        clock.sleep(30)
-        worked.append(request.round)
-
-    monkeypatch.setattr(Learner, "_personalise", slowly)
-    one = phone(tmp_path, base, config("plan", "kept_full", half_life=20.0), Feed(drifted=3), timing)
-    replies = []
-    for round in (1, 2, 3):
-        replies.append((one.deliver(*delivery(base, cluster, "plan", round)), clock.now))
-    assert replies == [(None, 60), (None, 120), (None, 180)]
-    assert worked == [1, 3]
-
-
-def test_what_was_not_done_when_the_reply_was_due_is_done_with_the_next_vector(
-    tmp_path: Path,
-    base: BaseModel,
-    cluster: Submodel,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    replied, given_up = threading.Event(), threading.Event()
-
-    def endless(learner: Learner, *offer: Any) -> None:
-        assert replied.wait(60)
-        given_up.set()
-        raise OSError("the process ends")
-
-    one = phone(tmp_path, base, config("plan", "kept_full"), timing=ReplyTiming(0.5))
-    with monkeypatch.context() as patched:
-        patched.setattr(Learner, "_personalise", endless)
-        assert one.deliver(*delivery(base, cluster, "plan")) is None
-        replied.set()
-        assert given_up.wait(60)
-    assert "raise it" in caplog.text
-    assert (tmp_path / DELIVERY_FILE).exists()
-    assert Outcome.read(tmp_path) is None
-
-    (tmp_path / DELIVERY_FILE).write_bytes(cut := (whole_file := (tmp_path / DELIVERY_FILE).read_bytes())[:99])
-    learner = one.learner()
-    ask: Any = SimpleNamespace(round=1, kind="outcome")
-    assert not learner.vector(ask, {"centroids": np.eye(2, tiny.CLASSES)}).any()
-    assert "is damaged" in caplog.text
-    assert (tmp_path / DELIVERY_FILE).read_bytes() == cut
-    (tmp_path / DELIVERY_FILE).write_bytes(whole_file)
-    assert learner.vector(ask, {"centroids": np.eye(2, tiny.CLASSES)}).any()
-    assert Outcome.read(tmp_path) is not None
-    assert not (tmp_path / DELIVERY_FILE).exists()
-
-
-class Killed(Exception):
+class Killed(BaseException):
     pass
 
 
@@ -446,6 +387,7 @@ def test_a_submodel_that_is_not_the_note_s_is_not_used(tmp_path: Path, base: Bas
     assert read_models(tmp_path, TorchEngine(base), "kept_full").own is None
 
 
+@pytest.mark.slow
 def test_a_submodel_that_disagrees_too_often_is_tuned_where_that_is_wanted(base: BaseModel) -> None:
     rng = np.random.default_rng(0)
     use, check = (

@@ -140,13 +140,9 @@ def test_a_damaged_answer_is_not_sent(tmp_path, clock):
 
 class MeetsOne:
     engine = SimpleNamespace(groups=SimpleNamespace(classes=CLASSES))
-    waiting = True
 
     def usage(self, round):
         return np.eye(CLASSES)[7]
-
-    def finish(self):
-        self.waiting = False
 
 
 def phone(folder, *settings, seed=None):
@@ -168,12 +164,6 @@ def test_a_phone_sends_the_same_to_every_run_and_its_owner_sees_the_charge(tmp_p
     found = status(tmp_path, load_config(None, ["privacy.epsilon=4"]).privacy)
     assert found.answers == {"local": 1}
     assert found.epsilon == pytest.approx(SPEC.epsilon)
-
-
-def test_a_delivery_that_waits_is_finished_with_the_answer(tmp_path):
-    one = phone(tmp_path)
-    one.local(asked())
-    assert not one.learner().waiting
 
 
 def test_devices_draw_by_the_systems_randomness_and_simulations_by_a_seed(tmp_path):

@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 
 from fedcaptor.client.offer import read_offer
+from fedcaptor.common.config import parse
 from fedcaptor.common.errors import WireError
 from fedcaptor.common.messages import DeliverRequest
 from fedcaptor.common.plan import Plan
 from fedcaptor.common.plan_bits import pack_plan
 from tests.common.small_groups import small_groups
 
+BOUNDS = parse({}).delivery
 BASE = SimpleNamespace(groups=small_groups(), weights_digest="e" * 64)
 
 
@@ -29,7 +31,7 @@ def offered(tiers):
         digests=tuple(plan.digest for plan in plans),
         tiers=tiers,
     )
-    return request, tensors | {"centroids": np.zeros((2, 3), dtype=np.float32)}
+    return request, tensors | {"centroids": np.full((2, 3), 1 / 3, dtype=np.float32)}
 
 
 def kept(offer):
@@ -38,26 +40,26 @@ def kept(offer):
 
 def test_plans_are_numbered_by_cluster_then_tier():
     request, tensors = offered(("low", "middle", "high"))
-    assert kept(read_offer(request, tensors, BASE, "low")) == [1, 4]
-    assert kept(read_offer(request, tensors, BASE, "high")) == [3, 6]
+    assert kept(read_offer(request, tensors, BASE, BOUNDS).of_tier("low")) == [1, 4]
+    assert kept(read_offer(request, tensors, BASE, BOUNDS).of_tier("high")) == [3, 6]
 
 
 def test_without_tiers_the_number_is_the_cluster():
-    assert kept(read_offer(*offered(()), BASE)) == [1, 2]
-    assert kept(read_offer(*offered(()), BASE, "low")) == [1, 2]
+    assert kept(read_offer(*offered(()), BASE, BOUNDS).of_tier("")) == [1, 2]
+    assert kept(read_offer(*offered(()), BASE, BOUNDS).of_tier("low")) == [1, 2]
 
 
 @pytest.mark.parametrize("tier", ["", "huge"])
 def test_an_offer_without_the_phones_tier_is_refused(tier):
     with pytest.raises(WireError, match="tier"):
-        read_offer(*offered(("low", "high")), BASE, tier)
+        read_offer(*offered(("low", "high")), BASE, BOUNDS).of_tier(tier)
 
 
 def test_a_missing_plan_is_refused():
     request, tensors = offered(("low", "high"))
     del tensors["plan.3"]
-    with pytest.raises(WireError, match="1 plans"):
-        read_offer(request, tensors, BASE, "high")
+    with pytest.raises(WireError, match="3 plans"):
+        read_offer(request, tensors, BASE, BOUNDS)
 
 
 def test_a_server_with_other_weights_is_refused_with_words_for_the_owner():
@@ -65,5 +67,5 @@ def test_a_server_with_other_weights_is_refused_with_words_for_the_owner():
     request, tensors = offered(())
     other = SimpleNamespace(groups=BASE.groups, weights_digest="f" * 64)
     with pytest.raises(WireError, match=r"weights e{12}, this phone has f{12}: install") as raised:
-        read_offer(request, tensors, other)
+        read_offer(request, tensors, other, BOUNDS)
     assert raised.value.reason == "wrong_digest"

@@ -14,7 +14,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from fedcaptor.client.usage import FORGOTTEN, MAX_CLASSES, UsageLog, _g_test
+from fedcaptor.client.usage import FORGOTTEN, MAX_CLASSES, UsageLog, _g_test, last_day_of
 from fedcaptor.common.errors import ConfigError, DataError, StateError
 
 
@@ -161,11 +161,17 @@ def test_the_file_does_not_grow_and_is_the_owners_alone(path):
     assert log._state().days == 50
 
 
-def test_days_count_forwards_only(path):
+def test_a_clock_that_was_set_back_counts_on(path):
     log = opened(path)
     for day in (5, 5, 3, 6):
         log.record([0], day)
-    assert log._state().days == 2
+    assert (log._state().days, log.last_day, last_day_of(path)) == (3, 6, 6)
+
+
+def test_a_file_without_a_log_has_no_last_day(path):
+    assert last_day_of(path) == -1
+    path.write_bytes(b"no database")
+    assert last_day_of(path) == -1
 
 
 @pytest.mark.parametrize(

@@ -142,6 +142,13 @@ def test_missing_tensor_and_limits():
     assert refused(record) == "missing_tensor"
 
 
+def test_the_headers_bound_is_of_bytes():
+    record = pack(REPLY, {"values": VALUES})
+    record[HEADER] = ConfigRecord({"json": "é" * 60})
+    assert refused(record, limits=Limits(header_bytes=119)) == "oversized"
+    assert refused(record, limits=Limits(header_bytes=120)) == "malformed"
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_values_that_are_not_finite_are_refused(bad):
     value = np.array([1, bad], dtype="<f4")

@@ -66,6 +66,7 @@ def test_own_strategy(run):
     assert {classes for *_, classes in rows} == {"[3 5]"}
 
 
+@pytest.mark.long
 def test_population(run, tmp_path):
     shown = run("population.py")
     assert "accuracy.personalised.mean" in shown
@@ -74,6 +75,7 @@ def test_population(run, tmp_path):
     assert (tmp_path / "runs" / "population" / "seed-1" / "summary.json").exists()
 
 
+@pytest.mark.long
 def test_own_parts(run):
     *_, header, row, statistic = run("own_parts.py").splitlines()
     figures = dict(zip(header.split(), map(float, row.split()[1:]), strict=True))

@@ -22,7 +22,7 @@ def run(folder, *words):
     return done.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_page_from_its_first_line_to_its_last(tmp_path):
     rng = np.random.default_rng(0)
     for name in "abc":

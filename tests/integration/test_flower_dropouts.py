@@ -18,7 +18,7 @@ from fedcaptor.simulations.ray_engine import simulate_ray
 from tests import tiny
 from tests.integration.leaving_app import LEAVING, Leaving
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(400)]
 
 NODES = 30
 APP = """

@@ -21,7 +21,7 @@ from fedcaptor.server.journal import Journal
 from fedcaptor.simulations.ray_engine import MARK, simulate_ray
 from fedcaptor.simulations.runner import simulate
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 SCENARIO = asset("simulations/scenarios/flower.toml")
 NODES = 10

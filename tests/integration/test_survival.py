@@ -21,7 +21,7 @@ from fedcaptor.common.config import load_config
 from fedcaptor.simulations.runner import simulate
 from tests import tiny
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 ROOT = Path(__file__).parents[2]
 PHONES = 36
 RUN = [

@@ -107,6 +107,7 @@ def test_too_small_a_cohort_is_refused() -> None:
         planned("population.phones=30")
 
 
+@pytest.mark.slow
 def test_the_command_prints_tables_and_json() -> None:
     words = ["privacy", "plan", "simulations/scenarios/demo.toml", "--set", "privacy.epsilon=6"]
     result = CliRunner().invoke(app, [*words, "--json"])

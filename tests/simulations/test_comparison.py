@@ -50,6 +50,7 @@ def test_a_folder_without_a_run_is_named(runs: list[Path], tmp_path: Path) -> No
     assert not (tmp_path / "comparison.html").exists()
 
 
+@pytest.mark.slow
 def test_the_command_compares_several_runs_and_explains_their_marks(runs: list[Path], tmp_path: Path) -> None:
     for folder in runs[:2]:
         summary = json.loads((folder / "summary.json").read_text())

@@ -219,6 +219,7 @@ def test_fixed_images_do_not_drift(law):
         load_config(None, [f"population.law={law}", "population.drift_round=2"])
 
 
+@pytest.mark.slow
 @needs_partitioners
 @pytest.mark.parametrize(
     ("name", "arguments", "unused"),

@@ -363,6 +363,7 @@ def test_numbers_that_are_not_finite_are_left_out(tmp_path):
     assert not re.search(r"\b(NaN|nan|Infinity|inf) ?(%|s|B|,|\])", page)
 
 
+@pytest.mark.slow
 def test_a_large_fleet_and_model_stay_a_small_page(tmp_path):
     classes = tuple(f"class {n}" for n in range(200))
     channels = {f"stage.{n}.conv": 40 for n in range(70)}

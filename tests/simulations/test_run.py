@@ -120,6 +120,7 @@ def test_a_stored_configuration_that_is_damaged_is_said_to_be(content, tmp_path)
         build_world(load_config(None, SMALL), tmp_path)
 
 
+@pytest.mark.slow
 def test_a_run_stored_by_an_earlier_schema_is_the_same_run(tmp_path):
     """Its file has a key's former name, and lacks the keys that came later."""
     config = load_config(None, [*SMALL, "faults.malformed=0.05"])

@@ -82,6 +82,17 @@ class Delivery(Section):
     fetches: Annotated[int, PHONE] = Field(
         16, ge=0, le=1024, description="Mode `submodel`: most times in 90 days that a phone names its cluster."
     )
+    max_bytes: Annotated[int, PHONE] = Field(
+        1 << 28, ge=1, description="Most bytes of one delivery; a larger one is refused."
+    )
+    max_images: Annotated[int, PHONE] = Field(
+        20_000, ge=1, description="Most reference images of one delivery, see `personal.reference`."
+    )
+    max_class_images: Annotated[int, PHONE] = Field(
+        100,
+        ge=1,
+        description="Most reference images of one class in a delivery: a phone works on those of its own classes.",
+    )
     plans: Annotated[bool, SERVER] = Field(
         True, description="Phones receive the clusters' plans; false: they select from the base alone."
     )
@@ -94,9 +105,9 @@ class Delivery(Section):
         60.0,
         ge=0,
         le=86_400,
-        description="Devices: a reply that would take longer for some owners than for others (to a delivery, or with a "
-        "vector) leaves so many seconds after its request came. Set it above what the slowest phone takes: a phone "
-        "logs when it takes longer. 0 = at once; simulated phones reply at once.",
+        description="Devices: a reply to a delivery or with a vector leaves so many seconds after its request came. A "
+        "vector waits three quarters of them for the phone to look at its images, which it does in a process of its "
+        "own: set it above what the slowest phone takes. 0 = at once; simulated phones reply at once.",
     )
 
     @model_validator(mode="after")

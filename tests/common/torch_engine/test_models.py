@@ -214,6 +214,22 @@ def test_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 1
 
 
+@pytest.mark.parametrize("name", ["²", "head." + "9" * 5000])
+def test_any_name_of_a_tensor_can_be_ordered(name: str, tmp_path: Path) -> None:
+    from safetensors.numpy import save_file
+
+    save_file({name: np.zeros(1, np.float16), "head.1": np.zeros(1, np.float16)}, tmp_path / "w.safetensors")
+    assert list(load_state(tmp_path / "w.safetensors")[0]) == ["head.1", name]
+
+
+@pytest.mark.parametrize("order", ["[", "[" * 100_000, "9" * 5000, "7", '["a", 1]', '[["a"]]', '{"a": 1}'])
+def test_an_order_that_is_none_is_not_followed(order: str, tmp_path: Path) -> None:
+    from safetensors.numpy import save_file
+
+    save_file({"a": np.zeros(1)}, tmp_path / "w.safetensors", {"fedcaptor.tensors": order})
+    assert list(load_state(tmp_path / "w.safetensors")[0]) == ["a"]
+
+
 def test_unreadable_weights_are_refused(tmp_path: Path) -> None:
     (tmp_path / "w.safetensors").write_bytes(b"not tensors at all")
     for name, message in (

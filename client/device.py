@@ -1,0 +1,116 @@
+"""A real device: its settings from Flower's node configuration, and the phone that they make."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fedcaptor.client import kept_scores, pending_delivery
+from fedcaptor.client.background import InChildProcess
+from fedcaptor.client.folder import DATABASE, phone_ledger
+from fedcaptor.client.images import FolderFeed
+from fedcaptor.client.ledger import Ledger
+from fedcaptor.client.phone import Phone
+from fedcaptor.client.reply_timing import ReplyTiming
+from fedcaptor.client.usage import last_day_of
+from fedcaptor.common.config import Config, load_config
+from fedcaptor.common.errors import ConfigError
+from fedcaptor.common.secure.register import enrolled_by
+from fedcaptor.common.statistics import SCORES
+from fedcaptor.common.tiers import as_tier
+
+if TYPE_CHECKING:
+    from fedcaptor.client.learner import Learner
+
+_DAY_SECONDS = 86_400
+
+
+@dataclass(frozen=True)
+class Device:
+    """Hold the checked settings of a device. `node`: the node configuration that they came from."""
+
+    node: Mapping[str, str]
+    folder: Path
+    images: Path
+    weights: Path
+    model: str
+    input_shape: tuple[int, int, int]
+    config: Config
+    enrolled: Callable[[bytes], bool] | None
+
+    @classmethod
+    def of(cls, node_config: Mapping[str, object]) -> Device:
+        """Read and check a node configuration.
+
+        `folder`: the phone's own storage; `images`: its images, of the input's height and width; `weights`, `model`,
+        `input-shape` ("1x28x28"): the base model; `config`: TOML with what the phone insists on. Paths are absolute.
+        `tier`: its device tier, where there are tiers and `personal.tier` does not give it. `register` and `operator`:
+        file of the enrolled phones and the public key that signed it; then this phone adds up with enrolled ones alone.
+        Raises ConfigError on a key that is missing or malformed.
+        """
+        node = {key: str(value) for key, value in node_config.items()}
+        for key in ("folder", "images", "weights", "model", "config", "input-shape"):
+            if not node.get(key):
+                raise ConfigError(f"node configuration lacks {key!r}: start the node with --node-config '{key}=\"…\"'")
+        shape = node["input-shape"].split("x")
+        if len(shape) != 3 or not all(n.isdecimal() for n in shape):
+            raise ConfigError(f'input-shape is {node["input-shape"]!r}, must be channels, height and width: "1x28x28"')
+        channels, height, width = map(int, shape)
+        config = load_config(Path(node["config"]))
+        config.privacy.require_protected()
+        if config.tiers and not (node.get("tier") or config.personal.tier):
+            names = ", ".join(tier.name for tier in config.tiers)
+            raise ConfigError(
+                f"the phone's tier is not given: start the node with --node-config 'tier=\"…\"', of {names}"
+            )
+        return cls(
+            node,
+            Path(node["folder"]),
+            Path(node["images"]),
+            Path(node["weights"]),
+            node["model"],
+            (channels, height, width),
+            as_tier(config, node["tier"]) if node.get("tier") else config,
+            enrolled_by(node),
+        )
+
+    def phone(self) -> Phone:
+        """Make the phone that answers messages; its noise is the operating system's."""
+        return Phone(
+            self.folder,
+            lambda: self._learner(replying=True),
+            self.config,
+            timing=ReplyTiming(self.config.delivery.answer_seconds),
+            background=InChildProcess(self.folder, self.node, self._due),
+            enrolled=self.enrolled,
+        )
+
+    def work(self, kind: str) -> None:
+        """Do the phone's own work that is due, unless its owner has switched it off; see `Learner.work`."""
+        with phone_ledger(self.folder, self.config.privacy, Ledger) as ledger:
+            if ledger.is_off:
+                return
+        self._learner(replying=False).work(kind)
+
+    def _due(self, kind: str) -> bool:
+        """Tell whether `work` would do anything; this needs no network."""
+        scored = kind != SCORES.kind or kept_scores.day_of(self.folder) == today()
+        recorded = last_day_of(self.folder / DATABASE) == today()
+        return not (scored and recorded) or pending_delivery.exists(self.folder)
+
+    def _learner(self, replying: bool) -> Learner:
+        from fedcaptor.client.learner import Learner
+        from fedcaptor.client.torch_engine import TorchEngine, load_base
+
+        engine = TorchEngine(load_base(self.weights, self.model, self.input_shape))
+        channels, height, width = self.input_shape
+        feed = FolderFeed(self.images, (height, width, channels))
+        return Learner(self.folder, engine, feed, self.config, day=lambda round: today(), replying=replying)
+
+
+def today() -> int:
+    """Return the number of today since 1970, by the device's own clock."""
+    return int(time.time() // _DAY_SECONDS)

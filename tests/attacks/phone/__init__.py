@@ -1,0 +1,1 @@
+"""Attacks of phones that send what they like."""
