@@ -39,7 +39,7 @@ class Device:
     model: str
     input_shape: tuple[int, int, int]
     config: Config
-    enrolled: Callable[[bytes], bool] | None
+    enrolled: Callable[[bytes], bool] | None = None
 
     @classmethod
     def of(cls, node_config: Mapping[str, object]) -> Device:
