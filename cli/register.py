@@ -24,10 +24,8 @@ def sign(
     from fedcaptor.common.secure.register import MAX_BYTES, sign, signing_key
 
     operator = signing_key(key)
-    write_whole(
-        out,
-        sign(read_bounded(identities, MAX_BYTES, "list of identities").decode(errors="replace").splitlines(), operator),
-    )
+    listed = read_bounded(identities, MAX_BYTES, "list of identities").decode(errors="replace")
+    write_whole(out, sign(listed.splitlines(), operator))
     print(identity_of(operator).hex())
 
 

@@ -111,7 +111,7 @@ class Device:
         self.config.privacy.require_protected()
 
     def phone(self, sleep: Callable[[float], object] = time.sleep) -> Phone:
-        """Make the phone that answers messages; its noise is the operating system's. `sleep` waits for a reply's time."""
+        """Make the phone that answers messages; its noise is the operating system's. `sleep` waits for replies."""
         return Phone(
             self.folder,
             lambda: self._learner(replying=True),

@@ -59,19 +59,19 @@ class FolderFeed:
 
     def _split(self) -> tuple[Images, Images]:
         files = [path for path in entries(self._folder) if path.is_file()]
-        images, to_check = [], []
+        use: list[Images] = []
+        check: list[Images] = []
         for file in files:
             try:
                 image = decode_one(file, self._shape)
-                to_check.append(hashlib.sha256(file.read_bytes()).digest()[0] % 3 == 0)
-                images.append(image)
+                (use if hashlib.sha256(file.read_bytes()).digest()[0] % 3 else check).append(image)
             except (DataError, OSError) as error:
                 logger.debug("skipped: %s", error)
         height, width, _ = self._shape
-        if len(images) < len(files):
-            skipped = len(files) - len(images)
+        if skipped := len(files) - len(use) - len(check):
             logger.warning("%d of %d files are no whole images of %d × %d: skipped", skipped, len(files), width, height)
-        if not images:
+        if not use and not check:
             raise DataError(f"{self._folder} has no images of {width} × {height}, at least one is needed: add images")
-        x, check = np.stack(images), np.array(to_check)
-        return (x[~check], x[check]) if not check.all() else (x, x[:0])
+        if not use:
+            use, check = check, []
+        return np.stack(use), np.stack(check) if check else np.zeros((0, *self._shape), np.uint8)

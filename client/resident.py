@@ -60,6 +60,8 @@ class Resident:
             self._pause(random.uniform(0, settings.spread_seconds))
             failures, reason = 0, ""
             while not self.stop.is_set():
+                if phone.background is not None:
+                    phone.background.prepare("")  # so that the first vector need not wait
                 if not self._allowed():
                     self._pause(settings.condition_seconds)
                     continue

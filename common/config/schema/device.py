@@ -20,7 +20,7 @@ class DeviceSettings(Section):
     )
     root_certificates: Annotated[str, PHONE] = Field(
         "",
-        description="PEM file of the authorities that the SuperLink's certificate must come from; empty = the system's.",
+        description="PEM file of the authorities for the SuperLink's certificate; empty = the system's.",
     )
     key: Annotated[str, PHONE] = Field(
         "", description="The node's private key, which the operator registered: ECDSA in OpenSSH's format."
