@@ -155,11 +155,16 @@ class _SignedRequests:
 
 @contextmanager
 def connected(
-    address: str, root_certificates: bytes | None, key: EllipticCurvePrivateKey, max_bytes: int
+    address: str,
+    root_certificates: bytes | None,
+    key: EllipticCurvePrivateKey,
+    max_bytes: int,
+    last_id: int | None = None,
 ) -> Iterator[Link]:
     """Open a connection to the SuperLink at `address` ("host:port"), over TLS, as the node that `key` stands for.
 
-    `root_certificates`: PEM of the authorities to trust; None: the system's. Raises LinkError.
+    `root_certificates`: PEM of the authorities to trust; None: the system's. `last_id`: number that the node had; it
+    goes on with it where the SuperLink has not noticed yet that the last process was killed. Raises LinkError.
     """
     with _explained():
         client = FleetHttpClient.from_server_address(
@@ -169,7 +174,13 @@ def connected(
         public = public_key_to_bytes(key.public_key())
         activate = ActivateNodeRequest(public_key=public, heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL)
         with _explained():
-            link, stop = Link(client.ActivateNode(activate).node_id, client, max_bytes), Event()
+            try:
+                node_id = client.ActivateNode(activate).node_id
+            except httpx.HTTPStatusError as error:
+                if error.response.status_code != httpx.codes.PRECONDITION_FAILED or last_id is None:
+                    raise
+                node_id = last_id
+        link, stop = Link(node_id, client, max_bytes), Event()
         Thread(target=link.beat, args=(stop,), daemon=True).start()
         try:
             yield link
@@ -216,8 +227,11 @@ def _explained() -> Iterator[None]:
     except httpx.HTTPStatusError as error:
         status = error.response.status_code
         text = f"HTTP status {status}{_told(error.response)}"
-        if status in (401, 403):
-            text += ": register this phone's public key (`flwr supernode register`), and compare both clocks"
+        if status in (401, 403, httpx.codes.PRECONDITION_FAILED):
+            text += (
+                ": register this phone's public key (`flwr supernode register`), compare both clocks, and if the phone "
+                "was killed, wait a minute"
+            )
         raise LinkError(f"the SuperLink refuses: {text}") from None
     except (httpx.HTTPError, OSError) as error:
         raise LinkError(_reason(error)) from None
@@ -228,7 +242,7 @@ def _explained() -> Iterator[None]:
 def _told(response: httpx.Response) -> str:
     """Return what Flower's error response says, where it is one."""
     try:
-        return f", {str(json.loads(response.text)['message'])[:200]}"
+        return f", {str(json.loads(response.text)['detail'])[:200]}"
     except (ValueError, KeyError, TypeError):
         return ""
 

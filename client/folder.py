@@ -32,6 +32,7 @@ WORK_LOG = "work.log"
 WORK_LOCK = "work.lock"
 RESIDENT_LOCK = "resident.lock"
 LOG_FILE = "phone.log"
+NODE_FILE = "node.id"
 
 CONTENTS = {
     DATABASE: "class usage, privacy ledger, answers that may be asked for again",
@@ -42,6 +43,7 @@ CONTENTS = {
     IDENTITY_FILE: "key that signs in masked sums",
     SCORES_FILE: "scores of filters by class, until a sum asks for them",
     WORK_LOG: "why the phone's own work failed the last time, if it did",
+    NODE_FILE: "the phone's number at the SuperLink",
     LOG_FILE: "what the resident process did, and why it could not",
     NOISE_FREE_DATABASE: "answers to sums without noise, in tests: outside any epsilon",
 }

@@ -23,11 +23,11 @@ from fedcaptor.client.app import make_app
 from fedcaptor.client.background import InChildProcess
 from fedcaptor.client.device import Device
 from fedcaptor.client.fleet import Link, LinkError, connected, node_key
-from fedcaptor.client.folder import RESIDENT_LOCK
+from fedcaptor.client.folder import NODE_FILE, RESIDENT_LOCK
 from fedcaptor.client.phone import Phone
 from fedcaptor.client.process_lock import acquire
-from fedcaptor.common.errors import StateError
-from fedcaptor.common.files import read_bounded
+from fedcaptor.common.errors import ConfigError, StateError
+from fedcaptor.common.files import read_bounded, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ class Resident:
         key = node_key(place / settings.key)
         roots = settings.root_certificates
         certificates = read_bounded(place / roots, _MAX_CERTIFICATE_BYTES, "certificate") if roots else None
-        phone = self.device.phone(self.stop.wait)
+        phone, number = self.device.phone(self.stop.wait), self.device.folder / NODE_FILE
         with only_one(self.device.folder), _ended(phone):
             self._pause(random.uniform(0, settings.spread_seconds))
             failures, reason = 0, ""
@@ -66,9 +66,9 @@ class Resident:
                     self._pause(settings.condition_seconds)
                     continue
                 try:
-                    with connected(
-                        settings.superlink, certificates, key, self.device.config.delivery.max_bytes
-                    ) as link:
+                    most, last_id = self.device.config.delivery.max_bytes, _last_id(number)
+                    with connected(settings.superlink, certificates, key, most, last_id) as link:
+                        write_whole(number, str(link.node_id).encode(), private=True)
                         logger.info("connected as node %d", link.node_id)
                         failures, reason = 0, ""
                         self._serve(link, phone)
@@ -129,6 +129,14 @@ def _answered(app: Callable[[Message, Context], Message], message: Message, node
     except Exception as error:
         reply = Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, type(error).__name__), reply_to=message)
     return reply, time.monotonic() - begin
+
+
+def _last_id(file: Path) -> int | None:
+    """Return the node's number of the last connection, if any."""
+    try:
+        return int(read_bounded(file, 32, "number"))
+    except (ConfigError, ValueError):
+        return None
 
 
 @contextmanager
