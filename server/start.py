@@ -73,7 +73,13 @@ def open_run(
 def courier_of(config: Config, grid: Grid, digest: str, on_progress: OnProgress) -> Courier:
     """Make the courier that carries the run's messages, as configured."""
     return Courier(
-        grid, digest, config.rounds, masking_of(config), lambda done, asked: on_progress("messages", done, asked)
+        grid,
+        digest,
+        config.rounds,
+        masking_of(config),
+        config.privacy.dropout,
+        config.rounds.grace,
+        lambda done, asked: on_progress("messages", done, asked),
     )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,12 +12,12 @@ from fedcaptor.common.errors import PrivacyError, WireError
 from fedcaptor.common.secure import keys, messages
 from fedcaptor.common.secure.masks import Masker
 from fedcaptor.common.secure.merkle import MerkleTree, leaf
-from fedcaptor.common.secure.messages import MASK_KEY, NOTHING, SEED, SHARES, STEPS
+from fedcaptor.common.secure.messages import MASK_KEY, MASKING, NOTHING, SEED, SHARES, STEPS
 from fedcaptor.common.secure.packing import add_packed, packed_size
 from fedcaptor.common.secure.terms import Terms
-from fedcaptor.common.secure.topology import Topology, plan_topology
+from fedcaptor.common.secure.topology import Topology, most_corrupted, plan_topology
 from fedcaptor.server.secure_sum.graph import Graph
-from fedcaptor.server.secure_sum.unmask import Opener, pair_seeds
+from fedcaptor.server.secure_sum.unmask import BadDealer, Opener, Unopened, pair_seeds
 
 
 class ServerSum:
@@ -46,8 +47,28 @@ class ServerSum:
         make = (self._roster, self._neighbours, self._inbox, self._survivors, self._endorsements)[self.step - 1]
         return make(self._place[node]).to_bytes(self.terms.binding if self.step == 1 else self.session)
 
-    def add(self, node: int, data: bytes) -> None:
-        """Take a reply. Raises WireError with the reason when it is refused; the node may then answer again."""
+    @property
+    def enough(self) -> int:
+        """Return the replies from which on the current step, now begun, may be closed: all but the share `dropout`.
+
+        That is of all asked in the first step, and never fewer than a sum is published for, while vectors may still be
+        lost; afterwards, when each phone on the list of keys needs enough holders, of these.
+        """
+        before = self.step <= MASKING
+        phones = len(self._asked) if before else self.topology.phones
+        most = phones - math.ceil(self.terms.dropout * phones)
+        return min(max(most, self.terms.fewest) if before else most, len(self.waiting))
+
+    @property
+    def total(self) -> NDArray[np.uint32]:
+        """Return a copy of the accumulator [length]: all vectors so far, masked until the last step is over."""
+        return self._total.copy()
+
+    def add(self, node: int, data: bytes) -> bytes:
+        """Take a reply. Returns what `restore` needs of it: all but a vector, which is in `total`.
+
+        Raises WireError with the reason when it is refused; the node may then answer again.
+        """
         if node not in self._asked:
             raise WireError("unknown_node", "a reply of a phone that this secure sum did not ask")
         if node not in self.waiting or self.step == STEPS:
@@ -58,9 +79,31 @@ class ServerSum:
             take = (self._take_choice, self._take_shares, self._take_masked, self._take_endorsement, self._take_reveal)
             take[self.step - 1](self._place[node], data)
         self.waiting.discard(node)
+        if self.step != MASKING:
+            return data
+        tokens = messages.Masked.from_bytes(data, self.session).tokens
+        return messages.Masked(np.zeros(0, np.uint8), tokens).to_bytes(self.session)
+
+    def restore(self, replies: Iterable[tuple[int, bytes]], total: NDArray[np.uint32]) -> None:
+        """Take again, in their order, what `add` returned in a step that was over, then `advance`.
+
+        `total`: the accumulator at the end of that step. Raises WireError on replies of another sum, and what `advance`
+        raises.
+        """
+        for node, kept in replies:
+            if self.step == MASKING:
+                self._take_tokens(self._place[node], messages.Masked.from_bytes(kept, self.session))
+                self.waiting.discard(node)
+            else:
+                self.add(node, kept)
+        if self.step == MASKING:
+            self._total[:] = total
+        self.advance()
 
     def advance(self) -> None:
-        """Go on to the next step with those who answered. Raises PrivacyError when they are too few."""
+        """Go on to the next step with those who answered. Raises PrivacyError when they are too few, or when secrets do
+        not open: `Unopened` if it is certain whose fault that is.
+        """
         close = (self._commit, self._link, self._list_active, self._list_survivors, self._list_endorsed, self._finish)
         close[self.step]()
         self.step += 1
@@ -161,10 +204,13 @@ class ServerSum:
 
     def _take_masked(self, place: int, data: bytes) -> None:
         message = messages.Masked.from_bytes(data, self.session)
-        reached = self._active[self._graph.choices[place]]
         _expect(len(message.vector) == packed_size(self.terms.length, self.terms.bits), "the vector's size is wrong")
-        _expect(len(message.tokens) == reached.sum(), "not one token for each active holder")
+        self._take_tokens(place, message)
         add_packed(self._total, message.vector, self.terms.bits)
+
+    def _take_tokens(self, place: int, message: messages.Masked) -> None:
+        reached = self._active[self._graph.choices[place]]
+        _expect(len(message.tokens) == reached.sum(), "not one token for each active holder")
         self._tokens[place, reached] = message.tokens
         self._arrived[place] = True
 
@@ -218,8 +264,20 @@ class ServerSum:
 
     def _finish(self) -> None:
         """Take away the masks of survivors themselves, and those that they have in common with dropped phones."""
-        opener = Opener(self.topology.threshold)
-        secrets = {int(place): self._secret(opener, int(place)) for place in np.flatnonzero(self._active)}
+        opener = Opener(self.topology.threshold, most_corrupted(self.terms, self.topology))
+        secrets: dict[int, bytes] = {}
+        liars, failed = [], None
+        for place in np.flatnonzero(self._active).tolist():
+            try:
+                secrets[place] = self._secret(opener, place)
+            except BadDealer:
+                liars.append(self._nodes[place])
+            except PrivacyError as error:
+                failed = error
+        if liars:
+            raise Unopened(liars)
+        if failed:
+            raise failed
         masker = Masker(self._total)
         for place, secret in secrets.items():
             if self._arrived[place]:

@@ -274,10 +274,10 @@ def test_one_wrong_share_is_found_if_there_is_one_to_spare():
     secret = b"s" * 32
     shares = shamir.split(secret, 3, 5, stream("opener")).copy()
     shares[1, 0] ^= 1
-    opener, holders, points = Opener(3), np.arange(10, 15), np.arange(1, 6)
+    opener, holders, points = Opener(3, 0), np.arange(10, 15), np.arange(1, 6)
     assert opener.secret(holders, points, shares, lambda found: found == secret) == secret
-    assert opener.malicious == {11}
+    assert opener.suspects == {11}
     with pytest.raises(PrivacyError, match="2 shares of a phone's secret, 3 needed"):
         opener.secret(holders[:3], points[:3], shares[:3], lambda found: found == secret)
     with pytest.raises(PrivacyError, match="do not fit together"):
-        Opener(3).secret(holders[:3], points[:3], shares[:3], lambda found: found == secret)
+        Opener(3, 0).secret(holders[:3], points[:3], shares[:3], lambda found: found == secret)

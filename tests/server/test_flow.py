@@ -22,6 +22,7 @@ from fedcaptor.server.flow import Flow, Phases
 from fedcaptor.server.masked import Lost
 from fedcaptor.server.record import Delivered, RunRecord
 from fedcaptor.server.start import open_run, run_digest
+from fedcaptor.server.sum_log import SumLog
 from tests.server.test_budget import GROUPS
 
 SETTINGS = ["privacy.min_cohort=20", "privacy.noise=false", "scores.enabled=false", "clusters.k=2"]
@@ -44,7 +45,7 @@ class Courier:
         self.asked: list[tuple[int, str, list[int]]] = []
         self._lost = lost
 
-    def sum(self, round: int, kind: str, spec: SumSpec, tensors: Tensors, nodes: Iterable[int]) -> Any:
+    def sum(self, round: int, kind: str, spec: SumSpec, tensors: Tensors, nodes: Iterable[int], log: SumLog) -> Any:
         self.asked.append((round, spec.name, list(nodes)))
         if spec.name.endswith(self._lost or "never"):
             raise Lost("late", "too few phones")
