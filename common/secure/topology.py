@@ -93,7 +93,8 @@ def most_corrupted(terms: Terms, topology: Topology) -> int:
     n, k = topology.phones, topology.holders
     c = math.ceil(terms.corrupted * n)
     mass = _log_hypergeometric(n - 1, np.array([float(c)]), k, np.arange(k + 1.0))[0]
-    above = np.append(np.logaddexp.accumulate(mass[::-1])[::-1][1:], -np.inf)  # log Pr[more than so many are corrupted]
+    at_least = np.logaddexp.accumulate(mass[::-1])[::-1]  # log Pr[so many corrupted ones or more]
+    above = np.append(at_least[1:], -np.inf)
     return int(np.flatnonzero(above + math.log(n - c) <= -(terms.security + 1) * math.log(2))[0])
 
 

@@ -9,15 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedcaptor.common.errors import PrivacyError, WireError
-from fedcaptor.common.secure import keys, messages
+from fedcaptor.common.secure import keys, messages, shamir
 from fedcaptor.common.secure.masks import Masker
 from fedcaptor.common.secure.merkle import MerkleTree, leaf
-from fedcaptor.common.secure.messages import MASK_KEY, MASKING, NOTHING, SEED, SHARES, STEPS
+from fedcaptor.common.secure.messages import MASK_KEY, MASKING, NOTHING, SEALED, SEED, STEPS
 from fedcaptor.common.secure.packing import add_packed, packed_size
 from fedcaptor.common.secure.terms import Terms
 from fedcaptor.common.secure.topology import Topology, most_corrupted, plan_topology
 from fedcaptor.server.secure_sum.graph import Graph
-from fedcaptor.server.secure_sum.unmask import BadDealer, Opener, Unopened, pair_seeds
+from fedcaptor.server.secure_sum.unmask import Unopened, pair_seeds
 
 
 class ServerSum:
@@ -172,7 +172,7 @@ class ServerSum:
         self._graph = Graph(n, self._choices)
         self._active, self._arrived, self._endorsed = (np.zeros(n, bool) for _ in range(3))
         self._commitments = np.zeros((n, 32), np.uint8)
-        self._sealed = np.zeros((n, k, SHARES + keys.SEALED_EXTRA), np.uint8)
+        self._sealed = np.zeros((n, k, SEALED), np.uint8)
         self.waiting = {self._nodes[place] for place in self._choices}
 
     def _neighbours(self, place: int) -> messages.Message:
@@ -216,6 +216,7 @@ class ServerSum:
 
     def _list_survivors(self) -> None:
         self.terms.require_survivors(self.survivors)
+        self._marks = self._sealed[:, :, -2 * keys.MARK :].copy()
         del self._sealed
         self._list = np.packbits(self._arrived, bitorder="little")
         self._signatures = np.zeros((self.topology.phones, 64), np.uint8)
@@ -241,6 +242,7 @@ class ServerSum:
             [self._endorsed[p] and len(self._endorsers(p)) == self.topology.threshold for p in range(n)], bool
         )
         self._parts, self._shown = np.zeros((n, k, 32), np.uint8), np.zeros((n, k), bool)
+        self._withheld = np.zeros(n, np.int64)
         self.waiting = self._nodes_of(enough)
 
     def _endorsers(self, place: int) -> NDArray[np.int64]:
@@ -259,25 +261,20 @@ class ServerSum:
         right = np.where(self._arrived[owners], SEED, MASK_KEY)
         _expect(bool((message.kinds == right)[shown].all()), "a share of the wrong secret is shown")
         _expect(len(message.shares) == shown.sum(), "there is not one share for each phone shown")
+        marks = self._marks[owners, slots].reshape(-1, 2, keys.MARK)[shown, message.kinds[shown] - 1]
+        rows = zip(owners[shown].tolist(), message.kinds[shown].tolist(), message.shares, marks, strict=True)
+        dealt = (
+            keys.share_mark(self.session, owner, place, kind, share.tobytes()) == mark.tobytes()
+            for owner, kind, share, mark in rows
+        )
+        _expect(all(dealt), "a share is not the one that was dealt")
         self._parts[owners[shown], slots[shown]] = message.shares
         self._shown[owners[shown], slots[shown]] = True
+        self._withheld[owners[~shown]] += 1
 
     def _finish(self) -> None:
         """Take away the masks of survivors themselves, and those that they have in common with dropped phones."""
-        opener = Opener(self.topology.threshold, most_corrupted(self.terms, self.topology))
-        secrets: dict[int, bytes] = {}
-        liars, failed = [], None
-        for place in np.flatnonzero(self._active).tolist():
-            try:
-                secrets[place] = self._secret(opener, place)
-            except BadDealer:
-                liars.append(self._nodes[place])
-            except PrivacyError as error:
-                failed = error
-        if liars:
-            raise Unopened(liars)
-        if failed:
-            raise failed
+        secrets = self._secrets()
         masker = Masker(self._total)
         for place, secret in secrets.items():
             if self._arrived[place]:
@@ -291,17 +288,36 @@ class ServerSum:
         self._total &= np.uint32(2**self.terms.bits - 1)
         self._unmasked = True
 
-    def _secret(self, opener: Opener, place: int) -> bytes:
-        """Restore a survivor's seed or a dropped phone's private mask key, checked against the phone's commitment."""
-        commitment, public = self._commitments[place].tobytes(), self._keys[place, 64:96].tobytes()
+    def _secrets(self) -> dict[int, bytes]:
+        """Restore survivors' seeds and dropped phones' private mask keys, by place.
 
-        def right(secret: bytes) -> bool:
-            if self._arrived[place]:
-                return bool(keys.seed_commitment(secret, self.session, place) == commitment)
-            return keys.public_of(secret) == public
+        Raises PrivacyError where holders are too few, `Unopened` where it is certain who is to blame instead.
+        """
+        t, corrupted = self.topology.threshold, most_corrupted(self.terms, self.topology)
+        secrets: dict[int, bytes] = {}
+        liars, fewest = [], t
+        for place in np.flatnonzero(self._active).tolist():
+            slots = np.flatnonzero(self._shown[place])[:t]
+            if len(slots) == t:
+                secrets[place] = shamir.combine(slots + 1, self._parts[place, slots])
+                false = not self._right(place, secrets[place])
+            else:
+                false, fewest = self._withheld[place] > corrupted, min(fewest, len(slots))
+            if false:
+                liars.append(self._nodes[place])
+        if liars:
+            raise Unopened(liars)
+        if fewest < t:
+            raise PrivacyError(
+                f"secure sum: {fewest} shares of a phone's secret, {t} needed: too many phones dropped out or showed "
+                "none; ask a larger cohort or plan for more dropouts"
+            )
+        return secrets
 
-        slots = np.flatnonzero(self._shown[place])
-        return opener.secret(self._graph.choices[place][slots], slots + 1, self._parts[place, slots], right)
+    def _right(self, place: int, secret: bytes) -> bool:
+        if self._arrived[place]:
+            return bool(keys.seed_commitment(secret, self.session, place) == self._commitments[place].tobytes())
+        return bool(keys.public_of(secret) == self._keys[place, 64:96].tobytes())
 
     def _nodes_of(self, chosen: NDArray[np.bool_]) -> set[int]:
         return {self._nodes[place] for place in np.flatnonzero(chosen)}
