@@ -82,8 +82,15 @@ def courier_of(
     config: Config, grid: Grid, digest: str, on_progress: OnProgress, enrolled: Callable[[bytes], bool] | None = None
 ) -> Courier:
     """Make the courier that carries the run's messages, as configured. `enrolled`: as for `Masking`."""
-    masking = masking_of(config, enrolled)
-    return Courier(grid, digest, config.rounds, masking, lambda done, asked: on_progress("messages", done, asked))
+    return Courier(
+        grid,
+        digest,
+        config.rounds,
+        masking_of(config, enrolled),
+        config.privacy.dropout,
+        config.rounds.grace,
+        lambda done, asked: on_progress("messages", done, asked),
+    )
 
 
 def budget_of(config: Config, groups: ChannelGroups, phones: int) -> Budget:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import shutil
 import time
@@ -176,7 +177,7 @@ def run_rounds(
     """
     config = world.config
     digest = run_digest(config, world.base, world.phones)
-    courier = courier_of(config, grid, digest, on_progress)
+    courier = replace(courier_of(config, grid, digest, on_progress), grace=math.inf)
     if clock is not None:  # in one process a replay is the same in every byte, so tries are counted
         counted = courier.masking and replace(courier.masking, attempt=lambda number: f"{number:032x}")
         courier = replace(courier, masking=counted, sleep=clock.sleep, clock=clock.time)

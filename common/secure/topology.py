@@ -89,6 +89,16 @@ def fewest_honest(terms: Terms) -> int:
     return (terms.fewest - math.ceil(terms.corrupted * terms.fewest)) // 2 + 1
 
 
+def most_corrupted(terms: Terms, topology: Topology) -> int:
+    """Return how many corrupted holders an honest phone draws at most, but for 2**-(security+1) over the cohort."""
+    n, k = topology.phones, topology.holders
+    c = math.ceil(terms.corrupted * n)
+    mass = _log_hypergeometric(n - 1, np.array([float(c)]), k, np.arange(k + 1.0))[0]
+    at_least = np.logaddexp.accumulate(mass[::-1])[::-1]  # log Pr[so many corrupted ones or more]
+    above = np.append(at_least[1:], -np.inf)
+    return int(np.flatnonzero(above + math.log(n - c) <= -(terms.security + 1) * math.log(2))[0])
+
+
 @lru_cache(maxsize=64)
 def _plan(n: int, dropout: float, corrupted: float, correctness: int, security: int) -> Topology:
     c, d, most = math.ceil(corrupted * n), math.ceil(dropout * n), min(n - 1, MAX_HOLDERS)

@@ -85,6 +85,21 @@ def test_lost_sums_are_counted_though_their_phase_is_not_stored(url):
     assert Journal(url, DIGEST).lost() == {("usage-0", "late"): 3, ("scores-0", "discarded"): 1}
 
 
+def test_sums_that_were_charged_in_vain_are_counted_once_for_each_try(url):
+    journal = Journal(url, DIGEST)
+    for attempt, reason in (("b", "late"), ("b", "discarded"), ("c", "unopened"), ("d", "early")):
+        journal.sum_log(1, "usage-0", 0).begin(attempt * 32, 0, {})
+        journal.lose(1, "usage-0", reason, [2**64 - 1, 7] if reason == "unopened" else [])
+    journal.lose(2, "usage-0", "late", [7])
+    assert (journal.in_vain(), journal.in_vain(1, "usage-0"), journal.in_vain(1, "scores-0")) == (3, 2, 0)
+    journal.sum_log(1, "usage-0", 0).begin("b" * 32, 0, {})
+    journal.phase(1, "usage-0", lambda: ({}, {}))  # a try that was lost came to something after all
+    journal.close()
+    again = Journal(url, DIGEST)
+    assert (again.in_vain(), again.in_vain(1, "usage-0")) == (2, 1)
+    assert again.excluded() == {7, 2**64 - 1}
+
+
 def test_another_configuration_is_refused(url):
     Journal(url, DIGEST).close()
     with pytest.raises(StateError, match="belongs to run"):
