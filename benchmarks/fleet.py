@@ -42,6 +42,7 @@ from fedcaptor.common.torch_engine.forward import normalise as to_input
 from fedcaptor.common.torch_engine.scores import image_scores
 from fedcaptor.server import plausible
 from fedcaptor.server.collect import Courier, Tally
+from fedcaptor.server.sum_log import SumLog
 from fedcaptor.simulations.local_grid import FIRST_NODE
 
 BATCH = 32
@@ -193,7 +194,13 @@ class FleetCourier(Courier):
     deliveries: list[tuple[DeliverRequest, Tensors]] = field(default_factory=list)
 
     def sum(
-        self, round: int, kind: Any, spec: SumSpec, tensors: Tensors, nodes: Iterable[int]
+        self,
+        round: int,
+        kind: Any,
+        spec: SumSpec,
+        tensors: Tensors,
+        nodes: Iterable[int],
+        log: SumLog | None = None,
     ) -> tuple[NDArray[Any], Tally]:
         """Answer as the grid's phones would. Raises PrivacyError for a sum that honest ones cannot have made."""
         numbers = np.fromiter(nodes, np.int64) - FIRST_NODE

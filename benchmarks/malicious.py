@@ -17,6 +17,7 @@ from fedcaptor.common.privacy.sums import SumSpec
 from fedcaptor.common.random_streams import Stream, stream, stream_of_digest
 from fedcaptor.server import plausible
 from fedcaptor.server.collect import Tally
+from fedcaptor.server.sum_log import SumLog
 
 ATTACKS = ("one-class", "sign-flip", "unclipped", "overshoot")
 """`one-class`: all weight on one class, in the block of the phone's own cluster. `sign-flip`: minus the honest vector.
@@ -40,7 +41,13 @@ class MaliciousCourier(FleetCourier):
     discarded: list[bool] = field(default_factory=list)
 
     def sum(
-        self, round: int, kind: Any, spec: SumSpec, tensors: Tensors, nodes: Iterable[int]
+        self,
+        round: int,
+        kind: Any,
+        spec: SumSpec,
+        tensors: Tensors,
+        nodes: Iterable[int],
+        log: SumLog | None = None,
     ) -> tuple[NDArray[Any], Tally]:
         """Sum over all phones, whatever nodes are named. Raises PrivacyError when no sum is left."""
         everybody = len(self.malicious)

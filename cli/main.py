@@ -20,6 +20,7 @@ from fedcaptor._progress import shown_on
 from fedcaptor.cli.options import AsJson, ModelName, Source, Weights, formerly
 from fedcaptor.cli.phone import app as phone
 from fedcaptor.cli.privacy import app as privacy
+from fedcaptor.cli.register import app as register
 from fedcaptor.cli.service import app as service
 from fedcaptor.cli.simulation import app as simulation
 
@@ -30,6 +31,7 @@ app = typer.Typer(
 )
 app.add_typer(phone, name="phone", no_args_is_help=True)
 app.add_typer(privacy, name="privacy", no_args_is_help=True)
+app.add_typer(register, name="register", no_args_is_help=True)
 app.add_typer(simulation)
 app.add_typer(service)
 console = Console(stderr=True)

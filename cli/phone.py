@@ -23,9 +23,62 @@ Settings = Annotated[
 ]
 
 
+@app.command()
+def run(
+    config: Annotated[Path, typer.Option("--config", help="The phone's file, with a section [device].")],
+    once: Annotated[
+        bool, typer.Option("--once", help="Check in once, and end when no message came for 30 seconds.")
+    ] = False,
+) -> None:
+    """Answer the SuperLink's questions from one resident process, until it is stopped (Ctrl-C or SIGTERM).
+
+    Code that comes with a run is ignored. What happens is on standard error and in the phone's folder (`phone log`).
+    """
+    import logging
+    import signal
+    from logging.handlers import RotatingFileHandler
+
+    from fedcaptor.client.device import Device
+    from fedcaptor.client.folder import LOG_FILE
+    from fedcaptor.client.resident import Resident
+    from fedcaptor.common.files import make_folder
+
+    device = Device.of_file(config)
+    make_folder(device.folder)
+    (device.folder / LOG_FILE).touch(0o600)
+    handlers: list[logging.Handler] = [
+        logging.StreamHandler(),
+        RotatingFileHandler(device.folder / LOG_FILE, maxBytes=1 << 20, backupCount=1),
+    ]
+    for handler in handlers:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        logging.getLogger("fedcaptor").addHandler(handler)
+    logging.getLogger("fedcaptor").setLevel(logging.INFO)
+    resident = Resident(device, once=30.0 if once else None)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: resident.stop.set())
+    resident.run()
+
+
+@app.command(cls=Command)
+def log(
+    folder: Folder, lines: Annotated[int, typer.Option("--lines", min=1, help="Newest lines to show.")] = 50
+) -> None:
+    """Show what the resident process did, and why its own work failed the last time, if it did."""
+    from fedcaptor.client.folder import LOG_FILE, WORK_LOG
+
+    for name in (LOG_FILE, WORK_LOG):
+        text = (folder / name).read_text(errors="replace") if (folder / name).is_file() else ""
+        for line in text.splitlines()[-lines:]:
+            print(line)
+
+
 @app.command(cls=Command)
 def status(folder: Folder, config: Settings = None, as_json: AsJson = False) -> None:
-    """Show the privacy spent in the period, its budget, and the size of what is stored."""
+    """Show the privacy spent in the period, its budget, and the size of what is stored.
+
+    Towards a server that cheats the same answers spend more: at most what is shown for it.
+    """
     from fedcaptor.client import folder as phone
     from fedcaptor.common.config import load_config
 
@@ -36,6 +89,7 @@ def status(folder: Folder, config: Settings = None, as_json: AsJson = False) -> 
     table = Table("", "", show_header=False, title=f"phone in {folder}")
     table.add_row("answers", "on" if found.answering else "off: every request is declined")
     table.add_row(f"ε spent in {found.period_days} days", f"{found.epsilon:.3g} (δ = {found.delta:g})")
+    table.add_row("… if the server cheats", f"{found.epsilon_server:.3g} at most")
     table.add_row("budget", f"{found.budget:.3g}" if math.isfinite(found.budget) else "no limit")
     kinds = ", ".join(f"{kind} {count}" for kind, count in found.answers.items())
     table.add_row("answers in the period", f"{sum(found.answers.values())}" + (f" ({kinds})" if kinds else ""))
@@ -59,6 +113,21 @@ def off(folder: Folder, config: Settings = None) -> None:
 def on(folder: Folder, config: Settings = None) -> None:
     """Answer again, within the budget."""
     _switch(folder, config, True)
+
+
+@app.command(cls=Command)
+def identity(folder: Folder, config: Settings = None) -> None:
+    """Print the phone's public identity, by which an operator enrolls it; a new phone's is made.
+
+    Erasing the phone ends this identity: enroll it again afterwards.
+    """
+    from fedcaptor.client.folder import open_ledger
+    from fedcaptor.client.identity import identity as key_in
+    from fedcaptor.common.config import load_config
+    from fedcaptor.common.secure.keys import identity_of
+
+    with open_ledger(folder, load_config(config).privacy, make=True):
+        print(identity_of(key_in(folder)).hex())
 
 
 @app.command(cls=Command)

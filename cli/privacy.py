@@ -100,6 +100,8 @@ def totals_table(found: PrivacyPlan) -> Table:
     """Tabulate what the sums come to together."""
     table = Table("", "", show_header=False)
     table.add_row("ε of the run", f"{_number(found.epsilon)} at δ = {found.delta:g}")
+    if found.reserve:
+        table.add_row(f"ε with {found.reserve} of its sums repeated", _number(found.epsilon_reserve))
     for share, value in found.dishonest.items():
         table.add_row(f"ε if {100 * share:g} % of the phones leave out their noise", _number(value))
     table.add_row(f"ε of a year, {found.periods} periods spent whole", _number(found.year))

@@ -6,7 +6,6 @@ process of its own, `python -m fedcaptor.client.background`, one at a time.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import subprocess
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from fedcaptor.client.folder import WORK_LOCK, WORK_LOG
-from fedcaptor.common.files import make_folder
+from fedcaptor.client.process_lock import acquire
 
 if TYPE_CHECKING:
     from fedcaptor.client.learner import Learner
@@ -56,7 +55,7 @@ class InPlace:
         """Return at once: nothing is under way."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class InChildProcess:
     """Work in a child process that outlives this one; `node` is the node configuration from which it makes its phone.
 
@@ -67,6 +66,7 @@ class InChildProcess:
     folder: Path
     node: Mapping[str, str]
     due: Callable[[str], bool]
+    _child: subprocess.Popen[bytes] | None = None
 
     def prepare(self, kind: str) -> None:
         if self.due(kind):
@@ -77,13 +77,19 @@ class InChildProcess:
 
     def wait(self, seconds: float) -> None:
         end = time.monotonic() + seconds
-        while (lock := self._lock()) is None and time.monotonic() < end:
+        while (lock := acquire(self.folder / WORK_LOCK)) is None and time.monotonic() < end:
             time.sleep(_POLL_SECONDS)
         if lock is not None:
             os.close(lock)
 
+    def cancel(self) -> None:
+        """End the child, if it works; what it has not finished is done another time."""
+        if self._child is not None:
+            self._child.terminate()
+            self._child.wait()
+
     def _start(self, kind: str) -> None:
-        lock = self._lock()
+        lock = acquire(self.folder / WORK_LOCK)
         if lock is None:  # a child is at work: it looks for further work before it ends
             return
         with open(self.folder / WORK_LOG, "wb", opener=_private) as log:
@@ -96,20 +102,10 @@ class InChildProcess:
                 start_new_session=True,
             )
         os.close(lock)
+        self._child = child
         assert child.stdin is not None
         with child.stdin as settings:
             settings.write(json.dumps({"node": dict(self.node), "kind": kind}).encode())
-
-    def _lock(self) -> int | None:
-        """Take the lock, whose file descriptor holds it until it is closed; None where a child has it."""
-        make_folder(self.folder)
-        lock = os.open(self.folder / WORK_LOCK, os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(lock)
-            return None
-        return lock
 
 
 def _private(path: str, flags: int) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 from fedcaptor.client import kept_scores, pending_delivery
 from fedcaptor.client.background import InChildProcess
 from fedcaptor.client.folder import DATABASE, phone_ledger
-from fedcaptor.client.images import FolderFeed
 from fedcaptor.client.ledger import Ledger
 from fedcaptor.client.phone import Phone
 from fedcaptor.client.reply_timing import ReplyTiming
 from fedcaptor.client.usage import last_day_of
 from fedcaptor.common.config import Config, load_config
 from fedcaptor.common.errors import ConfigError
+from fedcaptor.common.secure.register import enrolled_by
 from fedcaptor.common.statistics import SCORES
 from fedcaptor.common.tiers import as_tier
 
@@ -29,7 +29,9 @@ _DAY_SECONDS = 86_400
 
 @dataclass(frozen=True)
 class Device:
-    """Hold the checked settings of a device. `node`: the node configuration that they came from."""
+    """Hold the checked settings of a device. `node`: the node configuration that they came from; `place`: the folder
+    that relative paths of `config.device` start from.
+    """
 
     node: Mapping[str, str]
     folder: Path
@@ -38,16 +40,21 @@ class Device:
     model: str
     input_shape: tuple[int, int, int]
     config: Config
+    place: Path = Path("/")
 
     @classmethod
     def of(cls, node_config: Mapping[str, object]) -> Device:
-        """Read and check a node configuration.
+        """Read and check a node configuration, or the phone's file that it names alone (`file`).
 
         `folder`: the phone's own storage; `images`: its images; `weights`, `model`, `input-shape` ("1x28x28"): the base
         model; `config`: TOML with what the phone insists on. Paths are absolute. `tier`: its device tier, where there
-        are tiers and `personal.tier` does not give it. Raises ConfigError on a key that is missing or malformed.
+        are tiers and `personal.tier` does not give it. `register` and `operator`: file of the enrolled phones and the
+        public key that signed it; then this phone adds up with enrolled ones alone. Raises ConfigError on a key that is
+        missing or malformed.
         """
         node = {key: str(value) for key, value in node_config.items()}
+        if node.get("file"):
+            return cls.of_file(Path(node["file"]))
         for key in ("folder", "images", "weights", "model", "config", "input-shape"):
             if not node.get(key):
                 raise ConfigError(f"node configuration lacks {key!r}: start the node with --node-config '{key}=\"…\"'")
@@ -56,7 +63,6 @@ class Device:
             raise ConfigError(f'input-shape is {node["input-shape"]!r}, must be channels, height and width: "1x28x28"')
         channels, height, width = map(int, shape)
         config = load_config(Path(node["config"]))
-        config.privacy.require_protected()
         if config.tiers and not (node.get("tier") or config.personal.tier):
             names = ", ".join(tier.name for tier in config.tiers)
             raise ConfigError(
@@ -72,14 +78,47 @@ class Device:
             as_tier(config, node["tier"]) if node.get("tier") else config,
         )
 
-    def phone(self) -> Phone:
-        """Make the phone that answers messages; its noise is the operating system's."""
+    @classmethod
+    def of_file(cls, path: Path) -> Device:
+        """Read and check a phone's file, whose section `[device]` has what the node configuration has elsewhere.
+
+        Raises ConfigError naming key and remedy.
+        """
+        config = load_config(path)
+        settings, place = config.device, path.absolute().parent
+        for key in ("superlink", "key", "folder", "images", "weights", "model", "input_shape"):
+            if not getattr(settings, key):
+                raise ConfigError(f"{path}: device.{key} is not given: see `fedcaptor config --reference`")
+        if len(settings.input_shape) != 3:
+            raise ConfigError(f"{path}: device.input_shape is {settings.input_shape}, must be channels, height, width")
+        if config.tiers and not config.personal.tier:
+            names = ", ".join(tier.name for tier in config.tiers)
+            raise ConfigError(f"{path}: personal.tier is not given: it is one of {names}")
+        channels, height, width = settings.input_shape
+        register = str(place / settings.register_file) if settings.register_file else ""
+        return cls(
+            {"file": str(path.absolute()), "register": register, "operator": settings.operator},
+            place / settings.folder,
+            place / settings.images,
+            place / settings.weights,
+            settings.model,
+            (channels, height, width),
+            config,
+            place,
+        )
+
+    def __post_init__(self) -> None:
+        self.config.privacy.require_protected()
+
+    def phone(self, sleep: Callable[[float], object] = time.sleep) -> Phone:
+        """Make the phone that answers messages; its noise is the operating system's. `sleep` waits for replies."""
         return Phone(
             self.folder,
             lambda: self._learner(replying=True),
             self.config,
-            timing=ReplyTiming(self.config.delivery.answer_seconds),
+            timing=ReplyTiming(self.config.delivery.answer_seconds, sleep=sleep),
             background=InChildProcess(self.folder, self.node, self._due),
+            enrolled=enrolled_by(self.node),
         )
 
     def work(self, kind: str) -> None:
@@ -96,13 +135,14 @@ class Device:
         return not (scored and recorded) or pending_delivery.exists(self.folder)
 
     def _learner(self, replying: bool) -> Learner:
+        from fedcaptor.client.images import FolderFeed
         from fedcaptor.client.learner import Learner
         from fedcaptor.client.torch_engine import TorchEngine, load_base
 
         engine = TorchEngine(load_base(self.weights, self.model, self.input_shape))
-        return Learner(
-            self.folder, engine, FolderFeed(self.images), self.config, day=lambda round: today(), replying=replying
-        )
+        channels, height, width = self.input_shape
+        feed = FolderFeed(self.images, (height, width, channels))
+        return Learner(self.folder, engine, feed, self.config, day=lambda round: today(), replying=replying)
 
 
 def today() -> int:

@@ -30,6 +30,9 @@ IDENTITY_FILE = "identity.key"
 SCORES_FILE = "scores.safetensors"
 WORK_LOG = "work.log"
 WORK_LOCK = "work.lock"
+RESIDENT_LOCK = "resident.lock"
+LOG_FILE = "phone.log"
+NODE_FILE = "node.id"
 
 CONTENTS = {
     DATABASE: "class usage, privacy ledger, answers that may be asked for again",
@@ -40,6 +43,8 @@ CONTENTS = {
     IDENTITY_FILE: "key that signs in masked sums",
     SCORES_FILE: "scores of filters by class, until a sum asks for them",
     WORK_LOG: "why the phone's own work failed the last time, if it did",
+    NODE_FILE: "the phone's number at the SuperLink",
+    LOG_FILE: "what the resident process did, and why it could not",
     NOISE_FREE_DATABASE: "answers to sums without noise, in tests: outside any epsilon",
 }
 """What a phone keeps, by file."""
@@ -55,12 +60,13 @@ class Status:
     """Tell the state of a phone: whether it is `answering`, and what it spent and stores.
 
     `epsilon`: spent at `delta` by the answers in the period of `period_days`, of which `budget` may be spent (infinite:
-    no limit). `answers`: number in the period by kind. `named`: times in it that the phone named its cluster. `stored`:
-    bytes of each file that is there.
+    no limit); `epsilon_server`: the same towards a server that cheats, at most. `answers`: number in the period by
+    kind. `named`: times in it that the phone named its cluster. `stored`: bytes of each file that is there.
     """
 
     answering: bool
     epsilon: float
+    epsilon_server: float
     delta: float
     budget: float
     period_days: int
@@ -118,10 +124,10 @@ def status(folder: Path, privacy: Privacy, clock: Callable[[], float] = time.tim
     with open_ledger(folder, privacy, clock) as ledger:
         start = clock() - PERIOD_DAYS * 86_400
         kinds = Counter(charge.kind for charge in ledger.entries() if charge.at > start)
-        answering, epsilon, named = not ledger.is_off, ledger.spent(), ledger.times_named()
+        answering, spent, named = not ledger.is_off, (ledger.spent(), ledger.spent_server()), ledger.times_named()
     budget = privacy.epsilon if privacy.noise else math.inf
     stored = {name: (folder / name).stat().st_size for name in CONTENTS if (folder / name).is_file()}
-    return Status(answering, epsilon, privacy.delta, budget, PERIOD_DAYS, dict(sorted(kinds.items())), named, stored)
+    return Status(answering, *spent, privacy.delta, budget, PERIOD_DAYS, dict(sorted(kinds.items())), named, stored)
 
 
 def erase(folder: Path, privacy: Privacy) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from pathlib import Path
 from typing import Protocol
 
@@ -10,8 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from fedcaptor.common.arrays import Images
-from fedcaptor.common.data.source import decode
+from fedcaptor.common.data.source import decode_one, entries
 from fedcaptor.common.errors import DataError
+
+logger = logging.getLogger(__name__)
 
 
 class ImageFeed(Protocol):
@@ -28,29 +31,47 @@ class ImageFeed(Protocol):
 
 
 class FolderFeed:
-    """Read a device's own image folder, without labels: a third of the files, by hash of their bytes, is for checking.
+    """Read a device's own image folder, without labels: a third of the images, by hash of their bytes, is for checking.
 
-    With so few files that one part would be empty, all are to learn from. Raises DataError when there is no image or
-    one cannot be read.
+    With so few images that one part would be empty, all are to learn from. `shape`: of the base model's images
+    (H, W, C). Files that are no such image, as when the camera has not written one whole yet, are skipped and counted
+    in the log, once a day. Raises DataError when none is left.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, shape: tuple[int, int, int]) -> None:
+        self._folder, self._shape = folder, shape
+        self._read: tuple[int, Images, Images] | None = None
 
     def use(self, day: int) -> Images:
-        return decode(self._folder, self._parts()[0])
+        return self._parts(day)[0]
 
     def check(self, day: int) -> Images:
-        use, check = self._parts()
-        return decode(self._folder, check) if check else decode(self._folder, use[:1])[:0]
+        return self._parts(day)[1]
 
     def corrections(self, day: int) -> npt.NDArray[np.int16]:
-        return np.full(len(self._parts()[0]), -1, dtype=np.int16)
+        return np.full(len(self.use(day)), -1, dtype=np.int16)
 
-    def _parts(self) -> tuple[list[Path], list[Path]]:
-        files = sorted(p for p in self._folder.iterdir() if p.is_file() and not p.name.startswith("."))
-        if not files:
-            raise DataError(f"{self._folder} has no images, at least one is needed: add images")
-        check = [p for p in files if hashlib.sha256(p.read_bytes()).digest()[0] % 3 == 0]
-        use = [p for p in files if p not in set(check)]
-        return (use, check) if use else (files, [])
+    def _parts(self, day: int) -> tuple[Images, Images]:
+        """Return the images to learn from and those for checking; the folder is read once a day."""
+        if self._read is None or self._read[0] != day:
+            self._read = (day, *self._split())
+        return self._read[1:]
+
+    def _split(self) -> tuple[Images, Images]:
+        files = [path for path in entries(self._folder) if path.is_file()]
+        use: list[Images] = []
+        check: list[Images] = []
+        for file in files:
+            try:
+                image = decode_one(file, self._shape)
+                (use if hashlib.sha256(file.read_bytes()).digest()[0] % 3 else check).append(image)
+            except (DataError, OSError) as error:
+                logger.debug("skipped: %s", error)
+        height, width, _ = self._shape
+        if skipped := len(files) - len(use) - len(check):
+            logger.warning("%d of %d files are no whole images of %d × %d: skipped", skipped, len(files), width, height)
+        if not use and not check:
+            raise DataError(f"{self._folder} has no images of {width} × {height}, at least one is needed: add images")
+        if not use:
+            use, check = check, []
+        return np.stack(use), np.stack(check) if check else np.zeros((0, *self._shape), np.uint8)

@@ -171,6 +171,14 @@ class Ledger(OnPhoneFile):
         with self._file.transaction(write=False) as connection:
             return self._epsilon(self._counted(connection))
 
+    def spent_server(self) -> float:
+        """Return the same ε towards a server that cheats, at most: it can get sums of fewer phones, but of more than
+        half of the honest ones (`topology.fewest_honest`), so that twice the zCDP holds for each sum.
+        """
+        with self._file.transaction(write=False) as connection:
+            charges = self._counted(connection)
+        return self._epsilon(charges, math.fsum(charge.rho for charge in charges if not charge.pure))
+
     def entries(self) -> list[Charge]:
         """List all charges still kept, oldest first; those out of the period no longer count."""
         with self._file.transaction(write=False) as connection:

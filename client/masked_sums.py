@@ -24,6 +24,11 @@ from fedcaptor.common.secure.messages import MASKING
 from fedcaptor.common.secure.terms import Terms
 
 MAX_OPEN = 4
+MAX_STARTS = 256
+"""Sums in a period that a device begins without sending its vector, or declines for their price at the first step.
+
+Each draws another graph of masks: so many draws leave a server 2**-32 of what it may find once with 2**-40.
+"""
 MAX_AGE_SECONDS = 7 * 86_400.0
 
 _TABLE = """
@@ -35,22 +40,34 @@ CREATE TABLE IF NOT EXISTS masked_sums (
 )
 """
 
+_STARTS = """
+CREATE TABLE IF NOT EXISTS masked_starts (
+    digest TEXT PRIMARY KEY,
+    at REAL NOT NULL,
+    begun INTEGER NOT NULL
+)
+"""
+
 
 @dataclass(frozen=True, eq=False)
 class Side:
-    """Name one phone in one sum. `seed`: None for the operating system's randomness, else a simulated step's seed."""
+    """Name one phone in one sum. `seed`: None for the operating system's randomness, else a simulated step's seed.
+
+    `enrolled`: tells whether an identity is on the operator's register; None: there is no register.
+    """
 
     terms: Terms
     folder: Path
     seed: tuple[int, ...] | None = None
+    enrolled: Callable[[bytes], bool] | None = None
 
     def resume(self, stored: bytes | None) -> PhoneSum:
         """Go on from what `to_bytes` gave, or start from the beginning."""
         if self.seed is None:
-            return PhoneSum(self.terms, identity(self.folder), stored=stored)
+            return PhoneSum(self.terms, identity(self.folder), enrolled=self.enrolled, stored=stored)
         lasting = np.random.default_rng([*self.seed[:-1], *b"identity"]).bytes
         drawn = stream_of_digest(self.seed, self.terms.digest).bytes
-        return PhoneSum(self.terms, identity(self.folder, lasting), drawn, stored=stored)
+        return PhoneSum(self.terms, identity(self.folder, lasting), drawn, self.enrolled, stored)
 
 
 class MaskedLedger(Ledger):
@@ -74,10 +91,13 @@ class MaskedLedger(Ledger):
     def step(self, spec: SumSpec, kind: str, side: Side, answer: Callable[[PhoneSum], bytes]) -> bytes:
         """Return the reply of a step, stored with the next state before it is sent; charged if it holds the vector.
 
-        Raises PrivacyError when the phone is off, when the budget does not allow the sum (at its first step already) or
-        when the state of a sum that was charged is gone; what `answer` raises passes through. Then nothing changes.
+        Raises PrivacyError when the phone is off, when the budget does not allow the sum (at its first step already),
+        when the state of a sum that was charged is gone, or when a device began too many sums in vain; what `answer`
+        raises passes through. Then nothing changes, but that a sum that was begun counts.
         """
-        digest = side.terms.digest
+        digest, device = side.terms.digest, side.seed is None
+        if device:
+            self._start(digest)
         with self._file.transaction() as connection:
             self._require_on(connection)
             stored, charged = self._stored(connection, digest), self._charged(connection, digest)
@@ -91,7 +111,33 @@ class MaskedLedger(Ledger):
                 self._charge(connection, spec, digest, kind)
             if (state := phone_sum.to_bytes()) != stored:
                 self._keep(connection, digest, state)
+            if device and stored is None:
+                connection.execute("UPDATE masked_starts SET begun = 1 WHERE digest = ?", (digest,))
         return reply
+
+    def _start(self, digest: str) -> None:
+        """Count a sum that a device is asked to begin: before it is answered, as one that is declined counts too."""
+        with self._file.transaction() as connection:
+            self._require_on(connection)
+            if self._charged(connection, digest) or self._stored(connection, digest) is not None:
+                return
+            now = float(self._clock())
+            connection.execute(_STARTS)
+            connection.execute("DELETE FROM masked_starts WHERE at <= ?", (now - self._period,))
+            (count,) = connection.execute(
+                "SELECT count(*) FROM masked_starts "
+                "WHERE digest != ? AND digest NOT IN (SELECT request FROM ledger_charges)",
+                (digest,),
+            ).fetchone()
+            if count >= MAX_STARTS:
+                raise PrivacyError(
+                    f"{DECLINED}: {count} sums in the period were begun and not finished, the bound is {MAX_STARTS}; "
+                    "wait"
+                )
+            known = connection.execute("SELECT begun FROM masked_starts WHERE digest = ?", (digest,)).fetchone()
+            if known == (1,):
+                raise PrivacyError(f"{DECLINED}: the sum was begun before and is gone; ask a new sum")
+            connection.execute("INSERT OR IGNORE INTO masked_starts VALUES (?, ?, 0)", (digest, now))
 
     def _charged(self, connection: sqlite3.Connection, digest: str) -> bool:
         return connection.execute("SELECT 1 FROM ledger_charges WHERE request = ?", (digest,)).fetchone() is not None

@@ -43,6 +43,7 @@ class Phone:
     `seed` None: noise from the operating system's generator; a number: from a seeded one, in simulation only.
     `timing`: of replies to deliveries and with vectors. `background`: does the phone's own work, which takes longer for
     some owners than for others, outside of replies; without one, before them.
+    `enrolled`: tells whether an identity is that of an enrolled phone; None: there is no register of them.
     """
 
     folder: Path
@@ -51,6 +52,7 @@ class Phone:
     seed: tuple[int, ...] | None = None
     durable: bool = True
     timing: ReplyTiming = field(default_factory=ReplyTiming)
+    enrolled: Callable[[bytes], bool] | None = None
     background: Background | None = None
 
     @cached_property
@@ -91,7 +93,7 @@ class Phone:
             raise PrivacyError(f"the sum allows for {terms.corrupted} corrupted phones, must be {insisted}: declined")
         with self._ledger_of_sum(MaskedLedger, spec) as ledger:
             values: list[npt.NDArray[np.uint32]] = []
-            side = Side(terms, self.folder, self.seed and (*self.seed, request.step))
+            side = Side(terms, self.folder, self.seed and (*self.seed, request.step), self.enrolled)
             secure = tensors["secure"].tobytes()
             if request.step == MASKING and not ledger.masked(terms.digest):  # before the ledger's file is locked
                 ledger.require_next(spec, request.kind, side)

@@ -19,7 +19,7 @@ class ReplyTiming:
 
     seconds: float = 0.0
     clock: Callable[[], float] = time.monotonic
-    sleep: Callable[[float], None] = time.sleep
+    sleep: Callable[[float], object] = time.sleep
 
     def reply(self, answer: Callable[[], T]) -> T:
         """Return or raise what `answer` does, `seconds` after the call; later only if `answer` itself takes longer."""

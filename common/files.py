@@ -71,6 +71,23 @@ def no_file(path: Path) -> str | None:
     return None if path.exists() else f"{path} does not exist: correct the path"
 
 
+def read_bounded(path: Path, most: int, kind: str) -> bytes:
+    """Read a file of at most `most` bytes; `kind` says in errors what it should be.
+
+    Raises ConfigError where there is none, or it is larger or unreadable.
+    """
+    if (problem := no_file(path)) is not None:
+        raise ConfigError(problem)
+    try:
+        with path.open("rb") as file:
+            content = file.read(most + 1)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error.strerror}): check its permissions") from error
+    if len(content) > most:
+        raise ConfigError(f"{path} has more than {most:,} bytes, the bound of a {kind}: give another file")
+    return content
+
+
 def _reason(folder: Path, error: OSError) -> str | None:
     """Say why there is no such folder: a file of its name or of one above it, or what the system says."""
     taken = next((place for place in (folder, *folder.parents) if place.is_file()), None)

@@ -6,9 +6,10 @@ A run that was stopped goes on when it is started again with the same name, conf
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,20 @@ from fedcaptor.common.config import Config, load_config
 from fedcaptor.common.data.source import load
 from fedcaptor.common.data.splits import split
 from fedcaptor.common.errors import ConfigError, FedcaptorError, StateError
+from fedcaptor.common.secure.register import enrolled_by
 from fedcaptor.common.torch_engine.base import BaseModel
 from fedcaptor.server.monitor import Monitor
 from fedcaptor.server.planning import Reference
 from fedcaptor.server.record import RunRecord
-from fedcaptor.server.start import open_run, run_digest
+from fedcaptor.server.start import courier_of, open_run, run_digest
 
 logger = logging.getLogger("flwr")  # Flower forwards this one to `flwr run --stream`
 
 SETTLED_SECONDS = 1.0
+STATE = "FEDCAPTOR_STATE"
+"""The environment variable with the state database's URL: run configuration goes to every phone, and this may hold a
+password.
+"""
 
 
 @dataclass(frozen=True)
@@ -37,14 +43,23 @@ class Settings:
     config: Config
     name: str
     folder: Path
-    state: str
+    state: str = field(repr=False)
     weights: Path
     reference: str
     nodes: int
+    enrolled: Callable[[bytes], bool] | None
 
     @classmethod
     def of(cls, run_config: Mapping[str, Any]) -> Settings:
-        """Read and check Flower's run configuration. Raises ConfigError naming key and remedy."""
+        """Read and check Flower's run configuration, and the state database's URL from the environment.
+
+        Raises ConfigError naming key and remedy.
+        """
+        if run_config.get("state"):
+            raise ConfigError(
+                "state is given in the run configuration, which every phone receives: leave it out, and set the "
+                f"environment variable {STATE} of flower-superlink (or of its flwr-serverapp) to the URL"
+            )
         for key in ("config", "folder"):
             if not Path(str(run_config.get(key, ""))).is_absolute():
                 raise ConfigError(f"{key} is {run_config.get(key, '')!r}, must be an absolute path on the server")
@@ -65,10 +80,11 @@ class Settings:
             config,
             str(run_config.get("name", "run")),
             folder,
-            str(run_config.get("state", "")) or f"sqlite:///{folder / 'state.db'}",
+            os.environ.get(STATE) or f"sqlite:///{folder / 'state.db'}",
             Path(weights),
             str(run_config.get("reference", "")) or config.data.source,
             int(run_config.get("nodes", 1)),
+            enrolled_by(run_config),
         )
 
 
@@ -119,6 +135,7 @@ def run_server(settings: Settings, grid: Grid) -> RunRecord:
         state=settings.state,
         pictures=folder / "pictures",
         wait_for_nodes=lambda: wait_for_nodes(grid, settings.nodes, config.rounds.deadline),
+        courier=courier_of(config, grid, digest, log, settings.enrolled),
         on_progress=log,
         on_phase=monitor.running,
     ) as flow:

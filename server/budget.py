@@ -66,7 +66,7 @@ def steps(config: Config) -> list[Step]:
 
 
 class SumBudget:
-    """Specify all sums of a run over `phones` phones, which compose to at most the configured ε.
+    """Specify all sums of a run over `phones` phones, which compose to at most the configured ε with its reserve.
 
     Raises PrivacyError when cohorts are too small or ε is out of reach.
     """
@@ -103,6 +103,11 @@ class SumBudget:
             return None
         missing = (self.survivors - self._fewest_honest - 0.5) / self.cohort  # rounded up to whole phones
         return epsilon(specs, self._config.privacy.delta, max(missing, 0.0))
+
+    def reserved(self, specs: Sequence[SumSpec]) -> list[SumSpec]:
+        """Return what the budget keeps room for beside all `specs`: the most expensive one, `privacy.reserve` times."""
+        dearest = max(specs, key=lambda spec: sum_zcdp(spec, self._config.privacy.noiseless))
+        return [dearest] * self._config.privacy.reserve
 
     def charge(self, spec: SumSpec) -> float | None:
         """Return the zCDP ρ of one sum, None without noise."""
@@ -159,10 +164,11 @@ class SumBudget:
 
         def specs(scale: float) -> list[SumSpec]:
             lengths = (max(step.statistic.longest(self._groups), 1) for step in plan)
-            return [
+            once = [
                 self._spec(step, scale * relative[step.kind], length)
                 for step, length in zip(plan, lengths, strict=True)
             ]
+            return [*once, *self.reserved(once)]
 
         low, high = 0.0, 1.0
         while epsilon(specs(high), privacy.delta, privacy.noiseless) > privacy.epsilon:

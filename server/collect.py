@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, Self
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
@@ -35,6 +36,7 @@ from fedcaptor.common.wire import pack, unpack
 from fedcaptor.server import plausible
 from fedcaptor.server.masked import Early, Lost, Masking, Take, masked_sum
 from fedcaptor.server.plain_sum import PlainAggregator
+from fedcaptor.server.sum_log import SumLog
 
 OnReply = Callable[[int, int], None]
 Content = Callable[[int], RecordDict]
@@ -53,6 +55,11 @@ class Tally:
 
     def __add__(self, other: Tally) -> Tally:
         return Tally(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})
+
+    @classmethod
+    def of(cls, counts: Mapping[str, Any]) -> Self:
+        """Make the tally of what `as_dict` gave; of nothing where that is empty."""
+        return cls(**{**counts, "refused": Counter(counts.get("refused", {}))})
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -83,14 +90,25 @@ class Courier:
     rounds: Rounds
     masking: Masking | None
     """None: sums are plain, or there are none."""
+    dropout: float = 0.0
+    """Share of asked phones that may fail to answer."""
+    grace: float = math.inf
+    """Seconds that the others are waited for once all but `dropout` have answered; infinite: as long as `rounds` says.
+    """
     on_reply: OnReply = lambda done, asked: None
     sleep: Callable[[float], None] = time.sleep
     clock: Callable[[], float] = time.monotonic
 
     def sum(
-        self, round: int, kind: Any, spec: SumSpec, tensors: Tensors, nodes: Iterable[int]
+        self,
+        round: int,
+        kind: Any,
+        spec: SumSpec,
+        tensors: Tensors,
+        nodes: Iterable[int],
+        log: SumLog | None = None,
     ) -> tuple[NDArray[Any], Tally]:
-        """Return the decoded sum [length] and the tally.
+        """Return the decoded sum [length] and the tally. A masked sum that is in progress in `log` goes on.
 
         Raises Lost when fewer phones answer than the sum needs, or when honest ones cannot have made it.
         """
@@ -106,7 +124,7 @@ class Courier:
             total, tally = self._plain(SumRequest(**asked), spec, tensors, list(nodes))
         else:
             terms = {"dropout": self.masking.dropout, "corrupted": self.masking.corrupted, "tensors": digest}
-            total, tally = self._masked({**asked, **terms}, self.masking, tensors, list(nodes))
+            total, tally = self._masked({**asked, **terms}, self.masking, tensors, list(nodes), log or SumLog())
         try:
             plausible.check(total, spec, tally.replies)
         except PrivacyError as error:
@@ -114,25 +132,28 @@ class Courier:
         return total, tally
 
     def _masked(
-        self, asked: dict[str, Any], masking: Masking, tensors: Tensors, nodes: list[int]
+        self, asked: dict[str, Any], masking: Masking, tensors: Tensors, nodes: list[int], log: SumLog
     ) -> tuple[NDArray[Any], Tally]:
         """Ask for a masked sum, again while no vector was sent: from then on another try would be charged to phones."""
-        tally = Tally()
+        tally = Tally.of(log.tally)
 
-        def exchange(waiting: Mapping[int, Header], content: Content, take: Take) -> None:
+        def exchange(waiting: Mapping[int, Header], content: Content, take: Take, enough: int) -> dict[str, Any]:
             nonlocal tally
-            tally += self._exchange("query.masked", waiting, content, take, enough=len(waiting))
+            tally += self._exchange("query.masked", waiting, content, take, enough, self.grace)
+            return tally.as_dict()
 
-        number = 0
+        if not log.attempt:
+            log.begin(masking.attempt(log.first), log.first, tally.as_dict())
         while True:
-            request = MaskedRequest(**asked, attempt=masking.attempt(number))
+            request = MaskedRequest(**asked, attempt=log.attempt)
             try:
-                total, tally.replies = masked_sum(request, tensors, nodes, exchange)
+                total, tally.replies = masked_sum(request, tensors, nodes, exchange, log, masking.enrolled)
                 break
             except Early:
-                number += 1
-                if number == self.rounds.attempts:
+                number = log.number + 1
+                if number - log.first == self.rounds.attempts:
                     raise
+                log.begin(masking.attempt(number), number, tally.as_dict())
         tally.asked = len(nodes)
         return total, tally
 
@@ -150,7 +171,8 @@ class Courier:
                 raise WireError("wrong_shape", str(error)) from None
 
         waiting = dict.fromkeys(nodes, request)
-        tally = self._exchange("query.sum", waiting, lambda node: packed, take, enough=spec.cohort)
+        enough = max(spec.min_cohort, spec.min_survivors)
+        tally = self._exchange("query.sum", waiting, lambda node: packed, take, enough, self.grace)
         try:
             return aggregator.finish(), tally
         except PrivacyError as error:
@@ -169,7 +191,7 @@ class Courier:
             except PrivacyError as error:
                 raise WireError("wrong_shape", str(error)) from None
 
-        return self._exchange("query.local", waiting, lambda node: packed, take, enough=len(waiting))
+        return self._exchange("query.local", waiting, lambda node: packed, take, self._most(waiting), self.grace)
 
     def deliver(self, request: DeliverRequest, tensors: Tensors, nodes: Iterable[int]) -> tuple[dict[int, int], Tally]:
         """Send one delivery to all `nodes`. Returns the clusters that phones named, by node (mode `choose` alone)."""
@@ -190,21 +212,35 @@ class Courier:
         packed = [pack(one.request, one.tensors) for one in deliveries]
         contents = {node: content for one, content in zip(deliveries, packed, strict=True) for node in one.nodes}
         waiting = {node: one.request for one in deliveries for node in one.nodes}
-        return named, self._exchange("query.deliver", waiting, contents.__getitem__, take, enough=len(waiting))
+        # A phone that comes late would do without its submodel until the next round: it is waited for much longer.
+        grace = max(self.grace, self.rounds.deadline)
+        return named, self._exchange("query.deliver", waiting, contents.__getitem__, take, self._most(waiting), grace)
+
+    def _most(self, asked: Collection[int]) -> int:
+        """Return how many replies are enough: all but the share `dropout`."""
+        return len(asked) - math.ceil(self.dropout * len(asked))
 
     def request_id(self, *parts: str) -> str:
         """Return a request's id. A repeated question keeps its id, so that a phone answers it alike."""
         return hashlib.sha256("/".join((self.run, *parts)).encode()).hexdigest()
 
-    def _exchange(self, kind: str, requests: Mapping[int, Header], content: Content, take: Take, enough: int) -> Tally:
-        """Ask all nodes; ask those again that sent no valid reply, until enough did or the attempts are spent."""
-        waiting, tally = dict(requests), Tally(asked=len(requests))
+    def _exchange(
+        self, kind: str, requests: Mapping[int, Header], content: Content, take: Take, enough: int, grace: float
+    ) -> Tally:
+        """Ask all nodes; ask those again that sent no valid reply, until all did, the attempts are spent, or `grace`
+        seconds have passed since `enough` did.
+        """
+        waiting, tally, end = dict(requests), Tally(asked=len(requests)), math.inf
+
+        def closing() -> float:
+            return end
+
         for attempt in range(self.rounds.attempts):
-            if not waiting or tally.replies >= enough:
+            if not waiting or self.clock() >= end:
                 break
             asked = self._push(kind, waiting, content, attempt, tally)
             tally.dropped += len(waiting) - len(asked)
-            for reply in self._replies(asked):
+            for reply in self._replies(asked, closing):
                 node = asked.pop(reply.metadata.reply_to_message_id, None)
                 if node is None or node not in waiting:
                     tally.refused["replayed"] += 1
@@ -220,6 +256,8 @@ class Courier:
                     continue
                 del waiting[node]
                 tally.replies += 1
+                if tally.replies == enough:
+                    end = self.clock() + grace
                 self.on_reply(tally.replies, tally.asked)
             tally.dropped += len(asked)
         return tally
@@ -239,9 +277,9 @@ class Courier:
         ids = self.grid.push_messages(list(messages()))
         return {message_id: node for message_id, node in zip(ids, nodes, strict=True) if message_id}
 
-    def _replies(self, asked: dict[str, int]) -> Iterable[Message]:
-        """Yield replies as they come, until all are there or the deadline is over."""
-        end = self.clock() + self.rounds.deadline
+    def _replies(self, asked: dict[str, int], until: Callable[[], float]) -> Iterable[Message]:
+        """Yield replies as they come, until all are there or the deadline is over; `until` may set an earlier one."""
+        deadline = self.clock() + self.rounds.deadline
         open_ids = set(asked)
         while open_ids:
             came = 0
@@ -249,6 +287,7 @@ class Courier:
                 open_ids.discard(reply.metadata.reply_to_message_id)
                 came += 1
                 yield reply
+            end = min(deadline, until())
             if not open_ids or self.clock() >= end:
                 return
             if not came:

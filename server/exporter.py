@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import socket
 import threading
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
-from wsgiref.simple_server import WSGIServer
+from typing import Any, Self
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry, make_wsgi_app
 from prometheus_client.core import Metric
+from prometheus_client.exposition import ThreadingWSGIServer
 from prometheus_client.registry import Collector
 
 from fedcaptor.common.config import SMALL_COHORTS
@@ -23,6 +25,10 @@ from fedcaptor.server.metrics import metrics_of, readable
 from fedcaptor.server.snapshot import FILE, Snapshot, read
 
 PORT = 9464
+SECONDS = 10.0
+"""How long a connection may be silent."""
+CONNECTIONS = 16
+"""Connections that are served at a time; others are closed."""
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +61,46 @@ class SnapshotCollector(Collector):
         yield readable(snapshot)
         if snapshot is not None:
             yield from metrics_of(snapshot, time.time())
+
+
+class _Handler(WSGIRequestHandler):
+    timeout = SECONDS
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Log no request."""
+
+
+class _Server(ThreadingWSGIServer):
+    """Serve each of few connections in a thread of its own."""
+
+    def __init__(self, *args: Any) -> None:
+        self._free = threading.BoundedSemaphore(CONNECTIONS)
+        super().__init__(*args)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        if self._free.acquire(blocking=False):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._free.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        logger.debug("a connection ended early", exc_info=True)
+
+
+def _serve(host: str, port: int, registry: CollectorRegistry) -> tuple[WSGIServer, threading.Thread]:
+    """Serve the registry from a thread. Raises OSError when the address cannot be used."""
+    family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    kind: type[WSGIServer] = type("_Server", (_Server,), {"address_family": family})
+    server = make_server(str(address[0]), port, make_wsgi_app(registry), kind, _Handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    return server, thread
 
 
 @dataclass
@@ -104,7 +150,7 @@ def start_exporter(directory: Path, host: str = "127.0.0.1", port: int = PORT) -
     registry = CollectorRegistry(auto_describe=False)
     registry.register(SnapshotCollector(directory, public=not _is_loopback(host)))
     try:
-        server, thread = start_http_server(port, addr=host, registry=registry)
+        server, thread = _serve(host, port, registry)
     except OSError as error:
         raise ConfigError(
             f"the exporter cannot listen on {host} port {port} ({error.strerror or error}): "

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -96,6 +97,7 @@ class Flow:
 
     def __post_init__(self) -> None:
         self._specs: list[Any] = []
+        self._in_vain: dict[Step, list[Any]] = {}
         self._phases: list[PhaseRecord] = []
         self._rounds: list[RoundRecord] = []
         self.atlas: dict[str, Array] = {}
@@ -121,7 +123,7 @@ class Flow:
             delivered = self.phases.deliver(self, round, centroids, catalogue, preference)
             fleet = self.phases.evaluate(self, round, centroids)
             self.statistics |= self.phases.collect(self, round, centroids)
-            epsilon = self.budget.epsilon(self._specs)
+            epsilon = self.budget.epsilon(self._charged)
             self._rounds.append(RoundRecord(round, centroids, counts, catalogue, fleet, delivered, epsilon))
             self.on_phase(self.record)
         return self.record
@@ -136,10 +138,11 @@ class Flow:
             rounds=tuple(self._rounds),
             phases=tuple(self._phases),
             sums=tuple(self.budget.describe(spec) for spec in self._specs),
-            epsilon=self.budget.epsilon(self._specs),
-            epsilon_server=self.budget.epsilon_server(self._specs),
+            epsilon=self.budget.epsilon(self._charged),
+            epsilon_server=self.budget.epsilon_server(self._charged),
             refused=self.journal.refused(),
             lost=self.journal.lost(),
+            excluded=len(self.journal.excluded()),
             atlas=dict(self.atlas),
             statistics=dict(self.statistics),
         )
@@ -158,20 +161,41 @@ class Flow:
         return [step for step in steps(self.config) if step.round == round and step.statistic in statistics]
 
     def sum(self, step: Step, tensors: Tensors, blocks: int = 1) -> Any:
-        """Ask for one private sum over a cohort and decode it. Raises Lost when it came to nothing."""
+        """Ask for one private sum over a cohort and decode it.
+
+        One that was lost after its vectors had left is asked again while `privacy.reserve` has room for it. Raises Lost
+        when it came to nothing.
+        """
         spec = self.budget.spec(step, blocks)
+        self._count_in_vain(step, spec)
 
         def compute() -> Result:
-            try:
-                total, tally = self.courier.sum(step.round, step.kind, spec, tensors, self.cohort(spec.digest))
-            except Lost as lost:
-                self.journal.lose(step.round, step.name, lost.reason)
-                raise
-            return self.tallied(step.round, step.name, tally, {"total": total})
+            while True:
+                repeats = min(self.journal.in_vain(step.round, step.name), self.config.privacy.reserve)
+                log = self.journal.sum_log(step.round, step.name, repeats * self.config.rounds.attempts)
+                asked = self.cohort(spec.digest)
+                try:
+                    total, tally = self.courier.sum(step.round, step.kind, spec, tensors, asked, log)
+                    return self.tallied(step.round, step.name, tally, {"total": total})
+                except Lost as lost:
+                    self.journal.lose(step.round, step.name, lost.reason, lost.blamed)
+                    self._count_in_vain(step, spec)
+                    if lost.reason == "early" or self.journal.in_vain() > self.config.privacy.reserve:
+                        raise
 
         _, stored = self.phase(step.round, step.name, compute)
+        self._count_in_vain(step, spec)
         self.charge(spec)
         return step.statistic.decode(np.asarray(stored["total"]), self.base.groups)
+
+    def _count_in_vain(self, step: Step, spec: Any) -> None:
+        """Take those sums of a step into the run's ε that phones were charged for, though they came to nothing."""
+        self._in_vain[step] = [spec] * self.journal.in_vain(step.round, step.name)
+
+    @property
+    def _charged(self) -> list[Any]:
+        """Return the specs of all sums that a phone which answered each was charged for."""
+        return [*self._specs, *chain.from_iterable(self._in_vain.values())]
 
     def charge(self, spec: Any) -> None:
         """Count an answered sum, or the phones' own answers, in the run's ε."""
@@ -184,8 +208,13 @@ class Flow:
         return {"tally": tally.as_dict()}, dict(tensors)
 
     def cohort(self, digest: str) -> Sequence[int]:
-        """Return the phones to ask: all, or a sample drawn by the sum's digest, which a restart draws again."""
-        if self.budget.cohort >= len(self.nodes):
-            return self.nodes
+        """Return the phones to ask: all, or a sample drawn by the sum's digest, which a restart draws again.
+
+        Those that a sum was lost by are left out.
+        """
+        excluded = self.journal.excluded()
+        nodes = [node for node in self.nodes if node not in excluded] if excluded else self.nodes
+        if self.budget.cohort >= len(nodes):
+            return nodes
         rng = stream_of_digest([self.config.run.seed], digest, 15)
-        return sorted(rng.choice(self.nodes, self.budget.cohort, replace=False).tolist())
+        return sorted(rng.choice(nodes, self.budget.cohort, replace=False).tolist())

@@ -8,7 +8,8 @@ import hashlib
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any
 
@@ -18,16 +19,17 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from sqlalchemy import (
     Column,
+    ColumnElement,
     Connection,
     Float,
     Integer,
     LargeBinary,
-    MetaData,
     Row,
     String,
     Table,
     Text,
     create_engine,
+    delete,
     func,
     insert,
     select,
@@ -37,19 +39,22 @@ from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from fedcaptor.common.errors import StateError
 from fedcaptor.common.messages import REASONS
+from fedcaptor.server import sum_log
+from fedcaptor.server.sum_log import StoredSumLog
 
 LOST: Mapping[str, str] = MappingProxyType(
     {
         "early": "too few phones before any vector was sent: charged to nobody",
         "late": "too few phones afterwards: charged to those that sent one",
         "discarded": "honest phones cannot have made it: charged to all in it",
+        "unopened": "phones that are known now sent shares that do not open: charged to all in it",
     }
 )
 """Why a sum came to nothing, by the code that counts it."""
 
 Result = tuple[dict[str, Any], dict[str, NDArray[Any]]]
 
-_metadata = MetaData()
+_metadata = sum_log.metadata
 _run = Table(
     "run",
     _metadata,
@@ -82,6 +87,21 @@ def _counts(name: str) -> Table:
 
 
 _refused, _lost = _counts("refused"), _counts("lost")
+_in_vain = Table(  # tries of sums that were lost after their vectors had left
+    "charged_in_vain",
+    _metadata,
+    Column("round", Integer, primary_key=True, autoincrement=False),
+    Column("phase", String(64), primary_key=True),
+    Column("attempt", String(32), primary_key=True),
+)
+_excluded = Table(
+    "excluded",
+    _metadata,
+    Column("node", String(20), primary_key=True),  # an unsigned integer of 64 bits, in decimal
+    Column("round", Integer, nullable=False),
+    Column("phase", String(64), nullable=False),
+    Column("reason", String(32), nullable=False),
+)
 
 
 def _checksum(outcome: str, blob: bytes) -> str:
@@ -104,20 +124,29 @@ def _decode(row: Row[Any]) -> Result:
         raise StateError(f"round {row.round}, phase {row.phase}: stored state cannot be read: {error}") from error
 
 
+@contextmanager
+def _explained(what: str = "the state database cannot be used") -> Iterator[None]:
+    """Turn the database's errors into StateError without their text, which may hold the URL's password."""
+    try:
+        yield
+    except IntegrityError:
+        raise
+    except (SQLAlchemyError, ImportError, ValueError) as error:
+        detail = type(getattr(error, "orig", None) or error).__name__
+        raise StateError(f"{what} ({detail}); check the URL, its driver and the disk") from None
+
+
 class Journal:
     """Hold the finished phases of one run. A database of another `run_digest` is refused with StateError."""
 
     def __init__(self, url: str, run_digest: str) -> None:
-        try:
+        with _explained("the state database cannot be opened"):
             self._engine = create_engine(url)
             _metadata.create_all(self._engine)
             with self._engine.begin() as connection:
                 stored = connection.execute(select(_run.c.digest)).scalar_one_or_none()
                 if stored is None:
                     connection.execute(insert(_run).values(id=1, digest=run_digest, started=time.time()))
-        except SQLAlchemyError as error:
-            detail = type(getattr(error, "orig", None) or error).__name__  # the text may hold the URL's password
-            raise StateError(f"the state database cannot be opened ({detail}); check the URL and the disk") from error
         if stored is not None and stored != run_digest:
             self.close()
             raise StateError(
@@ -150,20 +179,19 @@ class Journal:
         checksum = _checksum(outcome, blob)
         row = {"round": round, "phase": name, "outcome": outcome, "tensors": blob, "checksum": checksum}
         try:
-            with self._engine.begin() as connection:
+            with _explained(f"round {round}, phase {name}: cannot be stored"), self._engine.begin() as connection:
                 connection.execute(insert(_phases).values(**row, seconds=seconds))
                 self._flush(connection, round, name)
-        except IntegrityError as error:
-            raise StateError(f"round {round}, phase {name}: another server writes this database; stop one") from error
-        except SQLAlchemyError as error:
-            detail = type(getattr(error, "orig", None) or error).__name__
-            raise StateError(f"round {round}, phase {name}: cannot be stored ({detail}); check the disk") from error
+                attempt = sum_log.forget(connection, {"round": round, "phase": name})
+                connection.execute(delete(_in_vain).where(*_try(round, name, attempt)))  # had it been lost before
+        except IntegrityError:
+            raise StateError(f"round {round}, phase {name}: another server writes this database; stop one") from None
         self._forget(round, name)
         return json.loads(outcome), safetensors.numpy.load(blob)
 
     def stored(self, round: int, name: str) -> Result | None:
         """Return the stored result of a phase, or None. Raises StateError when it is damaged."""
-        with self._engine.connect() as connection:
+        with _explained(), self._engine.connect() as connection:
             query = select(_phases).where(_phases.c.round == round, _phases.c.phase == name)
             row = connection.execute(query).one_or_none()
         return None if row is None else _decode(row)
@@ -177,23 +205,54 @@ class Journal:
         query = select(_refused.c.reason, func.sum(_refused.c.count)).group_by(_refused.c.reason)
         if round is not None:
             query = query.where(_refused.c.round == round)
-        with self._engine.connect() as connection:
+        with _explained(), self._engine.connect() as connection:
             return {reason: int(count) for reason, count in connection.execute(query)}
 
-    def lose(self, round: int, name: str, reason: str) -> None:
-        """Count a sum of phase `name` that came to nothing, by one of `LOST`; stored at once, as its phase is not."""
-        with self._engine.begin() as connection:
+    def sum_log(self, round: int, name: str, first: int) -> StoredSumLog:
+        """Open the log of the masked sum of a phase. `first`: the number of the try that a new sum begins with."""
+        return StoredSumLog(self._engine, round, name, first)
+
+    def lose(self, round: int, name: str, reason: str, blamed: Iterable[int] = ()) -> None:
+        """Count a sum of phase `name` that came to nothing, by one of `LOST`; stored at once, as its phase is not.
+
+        `blamed`: nodes that it was lost by, which are left out from now on. The sum in progress is deleted.
+        """
+        with _explained(), self._engine.begin() as connection:
             _count(connection, _lost, {"round": round, "phase": name, "reason": reason}, 1)
+            known = set(connection.execute(select(_excluded.c.node)).scalars())
+            for node in sorted({str(node) for node in blamed} - known):
+                row = {"node": node, "round": round, "phase": name, "reason": reason}
+                connection.execute(insert(_excluded).values(**row))
+            attempt = sum_log.forget(connection, {"round": round, "phase": name})
+            if reason != "early":
+                connection.execute(delete(_in_vain).where(*_try(round, name, attempt)))
+                connection.execute(insert(_in_vain).values(round=round, phase=name, attempt=attempt))
 
     def lost(self) -> dict[tuple[str, str], int]:
         """Return how many sums came to nothing, by phase and reason."""
         query = select(_lost.c.phase, _lost.c.reason, func.sum(_lost.c.count)).group_by(_lost.c.phase, _lost.c.reason)
-        with self._engine.connect() as connection:
+        with _explained(), self._engine.connect() as connection:
             return {(phase, reason): int(count) for phase, reason, count in connection.execute(query)}
+
+    def excluded(self) -> set[int]:
+        """Return the nodes that a sum was lost by, provably."""
+        with _explained(), self._engine.connect() as connection:
+            return {int(node) for node in connection.execute(select(_excluded.c.node)).scalars()}
+
+    def in_vain(self, round: int | None = None, name: str | None = None) -> int:
+        """Return how many sums were lost after their vectors had left: in one phase of a round, or in all.
+
+        A sum that is lost, asked again under its name and then stored is not one of them: phones are charged once.
+        """
+        query = select(func.count()).select_from(_in_vain)
+        if round is not None:
+            query = query.where(_in_vain.c.round == round, _in_vain.c.phase == name)
+        with _explained(), self._engine.connect() as connection:
+            return int(connection.execute(query).scalar_one())
 
     def seconds(self) -> dict[tuple[int, str], float]:
         """Return the seconds that every finished phase took, by (round, phase)."""
-        with self._engine.connect() as connection:
+        with _explained(), self._engine.connect() as connection:
             rows = connection.execute(select(_phases.c.round, _phases.c.phase, _phases.c.seconds))
             return {(row.round, row.phase): row.seconds for row in rows}
 
@@ -209,6 +268,10 @@ class Journal:
         for (at, phase, reason), count in self._pending.items():
             if (at, phase) == (round, name):
                 _count(connection, _refused, {"round": at, "phase": phase, "reason": reason}, count)
+
+
+def _try(round: int, phase: str, attempt: str) -> list[ColumnElement[bool]]:
+    return [_in_vain.c.round == round, _in_vain.c.phase == phase, _in_vain.c.attempt == attempt]
 
 
 def _count(connection: Connection, table: Table, keys: Mapping[str, Any], count: int) -> None:

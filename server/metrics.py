@@ -105,6 +105,7 @@ def _rounds(snapshot: Snapshot) -> Iterable[Metric]:
     for labels in product(kinds(), LOST):
         lost.add_metric(labels, counts.get(labels, 0))
     yield lost
+    yield _gauge("excluded_phones", "Phones that a sum was lost by, and which are asked for none.", snapshot.excluded)
 
 
 def _privacy(snapshot: Snapshot) -> Iterable[Metric]:

@@ -48,7 +48,9 @@ class PrivacyPlan:
 
     `year`: ε at δ of spending the whole budget in each of the `periods` that a
     year touches. `dishonest`: ε of the run if that share of the cohort leaves its noise out; `epsilon` counts the
-    configured share. `smallest`: phones, noise included, below which a cluster is not published.
+    configured share, and no repetition. `reserve`: how many sums may be repeated after their vectors had left;
+    `epsilon_reserve`: ε with as many repetitions of the most expensive one. `smallest`: phones, noise included, below
+    which a cluster is not published.
     """
 
     sums: tuple[PlannedSum, ...]
@@ -58,6 +60,8 @@ class PrivacyPlan:
     clusters: int
     delta: float
     epsilon: float | None
+    reserve: int
+    epsilon_reserve: float | None
     periods: int
     year: float | None
     dishonest: dict[float, float]
@@ -90,6 +94,8 @@ def plan_sums(config: Config, groups: ChannelGroups) -> PrivacyPlan:
         clusters=clusters,
         delta=privacy.delta,
         epsilon=budget.epsilon(specs),
+        reserve=privacy.reserve,
+        epsilon_reserve=budget.epsilon([*specs, *budget.reserved(specs)]),
         periods=periods,
         year=year(privacy.epsilon, privacy.delta, periods) if privacy.noise else None,
         dishonest={share: epsilon(specs, privacy.delta, share) for share in DISHONEST} if privacy.noise else {},

@@ -52,7 +52,7 @@ class RoundRecord:
 
     `centroids` [K, classes]; `counts` [K]: estimated phones of each cluster; `fleet` [K, figures]: noisy sums of
     outcomes, None where answers are local; `delivered`: what one phone fetched; `epsilon`:
-    ε of all sums so far, None without noise.
+    ε of all sums so far, those among them that were lost after their vectors had left; None without noise.
     """
 
     round: int
@@ -68,10 +68,11 @@ class RoundRecord:
 class RunRecord:
     """Record a run so far, or to its end.
 
-    `phones`: how many it has. `sums`: what is told of each sum. `epsilon`: ε for a phone that answered all of them,
-    `epsilon_server` is that towards a server that deviates; None without noise. `refused`: refused replies by
-    reason. `lost`: sums that came to nothing, by phase and reason. `atlas`: pictures and profiles of filters.
-    `statistics`: decoded sums of statistics that are not FedCAPTOR's own, by name.
+    `phones`: how many it has. `sums`: what is told of each sum. `epsilon`: ε for a phone that answered all of them, and
+    those that were lost after their vectors had left; `epsilon_server` is that towards a server that deviates; None
+    without noise. `refused`: refused replies by reason. `lost`: sums that came to nothing, by phase and reason.
+    `excluded`: phones that a sum was lost by, and which are asked for none any more. `atlas`: pictures and profiles of
+    filters. `statistics`: decoded sums of statistics that are not FedCAPTOR's own, by name.
     """
 
     config: Config
@@ -84,6 +85,7 @@ class RunRecord:
     epsilon_server: float | None
     refused: Mapping[str, int]
     lost: Mapping[tuple[str, str], int]
+    excluded: int
     atlas: Mapping[str, Array]
     statistics: Mapping[str, Any]
 

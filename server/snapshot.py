@@ -105,7 +105,7 @@ class LostSums(_Part):
     """Count the sums of one kind that came to nothing for one reason."""
 
     sum: Kind
-    reason: Literal["early", "late", "discarded"]
+    reason: Literal["early", "late", "discarded", "unopened"]
     count: Count
 
 
@@ -128,7 +128,8 @@ class Snapshot(_Part):
     round_seconds: RoundSeconds = Field(default_factory=lambda: RoundSeconds.of(()))
     replies: Annotated[dict[Code, Count], Field(max_length=16)] = Field(default_factory=dict)
     refused: Annotated[dict[Code, Count], Field(max_length=32)] = Field(default_factory=dict)
-    lost: Annotated[tuple[LostSums, ...], Field(max_length=16)] = ()
+    lost: Annotated[tuple[LostSums, ...], Field(max_length=64)] = ()
+    excluded: Count = 0
     epsilon: Annotated[Annotated[float, Field(ge=0)] | None, BeforeValidator(_known)]
     epsilon_server: Annotated[Annotated[float, Field(ge=0)] | None, BeforeValidator(_known)] = None
     delta: Annotated[float, Field(ge=0, le=1)]

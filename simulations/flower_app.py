@@ -24,7 +24,7 @@ from fedcaptor.client.app import make_app
 from fedcaptor.client.phone import Phone
 from fedcaptor.client.torch_engine import load_base
 from fedcaptor.common.assets import asset, checkout
-from fedcaptor.common.config import Config, load_config, parse
+from fedcaptor.common.config import Config, load_config
 from fedcaptor.common.errors import ConfigError
 from fedcaptor.common.progress import lines
 from fedcaptor.common.torch_engine.base import BaseModel
@@ -35,6 +35,7 @@ from fedcaptor.simulations.ray_engine import MARK
 from fedcaptor.simulations.round_accuracy import measure
 from fedcaptor.simulations.run_lock import locked
 from fedcaptor.simulations.runner import World, remove_run, run_rounds, simulate, weights_of
+from fedcaptor.simulations.stored_config import stored_config
 
 logger = logging.getLogger("flwr")  # Flower forwards this one to `flwr run --stream`
 
@@ -110,7 +111,7 @@ def _simulate(config: Config, out: Path, nodes: int, grid: Grid, run_config: Run
 @lru_cache(maxsize=1)
 def _world(out: Path, run: int) -> tuple[Config, BaseModel]:
     """Once a process and run: what `build_world` left on disk, and the base model."""
-    config = parse(json.loads((out / "config.json").read_text()))
+    config = stored_config(out)
     _, height, width, channels = np.load(out / "population" / "images.npy", mmap_mode="r", allow_pickle=False).shape
     return config, load_base(weights_of(config), config.model.name, (channels, height, width))
 

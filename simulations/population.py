@@ -17,6 +17,7 @@ from fedcaptor.common.config import Population as Settings
 from fedcaptor.common.data.source import Dataset
 from fedcaptor.common.data.splits import pool
 from fedcaptor.common.errors import ConfigError, DataError
+from fedcaptor.common.files import write_whole
 from fedcaptor.common.random_streams import Stream, stream
 from fedcaptor.simulations.habits import Shares, shares_by_law
 from fedcaptor.simulations.owners import by_round, natural_owners, partitioned, shares_of
@@ -65,7 +66,7 @@ def prepare(
     np.save(oracle / "test.npy", _renumber(met.test, parts["test"]))
     np.save(oracle / "shares.npy", met.shares)
     phones = met.use.shape[1]
-    done.write_text(json.dumps({"phones": phones, "classes": len(data.names)}))
+    write_whole(done, json.dumps({"phones": phones, "classes": len(data.names)}).encode())
     return int(phones)
 
 

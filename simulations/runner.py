@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-import json
+import math
 import os
 import shutil
 import time
@@ -25,7 +25,7 @@ from fedcaptor.client.app import make_app
 from fedcaptor.client.phone import Phone
 from fedcaptor.common.assets import asset
 from fedcaptor.common.class_names import fitting_names
-from fedcaptor.common.config import Config, parse
+from fedcaptor.common.config import Config
 from fedcaptor.common.data.source import Dataset, load
 from fedcaptor.common.data.splits import split
 from fedcaptor.common.errors import ConfigError, StateError
@@ -46,6 +46,7 @@ from fedcaptor.simulations.population import prepare
 from fedcaptor.simulations.report import write_report
 from fedcaptor.simulations.round_accuracy import measure, measured
 from fedcaptor.simulations.run_lock import LOCK
+from fedcaptor.simulations.stored_config import CONFIG, stored_config
 from fedcaptor.simulations.summary import PHONE_COLUMNS, details_of, phone_rows, summary_of
 
 SHIPPED = asset("simulations/models/small_cnn_fashion.safetensors")
@@ -103,8 +104,8 @@ def build_world(config: Config, directory: Path) -> World:
     threadpool_limits(1)
     keep_memory_flat()
     make_folder(directory)
-    stored = directory / "config.json"
-    if stored.exists() and parse(json.loads(stored.read_text())) != config:
+    stored = directory / CONFIG
+    if stored.exists() and stored_config(directory) != config:
         raise StateError(f"{directory} holds a run of another configuration: choose another --out or remove it")
     data = load(config.data.source)
     weights = weights_of(config)
@@ -149,7 +150,7 @@ def local_grid(world: World, clock: VirtualClock, around: Callable[[App], App] =
 def require_run(directory: Path) -> None:
     """Raise StateError for a folder that holds something else than a run."""
     found = {path.name for path in directory.iterdir()} if directory.is_dir() else set()
-    if found - {LOCK} and "config.json" not in found:
+    if found - {LOCK} and CONFIG not in found:
         raise StateError(f"{directory} holds no run: choose another folder, or empty it yourself")
 
 
@@ -176,7 +177,7 @@ def run_rounds(
     """
     config = world.config
     digest = run_digest(config, world.base, world.phones)
-    courier = courier_of(config, grid, digest, on_progress)
+    courier = replace(courier_of(config, grid, digest, on_progress), grace=math.inf)
     if clock is not None:  # in one process a replay is the same in every byte, so tries are counted
         counted = courier.masking and replace(courier.masking, attempt=lambda number: f"{number:032x}")
         courier = replace(courier, masking=counted, sleep=clock.sleep, clock=clock.time)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedcaptor.common.config import Config, parse
+from fedcaptor.common.config import Config
 from fedcaptor.common.errors import StateError
 from fedcaptor.simulations import rounds
 from fedcaptor.simulations.records import REPORT, ROUNDS, SUMMARY, SWEEP, Summary, Sweep, read, write
 from fedcaptor.simulations.report.sweep_page import write_sweep_report
 from fedcaptor.simulations.seeds import folder_of
+from fedcaptor.simulations.stored_config import CONFIG, stored_config
 from fedcaptor.simulations.sweep import sweep_of
 
 _FINISHED = (SUMMARY, ROUNDS, REPORT)
@@ -31,7 +31,7 @@ def run_sweep(directory: Path, configs: Mapping[int, Config], run: Run, command:
     `run(seed, folder)` returns a run's summary. `command`: what to say of how the sweep came about. Called again it
     goes on where it stopped. Raises StateError when the folder holds a run of its own or of another configuration.
     """
-    if (directory / "config.json").exists():
+    if (directory / CONFIG).exists():
         raise StateError(f"{directory} holds a single run, no sweep: choose another --out")
     summaries = {}
     for seed, config in configs.items():
@@ -69,10 +69,9 @@ def _rounds(directory: Path, seeds: Sequence[int]) -> list[dict[str, Any]]:
 
 def _finished(folder: Path, config: Config) -> dict[str, Any] | None:
     """The summary of a run that ended under this configuration."""
-    stored = folder / "config.json"
-    if not stored.exists() or not all((folder / name).exists() for name in _FINISHED):
+    if not (folder / CONFIG).exists() or not all((folder / name).exists() for name in _FINISHED):
         return None
-    if parse(json.loads(stored.read_text())) != config:
+    if stored_config(folder) != config:
         raise StateError(f"{folder} holds a run of another configuration: choose another --out or give --fresh")
     return _summary(folder)
 

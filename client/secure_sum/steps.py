@@ -43,10 +43,15 @@ Step = tuple[PhoneState, bytes]
 def advertise(party: Party, state: PhoneState, data: bytes, values: Values) -> Step:
     """Draw the secrets of this sum and sign their public keys."""
     messages.Start.from_bytes(data, party.terms.binding)
+    own = keys.identity_of(party.identity)
+    if party.enrolled and not party.enrolled(own):
+        raise PrivacyError(
+            f"secure sum: this phone, {own.hex()}, is not enrolled: decline, have the operator enroll it"
+        )
     channel, mask, seed = (party.random(32) for _ in range(3))
     public = keys.public_of(channel), keys.public_of(mask)
     signature = party.identity.sign(keys.advert_text(party.terms, *public))
-    advert = b"".join((keys.identity_of(party.identity), *public, signature))
+    advert = b"".join((own, *public, signature))
     reply = messages.Advert(_rows([advert], 160)).to_bytes(party.terms.binding)
     return replace(state, secrets=_rows([channel, mask, seed], 32)), reply
 
@@ -93,7 +98,8 @@ def share(party: Party, state: PhoneState, data: bytes, values: Values) -> Step:
         secret = _agree(agreement, public)
         if is_holder[row]:
             key, token = keys.share_key(secret, session, place, other)
-            sealed.append(keys.seal(key, next(number).tobytes()))
+            part = next(number).tobytes()
+            sealed.append(keys.seal(key, part) + _marks(session, place, other, part))
             tokens.append(token)
         if request.chose[row]:
             key, token = keys.share_key(secret, session, other, place)
@@ -110,7 +116,7 @@ def share(party: Party, state: PhoneState, data: bytes, values: Values) -> Step:
         opening=_rows(opening, 32),
         expected=_rows(expected, 16),
     )
-    return state, messages.Shares(_rows([commitment], 32), _rows(sealed, 80)).to_bytes(session)
+    return state, messages.Shares(_rows([commitment], 32), _rows(sealed, messages.SEALED)).to_bytes(session)
 
 
 def _check_neighbours(party: Party, state: PhoneState, request: messages.Neighbours) -> NDArray[np.bool_]:
@@ -129,13 +135,15 @@ def _check_neighbours(party: Party, state: PhoneState, request: messages.Neighbo
     leaves = {p: leaf(a) for p, a in zip(places.tolist(), adverts, strict=True)}
     if root_of(phones, leaves, _each(request.proof)) != state.root.tobytes():
         raise PrivacyError("secure sum: a neighbour's key is not the one on the list (Merkle proof): decline")
+    if len({keys.identity_of(party.identity), *(advert[:32] for advert in adverts)}) <= len(adverts):
+        raise PrivacyError("secure sum: one identity at two places on the list of keys: decline")
     if party.enrolled and not all(keys.sound_advert(party.terms, a) and party.enrolled(a[:32]) for a in adverts):
         raise PrivacyError("secure sum: a neighbour's key is not signed by an enrolled phone: decline")
     return is_holder
 
 
 def mask(party: Party, state: PhoneState, data: bytes, values: Values) -> Step:
-    """Mask the vector, and open the shares that arrived; one that cannot be opened is left out and stops nothing."""
+    """Mask the vector, and open the shares that arrived; one that is no good is left out and stops nothing."""
     session, threshold = state.session.tobytes(), int(state.shape[2])
     request = messages.Inbox.from_bytes(data, session)
     _expect(len(request.active) == len(state.places), "not every neighbour is said to be active or not")
@@ -146,10 +154,12 @@ def mask(party: Party, state: PhoneState, data: bytes, values: Values) -> Step:
     sends = active & (state.chose != 0)
     sent = active[state.chose != 0]  # the same, among those who chose this phone
     _expect(len(request.sealed) == sends.sum(), "there is not one sealed share for each phone that chose this one")
-    opened = [keys.unseal(k, s) for k, s in zip(_each(state.opening[sent]), _each(request.sealed), strict=True)]
+    held, place = state.places[sends], int(state.shape[3])
+    rows = zip(held.tolist(), _each(state.opening[sent]), _each(request.sealed), strict=True)
+    opened = [_opened(session, owner, place, key, sealed) for owner, key, sealed in rows]
     vector = pack(_masked(party.terms, state, active, values()), party.terms.bits)
     arrived: dict[str, Any] = {
-        "held": state.places[sends],
+        "held": held,
         "sound": np.array([part is not None for part in opened], np.uint8),
         "shares": _rows([part or bytes(messages.SHARES) for part in opened], messages.SHARES),
         "due": state.expected[sent],
@@ -158,6 +168,21 @@ def mask(party: Party, state: PhoneState, data: bytes, values: Values) -> Step:
         name: PhoneState.empty(name) for name in ("secrets", "masks", "opening", "tokens", "expected")
     }
     return replace(state, **arrived, **spent), messages.Masked(vector, state.tokens[reached]).to_bytes(session)
+
+
+def _marks(session: bytes, owner: int, holder: int, shares: bytes) -> bytes:
+    seed, mask_key = shares[:32], shares[32:]
+    return b"".join(
+        keys.share_mark(session, owner, holder, kind, share)
+        for kind, share in ((messages.SEED, seed), (messages.MASK_KEY, mask_key))
+    )
+
+
+def _opened(session: bytes, owner: int, holder: int, key: bytes, sealed: bytes) -> bytes | None:
+    """Return the shares, None where they cannot be opened or are not those that the owner left marks of."""
+    end = len(sealed) - 2 * keys.MARK
+    shares = keys.unseal(key, sealed[:end])
+    return shares if shares and _marks(session, owner, holder, shares) == sealed[end:] else None
 
 
 def _masked(

@@ -7,7 +7,7 @@ for a configuration that means what it meant before, or every published figure w
 2. A renamed key counts under its former name (`FORMER`).
 3. A key that was added later is not in `COUNTED`; it counts only where it is not its default, after the others. Its
    default must therefore mean what was done before the key came.
-4. The keys of `NOT_COUNTED` are for phones alone and change no result.
+4. The keys and sections of `NOT_COUNTED` are for devices alone and change no result.
 """
 
 from __future__ import annotations
@@ -43,13 +43,17 @@ COUNTED: Mapping[str, str] = {
 
 FORMER: Mapping[str, str] = {"faults.malformed": "rubbish"}
 NOT_COUNTED = frozenset(
-    f"delivery.{key}" for key in ("answer_seconds", "fetches", "max_bytes", "max_images", "max_class_images")
+    {
+        "device",
+        "rounds.grace",
+        *(f"delivery.{key}" for key in ("answer_seconds", "fetches", "max_bytes", "max_images", "max_class_images")),
+    }
 )
 
 
 def digest(config: BaseModel) -> str:
     """SHA-256 (hex) of the values of all sections that count."""
-    later = sorted(set(type(config).model_fields) - set(COUNTED))
+    later = sorted(set(type(config).model_fields) - set(COUNTED) - NOT_COUNTED)
     values = {name: _counted(name, getattr(config, name)) for name in [*COUNTED, *later]}
     text = to_json({name: held for name, held in values.items() if held or name in COUNTED}, inf_nan_mode="null")
     return hashlib.sha256(text).hexdigest()

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from fedcaptor.common.config.schema.configuration import Config
 from fedcaptor.common.config.wording import explained, shown
 from fedcaptor.common.errors import ConfigError
-from fedcaptor.common.files import no_file
+from fedcaptor.common.files import read_bounded
 
 MAX_BYTES = 1 << 20
 """Most bytes of a file or an override. The shipped scenarios have less than a kilobyte."""
@@ -54,15 +54,7 @@ def parse(values: Mapping[str, Any]) -> Config:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    if (problem := no_file(path)) is not None:
-        raise ConfigError(problem)
-    try:
-        with path.open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read as TOML ({error}): correct the file") from error
-    if len(content) > MAX_BYTES:
-        raise ConfigError(f"{path} has more than {MAX_BYTES:,} bytes, the bound of a configuration: give another file")
+    content = read_bounded(path, MAX_BYTES, "configuration")
     try:
         return tomllib.loads(content.decode("utf-8"))
     except RecursionError:

@@ -14,7 +14,6 @@ from fedcaptor.common.errors import DataError
 
 QUALITY = 85  # of JPEG, whose blocks of 8 × 8 pixels no two images share
 _BLOCK = 8
-_BROKEN = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
 def code(images: Images, lossless: bool = True) -> npt.NDArray[np.uint8]:
@@ -47,7 +46,9 @@ def decode(file: npt.NDArray[np.uint8], count: int, shape: tuple[int, int, int])
             if found != expected:
                 raise DataError(f"the images' file is {found}, must be {expected} for {count} images")
             pixels = np.asarray(picture)
-    except _BROKEN as error:
+    except DataError:
+        raise
+    except Exception as error:  # decoders raise whatever a damaged file leads them to
         raise DataError(f"the images' file is damaged: {error}") from None
     tiles = pixels.reshape(rows, tall, columns, wide, channels).swapaxes(1, 2)
     return np.ascontiguousarray(tiles.reshape(rows * columns, tall, wide, channels)[:count, :height, :width])

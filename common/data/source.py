@@ -5,12 +5,9 @@ has one message: the file, the rule and what to do about it.
 """
 
 import http.client
-import lzma
 import os
-import struct
 import zipfile
-import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Protocol
@@ -30,8 +27,8 @@ KEYS = ("x", "y", "names", "owner", "split")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 MAX_BYTES = 8 << 30
 MAX_CLASSES = 65_536
-_BROKEN_ZIP = (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
-_BROKEN_IMAGE = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
+_NUMPYS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+_MOST_DEFLATED = 1032  # bytes that one byte of DEFLATE gives at most
 
 
 @dataclass(frozen=True)
@@ -54,7 +51,7 @@ def load(source: str) -> Dataset:
     own `package.module:function` returns. Raises DataError on one that cannot be used.
     """
     if source == "embedded":
-        return _npz(EMBEDDED, "embedded")
+        return _npz(EMBEDDED, "embedded", (zipfile.ZIP_LZMA,))
     if source.startswith("torchvision:"):
         return _torchvision(source, source.removeprefix("torchvision:"))
     path = Path(source).expanduser()
@@ -143,14 +140,20 @@ def _same_length(where: object, key: str, value: NDArray, count: int) -> None:
     _need(len(value) == count, where, f"{key} has {len(value)} entries, x {count} images", "store one per image")
 
 
-def _npz(path: Path, name: str) -> Dataset:
+def _npz(path: Path, name: str, methods: Container[int] = _NUMPYS) -> Dataset:
+    """Read a `.npz`, compressed as numpy does: zipfile bounds what it takes out of no other compression."""
     _need(path.exists(), path, "the file does not exist", "correct the path")
     try:
         with zipfile.ZipFile(path) as archive:
+            strange = [info.filename for info in archive.infolist() if info.compress_type not in methods]
+            rule = f"{strange[0][:40]!r} is compressed by another method than numpy's" if strange else ""
+            _need(not strange, path, rule, "write it with numpy.savez_compressed")
             arrays = _members(path, archive)
+    except DataError:
+        raise
     except zipfile.BadZipFile as error:
         raise DataError(f"{path}: not a zip archive, or damaged ({error}): write it with numpy.savez") from None
-    except _BROKEN_ZIP as error:
+    except Exception as error:  # zipfile and numpy raise whatever a damaged file leads them to
         raise DataError(
             f"{path}: cannot be read ({error}): check its permissions or write it again with numpy.savez"
         ) from None
@@ -172,6 +175,9 @@ def _members(path: Path, archive: zipfile.ZipFile) -> dict[str, NDArray]:
         with archive.open(f"{key}.npy") as file:
             total += _declared_bytes(path, key, file)
     _bounded(total, path)
+    held = path.stat().st_size
+    rule = f"its arrays would take {total:,} bytes, more than {held:,} bytes of a file can hold"
+    _need(total <= _MOST_DEFLATED * held, path, rule, "write it with numpy.savez")
     arrays = {}
     for key in keys:
         with archive.open(f"{key}.npy") as file:
@@ -182,13 +188,9 @@ def _members(path: Path, archive: zipfile.ZipFile) -> dict[str, NDArray]:
 
 
 def _declared_bytes(path: Path, key: str, file: IO[bytes]) -> int:
-    readers: dict[tuple[int, int], Callable[..., tuple[tuple[int, ...], bool, np.dtype]]] = {
-        (1, 0): np.lib.format.read_array_header_1_0,
-        (2, 0): np.lib.format.read_array_header_2_0,
-    }
-    version = np.lib.format.read_magic(file)
-    _need(version in readers, path, f"{key} has .npy version {version}", "store plain numpy arrays")
-    shape, _, dtype = readers[version](file)
+    version = np.lib.format.read_magic(file)  # the header of a later one may have four gigabytes
+    _need(version == (1, 0), path, f"{key} has .npy version {version}", "store plain numpy arrays")
+    shape, _, dtype = np.lib.format.read_array_header_1_0(file)
     _need(not dtype.hasobject, path, f"{key} holds Python objects, which are never unpickled", "store plain arrays")
     _need(all(n >= 0 for n in shape), path, f"{key} has shape {list(shape)}", "write it with numpy.savez")
     size = dtype.itemsize
@@ -199,12 +201,12 @@ def _declared_bytes(path: Path, key: str, file: IO[bytes]) -> int:
 
 def _folder(path: Path) -> Dataset:
     """Read one class from each sub-folder, in the order of their names; all images have one size."""
-    classes = [entry for entry in _entries(path) if entry.is_dir()]
+    classes = [entry for entry in entries(path) if entry.is_dir()]
     _need(classes, path, "has no class folders", "put the images of each class into a folder of its own")
     files: list[Path] = []
     labels: list[int] = []
     for label, folder in enumerate(classes):
-        images = [entry for entry in _entries(folder) if entry.suffix.lower() in SUFFIXES]
+        images = [entry for entry in entries(folder) if entry.suffix.lower() in SUFFIXES]
         _need(images, folder, "a class folder without images", f"add {', '.join(SUFFIXES)} files or remove the folder")
         files += images
         labels += [label] * len(images)
@@ -213,7 +215,7 @@ def _folder(path: Path) -> Dataset:
     return _dataset(path.resolve().name, path, {"x": x, "y": np.array(labels), "names": names})
 
 
-def _entries(folder: Path) -> list[Path]:
+def entries(folder: Path) -> list[Path]:
     """List what a folder holds, sorted, without hidden files."""
     try:
         return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
@@ -231,21 +233,42 @@ def decode(path: Path, files: list[Path]) -> NDArray[np.uint8]:
     for file, (own, mode) in zip(files, heads, strict=True):
         rule = f"is {own[0]} × {own[1]}, {files[0].name} is {size[0]} × {size[1]}"
         _need(own == size, file, rule, "scale all images to one size")
-        _need(mode[0] not in "IF", file, f"has pixels of mode {mode}", "convert it to 8 bits per channel")
-    mode = "L" if all(mode == "L" for _, mode in heads) else "RGB"
-    shape = (len(files), size[1], size[0], len(mode) if mode == "RGB" else 1)
+        _eight_bits(file, mode)
+    shape = (len(files), size[1], size[0], 1 if all(mode == "L" for _, mode in heads) else 3)
     _bounded(int(np.prod(shape, dtype=object)), path)
     x = np.empty(shape, np.uint8)
     for row, file in zip(x, files, strict=True):
-        row[:] = _open(file, lambda image: np.asarray(image.convert(mode))).reshape(shape[1:])
+        row[:] = decode_one(file, shape[1:])
     return x
+
+
+def decode_one(file: Path, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
+    """Decode an image file to uint8 of `shape` (H, W, C), grey or RGB.
+
+    Raises DataError on one that cannot be read or has another size, before its pixels are read.
+    """
+    height, width, channels = shape
+
+    def pixels(image: Image.Image) -> NDArray[np.uint8]:
+        rule = f"is {image.size[0]} × {image.size[1]}, must be {width} × {height}"
+        _need(image.size == (width, height), file, rule, "scale it")
+        _eight_bits(file, image.mode)
+        return np.asarray(image.convert("L" if channels == 1 else "RGB")).reshape(shape)
+
+    return _open(file, pixels)
+
+
+def _eight_bits(file: Path, mode: str) -> None:
+    _need(mode[0] not in "IF", file, f"has pixels of mode {mode}", "convert it to 8 bits per channel")
 
 
 def _open(file: Path, use: Callable[[Image.Image], Any]) -> Any:
     try:
         with Image.open(file) as image:
             return use(image)
-    except _BROKEN_IMAGE as error:
+    except DataError:
+        raise
+    except Exception as error:  # decoders raise whatever a damaged file leads them to
         raise DataError(f"{file}: cannot be read as an image ({error}): replace or remove it") from None
 
 

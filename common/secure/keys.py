@@ -20,6 +20,7 @@ from fedcaptor.common.secure.terms import PROTOCOL, Terms
 
 TOKEN = 16
 SEALED_EXTRA = 16
+MARK = 16
 _NONCE = bytes(12)  # each key seals one message
 
 
@@ -77,6 +78,11 @@ def share_key(shared: bytes, session: bytes, owner: int, holder: int) -> tuple[b
     """
     both = derive(shared, context("shares", session, owner, holder), 32 + TOKEN)
     return both[:32], both[32:]
+
+
+def share_mark(session: bytes, owner: int, holder: int, kind: int, share: bytes) -> bytes:
+    """Hash one share to 16 bytes, by which everyone can tell later whether its holder shows what its owner dealt."""
+    return hashlib.sha256(context("share mark", session, owner, holder, kind) + share).digest()[:MARK]
 
 
 def seal(key: bytes, shares: bytes) -> bytes:

@@ -17,14 +17,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedcaptor.common.errors import WireError
-from fedcaptor.common.secure.keys import SEALED_EXTRA, TOKEN
+from fedcaptor.common.secure.keys import MARK, SEALED_EXTRA, TOKEN
 
-VERSION = 1
+VERSION = 2
 STEPS = 6
 MASKING = 3
 """The step, counted from 0, whose reply holds the masked vector."""
 SHARES = 64
 """Bytes of a holder's two shares: of the seed, then of the mask key."""
+SEALED = SHARES + SEALED_EXTRA + 2 * MARK
+"""Bytes of what a phone sends for one holder: both shares, sealed, and a mark of either."""
 NOTHING, SEED, MASK_KEY = range(3)
 """What a holder shows of one phone."""
 
@@ -45,7 +47,7 @@ Flags = Annotated[NDArray[np.uint8], Entry("u1")]
 Tokens = Annotated[NDArray[np.uint8], Entry("u1", TOKEN)]
 Hashes = Annotated[NDArray[np.uint8], Entry("u1", 32)]
 Signatures = Annotated[NDArray[np.uint8], Entry("u1", 64)]
-Sealed = Annotated[NDArray[np.uint8], Entry("u1", SHARES + SEALED_EXTRA)]
+Sealed = Annotated[NDArray[np.uint8], Entry("u1", SEALED)]
 Adverts = Annotated[NDArray[np.uint8], Entry("u1", 160)]
 Places = Annotated[NDArray[np.uint32], Entry("<u4")]
 
@@ -170,7 +172,7 @@ class Neighbours(Message):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Shares(Message):
-    """A phone sends sealed shares for its holders, in order, and the commitment to its seed."""
+    """A phone commits to its seed and sends, for each holder in order, the sealed shares and a mark of either."""
 
     KIND = 5
     commitment: Hashes
@@ -181,7 +183,7 @@ class Shares(Message):
 class Inbox(Message):
     """The server tells a phone which neighbours are `active`: 1 for each, in order, that sent its shares.
 
-    `sealed` is what those of them who chose the phone sealed for it, in order.
+    `sealed` is what those of them who chose the phone sealed for it, with the marks, in order.
     """
 
     KIND = 6

@@ -11,7 +11,7 @@ from functools import cached_property
 from fedcaptor.common.errors import PrivacyError
 from fedcaptor.common.privacy.sums import SumSpec
 
-PROTOCOL = b"fedcaptor secure sum 1"
+PROTOCOL = b"fedcaptor secure sum 2"
 """Name and version: part of every key's derivation and of every signature."""
 MAX_COHORT = 1 << 16
 """Most phones in one sum."""

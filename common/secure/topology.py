@@ -37,6 +37,7 @@ from fedcaptor.common.secure.terms import MAX_COHORT, Terms
 
 MAX_HOLDERS = 255
 """Shares are points of GF(2**8) other than zero."""
+_BLOCK = 1024
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,16 @@ def fewest_honest(terms: Terms) -> int:
     return (terms.fewest - math.ceil(terms.corrupted * terms.fewest)) // 2 + 1
 
 
+def most_corrupted(terms: Terms, topology: Topology) -> int:
+    """Return how many corrupted holders an honest phone draws at most, but for 2**-(security+1) over the cohort."""
+    n, k = topology.phones, topology.holders
+    c = math.ceil(terms.corrupted * n)
+    mass = _log_hypergeometric(n - 1, np.array([float(c)]), k, np.arange(k + 1.0))[0]
+    at_least = np.logaddexp.accumulate(mass[::-1])[::-1]  # log Pr[so many corrupted ones or more]
+    above = np.append(at_least[1:], -np.inf)
+    return int(np.flatnonzero(above + math.log(n - c) <= -(terms.security + 1) * math.log(2))[0])
+
+
 @lru_cache(maxsize=64)
 def _plan(n: int, dropout: float, corrupted: float, correctness: int, security: int) -> Topology:
     c, d, most = math.ceil(corrupted * n), math.ceil(dropout * n), min(n - 1, MAX_HOLDERS)
@@ -137,9 +148,13 @@ def _max_degree(n: int, k: int, correctness: int) -> int:
 
 
 def _log_tail(population: int, marked: Floats, k: int, t: int) -> Floats:
-    """Return log Pr[H(population, marked, k) >= t] for each of `marked`."""
-    mass = _log_hypergeometric(population, marked, k, np.arange(t, k + 1.0))
-    return np.minimum(np.logaddexp.reduce(mass, axis=1), 0.0)
+    """Return log Pr[H(population, marked, k) >= t] for each of `marked`, a block of them at a time: a phone computes
+    this for as many phones as a server names.
+    """
+    x = np.arange(t, k + 1.0)
+    blocks = (marked[start : start + _BLOCK] for start in range(0, len(marked), _BLOCK))
+    tails = [np.logaddexp.reduce(_log_hypergeometric(population, block, k, x), axis=1) for block in blocks]
+    return np.minimum(np.concatenate(tails), 0.0)
 
 
 def _log_hypergeometric(population: int, marked: Floats, k: int, x: Floats) -> Floats:

@@ -199,7 +199,7 @@ def class_names_of(metadata: dict[str, str], classes: int, file: Path) -> Names 
         return None
     try:
         names = json.loads(metadata[CLASS_NAMES])
-    except ValueError:
+    except (ValueError, RecursionError):
         names = None
     if not isinstance(names, list) or len(names) != classes or not all(isinstance(name, str) for name in names):
         raise ModelError(f"{file}: {CLASS_NAMES} must be a JSON list of {classes} names, one a class: write it again")
@@ -209,9 +209,15 @@ def class_names_of(metadata: dict[str, str], classes: int, file: Path) -> Names 
 def statistic(metadata: dict[str, str], key: str, default: float, channels: int) -> tuple[float, ...]:
     """Read `mean` or `std` of each input channel from a weights file's metadata, `default` where absent.
 
-    Raises ModelError when there are not as many values as `channels`.
+    Raises ModelError when they are no numbers, or not as many as `channels`.
     """
-    values = ast.literal_eval(metadata[key]) if key in metadata else (default,) * channels
+    try:
+        values = tuple(map(float, ast.literal_eval(metadata[key]))) if key in metadata else (default,) * channels
+    except (ValueError, TypeError, SyntaxError, OverflowError, RecursionError, MemoryError):
+        raise ModelError(
+            f"weights give {key} as {metadata[key][:80]!r}, must be {channels} numbers: write {(default,) * channels}, "
+            "or what training subtracted and divided by"
+        ) from None
     if len(values) != channels:
         raise ModelError(f"weights give {len(values)} values of {key}, the images have {channels} channels")
-    return tuple(float(v) for v in values)
+    return values

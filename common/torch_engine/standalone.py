@@ -94,10 +94,11 @@ class Standalone:
         state, metadata = load_state(path)
         try:
             name, labels = metadata["model"], np.array(json.loads(metadata["labels"]), dtype=np.int64)
+            (classes,) = labels.shape
             channels, height, width = (int(side) for side in json.loads(metadata["input_shape"]))
             costs = json.loads(metadata[_COSTS]) if _COSTS in metadata else None
             comparison = None if costs is None else Comparison(**{key: int(value) for key, value in costs.items()})
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
             raise ModelError(f"{path} is no submodel ({error!r}): give a file of `fedcaptor prune --out`") from error
         if model is None and name not in names():
             raise ModelError(f"{path} holds a network of {name!r}, not one of {', '.join(names())}: name its factory")
@@ -105,10 +106,10 @@ class Standalone:
         mean, std = (statistic(metadata, key, 0.5, channels) for key in ("mean", "std"))
         pixels = metadata.get(_INPUTS) != _NORMALISED
         if model is None or isinstance(model, str):
-            blank, name = skeleton(model or name, len(labels), shape), model or name
+            blank, name = skeleton(model or name, classes, shape), model or name
         else:
-            blank = model(len(labels), shape)
-        class_names = class_names_of(metadata, len(labels), path)
+            blank = model(classes, shape)
+        class_names = class_names_of(metadata, classes, path)
         return cls(name, labels, mean, std, shape, network(blank, state), pixels, class_names, comparison)
 
     @property

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedcaptor.common.errors import PrivacyError, WireError
-from fedcaptor.common.secure import keys, messages
+from fedcaptor.common.secure import keys, messages, shamir
 from fedcaptor.common.secure.masks import Masker
 from fedcaptor.common.secure.merkle import MerkleTree, leaf
-from fedcaptor.common.secure.messages import MASK_KEY, NOTHING, SEED, SHARES, STEPS
+from fedcaptor.common.secure.messages import MASK_KEY, MASKING, NOTHING, SEALED, SEED, STEPS
 from fedcaptor.common.secure.packing import add_packed, packed_size
 from fedcaptor.common.secure.terms import Terms
-from fedcaptor.common.secure.topology import Topology, plan_topology
+from fedcaptor.common.secure.topology import Topology, most_corrupted, plan_topology
 from fedcaptor.server.secure_sum.graph import Graph
-from fedcaptor.server.secure_sum.unmask import Opener, pair_seeds
+from fedcaptor.server.secure_sum.unmask import Unopened, pair_seeds
 
 
 class ServerSum:
@@ -46,8 +47,28 @@ class ServerSum:
         make = (self._roster, self._neighbours, self._inbox, self._survivors, self._endorsements)[self.step - 1]
         return make(self._place[node]).to_bytes(self.terms.binding if self.step == 1 else self.session)
 
-    def add(self, node: int, data: bytes) -> None:
-        """Take a reply. Raises WireError with the reason when it is refused; the node may then answer again."""
+    @property
+    def enough(self) -> int:
+        """Return the replies from which on the current step, now begun, may be closed: all but the share `dropout`.
+
+        That is of all asked in the first step, and never fewer than a sum is published for, while vectors may still be
+        lost; afterwards, when each phone on the list of keys needs enough holders, of these.
+        """
+        before = self.step <= MASKING
+        phones = len(self._asked) if before else self.topology.phones
+        most = phones - math.ceil(self.terms.dropout * phones)
+        return min(max(most, self.terms.fewest) if before else most, len(self.waiting))
+
+    @property
+    def total(self) -> NDArray[np.uint32]:
+        """Return a copy of the accumulator [length]: all vectors so far, masked until the last step is over."""
+        return self._total.copy()
+
+    def add(self, node: int, data: bytes) -> bytes:
+        """Take a reply. Returns what `restore` needs of it: all but a vector, which is in `total`.
+
+        Raises WireError with the reason when it is refused; the node may then answer again.
+        """
         if node not in self._asked:
             raise WireError("unknown_node", "a reply of a phone that this secure sum did not ask")
         if node not in self.waiting or self.step == STEPS:
@@ -58,9 +79,31 @@ class ServerSum:
             take = (self._take_choice, self._take_shares, self._take_masked, self._take_endorsement, self._take_reveal)
             take[self.step - 1](self._place[node], data)
         self.waiting.discard(node)
+        if self.step != MASKING:
+            return data
+        tokens = messages.Masked.from_bytes(data, self.session).tokens
+        return messages.Masked(np.zeros(0, np.uint8), tokens).to_bytes(self.session)
+
+    def restore(self, replies: Iterable[tuple[int, bytes]], total: NDArray[np.uint32]) -> None:
+        """Take again, in their order, what `add` returned in a step that was over, then `advance`.
+
+        `total`: the accumulator at the end of that step. Raises WireError on replies of another sum, and what `advance`
+        raises.
+        """
+        for node, kept in replies:
+            if self.step == MASKING:
+                self._take_tokens(self._place[node], messages.Masked.from_bytes(kept, self.session))
+                self.waiting.discard(node)
+            else:
+                self.add(node, kept)
+        if self.step == MASKING:
+            self._total[:] = total
+        self.advance()
 
     def advance(self) -> None:
-        """Go on to the next step with those who answered. Raises PrivacyError when they are too few."""
+        """Go on to the next step with those who answered. Raises PrivacyError when they are too few, or when secrets do
+        not open: `Unopened` if it is certain whose fault that is.
+        """
         close = (self._commit, self._link, self._list_active, self._list_survivors, self._list_endorsed, self._finish)
         close[self.step]()
         self.step += 1
@@ -129,7 +172,7 @@ class ServerSum:
         self._graph = Graph(n, self._choices)
         self._active, self._arrived, self._endorsed = (np.zeros(n, bool) for _ in range(3))
         self._commitments = np.zeros((n, 32), np.uint8)
-        self._sealed = np.zeros((n, k, SHARES + keys.SEALED_EXTRA), np.uint8)
+        self._sealed = np.zeros((n, k, SEALED), np.uint8)
         self.waiting = {self._nodes[place] for place in self._choices}
 
     def _neighbours(self, place: int) -> messages.Message:
@@ -161,15 +204,19 @@ class ServerSum:
 
     def _take_masked(self, place: int, data: bytes) -> None:
         message = messages.Masked.from_bytes(data, self.session)
-        reached = self._active[self._graph.choices[place]]
         _expect(len(message.vector) == packed_size(self.terms.length, self.terms.bits), "the vector's size is wrong")
-        _expect(len(message.tokens) == reached.sum(), "not one token for each active holder")
+        self._take_tokens(place, message)
         add_packed(self._total, message.vector, self.terms.bits)
+
+    def _take_tokens(self, place: int, message: messages.Masked) -> None:
+        reached = self._active[self._graph.choices[place]]
+        _expect(len(message.tokens) == reached.sum(), "not one token for each active holder")
         self._tokens[place, reached] = message.tokens
         self._arrived[place] = True
 
     def _list_survivors(self) -> None:
         self.terms.require_survivors(self.survivors)
+        self._marks = self._sealed[:, :, -2 * keys.MARK :].copy()
         del self._sealed
         self._list = np.packbits(self._arrived, bitorder="little")
         self._signatures = np.zeros((self.topology.phones, 64), np.uint8)
@@ -195,6 +242,7 @@ class ServerSum:
             [self._endorsed[p] and len(self._endorsers(p)) == self.topology.threshold for p in range(n)], bool
         )
         self._parts, self._shown = np.zeros((n, k, 32), np.uint8), np.zeros((n, k), bool)
+        self._withheld = np.zeros(n, np.int64)
         self.waiting = self._nodes_of(enough)
 
     def _endorsers(self, place: int) -> NDArray[np.int64]:
@@ -213,13 +261,20 @@ class ServerSum:
         right = np.where(self._arrived[owners], SEED, MASK_KEY)
         _expect(bool((message.kinds == right)[shown].all()), "a share of the wrong secret is shown")
         _expect(len(message.shares) == shown.sum(), "there is not one share for each phone shown")
+        marks = self._marks[owners, slots].reshape(-1, 2, keys.MARK)[shown, message.kinds[shown] - 1]
+        rows = zip(owners[shown].tolist(), message.kinds[shown].tolist(), message.shares, marks, strict=True)
+        dealt = (
+            keys.share_mark(self.session, owner, place, kind, share.tobytes()) == mark.tobytes()
+            for owner, kind, share, mark in rows
+        )
+        _expect(all(dealt), "a share is not the one that was dealt")
         self._parts[owners[shown], slots[shown]] = message.shares
         self._shown[owners[shown], slots[shown]] = True
+        self._withheld[owners[~shown]] += 1
 
     def _finish(self) -> None:
         """Take away the masks of survivors themselves, and those that they have in common with dropped phones."""
-        opener = Opener(self.topology.threshold)
-        secrets = {int(place): self._secret(opener, int(place)) for place in np.flatnonzero(self._active)}
+        secrets = self._secrets()
         masker = Masker(self._total)
         for place, secret in secrets.items():
             if self._arrived[place]:
@@ -233,17 +288,36 @@ class ServerSum:
         self._total &= np.uint32(2**self.terms.bits - 1)
         self._unmasked = True
 
-    def _secret(self, opener: Opener, place: int) -> bytes:
-        """Restore a survivor's seed or a dropped phone's private mask key, checked against the phone's commitment."""
-        commitment, public = self._commitments[place].tobytes(), self._keys[place, 64:96].tobytes()
+    def _secrets(self) -> dict[int, bytes]:
+        """Restore survivors' seeds and dropped phones' private mask keys, by place.
 
-        def right(secret: bytes) -> bool:
-            if self._arrived[place]:
-                return bool(keys.seed_commitment(secret, self.session, place) == commitment)
-            return keys.public_of(secret) == public
+        Raises PrivacyError where holders are too few, `Unopened` where it is certain who is to blame instead.
+        """
+        t, corrupted = self.topology.threshold, most_corrupted(self.terms, self.topology)
+        secrets: dict[int, bytes] = {}
+        liars, fewest = [], t
+        for place in np.flatnonzero(self._active).tolist():
+            slots = np.flatnonzero(self._shown[place])[:t]
+            if len(slots) == t:
+                secrets[place] = shamir.combine(slots + 1, self._parts[place, slots])
+                false = not self._right(place, secrets[place])
+            else:
+                false, fewest = self._withheld[place] > corrupted, min(fewest, len(slots))
+            if false:
+                liars.append(self._nodes[place])
+        if liars:
+            raise Unopened(liars)
+        if fewest < t:
+            raise PrivacyError(
+                f"secure sum: {fewest} shares of a phone's secret, {t} needed: too many phones dropped out or showed "
+                "none; ask a larger cohort or plan for more dropouts"
+            )
+        return secrets
 
-        slots = np.flatnonzero(self._shown[place])
-        return opener.secret(self._graph.choices[place][slots], slots + 1, self._parts[place, slots], right)
+    def _right(self, place: int, secret: bytes) -> bool:
+        if self._arrived[place]:
+            return bool(keys.seed_commitment(secret, self.session, place) == self._commitments[place].tobytes())
+        return bool(keys.public_of(secret) == self._keys[place, 64:96].tobytes())
 
     def _nodes_of(self, chosen: NDArray[np.bool_]) -> set[int]:
         return {self._nodes[place] for place in np.flatnonzero(chosen)}

@@ -2,63 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
-
-import numpy as np
-from numpy.typing import NDArray
+from collections.abc import Iterable, Iterator
 
 from fedcaptor.common.errors import PrivacyError
-from fedcaptor.common.secure import keys, shamir
-
-Places = NDArray[np.int64]
-Shares = NDArray[np.uint8]
+from fedcaptor.common.secure import keys
 
 
-@dataclass(eq=False, repr=False)
-class Opener:
-    """Put secrets together from `threshold` shares, and remember whose shares were wrong."""
+class Unopened(PrivacyError):
+    """Raised when masks cannot be taken off because of what some phones sent; `phones` are their node ids.
 
-    threshold: int
-    malicious: set[int] = field(default_factory=set)
+    It has to be certain whose fault that is. A phone leaves a mark of each share with the server. A holder shows no
+    share that does not fit its mark, and the server takes none. So
 
-    def secret(
-        self,
-        holders: NDArray[np.int64],
-        points: NDArray[np.int64],
-        shares: NDArray[np.uint8],
-        right: Callable[[bytes], bool],
-    ) -> bytes:
-        """Return the secret that is `right` from shares [m, 32] of `holders` at `points`.
+    - where t shares are shown and the secret is not the one committed to, its owner made them: nobody else can have;
+    - where fewer are shown, although more holders answered without showing one than may be corrupted, an honest one is
+      among them: what the owner sent to it was no good.
 
-        One wrong share is found where there is one more than the threshold. Raises PrivacyError otherwise.
-        """
-        trusted = [i for i, holder in enumerate(holders.tolist()) if holder not in self.malicious]
-        if len(trusted) < self.threshold:
-            raise PrivacyError(
-                f"secure sum: {len(trusted)} shares of a phone's secret, {self.threshold} needed: too many phones "
-                "dropped out or gave wrong shares; ask a larger cohort or plan for more dropouts"
-            )
-        for subset in _subsets(trusted, self.threshold):
-            secret = shamir.combine(points[subset], shares[subset])
-            if right(secret):
-                self._note(subset, holders, trusted)
-                return secret
-        raise PrivacyError(
-            f"secure sum: {len(trusted)} shares of a phone's secret do not fit together: repeat the sum without "
-            "phones that alter their shares"
+    The latter holds but for a probability of 2**-(security+1), as an honest owner draws its holders at random
+    (`most_corrupted`). In all other cases nobody is blamed, and never a holder that shows nothing.
+    """
+
+    def __init__(self, phones: Iterable[int]) -> None:
+        self.phones = tuple(phones)
+        super().__init__(
+            f"secure sum: the secrets of {len(self.phones)} phones do not open, by their own fault: repeat the sum "
+            "without them"
         )
-
-    def _note(self, subset: list[int], holders: Places, trusted: list[int]) -> None:
-        """Note whose share was wrong: all in the right subset are honest, so a first one that it leaves out is not."""
-        self.malicious |= {int(holders[i]) for i in trusted[: self.threshold] if i not in subset}
-
-
-def _subsets(trusted: list[int], threshold: int) -> Iterator[list[int]]:
-    """Yield the first shares, then all but one of them with the next one."""
-    yield trusted[:threshold]
-    for left_out in range(threshold if len(trusted) > threshold else 0):
-        yield trusted[:left_out] + trusted[left_out + 1 : threshold + 1]
 
 
 def pair_seeds(

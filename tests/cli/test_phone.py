@@ -7,6 +7,7 @@ import json
 import math
 import sqlite3
 import sys
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from fedcaptor.common.config import Privacy
 from fedcaptor.common.errors import PrivacyError
 from fedcaptor.common.privacy.sums import SumSpec
 from fedcaptor.common.privacy.zcdp import epsilon
+from fedcaptor.common.secure.terms import Terms
+from fedcaptor.common.secure.topology import fewest_honest
 
 SPEC = SumSpec("usage", 4, clip=1.0, scale=1024.0, noise_multiplier=10.0, cohort=100, min_survivors=80)
 FILES = ("outcome.json", "submodel.safetensors", "cluster.safetensors")
@@ -71,14 +74,29 @@ def test_status_counts_what_lies_in_the_period(folder: Path) -> None:
     assert at(folder, later) == (0.0, {})
 
 
+@pytest.mark.parametrize("corrupted", [0.0, 0.05, 0.3])
+@pytest.mark.parametrize("cohort", [24, 100, 1001, 20_000])
+def test_status_bounds_what_a_server_learns_that_cheats(corrupted: float, cohort: int, tmp_path: Path) -> None:
+    """It never states less than the noise of the fewest honest phones gives, and hardly more."""
+    privacy = Privacy(corrupted=corrupted, dropout=0.1)
+    spec = replace(SPEC, cohort=cohort, min_survivors=int(0.9 * cohort), min_cohort=int(0.9 * cohort))
+    with open_ledger(tmp_path, privacy, make=True) as ledger:
+        ledger.answer(spec, "0" * 64, lambda: np.zeros(4, np.uint32))
+    fewest = fewest_honest(Terms.of(spec, "0" * 64, privacy.dropout, corrupted))
+    exact = epsilon([spec], privacy.delta, (spec.min_survivors - fewest - 0.5) / cohort)
+    assert exact <= status(tmp_path, privacy).epsilon_server <= (1.3 if corrupted < 0.3 else 1.8) * exact
+
+
 def test_status_shows_sizes_and_no_class(folder: Path) -> None:
     found = json.loads(run("status", str(folder), "--json"))
     assert (found["answering"], found["budget"], found["delta"]) == (True, 8.0, 1e-5)
     assert found["stored"] == {"phone.db": (folder / "phone.db").stat().st_size} | dict.fromkeys(FILES, len(SECRET))
-    assert set(found) == {"answering", "epsilon", "delta", "budget", "period_days", "answers", "named", "stored"}
+    figures = {"answering", "epsilon", "epsilon_server", "delta", "budget", "period_days", "answers", "named", "stored"}
+    assert set(found) == figures
     table = run("status", str(folder))
     assert "on" in table
     assert "submodel.safetensors" in table
+    assert f"{found['epsilon_server']:.3g} at most" in table
 
 
 def test_the_folder_may_be_an_option_as_in_earlier_releases(folder: Path) -> None:

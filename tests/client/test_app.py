@@ -5,13 +5,17 @@ import pytest
 from flwr.app import Context, RecordDict
 
 from fedcaptor.client.app import device_phone, make_app
+from fedcaptor.client.masked_sums import Side
 from fedcaptor.common.errors import ConfigError, DataError, PrivacyError
 from fedcaptor.common.messages import DeliverRequest, LocalRequest, MaskedRequest, SumFields, SumRequest, digest_of
 from fedcaptor.common.privacy.sums import SumSpec
+from fedcaptor.common.secure import keys, messages
+from fedcaptor.common.secure.register import sign
 from fedcaptor.common.wire import pack
 from fedcaptor.server.app import Settings
 from fedcaptor.simulations.local_grid import LocalGrid
 from fedcaptor.simulations.runner import SHIPPED
+from tests.common.secure_cohort import identity, terms
 
 RUN, REQUEST = "a" * 64, "b" * 32
 
@@ -114,3 +118,27 @@ def test_devices_reply_at_a_fixed_time_that_their_server_waits_for(tmp_path):
     node = node_of(tmp_path, "[rounds]\ndeadline = 60")
     with pytest.raises(ConfigError, match=r"answer_seconds is 60, no phone would answer within rounds\.deadline, 60"):
         Settings.of({"config": node["config"], "folder": str(tmp_path)})
+
+
+def test_a_device_adds_up_with_enrolled_phones_alone(tmp_path):
+    operator, enrolled = identity("operator"), keys.identity_of(identity(1))
+    (tmp_path / "register").write_bytes(sign([enrolled.hex()], operator))
+    settings = {"register": str(tmp_path / "register"), "operator": keys.identity_of(operator).hex()}
+    node = node_of(tmp_path, "")
+    known = device_phone(Context(1, 1, {**node, **settings}, RecordDict(), {})).enrolled
+    assert (known(enrolled), known(bytes(32))) == (True, False)
+    assert device_phone(Context(1, 1, node, RecordDict(), {})).enrolled is None
+    for changed, remedy in (
+        ({"operator": ""}, "give both or neither"),
+        ({"register": ""}, "give both or neither"),
+        ({"operator": "0" * 64}, "not signed by the operator"),
+        ({"register": node["config"]}, "no register, or damaged"),
+    ):
+        with pytest.raises(ConfigError, match=remedy):
+            device_phone(Context(1, 1, {**node, **settings, **changed}, RecordDict(), {}))
+        with pytest.raises(ConfigError, match=remedy):
+            Settings.of({**node, **settings, **changed})
+    phone = device_phone(Context(1, 1, {**node, **settings}, RecordDict(), {}))
+    side = Side(terms(4), tmp_path, enrolled=phone.enrolled)
+    with pytest.raises(PrivacyError, match="is not enrolled"):
+        side.resume(None).answer(messages.Start().to_bytes(side.terms.binding), list)

@@ -15,7 +15,8 @@ from PIL import Image
 from fedcaptor.client import background
 from fedcaptor.client.background import InChildProcess
 from fedcaptor.client.device import Device, today
-from fedcaptor.client.folder import DATABASE, SCORES_FILE, WORK_LOG, erase
+from fedcaptor.client.folder import DATABASE, SCORES_FILE, WORK_LOCK, WORK_LOG, erase
+from fedcaptor.client.process_lock import acquire
 from fedcaptor.client.usage import last_day_of
 from tests import tiny
 
@@ -81,4 +82,4 @@ def test_a_killed_child_leaves_the_way_free(tmp_path: Path, monkeypatch: pytest.
     assert time.monotonic() - begin >= 0.2
     os.kill(child.pid, signal.SIGKILL)
     work.wait(10)
-    assert work._lock() is not None
+    assert acquire(tmp_path / WORK_LOCK) is not None

@@ -3,6 +3,7 @@
 import gzip
 import io
 import sys
+import tracemalloc
 import types
 import zipfile
 from collections import Counter
@@ -74,7 +75,7 @@ def test_embedded_has_every_class_in_every_part(embedded):
         assert np.bincount(embedded.y[indices], minlength=10).min() > 100
 
 
-def test_make_gives_the_same_bytes_twice(tmp_path):
+def test_make_gives_the_same_bytes_twice(tmp_path, monkeypatch):
     y = np.tile(np.arange(10, dtype=np.uint8), 6)
     x = np.random.default_rng(0).integers(0, 256, (60, 28, 28), np.uint8)
     for name, array in (("images-idx3", x), ("labels-idx1", y)):
@@ -84,7 +85,8 @@ def test_make_gives_the_same_bytes_twice(tmp_path):
     for out in outs:
         make.build(tmp_path, out, per_class=4)
     assert outs[0].read_bytes() == outs[1].read_bytes()
-    data = load(str(outs[0]))
+    monkeypatch.setattr(source, "EMBEDDED", outs[0])
+    data = load("embedded")
     np.testing.assert_array_equal(data.x[..., 0], x[:40])
     np.testing.assert_array_equal(data.y, y[:40])
     (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(b"other"))
@@ -186,6 +188,10 @@ def plain(array):
         ({"x.npy": header((-1, 4, 5))}, "x has shape"),
         ({"x.npy": header((6, 4, 5)) + bytes(7)}, "cannot be read"),
         ({"x.npy": plain(X) + b"more"}, "x has bytes after its array"),
+        ({"x.npy": header((1 << 10, 1 << 10, 1 << 10))}, "1,073,741,872 bytes, more than 498 bytes"),
+        ({"x.npy": header((1,)).replace(b"(1,)", b"(" * 4)}, "cannot be read"),
+        ({"x.npy": header((1,)).replace(b"|u1", b"9,9")}, "cannot be read"),
+        ({"x.npy": plain(X)[:6] + b"\x02\x00\xff\xff\xff\xff" + bytes(99)}, r"version \(2, 0\)"),
         ({"x.npy": plain(X)[:6] + b"\x03\x00" + plain(X)[8:]}, r"version \(3, 0\)"),
         ({"x.npy": b"text"}, "cannot be read"),
         ({"x.npy": b""}, "cannot be read"),
@@ -222,7 +228,24 @@ def test_files_that_are_no_npz(tmp_path):
         load("fashion")
 
 
-@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_small_file_that_expands_takes_no_memory(tmp_path, method):
+    """A few kilobytes of 16 MB, of which zipfile would take all out at the first byte that is asked of it."""
+    path = tmp_path / "bomb.npz"
+    with zipfile.ZipFile(path, "w", method) as archive:
+        archive.writestr("x.npy", plain(X) + bytes(16 << 20))
+        archive.writestr("y.npy", plain(Y))
+    assert path.stat().st_size < 5_000
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match="compressed by another method than numpy's: write it with"):
+            load(str(path))
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
 def test_a_changed_byte_is_found(tmp_path, method):
     x = np.random.default_rng(2).integers(0, 256, (6, 40, 50), np.uint8)
     path = tmp_path / "bad.npz"

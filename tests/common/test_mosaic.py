@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import zlib
 
 import numpy as np
 import pytest
@@ -54,7 +55,9 @@ def test_files_of_another_size_or_kind_are_refused_before_they_are_decoded() -> 
 
 def test_a_bomb_costs_no_memory() -> None:
     """A picture of a billion equal pixels is a small file: its size is known before they are made."""
-    bomb = bytearray(code(np.zeros((1, 8, 8, 1), np.uint8)).tobytes())
-    bomb[16:24] = (30_000).to_bytes(4, "big") * 2
-    with pytest.raises(DataError):
-        decode(np.frombuffer(bytes(bomb), np.uint8), 1, (1, 8, 8))
+    file = code(np.zeros((1, 8, 8, 1), np.uint8)).tobytes()
+    for side, error in ((9_000, r"is \(\(9000, 9000\), 'L'\), must be"), (30_000, "900000000 pixels")):
+        head = b"IHDR" + side.to_bytes(4, "big") * 2 + file[24:29]
+        bomb = file[:12] + head + zlib.crc32(head).to_bytes(4, "big") + file[33:]
+        with pytest.raises(DataError, match=error):
+            decode(np.frombuffer(bomb, np.uint8), 1, (1, 8, 8))

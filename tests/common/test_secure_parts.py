@@ -3,6 +3,8 @@
 import hashlib
 import itertools
 import math
+import os
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -15,9 +17,9 @@ from fedcaptor.common.secure import keys, messages, shamir
 from fedcaptor.common.secure.masks import CHUNK, Masker
 from fedcaptor.common.secure.merkle import MerkleTree, leaf, root_of
 from fedcaptor.common.secure.packing import add_packed, pack, packed_size
+from fedcaptor.common.secure.terms import MAX_COHORT, Terms
 from fedcaptor.common.secure.topology import check_topology, plan_topology
 from fedcaptor.server.secure_sum.graph import Graph
-from fedcaptor.server.secure_sum.unmask import Opener
 from tests.common.secure_cohort import stream, terms
 
 
@@ -209,6 +211,19 @@ def test_holders_are_drawn_evenly_and_never_the_own_place():
     assert (abs(np.delete(counts, 4) - 1500) < 5.5 * math.sqrt(750)).all()
 
 
+def test_the_largest_list_of_keys_costs_a_phone_little_memory():
+    """The server says how many phones, holders and shares there are; a phone checks them all the same."""
+    agreed = Terms("0f" * 32, 5, 16, MAX_COHORT, 20, 20, 0.1, 0.05)
+    tracemalloc.start()
+    try:
+        check_topology(agreed, MAX_COHORT, 255, 156)
+        draw_holders(os.urandom, MAX_COHORT, 255, 7)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 16 << 20
+
+
 def test_graph_by_hand():
     graph = Graph(4, {0: np.array([1, 2], np.uint32), 2: np.array([0, 3], np.uint32), 3: np.array([0, 1], np.uint32)})
     assert [part.tolist() for part in graph.chosen_by(0)] == [[2, 3], [0, 0]]
@@ -234,7 +249,7 @@ def test_messages_have_an_exact_layout(kind):
     assert again.to_bytes(tag) == data
     assert all(np.array_equal(getattr(again, name), value) for name, value in values.items())
     for bad, reason in (
-        (b"\2" + data[1:], "wrong_version"),
+        (b"\1" + data[1:], "wrong_version"),
         (data[:1] + b"\x63" + data[2:], "wrong_kind"),
         (data[:2] + b"other sum" + data[11:], "wrong_digest"),
         (data + b"\0", "oversized"),
@@ -268,16 +283,3 @@ def test_derived_keys_differ_by_purpose_pair_direction_and_sum():
     ]
     assert len(set(derived)) == len(derived)
     assert keys.mask_seed(secret, one, 2, 1) == derived[0]  # the one that both phones have
-
-
-def test_one_wrong_share_is_found_if_there_is_one_to_spare():
-    secret = b"s" * 32
-    shares = shamir.split(secret, 3, 5, stream("opener")).copy()
-    shares[1, 0] ^= 1
-    opener, holders, points = Opener(3), np.arange(10, 15), np.arange(1, 6)
-    assert opener.secret(holders, points, shares, lambda found: found == secret) == secret
-    assert opener.malicious == {11}
-    with pytest.raises(PrivacyError, match="2 shares of a phone's secret, 3 needed"):
-        opener.secret(holders[:3], points[:3], shares[:3], lambda found: found == secret)
-    with pytest.raises(PrivacyError, match="do not fit together"):
-        Opener(3).secret(holders[:3], points[:3], shares[:3], lambda found: found == secret)

@@ -135,6 +135,9 @@ def test_missing_tensor_and_limits():
     assert refused(record, limits=Limits(tensor_bytes=31)) == "oversized"
     assert refused(record, limits=Limits(tensors=0)) == "oversized"
     assert refused(record, limits=Limits(header_bytes=10)) == "oversized"
+    wide = RecordDict({**record, HEADER: ConfigRecord({"json": "€" * 10})})
+    assert refused(wide, limits=Limits(header_bytes=29)) == "oversized"
+    assert refused(wide, limits=Limits(header_bytes=30)) == "malformed"
     record[TENSORS] = ArrayRecord({})
     assert refused(record) == "missing_tensor"
 

@@ -77,6 +77,7 @@ def _derived():
         "token_9_for_5": token.hex(),
         "shares": shares.hex(),
         "sealed": keys.seal(key, shares).hex(),
+        "mark_of_mask_key_9_for_5": keys.share_mark(SESSION, 9, 5, messages.MASK_KEY, shares[32:]).hex(),
     }
 
 

@@ -35,12 +35,14 @@ def test_keys_follow_from_the_standards_alone():
     private = X25519PrivateKey.from_private_bytes(bytes.fromhex(agreed["private"][0]))
     public = X25519PublicKey.from_public_bytes(bytes.fromhex(agreed["public"][1]))
     assert private.exchange(public) == derived["shared"]
-    head = b"fedcaptor secure sum 1\0%s\0" + derived["session"]
+    head = b"fedcaptor secure sum 2\0%s\0" + derived["session"]
     assert expand(derived["shared"], head % b"pair mask" + struct.pack("<II", 5, 9), 32) == derived["pair_mask_5_9"]
     assert expand(derived["seed"], head % b"self mask" + struct.pack("<I", 5), 32) == derived["self_mask_5"]
     both = expand(derived["shared"], head % b"shares" + struct.pack("<II", 9, 5), 48)
     assert both == derived["share_key_9_for_5"] + derived["token_9_for_5"]
     assert ChaCha20Poly1305(both[:32]).decrypt(bytes(12), derived["sealed"], None) == derived["shares"]
+    mark = hashlib.sha256(head % b"share mark" + struct.pack("<III", 9, 5, 2) + derived["shares"][32:]).digest()
+    assert mark[:16] == derived["mark_of_mask_key_9_for_5"]
 
 
 def test_the_keystream_is_aes_256_in_counter_mode():
@@ -55,7 +57,7 @@ def test_the_toy_sum_is_right_and_its_messages_are_laid_out_as_said():
     assert toy["sum"] == [(1 + 10 + 8191) % 8192, 22, 133]
     for message in toy["messages"]:
         data = bytes.fromhex(message.get("request") or message["reply"])
-        assert data[0] == 1
+        assert data[0] == 2
         assert data[1] == 2 * message["step"] + ("reply" in message)
         tag = toy["terms"]["binding"] if data[1] <= 2 else toy["session"]
         assert data[2:18].hex() == tag[:32]

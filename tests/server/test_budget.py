@@ -57,6 +57,18 @@ def test_all_sums_together_stay_within_epsilon_and_waste_little(phones: int, ove
         assert 0.97 * config.privacy.epsilon < spent <= config.privacy.epsilon
 
 
+@pytest.mark.parametrize("reserve", [1, 3])
+def test_a_reserve_leaves_room_for_the_most_expensive_sums(reserve: int) -> None:
+    config = config_of(f"privacy.reserve={reserve}")
+    budget = SumBudget(config, GROUPS, 100)
+    specs = sums(budget, config, 8)
+    dearest = max(specs, key=lambda spec: epsilon([spec], 1e-5, 0.05))
+    with_reserve = budget.epsilon([*specs, *[dearest] * reserve])
+    assert 0.97 * 8 < with_reserve <= 8  # type: ignore[operator]
+    assert budget.reserved(specs) == [dearest] * reserve
+    assert budget.epsilon(specs) < 7.5  # type: ignore[operator]
+
+
 def test_parts_are_divided_as_configured() -> None:
     config = config_of("run.rounds=2", "privacy.outcome_share=0.2", "privacy.scores_share=0.5")
     budget = SumBudget(config, GROUPS, 500)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -42,10 +43,12 @@ def phone(changes: dict[int, Change], seen: list[str] | None = None) -> Callable
     return app
 
 
-def courier_of(grid: LocalGrid, clock: VirtualClock | None = None, **rounds: Any) -> Courier:
+def courier_of(
+    grid: LocalGrid, clock: VirtualClock | None = None, grace: float = math.inf, dropout: float = 0.0, **rounds: Any
+) -> Courier:
     clock = clock or VirtualClock()
     settings = Rounds(deadline=10, poll=1, **{"attempts": 1, **rounds})
-    return Courier(grid, RUN, settings, None, sleep=clock.sleep, clock=clock.time)
+    return Courier(grid, RUN, settings, None, dropout, grace, sleep=clock.sleep, clock=clock.time)
 
 
 def asked(courier: Courier) -> tuple[np.ndarray, Tally]:
@@ -130,6 +133,50 @@ def test_phones_within_the_deadline_are_waited_for() -> None:
     _, tally = asked(courier_of(grid, clock))
     assert tally.replies == PHONES
     assert 3 <= clock.now < 10
+
+
+@pytest.mark.parametrize(("stall", "seconds", "replies"), [(99.0, 2, 21), (1.0, 1, 24), (5.0, 2, 21)])
+def test_others_are_waited_for_a_grace_period_once_enough_have_answered(
+    stall: float, seconds: float, replies: int
+) -> None:
+    clock = VirtualClock()
+    grid = LocalGrid(phone({}), PHONES, faults=Faults(stall=0.05, stall_seconds=stall), seed=2, clock=clock.time)
+    _, tally = asked(courier_of(grid, clock, grace=2, attempts=3))
+    assert (clock.now, tally.replies, tally.dropped) == (seconds, replies, PHONES - replies)
+
+
+def test_a_phone_that_fails_is_asked_again_within_the_grace_period() -> None:
+    answer, failed = phone({}), []
+
+    def app(message: Message, context: Context) -> Message:
+        if context.node_id == FIRST_NODE and len(failed) < 2:
+            failed.append(context.node_id)
+            raise RuntimeError("busy")
+        return answer(message, context)
+
+    _, tally = asked(courier_of(LocalGrid(app, PHONES), grace=2, attempts=3))
+    assert (tally.replies, tally.dropped) == (PHONES, 2)
+
+
+def test_a_delivery_is_waited_for_until_the_deadline_but_not_again_once_enough_have_it() -> None:
+    def app(message: Message, context: Context) -> Message:
+        request, _ = unpack(message.content, DeliverRequest)
+        return Message(
+            pack(DeliverReply(run=request.run, round=1, request=request.request, accepted=True), {}), reply_to=message
+        )
+
+    def silent_first(node: int, *message: Any) -> tuple[str, np.random.Generator]:
+        return "silence" if node == FIRST_NODE else "ok", np.random.default_rng(0)
+
+    request = DeliverRequest(run=RUN, round=1, request=OTHER, mode="plan", weights="e" * 64, clusters=(), digests=())
+    for dropout, waited in ((0.5, 10), (0.0, 30)):
+        clock = VirtualClock()
+        grid = LocalGrid(app, PHONES, clock=clock.time)
+        grid._fault = silent_first  # type: ignore[method-assign]
+        _, tally = courier_of(grid, clock, grace=2, dropout=dropout, attempts=3).deliver(
+            request, {"centroids": np.eye(2, dtype=np.float32)}, grid.get_node_ids()
+        )
+        assert (clock.now, tally.replies) == (waited, PHONES - 1)
 
 
 @dataclass

@@ -1,5 +1,6 @@
 """Exporter: scrapes over HTTP give the snapshot's figures, and no state of the file breaks a scrape."""
 
+import contextlib
 import json
 import logging
 import math
@@ -137,15 +138,32 @@ def test_small_cohorts_are_served_on_loopback_alone(public, tmp_path, caplog):
 
 @pytest.mark.parametrize(("host", "public"), [("127.0.0.1", False), ("::1", False), ("0.0.0.0", True), ("::", True)])
 def test_the_collector_is_told_whether_other_machines_read_it(host, public, tmp_path, monkeypatch):
-    def no_server(port, addr, registry):
+    def no_server(host, port, registry):
         raise OSError(99, "not bound in tests")
 
     told = []
-    monkeypatch.setattr(exporters, "start_http_server", no_server)
+    monkeypatch.setattr(exporters, "_serve", no_server)
     monkeypatch.setattr(exporters, "SnapshotCollector", lambda directory, public: told.append(public) or Nothing())
     with pytest.raises(ConfigError, match="not bound"):
         start_exporter(tmp_path, host)
     assert told == [public]
+
+
+def test_half_requests_hold_few_threads_and_not_for_long(tmp_path, monkeypatch):
+    monkeypatch.setattr(exporters, "CONNECTIONS", 3)
+    monkeypatch.setattr(exporters._Handler, "timeout", 0.5)
+    before = threading.active_count()
+    with start_exporter(tmp_path, port=0) as exporter, contextlib.ExitStack() as held:
+        for _ in range(30):
+            half = held.enter_context(socket.create_connection((exporter.host, exporter.port), 10))
+            half.sendall(b"GET /metrics HTTP/1.1\r\n")
+        with contextlib.suppress(ConnectionError):
+            assert half.recv(1) == b""  # the last one is closed at once
+        assert threading.active_count() <= before + 1 + 3
+        end = time.monotonic() + 10
+        while threading.active_count() > before + 1 and time.monotonic() < end:
+            time.sleep(0.02)
+        assert scrape(exporter) == {("fedcaptor_snapshot_readable",): 0}
 
 
 def test_labels_are_few_and_name_no_device(exporter, tmp_path):

@@ -1,5 +1,7 @@
 """Journal: a phase is computed once, a resume replays it, and damage or another run is refused."""
 
+import traceback
+
 import numpy as np
 import pytest
 from sqlalchemy import create_engine, text
@@ -83,6 +85,21 @@ def test_lost_sums_are_counted_though_their_phase_is_not_stored(url):
     assert Journal(url, DIGEST).lost() == {("usage-0", "late"): 3, ("scores-0", "discarded"): 1}
 
 
+def test_sums_that_were_charged_in_vain_are_counted_once_for_each_try(url):
+    journal = Journal(url, DIGEST)
+    for attempt, reason in (("b", "late"), ("b", "discarded"), ("c", "unopened"), ("d", "early")):
+        journal.sum_log(1, "usage-0", 0).begin(attempt * 32, 0, {})
+        journal.lose(1, "usage-0", reason, [2**64 - 1, 7] if reason == "unopened" else [])
+    journal.lose(2, "usage-0", "late", [7])
+    assert (journal.in_vain(), journal.in_vain(1, "usage-0"), journal.in_vain(1, "scores-0")) == (3, 2, 0)
+    journal.sum_log(1, "usage-0", 0).begin("b" * 32, 0, {})
+    journal.phase(1, "usage-0", lambda: ({}, {}))  # a try that was lost came to something after all
+    journal.close()
+    again = Journal(url, DIGEST)
+    assert (again.in_vain(), again.in_vain(1, "usage-0")) == (2, 1)
+    assert again.excluded() == {7, 2**64 - 1}
+
+
 def test_another_configuration_is_refused(url):
     Journal(url, DIGEST).close()
     with pytest.raises(StateError, match="belongs to run"):
@@ -122,3 +139,40 @@ def test_two_servers_on_one_database(url):
 def test_a_database_that_cannot_be_opened(tmp_path):
     with pytest.raises(StateError, match="cannot be opened"):
         Journal(f"sqlite:///{tmp_path / 'missing' / 'state.db'}", DIGEST)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql+nodriver://user:hunter2@localhost/state",
+        "sqlite+nodriver:///hunter2",
+        "hunter2",
+        "sqlite:///missing/hunter2/state.db",
+        "postgresql://user:hunter2@host:hunter2/state",
+    ],
+)
+def test_a_database_that_cannot_be_opened_is_said_without_its_url(url):
+    with pytest.raises(StateError, match="cannot be opened") as error:
+        Journal(url, DIGEST)
+    assert "hunter2" not in "".join(traceback.format_exception(error.value))
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda journal: journal.stored(1, "usage"),
+        lambda journal: journal.refused(),
+        lambda journal: journal.lose(1, "usage", "late"),
+        lambda journal: journal.lost(),
+        lambda journal: journal.seconds(),
+        lambda journal: journal.phase(1, "usage", never),
+    ],
+)
+def test_a_database_that_is_lost_on_the_way_is_a_state_error(use, url):
+    journal = Journal(url, DIGEST)
+    with create_engine(url).begin() as connection:
+        for table in ("phases", "refused", "lost"):
+            connection.execute(text(f"DROP TABLE {table}"))
+    with pytest.raises(StateError, match=r"cannot be used \(OperationalError\)") as error:
+        use(journal)
+    assert "DROP" not in "".join(traceback.format_exception(error.value))

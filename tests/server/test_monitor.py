@@ -45,6 +45,7 @@ def record(*rounds: RoundRecord, config: Config | None = None, **changes: Any) -
         "epsilon_server": 2.5,
         "refused": {"nan": 3},
         "lost": {("usage-1", "late"): 1, ("usage-2", "late"): 2, ("scores-0", "discarded"): 1},
+        "excluded": 2,
         "atlas": {},
         "statistics": {},
     }

@@ -40,6 +40,13 @@ def test_sums_are_the_budgets_and_compose_to_the_runs_epsilon() -> None:
     assert 4 < found.dishonest[0.1] < found.dishonest[0.2]
 
 
+def test_a_reserve_is_within_epsilon_and_shown() -> None:
+    none, one = planned(), planned("privacy.reserve=1")
+    assert (none.reserve, none.epsilon_reserve) == (0, none.epsilon)
+    assert one.epsilon < one.epsilon_reserve == pytest.approx(8, rel=0.01)  # type: ignore[operator]
+    assert all(b.noise_multiplier > a.noise_multiplier for a, b in zip(none.sums, one.sums, strict=True))
+
+
 def test_a_year_is_five_whole_periods() -> None:
     assert planned().periods == 5
     assert planned().year == pytest.approx(21.8, abs=0.05)  # docs/privacy.md
@@ -116,6 +123,8 @@ def test_the_command_prints_tables_and_json() -> None:
     assert (found["phones"], found["survivors"], found["clusters"]) == (100, 90, 8)
     assert found["epsilon"] == pytest.approx(6, rel=0.01)
     assert set(found["dishonest"]) == {"0.1", "0.2"}
+    reserve = CliRunner().invoke(app, [*words, "--set", "privacy.reserve=1"])
+    assert "with 1 of its sums repeated" in reserve.stdout
     none = CliRunner().invoke(app, [*words, "--set", "privacy.noise=false"])
     assert none.exit_code == 0
     assert "1-scores-0" in none.stdout

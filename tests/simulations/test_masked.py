@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sqlite3
 from collections import Counter, defaultdict
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 from flwr.app import Context, Message
 
+from fedcaptor.client import masked_sums
 from fedcaptor.client.app import make_app
 from fedcaptor.client.folder import IDENTITY_FILE
 from fedcaptor.client.identity import identity
@@ -24,11 +26,13 @@ from fedcaptor.common.config import Config, Rounds, load_config
 from fedcaptor.common.errors import PrivacyError, StateError, WireError
 from fedcaptor.common.messages import MaskedRequest, SumFields, SumRequest
 from fedcaptor.common.privacy.sums import SumSpec
-from fedcaptor.common.secure import messages
+from fedcaptor.common.secure import keys, messages
 from fedcaptor.common.secure.messages import MASKING, STEPS
 from fedcaptor.common.wire import pack, unpack
 from fedcaptor.server.collect import Courier
+from fedcaptor.server.journal import Journal
 from fedcaptor.server.masked import Lost, Masking
+from fedcaptor.server.sum_log import SumLog
 from fedcaptor.simulations.local_grid import FIRST_NODE, LocalGrid, VirtualClock
 
 RUN = "a" * 64
@@ -52,21 +56,31 @@ class FixedLearner:
 
 
 class World:
-    """Phones in folders and a courier. `lost(request, number)`: a phone answers nothing; `cut`: it does its work and
-    the answer is lost, once. `asked`: requests by phone and step; `seen`: those answered, with the replies.
+    """Phones in folders and a courier. `lost(request, number)`: a phone answers by an error; `cut`: it does its work
+    and the answer is lost, once; `silent(step, number)`: it never answers. `asked`: requests by phone and step; `seen`:
+    those answered, with the replies.
     """
 
     def __init__(self, folder: Path, *settings: str, seeded: bool = True, attempts: int = 2) -> None:
         self.folder, self.config, self.seeded = folder, load_config(None, [*SETTINGS, *settings]), seeded
         self.lost: Fails = never
         self.cut: Fails = never
+        self.enrolled: Callable[[bytes], bool] | None = None
+        self.unaware: set[int] = set()  # phones without the register
+        self.silent: Callable[[int, int], bool] = lambda step, number: False
         self.answered: Counter[tuple[int, int]] = Counter()
         self.asked: dict[tuple[int, int], tuple[MaskedRequest, dict[str, Any]]] = {}
         self.seen: dict[tuple[int, int], tuple[MaskedRequest, dict[str, Any], bytes]] = {}
         self.clock, self.tries = VirtualClock(), 0
         self._app = make_app(self.phone_of)
         self.grid = LocalGrid(self._answer, PHONES, clock=self.clock.time, sleep=self.clock.sleep)
+        self.grid._fault = self._fault  # type: ignore[method-assign]
         self._rounds = Rounds(deadline=10, poll=1, attempts=attempts)
+
+    def _fault(self, node: int, metadata: Any, digest: bytes) -> tuple[str, np.random.Generator]:
+        step = metadata.group_id.split("/")[3:-1]  # a masked sum's
+        silent = bool(step) and self.silent(int(step[0]), node - FIRST_NODE)
+        return "silence" if silent else "ok", np.random.default_rng(0)
 
     def phone_of(self, context: Context) -> Phone:
         return self.phone(int(context.node_config["partition-id"]))
@@ -75,7 +89,9 @@ class World:
         """From what is in its folder: every message finds a phone that has just been started."""
         seed = (7, number) if self.seeded else None
         learner: Any = FixedLearner(number)
-        return Phone(self.folder / str(number), lambda: learner, config or self.config, seed, durable=False)
+        enrolled = None if number in self.unaware else self.enrolled
+        folder = self.folder / str(number)
+        return Phone(folder, lambda: learner, config or self.config, seed, durable=False, enrolled=enrolled)
 
     def _answer(self, message: Message, context: Context) -> Message:
         number = int(context.node_config["partition-id"])
@@ -92,21 +108,34 @@ class World:
             raise ConnectionError
         return reply
 
-    def sum(self, spec: SumSpec = SPEC, numbers: Any = range(PHONES), plain: bool = False) -> tuple[np.ndarray, Any]:
-        masking = None if plain else Masking(0.2, 0.05, self._attempt)
-        courier = Courier(self.grid, RUN, self._rounds, masking, sleep=self.clock.sleep, clock=self.clock.time)
+    def sum(
+        self,
+        spec: SumSpec = SPEC,
+        numbers: Any = range(PHONES),
+        plain: bool = False,
+        log: SumLog | None = None,
+        grace: float = math.inf,
+    ) -> tuple[np.ndarray, Any]:
+        masking = None if plain else Masking(0.2, 0.05, self._attempt, self.enrolled)
+        courier = Courier(
+            self.grid, RUN, self._rounds, masking, grace=grace, sleep=self.clock.sleep, clock=self.clock.time
+        )
         tensors = {"centroids": np.eye(2, dtype=np.float32)}
-        return courier.sum(1, "usage", spec, tensors, [FIRST_NODE + number for number in numbers])
+        return courier.sum(1, "usage", spec, tensors, [FIRST_NODE + number for number in numbers], log)
 
     def _attempt(self, number: int) -> str:
         self.tries += 1
         return f"{self.tries:032x}"
 
+    def ledger(self, number: int) -> Path:
+        """Where a phone is charged: devices have a file of its own for sums without noise."""
+        return self.folder / str(number) / ("phone.db" if self.seeded else "noise-free.db")
+
     def charges(self) -> list[int]:
         """How often each phone was charged."""
         found = []
         for number in range(PHONES):
-            path = self.folder / str(number) / "phone.db"
+            path = self.ledger(number)
             if not path.exists():
                 found.append(0)
                 continue
@@ -155,6 +184,17 @@ def test_phones_that_are_lost_in_any_step_leave_the_sum_of_the_others(step: int,
     assert world.charges() == [int(n in left) for n in range(PHONES)]
 
 
+def test_a_phone_that_is_not_enrolled_is_left_out_and_stops_no_sum(world: World, tmp_path: Path) -> None:
+    known = set()
+    for number in range(1, PHONES):
+        (world.folder / str(number)).mkdir(parents=True)
+        known.add(keys.identity_of(identity(world.folder / str(number))))
+    world.enrolled, world.unaware = known.__contains__, {0}
+    total, tally = world.sum(NOISY)
+    np.testing.assert_array_equal(total, plain(tmp_path, NOISY, range(1, PHONES)))
+    assert set(tally.refused) == {"unknown_node"}
+
+
 @pytest.mark.parametrize("step", range(STEPS))
 def test_a_phone_that_dies_after_its_work_goes_on_with_the_same_bytes(step: int, world: World, tmp_path: Path) -> None:
     first: dict[int, bytes] = {}
@@ -170,6 +210,119 @@ def test_a_phone_that_dies_after_its_work_goes_on_with_the_same_bytes(step: int,
     assert tally.dropped == PHONES
     assert {world.answered[n, step] for n in range(PHONES)} == {2}
     assert world.charges() == [1] * PHONES
+
+
+def journal_of(tmp_path: Path) -> Journal:
+    """As a server opens it that has just been started."""
+    return Journal(f"sqlite:///{tmp_path / 'state.db'}", RUN)
+
+
+@pytest.mark.parametrize("step", range(STEPS))
+def test_a_server_that_is_stopped_goes_on_with_the_same_sum(step: int, tmp_path: Path) -> None:
+    """It is stopped in the middle of a step, and again; devices draw from the system's randomness."""
+    world = World(tmp_path, seeded=False)
+    for stops in range(2):
+
+        def stop(request: MaskedRequest, number: int, stops: int = stops) -> bool:
+            if (request.step, number) == (step, 4 + 3 * stops):
+                raise KeyboardInterrupt
+            return False
+
+        world.lost = stop
+        with pytest.raises(KeyboardInterrupt):
+            world.sum(log=journal_of(tmp_path).sum_log(1, "usage-0", 0))
+    world.lost = never
+    total, tally = world.sum(log=journal_of(tmp_path).sum_log(1, "usage-0", 0))
+    np.testing.assert_allclose(total, (np.arange(PHONES)[:, None] / 64 + np.arange(LENGTH) / 8).sum(0))
+    assert world.charges() == [1] * PHONES
+    assert world.tries == 1
+    asked = {at: [world.answered[number, at] for number in (0, PHONES - 1)] for at in range(STEPS)}
+    assert asked == {at: [3, 1] if at == step else [1, 1] for at in range(STEPS)}
+    assert (tally.asked, tally.replies, tally.dropped) == (PHONES, PHONES, 0)
+
+
+def test_no_masked_vector_is_in_the_journal(tmp_path: Path) -> None:
+    world = World(tmp_path, seeded=False)
+    world.lost = lambda request, number: request.step == STEPS - 1
+    with pytest.raises(Lost):
+        world.sum(log=journal_of(tmp_path).sum_log(1, "usage-0", 0))
+    stored = (tmp_path / "state.db").read_bytes()
+    for number in range(PHONES):
+        reply = world.seen[number, MASKING][2]
+        message = messages.Masked.from_bytes(reply, reply[2:18])
+        assert message.tokens.tobytes() in stored
+        assert message.vector.tobytes() not in stored
+
+
+def test_a_phone_that_does_not_open_is_named_and_the_others_add_up(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = Phone.masked
+
+    def masked(phone: Phone, request: MaskedRequest, tensors: Any) -> np.ndarray:
+        reply = answer(phone, request, tensors)
+        if phone.folder.name == "3" and request.step == 2:
+            message = messages.Shares.from_bytes(reply.tobytes(), reply[2:18].tobytes())
+            changed = messages.Shares(message.commitment ^ 1, message.sealed).to_bytes(reply[2:18].tobytes())
+            return np.frombuffer(changed, np.uint8)
+        return reply
+
+    monkeypatch.setattr(Phone, "masked", masked)
+    with pytest.raises(Lost, match="1-usage-0: secure sum: the secrets of 1 phones do not open") as lost:
+        world.sum()
+    assert (lost.value.reason, lost.value.blamed) == ("unopened", (FIRST_NODE + 3,))
+    others = [number for number in range(PHONES) if number != 3]
+    np.testing.assert_array_equal(world.sum(numbers=others)[0], plain(tmp_path, SPEC, others))
+
+
+def test_phones_that_are_off_cost_the_grace_period_once_a_step(world: World, tmp_path: Path) -> None:
+    """One of twelve is off from the start, another one leaves before its vector; 10 are enough."""
+    off = {0: 0, 1: MASKING}
+    world.silent = lambda step, number: step >= off.get(number, STEPS)
+    total, tally = world.sum(grace=3)
+    np.testing.assert_array_equal(total, plain(tmp_path, SPEC, range(2, PHONES)))
+    assert world.clock.now == 2 * 3  # neither is asked in a later step
+    assert (tally.replies, tally.dropped) == (10, 2)
+
+
+def test_too_few_replies_are_waited_for_until_the_deadline(world: World) -> None:
+    world.silent = lambda step, number: number < 3
+    with pytest.raises(Lost, match="9 phones on the list of keys"):
+        world.sum(grace=3)
+    assert world.clock.now == 2 * 2 * 10  # tries of the sum, times each is asked
+
+
+def test_devices_begin_few_sums_without_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each try draws another graph of masks. Those that are over do not count, and none can be begun twice."""
+    monkeypatch.setattr(masked_sums, "MAX_STARTS", 3)
+    world = World(tmp_path, seeded=False)
+    world.sum()
+    request, tensors, _ = world.seen[5, 0]
+
+    def begin(attempt: int, phone: Phone | None = None) -> None:
+        other = request.model_copy(update={"attempt": f"{attempt:032x}"})
+        start = messages.Start().to_bytes(other.terms().binding)
+        (phone or world.phone(5)).masked(other, {**tensors, "secure": np.frombuffer(start, np.uint8)})
+
+    for attempt in (10, 11, 11, 12):
+        begin(attempt)
+    with pytest.raises(PrivacyError, match="3 sums in the period were begun and not finished, the bound is 3; wait"):
+        begin(13)
+    with closing(sqlite3.connect(world.ledger(5))) as connection, connection:
+        connection.execute("DELETE FROM masked_sums")
+    with pytest.raises(PrivacyError, match="the sum was begun before and is gone"):
+        begin(12)
+    world.sum(numbers=[number for number in range(PHONES) if number != 5])
+
+
+def test_sums_that_a_device_declines_for_their_price_count_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(masked_sums, "MAX_STARTS", 2)
+    world = World(tmp_path, "privacy.noise=true", "privacy.epsilon=0.05", seeded=False, attempts=1)
+    for match in ("would raise epsilon", "would raise epsilon", "2 sums in the period were begun"):
+        with pytest.raises(PrivacyError, match="0 phones on the list of keys"):
+            world.sum(NOISY)
+        with pytest.raises(PrivacyError, match=match):
+            world.phone(5).masked(*world.asked[5, 0])
 
 
 def test_devices_with_the_systems_randomness_add_up_too(tmp_path: Path) -> None:

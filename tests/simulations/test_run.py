@@ -113,6 +113,13 @@ def test_too_small_a_cohort_is_refused(tmp_path):
         simulate(load_config(None, [*SMALL, "population.phones=10"]), tmp_path)
 
 
+@pytest.mark.parametrize("content", [b"", b'{"run": {"se', b"\xff", b"[" * 99_999])
+def test_a_stored_configuration_that_is_damaged_is_said_to_be(content, tmp_path):
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(StateError, match=r"config\.json cannot be read .*: remove"):
+        build_world(load_config(None, SMALL), tmp_path)
+
+
 @pytest.mark.slow
 def test_a_run_stored_by_an_earlier_schema_is_the_same_run(tmp_path):
     """Its file has a key's former name, and lacks the keys that came later."""

@@ -45,6 +45,14 @@ class Privacy(Section):
     dishonest: Annotated[float, SERVER, PHONE] = Field(
         0.0, ge=0, lt=1, description="Share of phones that may leave out their noise."
     )
+    reserve: Annotated[int, SERVER] = Field(
+        0,
+        ge=0,
+        le=100,
+        description="Sums that may be repeated after their vectors had left, when too few phones were left or one sent "
+        "shares that do not open: each phone is charged again. The noise leaves room in `epsilon` for so many of the "
+        "most expensive sum. 1 is sensible for devices; without any, such a sum ends the run.",
+    )
     outcome_share: Annotated[Ratio, SERVER] = Field(0.15, description="Share of the privacy budget for fleet figures.")
     scores_share: Annotated[Ratio, SERVER] = Field(
         0.3, description="Share of the privacy budget for filter scores; usage takes the rest."

@@ -41,6 +41,13 @@ class Rounds(Section):
     attempts: Annotated[int, SERVER] = Field(
         3, ge=1, le=100, description="Times that a sum with too few replies is asked again."
     )
+    grace: Annotated[float, SERVER] = Field(
+        60.0,
+        ge=0,
+        description="Devices: seconds that a step still waits for the others once all but `privacy.dropout` of the "
+        "phones have answered; a delivery waits for `deadline` instead. Phones that are off longer miss that sum. "
+        "Simulated phones are waited for as long as `deadline` and `attempts` say.",
+    )
     poll: Annotated[Positive, SERVER] = Field(0.5, description="Seconds between two looks for replies.")
 
 

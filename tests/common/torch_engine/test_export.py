@@ -131,10 +131,16 @@ def test_a_file_does_not_choose_what_is_imported(tmp_path):
     assert Standalone.read(path, tiny.MODEL).labels.tolist() == list(range(base.groups.classes))
 
 
-@pytest.mark.parametrize("metadata", [{}, {"model": "resnet20", "labels": "[1", "input_shape": "[3, 32, 32]"}])
+WHOLE = {"model": "resnet20", "labels": "[1]", "input_shape": "[3, 32, 32]"}
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [{}, *(WHOLE | {key: text} for key in (*WHOLE, "costs") for text in ("[1", "[" * 99_999, f"[{2**70}]", "[[1]]"))],
+)
 def test_other_files_are_no_submodels(tmp_path, metadata):
     safetensors.torch.save_file({"x": torch.zeros(2)}, tmp_path / "other.safetensors", metadata)
-    with pytest.raises(ModelError, match=r"other\.safetensors is no submodel"):
+    with pytest.raises(ModelError, match=r"other\.safetensors (is no submodel|holds a network of)"):
         Standalone.read(tmp_path / "other.safetensors")
 
 

@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as arrays
 from torch import nn
 
 from fedcaptor.common.errors import ModelError
-from fedcaptor.common.torch_engine.base import BaseModel
+from fedcaptor.common.torch_engine.base import CLASS_NAMES, BaseModel, class_names_of, statistic
 from fedcaptor.common.torch_engine.network import network
 from fedcaptor.common.torch_engine.registry import build, names, skeleton
 from fedcaptor.common.weights_file import load_state, save_state
@@ -168,6 +168,28 @@ def test_files_from_elsewhere_are_ordered_by_number(tmp_path: Path) -> None:
 
     save_file({f"head.{i}.weight": np.zeros(1, np.float16) for i in (10, 2, 1)}, tmp_path / "w.safetensors")
     assert list(load_state(tmp_path / "w.safetensors")[0]) == [f"head.{i}.weight" for i in (1, 2, 10)]
+
+
+@pytest.mark.parametrize("order", ["", "[", "[" * 99_999, "3", '{"a": 1}', "[1, 2]", '["a", null]', "9" * 5000])
+def test_an_order_that_is_none_is_ignored(order: str, tmp_path: Path) -> None:
+    from safetensors.numpy import save_file
+
+    tensors = {name: np.zeros(1, np.float16) for name in ("b", "a")}
+    save_file(tensors, tmp_path / "w.safetensors", {"fedcaptor.tensors": order})
+    assert list(load_state(tmp_path / "w.safetensors")[0]) == ["a", "b"]
+
+
+@pytest.mark.parametrize("text", ["", "0.5", "(0.5", "(None,)", "('x',)", "[[1]]", "(" * 9999, "(" + "9" * 5000 + ",)"])
+@pytest.mark.parametrize("key", ["mean", "std"])
+def test_a_normalisation_that_is_none_is_refused(key: str, text: str) -> None:
+    with pytest.raises(ModelError, match=rf"weights give {key} as .*, must be 1 numbers: write \(0\.5,\)"):
+        statistic({key: text}, key, 0.5, 1)
+
+
+@pytest.mark.parametrize("text", ["", "[" * 99_999, "3", '{"a": 1}', "[1]", '["a", "b"]'])
+def test_class_names_that_are_none_are_refused(text: str) -> None:
+    with pytest.raises(ModelError, match="must be a JSON list of 1 names"):
+        class_names_of({CLASS_NAMES: text}, 1, Path("w.safetensors"))
 
 
 def test_brain_floats_are_read_as_torch_reads_them(tmp_path: Path) -> None:

@@ -1,0 +1,161 @@
+"""Run a phone's one long-lived process: check in with the SuperLink, answer its messages, and be patient.
+
+It answers the registered questions of `fedcaptor.client.app` and nothing else; code that comes with a run is ignored.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Event
+
+from flwr.app import Context, Error, Message, RecordDict
+from flwr.common.constant import ErrorCode
+
+from fedcaptor.client.app import make_app
+from fedcaptor.client.background import InChildProcess
+from fedcaptor.client.device import Device
+from fedcaptor.client.fleet import Link, LinkError, connected, node_key
+from fedcaptor.client.folder import NODE_FILE, RESIDENT_LOCK
+from fedcaptor.client.phone import Phone
+from fedcaptor.client.process_lock import acquire
+from fedcaptor.common.errors import ConfigError, StateError
+from fedcaptor.common.files import read_bounded, write_whole
+
+logger = logging.getLogger(__name__)
+
+SOON = 0.2  # seconds until the next look after a message: the server is likely to ask again
+_LONGEST_WAIT = 300.0  # between two attempts to connect
+_MAX_CERTIFICATE_BYTES = 1 << 20
+
+
+@dataclass
+class Resident:
+    """Serve one device until `stop` is set; `once`: until no message came for so many seconds.
+
+    `wait(seconds)`: sleeps, and returns whether to stop.
+    """
+
+    device: Device
+    once: float | None = None
+    stop: Event = field(default_factory=Event)
+
+    def run(self) -> None:
+        """Check in again and again. Raises ConfigError on settings that cannot work, StateError where the phone's
+        folder has a resident process already.
+        """
+        settings, place = self.device.config.device, self.device.place
+        key = node_key(place / settings.key)
+        roots = settings.root_certificates
+        certificates = read_bounded(place / roots, _MAX_CERTIFICATE_BYTES, "certificate") if roots else None
+        phone, number = self.device.phone(self.stop.wait), self.device.folder / NODE_FILE
+        with only_one(self.device.folder), _ended(phone):
+            self._pause(random.uniform(0, settings.spread_seconds))
+            failures, reason = 0, ""
+            while not self.stop.is_set():
+                if phone.background is not None:
+                    phone.background.prepare("")  # so that the first vector need not wait
+                if not self._allowed():
+                    self._pause(settings.condition_seconds)
+                    continue
+                try:
+                    most, last_id = self.device.config.delivery.max_bytes, _last_id(number)
+                    with connected(settings.superlink, certificates, key, most, last_id) as link:
+                        write_whole(number, str(link.node_id).encode(), private=True)
+                        logger.info("connected as node %d", link.node_id)
+                        failures, reason = 0, ""
+                        self._serve(link, phone)
+                except LinkError as error:
+                    failures += 1
+                    if str(error) != reason:  # once, not with every attempt
+                        logger.warning("%s; trying again", error)
+                        reason = str(error)
+                    self._pause(min(2.0**failures, _LONGEST_WAIT) * random.uniform(0.5, 1))
+                if self.once is not None and not failures:
+                    return
+
+    def _serve(self, link: Link, phone: Phone) -> None:
+        """Answer messages while the phone may be online."""
+        settings, app = self.device.config.device, make_app(lambda context: phone)
+        quiet = checked = time.monotonic()
+        while not self.stop.is_set():
+            if time.monotonic() - checked >= settings.condition_seconds:
+                checked = time.monotonic()
+                if not self._allowed():
+                    return
+            message = link.receive()
+            if message is not None:
+                reply, seconds = _answered(app, message, link.node_id)
+                if (
+                    self.stop.is_set()
+                ):  # the wait for the reply's time was cut short: it would tell how long the work took
+                    return
+                link.send(reply, seconds)
+                quiet = time.monotonic()
+            idle = time.monotonic() - quiet
+            if self.once is not None and idle >= self.once:
+                return
+            self._pause(min(settings.poll_seconds, SOON + idle / 4) * random.uniform(0.8, 1))
+
+    def _allowed(self) -> bool:
+        """Tell whether the configured condition holds."""
+        command = self.device.config.device.condition
+        if not command:
+            return True
+        try:
+            done = subprocess.run(command, shell=True, capture_output=True, timeout=30, check=False)
+        except subprocess.TimeoutExpired:
+            logger.warning("device.condition takes more than 30 seconds: shorten it")
+            return False
+        return done.returncode == 0
+
+    def _pause(self, seconds: float) -> None:
+        self.stop.wait(seconds)
+
+
+def _answered(app: Callable[[Message, Context], Message], message: Message, node: int) -> tuple[Message, float]:
+    """Return the reply to a message, and the seconds that it took. A failure is an error reply, of one word."""
+    context = Context(message.metadata.run_id, node, {}, RecordDict(), {})
+    begin = time.monotonic()
+    try:
+        reply = app(message, context)
+    except Exception as error:
+        reply = Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, type(error).__name__), reply_to=message)
+    return reply, time.monotonic() - begin
+
+
+def _last_id(file: Path) -> int | None:
+    """Return the node's number of the last connection, if any."""
+    try:
+        return int(read_bounded(file, 32, "number"))
+    except (ConfigError, ValueError):
+        return None
+
+
+@contextmanager
+def _ended(phone: Phone) -> Iterator[None]:
+    """End the phone's child process with the block."""
+    try:
+        yield
+    finally:
+        if isinstance(phone.background, InChildProcess):
+            phone.background.cancel()
+
+
+@contextmanager
+def only_one(folder: Path) -> Iterator[None]:
+    """Hold the lock of a phone's resident process. Raises StateError where another one has it."""
+    lock = acquire(folder / RESIDENT_LOCK)
+    if lock is None:
+        raise StateError(f"{folder} has a resident process already: stop it first")
+    try:
+        yield
+    finally:
+        os.close(lock)

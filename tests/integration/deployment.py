@@ -1,0 +1,176 @@
+"""Real processes of a deployment on loopback: certificates, node keys, a SuperLink with TLS, and phones."""
+
+from __future__ import annotations
+
+import datetime
+import ipaddress
+import os
+import socket
+import ssl
+import subprocess
+import sys
+import time
+import urllib.request
+import uuid
+from pathlib import Path
+
+import psutil
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+from PIL import Image
+
+from fedcaptor.common.data.source import load
+from fedcaptor.common.data.splits import pool, split
+from fedcaptor.simulations.ray_engine import QUIET
+
+PEM = serialization.Encoding.PEM
+
+
+def write_certificates(folder):
+    """A CA and a server's certificate for loopback."""
+    now = datetime.datetime.now(datetime.UTC)
+    ca_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
+    ca_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test CA")])
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+
+    def builder(subject, public_key):
+        made = x509.CertificateBuilder().subject_name(subject).issuer_name(ca_name).public_key(public_key)
+        made = made.serial_number(x509.random_serial_number()).not_valid_before(now - datetime.timedelta(hours=1))
+        return made.not_valid_after(now + datetime.timedelta(hours=2))
+
+    usage = x509.KeyUsage(False, False, False, False, False, True, True, False, False)
+    ca = builder(ca_name, ca_key.public_key()).add_extension(x509.BasicConstraints(True, 0), True)
+    ca = ca.add_extension(usage, True)
+    ca = ca.add_extension(x509.SubjectKeyIdentifier.from_public_key(ca_key.public_key()), False)
+    names = x509.SubjectAlternativeName([x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+    server = builder(name, key.public_key()).add_extension(names, False)
+    server = server.add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key()), False)
+    (folder / "ca.pem").write_bytes(ca.sign(ca_key, hashes.SHA256()).public_bytes(PEM))
+    (folder / "server.pem").write_bytes(server.sign(ca_key, hashes.SHA256()).public_bytes(PEM))
+    no_password = serialization.NoEncryption()
+    (folder / "server.key").write_bytes(key.private_bytes(PEM, serialization.PrivateFormat.PKCS8, no_password))
+
+
+def write_node_key(path):
+    """An ECDSA key pair as `ssh-keygen -t ecdsa -b 384` makes it."""
+    key = ec.generate_private_key(ec.SECP384R1())
+    openssh = serialization.PrivateFormat.OpenSSH
+    path.write_bytes(key.private_bytes(PEM, openssh, serialization.NoEncryption()))
+    public = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
+    path.with_suffix(".pub").write_bytes(public)
+    path.chmod(0o600)
+
+
+def write_images(folder, classes):
+    """A phone's photographs: 40 of each of its classes, without labels."""
+    folder.mkdir(parents=True)
+    data = load("embedded")
+    mine = pool(data, split(data)["phones"])["use"]
+    for label in classes:
+        for number in mine[data.y[mine] == label][:40]:
+            Image.fromarray(data.x[number, :, :, 0]).save(folder / f"{number:06d}.png")
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Fleet:
+    """The processes of the test, all of them ended by `stop`."""
+
+    def __init__(self, folder):
+        self.folder, self.mark, self.started = folder, uuid.uuid4().hex, []
+        (folder / "flwr").mkdir()
+        self.environment = {**os.environ, **QUIET, "FLWR_HOME": str(folder / "flwr"), "FEDCAPTOR_TEST": self.mark}
+        self.environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        self.work = folder / "work"
+        self.work.mkdir()
+
+    def start(self, name, *arguments, log=None):
+        with (self.folder / f"{log or name}.log").open("wb") as output:
+            process = subprocess.Popen(
+                [Path(sys.executable).parent / name, *map(str, arguments)],
+                cwd=self.work,
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+        self.started.append(process)
+        return process
+
+    def flwr(self, *arguments, timeout=800):
+        process = self.start("flwr", *arguments)
+        process.wait(timeout)
+        text = (self.folder / "flwr.log").read_text(errors="replace")
+        assert process.returncode == 0, text
+        return text
+
+    def logs(self):
+        return "\n".join(f"== {p.name}\n{p.read_text(errors='replace')[-6000:]}" for p in self.folder.glob("*.log"))
+
+    def stop(self):
+        for process in self.started:
+            process.terminate()
+        for process in self.started:
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        stragglers = self.left()
+        for process in stragglers:
+            process.kill()
+        psutil.wait_procs(stragglers, timeout=10)
+
+    def left(self):
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if process.environ().get("FEDCAPTOR_TEST") == self.mark:
+                    found.append(process)
+            except psutil.Error:
+                continue
+        return found
+
+
+def wait_for_superlink(process, port, ca):
+    context = ssl.create_default_context(cafile=ca)
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context))
+    for _ in range(150):
+        assert process.poll() is None
+        try:
+            with opener.open(f"https://localhost:{port}/health", timeout=2):
+                return
+        except OSError:
+            time.sleep(0.2)
+    raise AssertionError("the SuperLink does not answer over TLS")
+
+
+def start_superlink(fleet, *options):
+    """A SuperLink with TLS and node authentication, and Flower's settings for it: returns its port."""
+    folder = fleet.folder
+    write_certificates(folder)
+    port, ca = free_port(), folder / "ca.pem"
+    superlink = fleet.start(
+        "flower-superlink", "--host", "127.0.0.1", "--port", port, "--enable-supernode-auth",
+        "--ssl-ca-certfile", ca, "--ssl-certfile", folder / "server.pem", "--ssl-keyfile", folder / "server.key",
+        *options,
+    )  # fmt: skip
+    (folder / "flwr" / "config.toml").write_text(
+        f'[superlink]\ndefault = "own"\n[superlink.own]\naddress = "localhost:{port}"\nroot-certificates = "{ca}"\n'
+    )
+    wait_for_superlink(superlink, port, ca)
+    return port
+
+
+def registered_key(fleet, name):
+    """The file of a node's private key, whose public part the SuperLink knows."""
+    key = fleet.folder / name
+    write_node_key(key)
+    fleet.flwr("supernode", "register", key.with_suffix(".pub"), "own")
+    return key
