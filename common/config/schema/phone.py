@@ -31,6 +31,9 @@ class Usage(Section):
         0.03, description="A class with at least this share of the usage is the owner's own."
     )
     max_classes: Annotated[int, PHONE] = Field(8, ge=1, description="Most own classes.")
+    images: Annotated[int, PHONE] = Field(
+        1000, ge=1, description="Devices: most images of the owner's folder that are read a day, the newest."
+    )
     drift: Annotated[Share, PHONE] = Field(
         0.1, description="Jensen-Shannon divergence (bits) of the usage from which a phone personalises anew."
     )
