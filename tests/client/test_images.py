@@ -57,7 +57,7 @@ def test_names_and_newcomers_move_no_picture_to_the_other_part(tmp_path: Path) -
 
 
 def test_an_empty_folder_says_what_it_needs(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="has no images, .*: add images"):
+    with pytest.raises(DataError, match=r"has no images, .*: add images"):
         FolderFeed(tmp_path, SHAPE, 100).use(1)
 
 
