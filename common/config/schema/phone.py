@@ -108,8 +108,8 @@ class Delivery(Section):
         60.0,
         ge=0,
         le=86_400,
-        description="Devices: a reply to a delivery or with a vector leaves so many seconds after its request came. A "
-        "vector waits three quarters of them for the phone to look at its images, which it does in a process of its "
+        description="Devices: a reply with a vector leaves so many seconds after its request came. It "
+        "waits three quarters of them for the phone to look at its images, which it does in a process of its "
         "own: set it above what the slowest phone takes. 0 = at once; simulated phones reply at once.",
     )
 
