@@ -27,6 +27,7 @@ PAGES: dict[str, Callable[[Record], Section]] = {
     "slicing": partial(section, "slicing"),
     "moments": partial(section, "moments"),
     "phone": partial(section, "phone"),
+    "phone_client": partial(section, "phone_client"),
     "memory": partial(section, "memory"),
     "secure_sum": partial(section, "secure_sum"),
     "local_privacy": local_privacy.render,
