@@ -22,15 +22,17 @@ from fedcaptor.common.plan import Plan
 from fedcaptor.common.plan_bits import pack_plan
 from fedcaptor.common.secure.delivery import sign
 from fedcaptor.common.secure.keys import identity_of
+from fedcaptor.common.submodel_file import digest
 from fedcaptor.common.wire import pack, unpack
 from fedcaptor.simulations.local_grid import LocalGrid
 from tests.attacks.server.devices import Owner, delivery, learner, settings_of
 from tests.attacks.server.devices import phone as device
 from tests.client.fake_engine import GROUPS
 from tests.common.secure_cohort import identity
+from tests.fuzz.targets import submodel_file
 
 OPERATOR, FOREIGN = identity("operator"), identity("other operator")
-PLAN = Plan.of(GROUPS, {"a": [0], "b": [0, 1], "c": [0, 1]})
+FILE = np.frombuffer(submodel_file.file(), np.uint8)
 OTHER = Plan.of(GROUPS, {"a": [0], "b": [0, 2], "c": [0, 1]})
 BY_SUBMODEL = settings_of('delivery.mode="submodel"')
 
@@ -65,10 +67,15 @@ def asked(tmp_path: Path) -> Asked:
 
 
 def offered(mode: str = "plan", issued: int = 1000, **changed: Any) -> tuple[DeliverRequest, dict[str, Any]]:
-    """An unsigned delivery of one plan."""
-    request, tensors = delivery(0, 1, 2)
-    tensors["plan.0"] = pack_plan(dict(PLAN.kept), GROUPS)
-    named = {"mode": mode, "clusters": (0,), "digests": (PLAN.digest,), "issued": issued}
+    """An unsigned delivery for one cluster."""
+    request, tensors = delivery(*(() if mode == "choose" else (0, 1, 2)))
+    named: dict[str, Any] = {"mode": mode, "issued": issued}
+    if mode != "choose":
+        tensors["plan.0"] = pack_plan(dict(submodel_file.PLAN.kept), GROUPS)
+        named |= {"clusters": (0,), "digests": (submodel_file.PLAN.digest,)}
+    if mode == "submodel":
+        tensors["submodel.0"] = FILE
+        named["digests"] = (digest(submodel_file.PLAN, FILE),)
     return request.model_copy(update={**named, **changed}), tensors
 
 
@@ -109,9 +116,9 @@ def test_a_delivery_that_was_changed_in_anything_is_refused(asked: Asked) -> Non
 
 def test_a_delivery_does_not_pass_as_one_of_another_mode(tmp_path: Path) -> None:
     asked = Asked(tmp_path, BY_SUBMODEL)
-    request, tensors = signed("plan")
-    for mode in ("choose", "submodel"):
-        assert not asked.accepts(request.model_copy(update={"mode": mode}), tensors)
+    for given, taken in (("plan", "choose"), ("choose", "submodel"), ("submodel", "choose")):
+        request, tensors = signed(given)
+        assert not asked.accepts(request.model_copy(update={"mode": taken}), tensors)
     assert asked.stored == {}
 
 
@@ -135,17 +142,11 @@ def test_an_older_delivery_is_refused_also_by_an_erased_phone(asked: Asked) -> N
 def test_question_and_answer_of_one_round_have_one_number(tmp_path: Path) -> None:
     """A restarted server asks for the cluster again, of a phone that has its submodel by now."""
     asked = Asked(tmp_path, BY_SUBMODEL)
-    choose = signed("choose", digests=(), clusters=())
-    choose[1].pop("plan.0")
-    choose = sign(*choose, OPERATOR), choose[1]
-    one, submodel = asked.phone(), signed("submodel")
+    one, choose = asked.phone(), signed("choose")
     assert one.deliver(*choose) == 0
-    with pytest.raises(WireError, match="its submodel"):  # genuine, but it lacks the file
-        one.deliver(*submodel)
+    one.deliver(*signed("submodel"))
     assert one.deliver(*choose) == 0
-    later = signed("submodel", 1001)
-    with pytest.raises(WireError, match="its submodel"):
-        one.deliver(*later)
+    one.deliver(*signed("submodel", 1001))
     with pytest.raises(WireError, match="issued as 1000, after one issued as 1001"):
         one.deliver(*choose)
 
@@ -162,4 +163,3 @@ def test_an_unsigned_delivery_has_the_bytes_that_it_always_had() -> None:
     text = offered(issued=0)[0].model_dump_json()
     assert "issued" not in text
     assert "signature" not in text
-    assert np.all([name in signed()[0].model_dump_json() for name in ("issued", "signature")])
