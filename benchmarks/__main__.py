@@ -19,6 +19,7 @@ from benchmarks.local_privacy import LocalPrivacy
 from benchmarks.memory import Memory
 from benchmarks.moments import MomentsCost
 from benchmarks.phone import Phone
+from benchmarks.phone_client import PhoneClient
 from benchmarks.poisoning import Poisoning
 from benchmarks.preference import Preference
 from benchmarks.private_vs_open import PrivateVsOpen
@@ -45,6 +46,7 @@ app.command("local_privacy")(command(LocalPrivacy))
 app.command("memory")(command(Memory))
 app.command("moments")(command(MomentsCost))
 app.command("phone")(command(Phone))
+app.command("phone_client")(command(PhoneClient))
 app.command("poisoning")(command(Poisoning))
 app.command("preference")(command(Preference))
 app.command("private_vs_open")(command(PrivateVsOpen))

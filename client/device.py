@@ -156,7 +156,7 @@ class Device:
 
         engine = TorchEngine(load_base(self.weights, self.model, self.input_shape))
         channels, height, width = self.input_shape
-        feed = FolderFeed(self.images, (height, width, channels))
+        feed = FolderFeed(self.images, (height, width, channels), self.config.usage.images)
         return Learner(self.folder, engine, feed, self.config, day=lambda round: today(), replying=replying)
 
 

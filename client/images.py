@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedcaptor.common.arrays import Images
-from fedcaptor.common.data.source import decode_one, entries
+from fedcaptor.common.data.source import entries, photo
 from fedcaptor.common.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -34,12 +34,13 @@ class FolderFeed:
     """Read a device's own image folder, without labels: a third of the images, by hash of their bytes, is for checking.
 
     With so few images that one part would be empty, all are to learn from. `shape`: of the base model's images
-    (H, W, C). Files that are no such image, as when the camera has not written one whole yet, are skipped and counted
+    (H, W, C), to which photos of any size are turned upright, cropped and scaled (`photo`). `most`: the newest so many
+    files are read. Files that are no image, as when the camera has not written one whole yet, are skipped and counted
     in the log, once a day. Raises DataError when none is left.
     """
 
-    def __init__(self, folder: Path, shape: tuple[int, int, int]) -> None:
-        self._folder, self._shape = folder, shape
+    def __init__(self, folder: Path, shape: tuple[int, int, int], most: int) -> None:
+        self._folder, self._shape, self._most = folder, shape, most
         self._read: tuple[int, Images, Images] | None = None
 
     def use(self, day: int) -> Images:
@@ -59,19 +60,29 @@ class FolderFeed:
 
     def _split(self) -> tuple[Images, Images]:
         files = [path for path in entries(self._folder) if path.is_file()]
+        files = sorted(sorted(files, key=_changed)[-self._most :])
         use: list[Images] = []
         check: list[Images] = []
         for file in files:
             try:
-                image = decode_one(file, self._shape)
-                (use if hashlib.sha256(file.read_bytes()).digest()[0] % 3 else check).append(image)
+                image = photo(file, self._shape)
+                with file.open("rb") as content:
+                    part = hashlib.file_digest(content, "sha256").digest()[0] % 3
+                (use if part else check).append(image)
             except (DataError, OSError) as error:
                 logger.debug("skipped: %s", error)
-        height, width, _ = self._shape
         if skipped := len(files) - len(use) - len(check):
-            logger.warning("%d of %d files are no whole images of %d × %d: skipped", skipped, len(files), width, height)
+            logger.warning("%d of %d files are no whole images: skipped", skipped, len(files))
         if not use and not check:
-            raise DataError(f"{self._folder} has no images of {width} × {height}, at least one is needed: add images")
+            raise DataError(f"{self._folder} has no images, at least one is needed: add images")
         if not use:
             use, check = check, []
         return np.stack(use), np.stack(check) if check else np.zeros((0, *self._shape), np.uint8)
+
+
+def _changed(file: Path) -> float:
+    """Return when a file was changed last; 0 for one that is gone."""
+    try:
+        return file.stat().st_mtime
+    except OSError:
+        return 0.0

@@ -43,7 +43,7 @@ class Phone:
 
     `folder`: the phone's own storage. `learner`: called by the thread that answers where an answer needs the network.
     `seed` None: noise from the operating system's generator; a number: from a seeded one, in simulation only.
-    `timing`: of replies to deliveries and with vectors. `background`: does the phone's own work, which takes longer for
+    `timing`: of replies that tell of the owner's usage. `background`: does the phone's own work, which takes longer for
     some owners than for others, outside of replies; without one, before them.
     `enrolled`: tells whether an identity is that of an enrolled phone; None: there is no register of them.
     `operator`: public key (32 bytes) of who signs deliveries; None: they need no signature.
@@ -147,12 +147,10 @@ class Phone:
             raise PrivacyError(f"delivery is by {request.mode}, must be by {self.config.delivery.mode}: declined")
         if request.mode == "choose":
             return self.timing.reply(lambda: self._named(request, tensors))
-        return self.timing.reply(lambda: self._accepted(request, tensors))
-
-    def _accepted(self, request: DeliverRequest, tensors: Tensors) -> None:
         self._require_signed(request, tensors)
-        self.learner().accept(request, tensors)
+        self.learner().accept(request, tensors)  # takes the same time for every owner
         self._work.personalise()
+        return None
 
     def _named(self, request: DeliverRequest, tensors: Tensors) -> int:
         self._require_signed(request, tensors)

@@ -92,12 +92,15 @@ class Resident:
                     return
             message = link.receive()
             if message is not None:
-                reply, seconds = _answered(app, message, link.node_id)
+                begin, cpu = time.monotonic(), time.process_time()
+                reply, kind = _answered(app, message, link.node_id), message.metadata.message_type
+                seconds, cpu = time.monotonic() - begin, time.process_time() - cpu
                 if (
                     self.stop.is_set()
                 ):  # the wait for the reply's time was cut short: it would tell how long the work took
                     return
                 link.send(reply, seconds)
+                logger.info("answered %s in %.3f s, %.3f s of CPU", kind, seconds, cpu)
                 quiet = time.monotonic()
             idle = time.monotonic() - quiet
             if self.once is not None and idle >= self.once:
@@ -120,15 +123,12 @@ class Resident:
         self.stop.wait(seconds)
 
 
-def _answered(app: Callable[[Message, Context], Message], message: Message, node: int) -> tuple[Message, float]:
-    """Return the reply to a message, and the seconds that it took. A failure is an error reply, of one word."""
-    context = Context(message.metadata.run_id, node, {}, RecordDict(), {})
-    begin = time.monotonic()
+def _answered(app: Callable[[Message, Context], Message], message: Message, node: int) -> Message:
+    """Return the reply to a message; a failure is an error reply, of one word."""
     try:
-        reply = app(message, context)
+        return app(message, Context(message.metadata.run_id, node, {}, RecordDict(), {}))
     except Exception as error:
-        reply = Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, type(error).__name__), reply_to=message)
-    return reply, time.monotonic() - begin
+        return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, type(error).__name__), reply_to=message)
 
 
 def _last_id(file: Path) -> int | None:

@@ -46,6 +46,7 @@ NOT_COUNTED = frozenset(
     {
         "device",
         "rounds.grace",
+        "usage.images",
         *(f"delivery.{key}" for key in ("answer_seconds", "fetches", "max_bytes", "max_images", "max_class_images")),
     }
 )

@@ -9,12 +9,13 @@ import os
 import zipfile
 from collections.abc import Callable, Container
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import IO, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from fedcaptor.common.assets import asset
 from fedcaptor.common.errors import DataError
@@ -25,6 +26,9 @@ TORCHVISION = ("CIFAR10", "CIFAR100", "FashionMNIST", "KMNIST", "MNIST", "USPS")
 SPLITS = ("train", "validation", "test")
 KEYS = ("x", "y", "names", "owner", "split")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+FORMATS = ["PNG", "JPEG", "BMP", "WEBP"]  # Pillow's decoders that a file can reach, whatever its name
+MAX_PIXELS = 1 << 25
+"""Most pixels that are decoded of one image file: 96 MiB of colours."""
 MAX_BYTES = 8 << 30
 MAX_CLASSES = 65_536
 _NUMPYS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
@@ -228,7 +232,7 @@ def decode(path: Path, files: list[Path]) -> NDArray[np.uint8]:
 
     Sizes are checked before pixels are read. Raises DataError on a file that cannot be read or has another size.
     """
-    heads = [_open(file, lambda image: (image.size, image.mode)) for file in files]
+    heads = [_open(file, partial(_head, file)) for file in files]
     size, _ = heads[0]
     for file, (own, mode) in zip(files, heads, strict=True):
         rule = f"is {own[0]} × {own[1]}, {files[0].name} is {size[0]} × {size[1]}"
@@ -262,14 +266,55 @@ def _eight_bits(file: Path, mode: str) -> None:
     _need(mode[0] not in "IF", file, f"has pixels of mode {mode}", "convert it to 8 bits per channel")
 
 
+def photo(file: Path, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
+    """Decode a photo of any size to uint8 of `shape` (H, W, C): turned upright as its EXIF says, cropped to the shape's
+    proportions around its middle, and scaled.
+
+    A JPEG is decoded at a fraction of its size where that is enough. Raises DataError on a file that cannot be read, or
+    that would take more than `MAX_PIXELS`.
+    """
+    height, width, channels = shape
+    mode = "L" if channels == 1 else "RGB"
+
+    def pixels(image: Image.Image) -> NDArray[np.uint8]:
+        _eight_bits(file, image.mode)
+        image.draft(mode, (2 * width, 2 * height))
+        _few_pixels(file, image)
+        upright = ImageOps.exif_transpose(image)
+        return np.asarray(ImageOps.fit(upright.convert(mode), (width, height))).reshape(shape)
+
+    return _open(file, pixels)
+
+
+def _head(file: Path, image: Image.Image) -> tuple[tuple[int, int], str]:
+    _few_pixels(file, image)
+    return image.size, image.mode
+
+
+def _few_pixels(file: Path, image: Image.Image) -> None:
+    count = image.size[0] * image.size[1]
+    _need(count <= MAX_PIXELS, file, f"has {count:,} pixels, the bound is {MAX_PIXELS:,}", "scale it down")
+
+
 def _open(file: Path, use: Callable[[Image.Image], Any]) -> Any:
     try:
-        with Image.open(file) as image:
+        with Image.open(file, formats=[*FORMATS, *_heif()]) as image:
             return use(image)
     except DataError:
         raise
     except Exception as error:  # decoders raise whatever a damaged file leads them to
         raise DataError(f"{file}: cannot be read as an image ({error}): replace or remove it") from None
+
+
+@cache
+def _heif() -> list[str]:
+    """Return the name of the format of iPhones' photos, where a library that decodes it is installed."""
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        return []
+    register_heif_opener()
+    return ["HEIF"]
 
 
 class _Part(Protocol):

@@ -4,15 +4,14 @@ This is the way of labs: a SuperNode runs what the SuperLink sends. `test_reside
 """
 
 import json
-import shutil
 import tomllib
 
 import pytest
 
+from benchmarks.deployment import Fleet, free_port, registered_key, start_run, start_superlink, write_images
 from fedcaptor.common.assets import asset
 from fedcaptor.server.journal import Journal
 from fedcaptor.simulations.runner import SHIPPED
-from tests.integration.deployment import Fleet, free_port, registered_key, start_superlink, write_images
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -72,12 +71,8 @@ def test_two_phones_behind_a_tls_superlink_end_with_submodels_of_their_own(fleet
             "--node-config", " ".join(f'{name}="{value}"' for name, value in settings.items()), log=f"node{number}",
         )  # fmt: skip
 
-    shutil.copytree(asset("deploy/flower-app"), tmp_path / "flower-app")
     server = tmp_path / "server"
-    run_config = {"config": tmp_path / "config.toml", "folder": server, "weights": SHIPPED}
-    lines = [f'{name} = "{value}"\n' for name, value in run_config.items()]
-    (tmp_path / "settings.toml").write_text("".join([*lines, "nodes = 2\n"]))
-    fleet.flwr("run", tmp_path / "flower-app", "own", "--stream", "--run-config", tmp_path / "settings.toml")
+    assert start_run(fleet, CONFIG, 2).wait(800) == 0, fleet.logs()
 
     for number, classes in enumerate(OWNERS):
         folder = tmp_path / f"phone{number}" / "own"

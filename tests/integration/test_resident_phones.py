@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from pathlib import Path
 
 import psutil
 import pytest
 
+from benchmarks.deployment import (
+    Fleet,
+    free_port,
+    registered_key,
+    start_run,
+    start_superlink,
+    write_node_key,
+    write_phone,
+)
 from fedcaptor.client.device import Device
 from fedcaptor.client.fleet import LinkError, connected, node_key
 from fedcaptor.common.assets import asset
 from fedcaptor.simulations.runner import SHIPPED
-from tests.integration.deployment import Fleet, free_port, registered_key, start_superlink, write_images, write_node_key
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -81,28 +88,6 @@ def fleet(tmp_path: Path):
         running.stop()
 
 
-def write_phone(folder: Path, port: int, key: Path, classes: tuple[int, ...]) -> Path:
-    """The phone's file, beside its images."""
-    write_images(folder / "images", classes)
-    file = folder / "phone.toml"
-    file.write_text(
-        SHARED
-        + f"""
-[device]
-superlink = "localhost:{port}"
-root_certificates = "{folder.parent / "ca.pem"}"
-key = "{key}"
-folder = "own"
-images = "images"
-weights = "{SHIPPED}"
-model = "small-cnn"
-input_shape = [1, 28, 28]
-poll_seconds = 1
-"""
-    )
-    return file
-
-
 def wait_until(holds, seconds: float, fleet: Fleet) -> None:
     end = time.monotonic() + seconds
     while not holds():
@@ -113,7 +98,7 @@ def wait_until(holds, seconds: float, fleet: Fleet) -> None:
 def test_resident_phones_end_with_submodels_and_run_no_code_of_others(fleet: Fleet, tmp_path: Path) -> None:
     port = start_superlink(fleet)
     files = [
-        write_phone(tmp_path / f"phone{n}", port, registered_key(fleet, f"node{n}"), classes)
+        write_phone(tmp_path / f"phone{n}", port, registered_key(fleet, f"node{n}"), classes, SHARED)
         for n, classes in enumerate(OWNERS)
     ]
 
@@ -142,15 +127,7 @@ def test_resident_phones_end_with_submodels_and_run_no_code_of_others(fleet: Fle
     assert not mark.exists()
 
     # One phone is killed in the middle, and started again.
-    shutil.copytree(asset("deploy/flower-app"), tmp_path / "flower-app")
-    server = tmp_path / "server"
-    (tmp_path / "config.toml").write_text(SHARED)
-    run_config = {"config": tmp_path / "config.toml", "folder": server, "weights": SHIPPED}
-    lines = [f'{name} = "{value}"\n' for name, value in run_config.items()]
-    (tmp_path / "settings.toml").write_text("".join([*lines, "nodes = 3\n"]))
-    run = fleet.start(
-        "flwr", "run", tmp_path / "flower-app", "own", "--stream", "--run-config", tmp_path / "settings.toml", log="run"
-    )
+    server, run = tmp_path / "server", start_run(fleet, SHARED, len(OWNERS))
     wait_until(lambda: (tmp_path / "phone1" / "own" / "delivery.safetensors").exists(), 300, fleet)
     phones[1].kill()
     phones[1].wait()
@@ -199,7 +176,7 @@ def test_why_a_phone_cannot_connect_is_said(fleet: Fleet, tmp_path: Path) -> Non
 
 def test_a_second_process_of_one_phone_is_refused(fleet: Fleet, tmp_path: Path) -> None:
     write_node_key(tmp_path / "node0")
-    file = write_phone(tmp_path / "phone0", free_port(), tmp_path / "node0", (0,))
+    file = write_phone(tmp_path / "phone0", free_port(), tmp_path / "node0", (0,), SHARED)
     (tmp_path / "ca.pem").write_text("")
     from fedcaptor.client.resident import only_one
 

@@ -31,6 +31,9 @@ class Usage(Section):
         0.03, description="A class with at least this share of the usage is the owner's own."
     )
     max_classes: Annotated[int, PHONE] = Field(8, ge=1, description="Most own classes.")
+    images: Annotated[int, PHONE] = Field(
+        1000, ge=1, description="Devices: most images of the owner's folder that are read a day, the newest."
+    )
     drift: Annotated[Share, PHONE] = Field(
         0.1, description="Jensen-Shannon divergence (bits) of the usage from which a phone personalises anew."
     )
@@ -105,8 +108,8 @@ class Delivery(Section):
         60.0,
         ge=0,
         le=86_400,
-        description="Devices: a reply to a delivery or with a vector leaves so many seconds after its request came. A "
-        "vector waits three quarters of them for the phone to look at its images, which it does in a process of its "
+        description="Devices: a reply with a vector leaves so many seconds after its request came. It "
+        "waits three quarters of them for the phone to look at its images, which it does in a process of its "
         "own: set it above what the slowest phone takes. 0 = at once; simulated phones reply at once.",
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import ipaddress
 import os
+import shutil
 import socket
 import ssl
 import subprocess
@@ -12,6 +13,7 @@ import sys
 import time
 import urllib.request
 import uuid
+from collections.abc import Iterable
 from pathlib import Path
 
 import psutil
@@ -21,21 +23,23 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from PIL import Image
 
+from fedcaptor.common.assets import asset
 from fedcaptor.common.data.source import load
 from fedcaptor.common.data.splits import pool, split
 from fedcaptor.simulations.ray_engine import QUIET
+from fedcaptor.simulations.runner import SHIPPED
 
 PEM = serialization.Encoding.PEM
 
 
-def write_certificates(folder):
+def write_certificates(folder: Path) -> None:
     """A CA and a server's certificate for loopback."""
     now = datetime.datetime.now(datetime.UTC)
     ca_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
     ca_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test CA")])
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
 
-    def builder(subject, public_key):
+    def builder(subject: x509.Name, public_key: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
         made = x509.CertificateBuilder().subject_name(subject).issuer_name(ca_name).public_key(public_key)
         made = made.serial_number(x509.random_serial_number()).not_valid_before(now - datetime.timedelta(hours=1))
         return made.not_valid_after(now + datetime.timedelta(hours=2))
@@ -53,7 +57,7 @@ def write_certificates(folder):
     (folder / "server.key").write_bytes(key.private_bytes(PEM, serialization.PrivateFormat.PKCS8, no_password))
 
 
-def write_node_key(path):
+def write_node_key(path: Path) -> None:
     """An ECDSA key pair as `ssh-keygen -t ecdsa -b 384` makes it."""
     key = ec.generate_private_key(ec.SECP384R1())
     openssh = serialization.PrivateFormat.OpenSSH
@@ -63,7 +67,7 @@ def write_node_key(path):
     path.chmod(0o600)
 
 
-def write_images(folder, classes):
+def write_images(folder: Path, classes: Iterable[int]) -> None:
     """A phone's photographs: 40 of each of its classes, without labels."""
     folder.mkdir(parents=True)
     data = load("embedded")
@@ -73,24 +77,25 @@ def write_images(folder, classes):
             Image.fromarray(data.x[number, :, :, 0]).save(folder / f"{number:06d}.png")
 
 
-def free_port():
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+        return int(probe.getsockname()[1])
 
 
 class Fleet:
     """The processes of the test, all of them ended by `stop`."""
 
-    def __init__(self, folder):
-        self.folder, self.mark, self.started = folder, uuid.uuid4().hex, []
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.mark = folder, uuid.uuid4().hex
+        self.started: list[subprocess.Popen[bytes]] = []
         (folder / "flwr").mkdir()
         self.environment = {**os.environ, **QUIET, "FLWR_HOME": str(folder / "flwr"), "FEDCAPTOR_TEST": self.mark}
         self.environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         self.work = folder / "work"
         self.work.mkdir()
 
-    def start(self, name, *arguments, log=None):
+    def start(self, name: str, *arguments: object, log: str | None = None) -> subprocess.Popen[bytes]:
         with (self.folder / f"{log or name}.log").open("wb") as output:
             process = subprocess.Popen(
                 [Path(sys.executable).parent / name, *map(str, arguments)],
@@ -103,17 +108,17 @@ class Fleet:
         self.started.append(process)
         return process
 
-    def flwr(self, *arguments, timeout=800):
+    def flwr(self, *arguments: object, timeout: float = 800) -> str:
         process = self.start("flwr", *arguments)
         process.wait(timeout)
         text = (self.folder / "flwr.log").read_text(errors="replace")
         assert process.returncode == 0, text
         return text
 
-    def logs(self):
+    def logs(self) -> str:
         return "\n".join(f"== {p.name}\n{p.read_text(errors='replace')[-6000:]}" for p in self.folder.glob("*.log"))
 
-    def stop(self):
+    def stop(self) -> None:
         for process in self.started:
             process.terminate()
         for process in self.started:
@@ -127,7 +132,7 @@ class Fleet:
             process.kill()
         psutil.wait_procs(stragglers, timeout=10)
 
-    def left(self):
+    def left(self) -> list[psutil.Process]:
         found = []
         for process in psutil.process_iter():
             try:
@@ -138,7 +143,7 @@ class Fleet:
         return found
 
 
-def wait_for_superlink(process, port, ca):
+def wait_for_superlink(process: subprocess.Popen[bytes], port: int, ca: Path) -> None:
     context = ssl.create_default_context(cafile=ca)
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context))
     for _ in range(150):
@@ -151,7 +156,7 @@ def wait_for_superlink(process, port, ca):
     raise AssertionError("the SuperLink does not answer over TLS")
 
 
-def start_superlink(fleet, *options):
+def start_superlink(fleet: Fleet, *options: object) -> int:
     """A SuperLink with TLS and node authentication, and Flower's settings for it: returns its port."""
     folder = fleet.folder
     write_certificates(folder)
@@ -168,9 +173,68 @@ def start_superlink(fleet, *options):
     return port
 
 
-def registered_key(fleet, name):
+def registered_key(fleet: Fleet, name: str) -> Path:
     """The file of a node's private key, whose public part the SuperLink knows."""
     key = fleet.folder / name
     write_node_key(key)
     fleet.flwr("supernode", "register", key.with_suffix(".pub"), "own")
     return key
+
+
+def write_phone(
+    folder: Path, port: int, key: Path, classes: Iterable[int], settings: str, engine: str = "torch"
+) -> Path:
+    """A resident phone's file, beside its images of these classes."""
+    write_images(folder / "images", classes)
+    file = folder / "phone.toml"
+    file.write_text(
+        settings
+        + f"""
+[device]
+superlink = "localhost:{port}"
+root_certificates = "{folder.parent / "ca.pem"}"
+key = "{key}"
+folder = "own"
+images = "images"
+weights = "{SHIPPED}"
+model = "small-cnn"
+input_shape = [1, 28, 28]
+poll_seconds = 1
+"""
+    )
+    return file
+
+
+def start_phone(fleet: Fleet, way: str, file: Path, number: int, port: int, key: Path) -> subprocess.Popen[bytes]:
+    """A phone of a file that `write_phone` wrote: a `resident` process, or a `supernode` with the same settings."""
+    log = f"phone-{number}"
+    if way == "resident":
+        return fleet.start("fedcaptor", "phone", "run", "--config", file, log=log)
+    shared = file.with_name("shared.toml")
+    shared.write_text(file.read_text().partition("[device]")[0])
+    settings = {
+        "folder": file.parent / "own",
+        "images": file.parent / "images",
+        "weights": SHIPPED,
+        "model": "small-cnn",
+        "input-shape": "1x28x28",
+        "config": shared,
+    }
+    return fleet.start(
+        "flower-supernode", "--superlink", f"localhost:{port}", "--root-certificates", fleet.folder / "ca.pem",
+        "--auth-supernode-private-key", key, "--host", "127.0.0.1", "--port", free_port(),
+        "--node-config", " ".join(f'{name}="{value}"' for name, value in settings.items()), log=log,
+    )  # fmt: skip
+
+
+def start_run(fleet: Fleet, settings: str, phones: int) -> subprocess.Popen[bytes]:
+    """Start a run with these settings over so many phones; its process ends with the run."""
+    folder = fleet.folder
+    shutil.copytree(asset("deploy/flower-app"), folder / "flower-app")
+    (folder / "config.toml").write_text(settings)
+    run_config = {"config": folder / "config.toml", "folder": folder / "server", "weights": SHIPPED}
+    lines = [f'{name} = "{value}"\n' for name, value in run_config.items()]
+    (folder / "settings.toml").write_text("".join([*lines, f"nodes = {phones}\n"]))
+    return fleet.start(
+        "flwr", "run", folder / "flower-app", "own", "--stream", "--run-config", folder / "settings.toml", log="run"
+    )
