@@ -1,4 +1,7 @@
-"""Run `fedcaptor register`, by which an operator signs which phones are enrolled, and anybody verifies it."""
+"""Run `fedcaptor register`, by which an operator signs which phones are enrolled, and anybody verifies it.
+
+The same key signs deliveries, on the server (`FEDCAPTOR_SIGNING_KEY`).
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,10 @@ def sign(
     ],
     out: Annotated[Path, typer.Option(help="Register to write; give it to every phone.")],
 ) -> None:
-    """Write a register of phones, and print the operator's public key, by which phones verify it."""
+    """Write a register of phones, and print the operator's public key, by which phones verify it.
+
+    The same key signs deliveries: give the server its path as FEDCAPTOR_SIGNING_KEY.
+    """
     from fedcaptor.common.files import read_bounded, write_whole
     from fedcaptor.common.secure.keys import identity_of
     from fedcaptor.common.secure.register import MAX_BYTES, sign, signing_key

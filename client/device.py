@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,12 +18,15 @@ from fedcaptor.client.reply_timing import ReplyTiming
 from fedcaptor.client.usage import last_day_of
 from fedcaptor.common.config import Config, load_config
 from fedcaptor.common.errors import ConfigError
-from fedcaptor.common.secure.register import enrolled_by
+from fedcaptor.common.secure.register import enrolled_by, operator_key, operator_of
 from fedcaptor.common.statistics import SCORES
 from fedcaptor.common.tiers import as_tier
+from fedcaptor.common.weights_file import digest_of_file
 
 if TYPE_CHECKING:
     from fedcaptor.client.learner import Learner
+
+logger = logging.getLogger(__name__)
 
 _DAY_SECONDS = 86_400
 
@@ -48,9 +52,9 @@ class Device:
 
         `folder`: the phone's own storage; `images`: its images; `weights`, `model`, `input-shape` ("1x28x28"): the base
         model; `config`: TOML with what the phone insists on. Paths are absolute. `tier`: its device tier, where there
-        are tiers and `personal.tier` does not give it. `register` and `operator`: file of the enrolled phones and the
-        public key that signed it; then this phone adds up with enrolled ones alone. Raises ConfigError on a key that is
-        missing or malformed.
+        are tiers and `personal.tier` does not give it. `operator`: the operator's public key; this phone then takes
+        deliveries that it signed alone. `register`: file of the enrolled phones, signed by the same key; this phone
+        then adds up with enrolled ones alone. Raises ConfigError on a key that is missing or malformed.
         """
         node = {key: str(value) for key, value in node_config.items()}
         if node.get("file"):
@@ -96,8 +100,9 @@ class Device:
             raise ConfigError(f"{path}: personal.tier is not given: it is one of {names}")
         channels, height, width = settings.input_shape
         register = str(place / settings.register_file) if settings.register_file else ""
+        operator = operator_key(settings.operator, place).hex() if settings.operator else ""
         return cls(
-            {"file": str(path.absolute()), "register": register, "operator": settings.operator},
+            {"file": str(path.absolute()), "register": register, "operator": operator},
             place / settings.folder,
             place / settings.images,
             place / settings.weights,
@@ -109,9 +114,18 @@ class Device:
 
     def __post_init__(self) -> None:
         self.config.privacy.require_protected()
+        pinned = self.config.device.weights_digest
+        if pinned and (found := digest_of_file(self.weights, self.input_shape[0])) != pinned:
+            raise ConfigError(
+                f"{self.weights} holds weights of the digest {found[:12]}, device.weights_digest is {pinned[:12]}: "
+                "install the weights that the operator named"
+            )
 
     def phone(self, sleep: Callable[[float], object] = time.sleep) -> Phone:
         """Make the phone that answers messages; its noise is the operating system's. `sleep` waits for replies."""
+        operator = operator_of(self.node)
+        if operator is None:
+            logger.info("no operator's key is configured: deliveries are taken from whoever runs the SuperLink")
         return Phone(
             self.folder,
             lambda: self._learner(replying=True),
@@ -119,6 +133,7 @@ class Device:
             timing=ReplyTiming(self.config.delivery.answer_seconds, sleep=sleep),
             background=InChildProcess(self.folder, self.node, self._due),
             enrolled=enrolled_by(self.node),
+            operator=operator,
         )
 
     def work(self, kind: str) -> None:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from fedcaptor.client.background import Background, InPlace
 from fedcaptor.client.cluster_naming import NamingLedger
 from fedcaptor.client.folder import phone_ledger
+from fedcaptor.client.issued import IssueLedger
 from fedcaptor.client.ledger import Ledger
 from fedcaptor.client.local_answer import LocalLedger
 from fedcaptor.client.masked_sums import MaskedLedger, Side
@@ -26,6 +27,7 @@ from fedcaptor.common.privacy.local import Bits
 from fedcaptor.common.privacy.noise import system_generator
 from fedcaptor.common.privacy.sums import SumSpec, encode
 from fedcaptor.common.random_streams import stream_of_digest
+from fedcaptor.common.secure.delivery import verify
 from fedcaptor.common.secure.messages import MASKING
 from fedcaptor.common.statistics import USAGE
 
@@ -44,6 +46,7 @@ class Phone:
     `timing`: of replies that tell of the owner's usage. `background`: does the phone's own work, which takes longer for
     some owners than for others, outside of replies; without one, before them.
     `enrolled`: tells whether an identity is that of an enrolled phone; None: there is no register of them.
+    `operator`: public key (32 bytes) of who signs deliveries; None: they need no signature.
     """
 
     folder: Path
@@ -54,6 +57,7 @@ class Phone:
     timing: ReplyTiming = field(default_factory=ReplyTiming)
     enrolled: Callable[[bytes], bool] | None = None
     background: Background | None = None
+    operator: bytes | None = None
 
     @cached_property
     def _work(self) -> Background:
@@ -135,21 +139,32 @@ class Phone:
     def deliver(self, request: DeliverRequest, tensors: Tensors) -> int | None:
         """Store what the server offers, and start to personalise. Returns the cluster when the server asks for it.
 
-        Raises WireError when the offer does not fit this phone's base model, PrivacyError when the server asks for the
-        cluster of a phone that was configured to slice for itself, or asks too often.
+        Raises WireError when the offer does not fit this phone's base model, is not signed by its operator or older
+        than another one, PrivacyError when the server asks for the cluster of a phone that was configured to slice for
+        itself, or asks too often.
         """
         if (request.mode == "plan") != (self.config.delivery.mode == "plan"):
             raise PrivacyError(f"delivery is by {request.mode}, must be by {self.config.delivery.mode}: declined")
         if request.mode == "choose":
             return self.timing.reply(lambda: self._named(request, tensors))
+        self._require_signed(request, tensors)
         self.learner().accept(request, tensors)  # takes the same time for every owner
         self._work.personalise()
         return None
 
     def _named(self, request: DeliverRequest, tensors: Tensors) -> int:
+        self._require_signed(request, tensors)
         with self._ledger(NamingLedger) as ledger:
             digest, most = request_digest(request, tensors), self.config.delivery.fetches
             return ledger.named(digest, most, lambda: self._informed().nearest(request, tensors))
+
+    def _require_signed(self, request: DeliverRequest, tensors: Tensors) -> None:
+        """Raise WireError unless the phone's operator, if it has one, signed the delivery, and none that is newer."""
+        if self.operator is None:
+            return
+        digest = verify(request, tensors, self.operator)
+        with self._ledger(IssueLedger) as ledger:
+            ledger.require_newest(request.mode, request.issued, digest)
 
     def _informed(self) -> Learner:
         """Return the learner, once the day's images are recorded or patience is at its end."""

@@ -4,6 +4,8 @@ Every field is bounded and unknown fields are refused. A change of meaning raise
 """
 
 import hashlib
+import operator
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -41,6 +43,7 @@ REASONS: Mapping[str, str] = MappingProxyType(
         "wrong_dtype": "a tensor has another type than its rule allows",
         "wrong_shape": "a tensor has a shape that does not fit its bytes or the model",
         "unknown_node": "the sender was not asked",
+        "unsigned": "a delivery is not signed by the phone's operator",
     }
 )
 """Why a message is refused, by the code that counts it."""
@@ -71,6 +74,11 @@ class TensorRule:
 
 
 Rules = Mapping[str, TensorRule]
+
+
+def rule_of(name: str, rules: Rules) -> TensorRule | None:
+    """Return the rule of a tensor, which may be numbered; None where none allows it."""
+    return rules.get(name) or rules.get(re.sub(r"\.[0-9]+$", ".*", name))
 
 
 def _rules(**rules: TensorRule) -> Rules:
@@ -258,6 +266,11 @@ class DeliverRequest(Header):
     cluster n, packed bits over all groups. `submodel.n`: safetensors bytes, padded to a size bucket by white space in
     their header. `digests`: of each cluster's plan, or of plan and file together where the file is sent. With `tiers`
     (names of all device tiers) n is cluster · number of tiers + tier, and `clusters` holds these numbers.
+
+    `issued` and `signature` are left out where nobody signs. The signature (Ed25519) is of the text
+    `DSSEv1 37 application/vnd.fedcaptor.delivery.v1 64 D`. D is the SHA-256 in hex of the header's JSON text without
+    `signature` and, of each tensor in the order of names, name, dtype, shape as in `(2, 3)`, and bytes
+    (`common/secure/delivery.py`).
     """
 
     TENSORS: ClassVar[Rules] = _rules(
@@ -276,6 +289,14 @@ class DeliverRequest(Header):
     clusters: Annotated[tuple[Annotated[int, Field(ge=0, lt=MAX_PLANS)], ...], Field(max_length=MAX_PLANS)]
     digests: Annotated[tuple[Digest, ...], Field(max_length=MAX_PLANS)]
     tiers: Annotated[tuple[TierName, ...], Field(max_length=MAX_TIERS)] = ()
+    issued: Annotated[int, Field(ge=0, le=1 << 40)] = Field(
+        0,
+        exclude_if=operator.not_,
+        description="seconds since 1970, rising from round to round: a phone takes none below its newest",
+    )
+    signature: Annotated[str, Field(pattern=r"^([0-9a-f]{128})?$")] = Field(
+        "", exclude_if=operator.not_, description="the operator's"
+    )
 
     @model_validator(mode="after")
     def _one_digest_each(self) -> Self:
@@ -299,7 +320,7 @@ def digest_of(tensors: Mapping[str, NDArray[Any]]) -> str:
 
 def request_digest(request: SumRequest | DeliverRequest, tensors: Mapping[str, NDArray[Any]]) -> str:
     """Return the SHA-256 (hex) of the whole request: one that differs in anything is another request."""
-    asked = {name: tensors[name] for name in tensors.keys() & request.TENSORS.keys()}
+    asked = {name: tensor for name, tensor in tensors.items() if rule_of(name, request.TENSORS)}
     return _with_tensors(hashlib.sha256(request.model_dump_json().encode()), asked)
 
 

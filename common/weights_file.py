@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from fedcaptor.common.arrays import Array
 from fedcaptor.common.errors import ModelError
 from fedcaptor.common.files import no_file, write_whole
 from fedcaptor.common.groups import State
+from fedcaptor.common.messages import digest_of
 
 _ORDER = "fedcaptor.tensors"  # metadata key: the file format sorts tensors, the network's order is kept here
 
@@ -84,6 +86,34 @@ def narrow(array: Array) -> Array:
     with np.errstate(over="ignore"):
         half = array.astype(np.float16, order="C")
     return half if np.array_equal(np.isfinite(half), np.isfinite(array)) else array.astype(np.float32, order="C")
+
+
+def weights_digest(state: State, mean: Sequence[float], std: Sequence[float]) -> str:
+    """Return the SHA-256 (hex) of weights and of how images are normalised."""
+    return digest_of({**state, "images mean": np.array(mean), "images std": np.array(std)})
+
+
+def digest_of_file(path: Path, channels: int) -> str:
+    """Return `weights_digest` of a file, for images of so many channels. Raises ModelError when it cannot be read."""
+    state, metadata = load_state(path)
+    return weights_digest(state, *(statistic(metadata, key, 0.5, channels) for key in ("mean", "std")))
+
+
+def statistic(metadata: dict[str, str], key: str, default: float, channels: int) -> tuple[float, ...]:
+    """Read `mean` or `std` of each input channel from a weights file's metadata, `default` where absent.
+
+    Raises ModelError when they are no numbers, or not as many as `channels`.
+    """
+    try:
+        values = tuple(map(float, ast.literal_eval(metadata[key]))) if key in metadata else (default,) * channels
+    except (ValueError, TypeError, SyntaxError, OverflowError, RecursionError, MemoryError):
+        raise ModelError(
+            f"weights give {key} as {metadata[key][:80]!r}, must be {channels} numbers: write {(default,) * channels}, "
+            "or what training subtracted and divided by"
+        ) from None
+    if len(values) != channels:
+        raise ModelError(f"weights give {len(values)} values of {key}, the images have {channels} channels")
+    return values
 
 
 def _natural(key: str) -> list[tuple[int, str]]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from fedcaptor.common.errors import WireError
-from fedcaptor.common.messages import Header, Rules, TensorRule
+from fedcaptor.common.messages import Header, Rules, TensorRule, rule_of
 
 HEADER = "fedcaptor.header"
 TENSORS = "fedcaptor.tensors"
@@ -50,7 +50,7 @@ DEFAULT_LIMITS = Limits()
 def _rule(name: object, rules: Rules) -> TensorRule:
     if not isinstance(name, str) or _NAME.fullmatch(name) is None:
         raise WireError("unexpected_tensor", "a tensor's name breaks the schema")
-    rule = rules.get(name) or rules.get(re.sub(r"\.[0-9]+$", ".*", name))
+    rule = rule_of(name, rules)
     if rule is None:
         raise WireError("unexpected_tensor", f"tensor {name} does not belong to this message")
     return rule

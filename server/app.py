@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
@@ -20,7 +21,8 @@ from fedcaptor.common.config import Config, load_config
 from fedcaptor.common.data.source import load
 from fedcaptor.common.data.splits import split
 from fedcaptor.common.errors import ConfigError, FedcaptorError, StateError
-from fedcaptor.common.secure.register import enrolled_by
+from fedcaptor.common.secure.keys import identity_of
+from fedcaptor.common.secure.register import enrolled_by, operator_of, signing_key
 from fedcaptor.common.torch_engine.base import BaseModel
 from fedcaptor.server.monitor import Monitor
 from fedcaptor.server.planning import Reference
@@ -34,6 +36,8 @@ STATE = "FEDCAPTOR_STATE"
 """The environment variable with the state database's URL: run configuration goes to every phone, and this may hold a
 password.
 """
+SIGNING_KEY = "FEDCAPTOR_SIGNING_KEY"
+"""The environment variable with the path of the operator's private key, which signs deliveries."""
 
 
 @dataclass(frozen=True)
@@ -48,10 +52,12 @@ class Settings:
     reference: str
     nodes: int
     enrolled: Callable[[bytes], bool] | None
+    operator: Ed25519PrivateKey | None = None
 
     @classmethod
     def of(cls, run_config: Mapping[str, Any]) -> Settings:
-        """Read and check Flower's run configuration, and the state database's URL from the environment.
+        """Read and check Flower's run configuration, and from the environment what is no phone's business: the state
+        database's URL and the key that signs deliveries.
 
         Raises ConfigError naming key and remedy.
         """
@@ -85,7 +91,24 @@ class Settings:
             str(run_config.get("reference", "")) or config.data.source,
             int(run_config.get("nodes", 1)),
             enrolled_by(run_config),
+            _operator(run_config),
         )
+
+
+def _operator(run_config: Mapping[str, Any]) -> Ed25519PrivateKey | None:
+    """Return the key that signs deliveries, None where none is given. Raises ConfigError unless it is that of the run
+    configuration's `operator`, if this is given.
+    """
+    path, known = os.environ.get(SIGNING_KEY), operator_of(run_config)
+    if not path:
+        return None
+    key = signing_key(Path(path))
+    if known not in (None, identity_of(key)):
+        raise ConfigError(
+            f"{SIGNING_KEY} holds the key of {identity_of(key).hex()}, the run configuration's operator is "
+            f"{known.hex()}: phones that know this one would refuse all deliveries; give its key"
+        )
+    return key
 
 
 def wait_for_nodes(
@@ -135,11 +158,15 @@ def run_server(settings: Settings, grid: Grid) -> RunRecord:
         state=settings.state,
         pictures=folder / "pictures",
         wait_for_nodes=lambda: wait_for_nodes(grid, settings.nodes, config.rounds.deadline),
-        courier=courier_of(config, grid, digest, log, settings.enrolled),
+        courier=courier_of(config, grid, digest, log, settings.enrolled, settings.operator),
         on_progress=log,
         on_phase=monitor.running,
     ) as flow:
-        logger.info("%d phones, run %s", len(flow.nodes), digest[:12])
+        logger.info("%d phones, run %s, weights %s", len(flow.nodes), digest[:12], base.weights_digest)
+        if settings.operator is None:
+            logger.info("deliveries are not signed: phones that are given an operator refuse them")
+        else:
+            logger.info("deliveries are signed by the operator %s", identity_of(settings.operator).hex())
         return monitor.follow(flow)
 
 

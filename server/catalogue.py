@@ -84,7 +84,7 @@ def offered(
 
 
 def offer(
-    config: Config, courier: Courier, round: int, tensors: Tensors, plans: Sequence[Plan], weights: str
+    config: Config, courier: Courier, round: int, tensors: Tensors, plans: Sequence[Plan], weights: str, issued: int = 0
 ) -> DeliverRequest:
     """Make the header for a delivery of `tensors`."""
     return DeliverRequest(
@@ -96,4 +96,5 @@ def offer(
         clusters=tuple(range(len(plans))),
         digests=tuple(plan.digest for plan in plans),
         tiers=tuple(tier.name for tier in config.tiers),
+        issued=issued,
     )

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Self
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
@@ -32,6 +33,7 @@ from fedcaptor.common.messages import (
 )
 from fedcaptor.common.privacy.local import Bits, LocalSpec
 from fedcaptor.common.privacy.sums import SumSpec
+from fedcaptor.common.secure.delivery import sign
 from fedcaptor.common.wire import pack, unpack
 from fedcaptor.server import plausible
 from fedcaptor.server.masked import Early, Lost, Masking, Take, masked_sum
@@ -76,7 +78,7 @@ class Tally:
 class Delivery:
     """Hold one request with its tensors and the nodes that it goes to."""
 
-    request: Header
+    request: DeliverRequest
     tensors: Tensors
     nodes: Sequence[int]
 
@@ -98,6 +100,8 @@ class Courier:
     on_reply: OnReply = lambda done, asked: None
     sleep: Callable[[float], None] = time.sleep
     clock: Callable[[], float] = time.monotonic
+    operator: Ed25519PrivateKey | None = None
+    """Signs deliveries; None: nobody does."""
 
     def sum(
         self,
@@ -209,12 +213,15 @@ class Courier:
             if header.cluster is not None:
                 named[node] = header.cluster
 
-        packed = [pack(one.request, one.tensors) for one in deliveries]
+        packed = [pack(self._signed(one), one.tensors) for one in deliveries]
         contents = {node: content for one, content in zip(deliveries, packed, strict=True) for node in one.nodes}
         waiting = {node: one.request for one in deliveries for node in one.nodes}
         # A phone that comes late would do without its submodel until the next round: it is waited for much longer.
         grace = max(self.grace, self.rounds.deadline)
         return named, self._exchange("query.deliver", waiting, contents.__getitem__, take, self._most(waiting), grace)
+
+    def _signed(self, one: Delivery) -> DeliverRequest:
+        return one.request if self.operator is None else sign(one.request, one.tensors, self.operator)
 
     def _most(self, asked: Collection[int]) -> int:
         """Return how many replies are enough: all but the share `dropout`."""

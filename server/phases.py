@@ -5,6 +5,7 @@ Each is a function of the flow and may be exchanged, see `fedcaptor.server.flow.
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -152,7 +153,7 @@ def deliver(flow: Flow, round: int, centroids: Floats, made: Catalogue, preferen
         room -= sum(tensor.nbytes for tensor in tensors.values())
         pack = packed(flow.reference, config.personal.reference, room, config.run.seed)
         tensors |= pack.tensors if pack else {}
-        request = catalogues.offer(config, courier, round, tensors, plans, base.weights_digest)
+        request = catalogues.offer(config, courier, round, tensors, plans, base.weights_digest, issued(flow, round))
         if config.delivery.mode == "submodel":
             tally = deliver_submodels(courier, request, tensors, made.plans, made.states, flow.nodes)
         else:
@@ -163,6 +164,18 @@ def deliver(flow: Flow, round: int, centroids: Floats, made: Catalogue, preferen
 
     outcome, _ = flow.phase(round, "deliver", compute)
     return Delivered(float(outcome["tally"]["bytes_down"]) / max(len(flow.nodes), 1), **outcome["reference"])
+
+
+def issued(flow: Flow, round: int) -> int:
+    """Return the number of a round's deliveries, 0 where nobody signs them.
+
+    It is the time in seconds since 1970, above that of the round before, and a restarted server gives it again.
+    """
+    if flow.courier.operator is None:
+        return 0
+    earlier = flow.journal.stored(round - 1, "issued")
+    least = 1 + earlier[0]["issued"] if earlier else 1
+    return int(flow.journal.phase(round, "issued", lambda: ({"issued": max(least, int(time.time()))}, {}))[0]["issued"])
 
 
 def evaluate(flow: Flow, round: int, centroids: Floats) -> Floats | None:

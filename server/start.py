@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.serverapp import Grid
 
 from fedcaptor.common import tiers
@@ -79,9 +80,16 @@ def open_run(
 
 
 def courier_of(
-    config: Config, grid: Grid, digest: str, on_progress: OnProgress, enrolled: Callable[[bytes], bool] | None = None
+    config: Config,
+    grid: Grid,
+    digest: str,
+    on_progress: OnProgress,
+    enrolled: Callable[[bytes], bool] | None = None,
+    operator: Ed25519PrivateKey | None = None,
 ) -> Courier:
-    """Make the courier that carries the run's messages, as configured. `enrolled`: as for `Masking`."""
+    """Make the courier that carries the run's messages, as configured. `enrolled`: as for `Masking`. `operator`: signs
+    deliveries.
+    """
     return Courier(
         grid,
         digest,
@@ -90,6 +98,7 @@ def courier_of(
         config.privacy.dropout,
         config.rounds.grace,
         lambda done, asked: on_progress("messages", done, asked),
+        operator=operator,
     )
 
 

@@ -61,4 +61,5 @@ def _request(
         weights=offer.weights,
         clusters=tuple(digests),
         digests=tuple(digests.values()),
+        issued=offer.issued,
     )

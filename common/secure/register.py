@@ -85,25 +85,31 @@ def read_register(path: Path, operator: bytes) -> Register:
 
 def enrolled_by(settings: Mapping[str, Any]) -> Callable[[bytes], bool] | None:
     """Return what tells enrolled identities by the settings `register` (a file) and `operator` (the public key that
-    signed it), of a node or a run. None where both are empty; raises ConfigError where one is.
+    signed it), of a node or a run. None without a register; raises ConfigError where it has no operator.
     """
-    register, operator = (str(settings.get(key, "")) for key in ("register", "operator"))
-    if not register and not operator:
+    register, operator = str(settings.get("register", "")), operator_of(settings)
+    if not register:
         return None
-    if not register or not operator:
-        raise ConfigError(f"register is {register!r}, operator {operator!r}: give both or neither")
-    return read_register(Path(register), operator_key(operator)).__contains__
+    if operator is None:
+        raise ConfigError(f"register is {register!r} and operator is empty: give the public key that signed it")
+    return read_register(Path(register), operator).__contains__
 
 
-def operator_key(text: str) -> bytes:
-    """Return the operator's public key: `text` is 64 hex digits or the path of a PEM file.
+def operator_of(settings: Mapping[str, Any]) -> bytes | None:
+    """Return the public key in the setting `operator` of a node or a run, None where it is empty."""
+    text = str(settings.get("operator", ""))
+    return operator_key(text) if text else None
+
+
+def operator_key(text: str, place: Path = Path()) -> bytes:
+    """Return the operator's public key: `text` is 64 hex digits or the path of a PEM file, relative to `place`.
 
     Raises ConfigError where it is neither.
     """
     if _IDENTITY.fullmatch(text.lower()):
         return bytes.fromhex(text)
     try:
-        key = load_pem_public_key(read_bounded(Path(text), _MAX_KEY_BYTES, "key"))
+        key = load_pem_public_key(read_bounded(place / text, _MAX_KEY_BYTES, "key"))
     except (ValueError, UnsupportedAlgorithm):
         key = None
     if not isinstance(key, Ed25519PublicKey):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import copy
 import json
 import warnings
@@ -19,13 +18,12 @@ from fedcaptor.common.arrays import Images, Indices
 from fedcaptor.common.class_names import Names
 from fedcaptor.common.errors import ModelError, NormalisationWarning
 from fedcaptor.common.groups import ChannelGroups, State
-from fedcaptor.common.messages import digest_of
 from fedcaptor.common.plan import Plan
 from fedcaptor.common.torch_engine.forward import logits, normalise
 from fedcaptor.common.torch_engine.network import network, state_of
 from fedcaptor.common.torch_engine.registry import skeleton
 from fedcaptor.common.torch_engine.trace import trace
-from fedcaptor.common.weights_file import load_state, require_finite
+from fedcaptor.common.weights_file import load_state, require_finite, statistic, weights_digest
 
 CLASS_NAMES = "class_names"  # metadata of weights and submodels: a JSON list, one name an output
 
@@ -125,8 +123,7 @@ class BaseModel:
     @cached_property
     def weights_digest(self) -> str:
         """SHA-256 (hex) of the weights and of how images are normalised: what `groups.digest` does not tell apart."""
-        normalisation = {"images mean": np.array(self.mean), "images std": np.array(self.std)}
-        return digest_of({**self.state, **normalisation})
+        return weights_digest(self.state, self.mean, self.std)
 
     def scores(self, images: Images) -> npt.NDArray[np.float32]:
         """Compute logits, float32 [N, classes], of uint8 images [N, H, W, C]."""
@@ -204,20 +201,3 @@ def class_names_of(metadata: dict[str, str], classes: int, file: Path) -> Names 
     if not isinstance(names, list) or len(names) != classes or not all(isinstance(name, str) for name in names):
         raise ModelError(f"{file}: {CLASS_NAMES} must be a JSON list of {classes} names, one a class: write it again")
     return tuple(names)
-
-
-def statistic(metadata: dict[str, str], key: str, default: float, channels: int) -> tuple[float, ...]:
-    """Read `mean` or `std` of each input channel from a weights file's metadata, `default` where absent.
-
-    Raises ModelError when they are no numbers, or not as many as `channels`.
-    """
-    try:
-        values = tuple(map(float, ast.literal_eval(metadata[key]))) if key in metadata else (default,) * channels
-    except (ValueError, TypeError, SyntaxError, OverflowError, RecursionError, MemoryError):
-        raise ModelError(
-            f"weights give {key} as {metadata[key][:80]!r}, must be {channels} numbers: write {(default,) * channels}, "
-            "or what training subtracted and divided by"
-        ) from None
-    if len(values) != channels:
-        raise ModelError(f"weights give {len(values)} values of {key}, the images have {channels} channels")
-    return values

@@ -2,15 +2,18 @@
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from flwr.app import Context, RecordDict
 
 from fedcaptor.client.app import device_phone, make_app
+from fedcaptor.client.device import Device
 from fedcaptor.client.masked_sums import Side
 from fedcaptor.common.errors import ConfigError, DataError, PrivacyError
 from fedcaptor.common.messages import DeliverRequest, LocalRequest, MaskedRequest, SumFields, SumRequest, digest_of
 from fedcaptor.common.privacy.sums import SumSpec
 from fedcaptor.common.secure import keys, messages
 from fedcaptor.common.secure.register import sign
+from fedcaptor.common.torch_engine.base import BaseModel
 from fedcaptor.common.wire import pack
 from fedcaptor.server.app import Settings
 from fedcaptor.simulations.local_grid import LocalGrid
@@ -129,8 +132,7 @@ def test_a_device_adds_up_with_enrolled_phones_alone(tmp_path):
     assert (known(enrolled), known(bytes(32))) == (True, False)
     assert device_phone(Context(1, 1, node, RecordDict(), {})).enrolled is None
     for changed, remedy in (
-        ({"operator": ""}, "give both or neither"),
-        ({"register": ""}, "give both or neither"),
+        ({"operator": ""}, "give the public key that signed it"),
         ({"operator": "0" * 64}, "not signed by the operator"),
         ({"register": node["config"]}, "no register, or damaged"),
     ):
@@ -138,7 +140,33 @@ def test_a_device_adds_up_with_enrolled_phones_alone(tmp_path):
             device_phone(Context(1, 1, {**node, **settings, **changed}, RecordDict(), {}))
         with pytest.raises(ConfigError, match=remedy):
             Settings.of({**node, **settings, **changed})
+    alone = device_phone(Context(1, 1, {**node, "operator": settings["operator"]}, RecordDict(), {}))
+    assert (alone.enrolled, alone.operator) == (None, keys.identity_of(operator))
+    assert Settings.of({**node, "operator": settings["operator"]}).enrolled is None
     phone = device_phone(Context(1, 1, {**node, **settings}, RecordDict(), {}))
     side = Side(terms(4), tmp_path, enrolled=phone.enrolled)
     with pytest.raises(PrivacyError, match="is not enrolled"):
         side.resume(None).answer(messages.Start().to_bytes(side.terms.binding), list)
+
+
+def test_a_phone_s_file_names_the_operator_s_key(tmp_path, caplog):
+    key, names = identity("operator").public_key(), ("superlink", "key", "folder", "images")
+    pem = key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    (tmp_path / "operator.pem").write_bytes(pem)
+    lines = [f'{name} = "own"' for name in names] + [f'weights = "{SHIPPED}"', 'model = "small-cnn"']
+    file = tmp_path / "phone.toml"
+    file.write_text("\n".join(["[device]", *lines, "input_shape = [1, 28, 28]"]))
+    with caplog.at_level("INFO"):
+        assert Device.of_file(file).phone().operator is None
+    assert "no operator's key is configured" in caplog.text
+    file.write_text(file.read_text() + '\noperator = "operator.pem"')
+    assert Device.of_file(file).phone().operator == key.public_bytes_raw()
+
+
+def test_a_phone_with_other_weights_than_the_pinned_ones_does_not_start(tmp_path):
+    digest = BaseModel.load(SHIPPED, "small-cnn", (1, 28, 28)).weights_digest
+    node = node_of(tmp_path, f'[device]\nweights_digest = "{digest}"')
+    assert Device.of(node).weights == SHIPPED
+    node = node_of(tmp_path, f'[device]\nweights_digest = "{"0" * 64}"')
+    with pytest.raises(ConfigError, match=f"digest {digest[:12]}, device.weights_digest is 000000000000: install"):
+        Device.of(node)

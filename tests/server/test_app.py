@@ -6,11 +6,14 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from fedcaptor.common.assets import asset
 from fedcaptor.common.errors import ConfigError
+from fedcaptor.common.secure.keys import identity_of
 from fedcaptor.server.app import Settings
 from fedcaptor.simulations.runner import SHIPPED
+from tests.common.secure_cohort import identity
 
 SECRET = "hunter2"
 URL = f"postgresql://fedcaptor:{SECRET}@db.example/state"
@@ -43,3 +46,23 @@ def test_nothing_that_phones_receive_is_secret() -> None:
     keys = set(tomllib.loads(files[0].read_text())["tool"]["flwr"]["app"]["config"])
     paths, words = {"config", "folder", "weights", "reference", "register"}, {"name", "nodes", "operator"}
     assert keys == paths | words
+
+
+def test_deliveries_are_signed_by_the_configured_operator_alone(
+    run_config: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("FEDCAPTOR_SIGNING_KEY", raising=False)
+    key, known = identity("operator"), identity_of(identity("operator")).hex()
+    assert Settings.of({**run_config, "operator": known}).operator is None
+    path = tmp_path / "operator.pem"
+    path.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    monkeypatch.setenv("FEDCAPTOR_SIGNING_KEY", str(path))
+    for more in ({}, {"operator": known}):
+        found = Settings.of({**run_config, **more}).operator
+        assert found is not None
+        assert identity_of(found).hex() == known
+    with pytest.raises(ConfigError, match=f"key of {known}, the run configuration's operator is {'0' * 64}: .* give"):
+        Settings.of({**run_config, "operator": "0" * 64})
+    path.write_text("nothing")
+    with pytest.raises(ConfigError, match="no private Ed25519 key"):
+        Settings.of(run_config)

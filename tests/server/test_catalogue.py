@@ -29,7 +29,9 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 RNG = np.random.default_rng(0)
 REFERENCE = Reference(RNG.integers(0, 256, (60, 28, 28, 1), np.uint8), np.repeat(np.arange(10), 6))
 CALIBRATION = Calibration(1.5, np.linspace(-1, 1, 10))
-COURIER: Any = SimpleNamespace(run="a" * 64, request_id=lambda *parts: hashlib.sha256(repr(parts).encode()).hexdigest())
+COURIER: Any = SimpleNamespace(
+    run="a" * 64, operator=None, request_id=lambda *parts: hashlib.sha256(repr(parts).encode()).hexdigest()
+)
 
 
 @pytest.fixture(scope="module")

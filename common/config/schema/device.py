@@ -28,6 +28,11 @@ class DeviceSettings(Section):
     folder: Annotated[str, PHONE] = Field("", description="The phone's own storage.")
     images: Annotated[str, PHONE] = Field("", description="Folder of the owner's images.")
     weights: Annotated[str, PHONE] = Field("", description="The base model's file.")
+    weights_digest: Annotated[str, PHONE] = Field(
+        "",
+        pattern=r"^([0-9a-f]{64})?$",
+        description="The weights' digest, as the server's log has it: the phone does not start with other ones.",
+    )
     model: Annotated[str, PHONE] = Field("", description="The base model's name, as in `model.name`.")
     input_shape: Annotated[tuple[int, ...], PHONE] = Field(
         (), max_length=3, description="The base model's input: channels, height, width."
@@ -36,7 +41,9 @@ class DeviceSettings(Section):
         "", description="Register of enrolled phones, signed by the operator: this phone adds up with those alone."
     )
     operator: Annotated[str, PHONE] = Field(
-        "", description="The operator's public Ed25519 key, 64 hex digits or a PEM file; it signs the register."
+        "",
+        description="The operator's public Ed25519 key, 64 hex digits or a PEM file. It signs the register, and "
+        "deliveries: this phone takes no others.",
     )
     condition: Annotated[str, PHONE] = Field(
         "",

@@ -39,6 +39,7 @@ GIVEN: dict[str, Any] = {
     "personal.tier": "low",
     "usage.half_life": 30.0,
     "device.input_shape": (1, 12, 12),
+    "device.weights_digest": "e" * 64,
     "usage.max_classes": 2,
     "usage.min_share": 0.2,
     "fallback.retention": 0.8,
