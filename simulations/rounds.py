@@ -24,7 +24,7 @@ COLUMNS = {
     "bytes_up": "payload bytes from the phones to the server",
     "seconds": "time of all phases",
     "clusters": "published preference clusters",
-    "epsilon": "ε of all sums so far, for a phone that answered each; empty without noise",
+    "epsilon": "ε of all sums so far, for a phone that answered each, lost ones among them; empty without noise",
     "agreement_cluster": "the cluster's model agrees with the full model: share of check images",
     "agreement": "the phone's own model agrees with the full model: share of check images",
     "macs": "MACs of the phones' models, as a ratio of the full model's",
