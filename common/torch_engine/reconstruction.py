@@ -19,9 +19,10 @@ import torch
 from torch import nn
 
 from fedcaptor.common.groups import ChannelGroups
+from fedcaptor.common.observations import consumers
 from fedcaptor.common.plan import Plan
 from fedcaptor.common.slicer import kept_elements
-from fedcaptor.common.torch_engine.evidence import Response, consumers, hooks
+from fedcaptor.common.torch_engine.evidence import Response, hooks
 from fedcaptor.common.torch_engine.fitting import LeastSquares, unfold_inputs
 
 RIDGE = 64  # observations that the sliced weights count as: few images must not bend a wide layer
