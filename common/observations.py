@@ -54,6 +54,12 @@ def consuming_layers(groups: ChannelGroups) -> list[str]:
     return list(dict.fromkeys(consumer.layer for _, consumer in consumers(groups)))
 
 
+def of_channels(values: Array, group: Group, consumer: Consumer) -> Array:
+    """Sum values [N, elements] of what a consumer reads over the elements of each of the group's channels: [N, C]."""
+    own = values[:, consumer.offset : consumer.offset + group.channels * consumer.taps]
+    return own.reshape(len(values), group.channels, -1).sum(2)
+
+
 def covariance_of(observed: npt.NDArray[np.float32]) -> Floats:
     """Compute the covariance [C, C] of observations [R, C]; zero for a single one."""
     return np.cov(observed, rowvar=False, bias=True).astype(np.float64).reshape(observed.shape[1], -1)
