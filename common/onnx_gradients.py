@@ -212,9 +212,7 @@ def _average_pool(writer: _Writer, node: NodeProto, gradient: str) -> dict[str, 
     sizes = writer.shapes[x][2:]
     geometry = {"strides": own["strides"], "pads": own["pads"], "kernel_shape": kernel}
     pads = own["pads"]
-    left = [
-        (size + pads[i] + pads[i + len(sizes)] - kernel[i]) % own["strides"][i] for i, size in enumerate(sizes)
-    ]
+    left = [(size + pads[i] + pads[i + len(sizes)] - kernel[i]) % own["strides"][i] for i, size in enumerate(sizes)]
     weight = writer.constant(np.full((1, 1, *kernel), 1 / np.prod(kernel)), np.float32)
     each = writer.add("Reshape", [gradient, writer.constant([-1, 1, *maps])])
     spread = writer.add("ConvTranspose", [each, weight], output_padding=left, **geometry)

@@ -25,13 +25,14 @@ from fedcaptor.common.observations import consuming_layers
 IMAGES = "images"  # normalised, float [N, C, H, W]
 SCORES = "scores"  # logits [N, classes]
 COTANGENT = "cotangent"  # ∂ loss / ∂ logits [N, classes]
+INPUTS = (IMAGES, COTANGENT)
 
 _GROUPS = "fedcaptor.groups"  # metadata key
 _OPSET, _IR = 20, 10  # what ONNX Runtime 1.17 and later read
 
 
 def effect_of(layer: str) -> str:
-    """Name Σ a · ∂ loss / ∂ a over map positions, [N, elements] of what a layer reads, its own part of the loss alone."""
+    """Name Σ a · ∂ loss / ∂ a over map positions, [N, elements], of what a layer reads, through this layer alone."""
     return f"{layer} effect"
 
 
@@ -67,7 +68,7 @@ class NetworkGraph:
 
     def save(self, path: Path) -> None:
         """Write the graph atomically, as ONNX with the channel groups in its metadata."""
-        model = self.program([IMAGES, COTANGENT], self.results, {})
+        model = self.program(INPUTS, self.results, {})
         helper.set_model_props(model, {_GROUPS: self.groups.to_json()})
         write_whole(path, model.SerializeToString())
 

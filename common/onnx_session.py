@@ -46,4 +46,3 @@ def in_batches(session: Session, values: Mapping[str, Array], batch: int) -> Val
         for start in range(0, count, batch)
     ]
     return found[0] if len(found) == 1 else {name: np.concatenate([part[name] for part in found]) for name in found[0]}
-

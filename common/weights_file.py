@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 from collections.abc import Container
@@ -61,6 +62,17 @@ def require_finite(state: State, where: object) -> None:
                 f"{where}: {count} of {array.size} values of tensor {key} are not finite, all must be: give other "
                 "weights, or train again with a lower learning rate"
             )
+
+
+def statistic(metadata: dict[str, str], key: str, default: float, channels: int) -> tuple[float, ...]:
+    """Read `mean` or `std` of each input channel from a weights file's metadata, `default` where absent.
+
+    Raises ModelError when there are not as many values as `channels`.
+    """
+    values = ast.literal_eval(metadata[key]) if key in metadata else (default,) * channels
+    if len(values) != channels:
+        raise ModelError(f"weights give {len(values)} values of {key}, the images have {channels} channels")
+    return tuple(float(v) for v in values)
 
 
 def save_state(path: Path, state: State, metadata: dict[str, str], private: bool = False) -> None:

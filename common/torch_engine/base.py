@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import copy
 import json
 import warnings
@@ -25,7 +24,7 @@ from fedcaptor.common.torch_engine.forward import logits, normalise
 from fedcaptor.common.torch_engine.network import network, state_of
 from fedcaptor.common.torch_engine.registry import skeleton
 from fedcaptor.common.torch_engine.trace import trace
-from fedcaptor.common.weights_file import load_state, require_finite
+from fedcaptor.common.weights_file import load_state, require_finite, statistic
 
 CLASS_NAMES = "class_names"  # metadata of weights and submodels: a JSON list, one name an output
 
@@ -204,14 +203,3 @@ def class_names_of(metadata: dict[str, str], classes: int, file: Path) -> Names 
     if not isinstance(names, list) or len(names) != classes or not all(isinstance(name, str) for name in names):
         raise ModelError(f"{file}: {CLASS_NAMES} must be a JSON list of {classes} names, one a class: write it again")
     return tuple(names)
-
-
-def statistic(metadata: dict[str, str], key: str, default: float, channels: int) -> tuple[float, ...]:
-    """Read `mean` or `std` of each input channel from a weights file's metadata, `default` where absent.
-
-    Raises ModelError when there are not as many values as `channels`.
-    """
-    values = ast.literal_eval(metadata[key]) if key in metadata else (default,) * channels
-    if len(values) != channels:
-        raise ModelError(f"weights give {len(values)} values of {key}, the images have {channels} channels")
-    return tuple(float(v) for v in values)

@@ -17,7 +17,16 @@ from fedcaptor.common.errors import ModelError
 from fedcaptor.common.groups import ChannelGroups, State
 from fedcaptor.common.observations import consumers, consuming_layers, of_channels
 from fedcaptor.common.onnx_gradients import with_gradients
-from fedcaptor.common.onnx_graph import COTANGENT, IMAGES, SCORES, NetworkGraph, effect_of, reaching, sensitivity_of
+from fedcaptor.common.onnx_graph import (
+    COTANGENT,
+    IMAGES,
+    INPUTS,
+    SCORES,
+    NetworkGraph,
+    effect_of,
+    reaching,
+    sensitivity_of,
+)
 from fedcaptor.common.onnx_session import Session
 from fedcaptor.common.plan import Plan
 from fedcaptor.common.slicer import slice_state
@@ -144,7 +153,7 @@ def _compare(graph: NetworkGraph, base: BaseModel, plan: Plan) -> None:
     x = rng.standard_normal((_TRIED_ON, *groups.input_shape)).astype(np.float32)
     cotangent = rng.standard_normal((_TRIED_ON, groups.classes)).astype(np.float32)
     given = {IMAGES: x, COTANGENT: cotangent}
-    computed = Session(graph.program([IMAGES, COTANGENT], graph.results, state), state).run(given)
+    computed = Session(graph.program(INPUTS, graph.results, state), state).run(given)
     found = [("scores", computed[SCORES])]
     found += [(f"effect of {c.layer}", of_channels(computed[effect_of(c.layer)], g, c)) for g, c in consumers(groups)]
     found += [(f"sensitivity of {layer}", computed[sensitivity_of(layer)]) for layer in consuming_layers(groups)]

@@ -14,12 +14,12 @@ from fedcaptor.common.arrays import Images, Indices
 from fedcaptor.common.class_names import Names
 from fedcaptor.common.errors import ModelError
 from fedcaptor.common.files import write_whole
-from fedcaptor.common.torch_engine.base import CLASS_NAMES, Submodel, class_names_of, statistic
+from fedcaptor.common.torch_engine.base import CLASS_NAMES, Submodel, class_names_of
 from fedcaptor.common.torch_engine.forward import logits, normalise
 from fedcaptor.common.torch_engine.models import Factory
 from fedcaptor.common.torch_engine.network import network, state_of
 from fedcaptor.common.torch_engine.registry import names, skeleton
-from fedcaptor.common.weights_file import content_of, load_state
+from fedcaptor.common.weights_file import content_of, load_state, statistic
 
 _COSTS = "costs"  # metadata: a JSON object of `Comparison`
 _INPUTS, _NORMALISED = "inputs", "normalised"  # metadata of a network that does not take pixels
