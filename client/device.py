@@ -22,6 +22,7 @@ from fedcaptor.common.statistics import SCORES
 from fedcaptor.common.tiers import as_tier
 
 if TYPE_CHECKING:
+    from fedcaptor.client.engine import Engine
     from fedcaptor.client.learner import Learner
 
 _DAY_SECONDS = 86_400
@@ -45,7 +46,8 @@ class Device:
 
         `folder`: the phone's own storage; `images`: its images; `weights`, `model`, `input-shape` ("1x28x28"): the base
         model; `config`: TOML with what the phone insists on. Paths are absolute. `tier`: its device tier, where there
-        are tiers and `personal.tier` does not give it. Raises ConfigError on a key that is missing or malformed.
+        are tiers and `personal.tier` does not give it. `graph`: the model's graph (`fedcaptor export-graph`), with
+        which the phone needs no torch. Raises ConfigError on a key that is missing or malformed.
         """
         node = {key: str(value) for key, value in node_config.items()}
         for key in ("folder", "images", "weights", "model", "config", "input-shape"):
@@ -97,12 +99,28 @@ class Device:
 
     def _learner(self, replying: bool) -> Learner:
         from fedcaptor.client.learner import Learner
+
+        return Learner(
+            self.folder,
+            self._engine(),
+            FolderFeed(self.images),
+            self.config,
+            day=lambda round: today(),
+            replying=replying,
+        )
+
+    def _engine(self) -> Engine:
+        if graph := self.node.get("graph"):
+            from fedcaptor.client.onnx_engine import OnnxEngine
+
+            engine = OnnxEngine.of(Path(graph), self.weights)
+            found = engine.groups.model, engine.groups.input_shape
+            if found != (self.model, self.input_shape):
+                raise ConfigError(f"{graph} is of {found}, must be of {(self.model, self.input_shape)}: export it anew")
+            return engine
         from fedcaptor.client.torch_engine import TorchEngine, load_base
 
-        engine = TorchEngine(load_base(self.weights, self.model, self.input_shape))
-        return Learner(
-            self.folder, engine, FolderFeed(self.images), self.config, day=lambda round: today(), replying=replying
-        )
+        return TorchEngine(load_base(self.weights, self.model, self.input_shape))
 
 
 def today() -> int:

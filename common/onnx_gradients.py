@@ -141,6 +141,15 @@ def _linear(writer: _Writer, node: NodeProto, gradient: str) -> dict[str, str]:
     return {node.input[0]: writer.add("Gemm", [gradient, node.input[1]])}
 
 
+def _matrix_product(writer: _Writer, node: NodeProto, gradient: str) -> dict[str, str]:
+    first, second = node.input
+    if first in writer.constants:
+        return {second: writer.add("MatMul", [writer.constant(writer.constants[first].T, np.float32), gradient])}
+    if second in writer.constants:
+        return {first: writer.add("MatMul", [gradient, writer.constant(writer.constants[second].T, np.float32)])}
+    raise ModelError("a product of two matrices that both depend on images has no known gradient")
+
+
 def _batch_norm(writer: _Writer, node: NodeProto, gradient: str) -> dict[str, str]:
     x, weight, _bias, _mean, variance = node.input
     floor = writer.constant(_attributes(node)["epsilon"], np.float32)
@@ -281,6 +290,7 @@ _RULES: dict[str, Rule] = {
     "Identity": lambda writer, node, gradient: {node.input[0]: gradient},
     "LeakyRelu": _leaky,
     "MaxPool": _max_pool,
+    "MatMul": _matrix_product,
     "Mul": _product,
     "PRelu": _leaky,
     "ReduceMean": _mean,

@@ -7,7 +7,7 @@ of an architecture, and, with slices of them, any submodel.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -91,6 +91,22 @@ class NetworkGraph:
     def reader(self, layer: str) -> NodeProto:
         """Return the operation that multiplies with a layer's weights."""
         return self.forward[self.position(layer)]
+
+    def fitted(self, tensors: Mapping[str, Array]) -> NetworkGraph:
+        """Return the graph for slices of the network's tensors: their grouped convolutions have fewer groups."""
+        return replace(self, nodes=tuple(self._fitted(node, tensors) for node in self.nodes))
+
+    def _fitted(self, node: NodeProto, tensors: Mapping[str, Array]) -> NodeProto:
+        group = next((each for each in node.attribute if each.name == "group" and each.i > 1), None)
+        if group is None:
+            return node
+        full, own = self.groups.tensors[node.input[1]][0], len(tensors[node.input[1]])
+        if full == own:
+            return node
+        changed = NodeProto()
+        changed.CopyFrom(node)
+        next(each for each in changed.attribute if each.name == "group").i = group.i * own // full
+        return changed
 
     def program(self, inputs: Collection[str], outputs: Sequence[str], tensors: Mapping[str, Array]) -> ModelProto:
         """Make the program from some values of the graph to others, see `program`."""

@@ -5,5 +5,6 @@ rounding, with one exception: it does not tune submodels.
 """
 
 from fedcaptor.client.onnx_engine.engine import OnnxEngine
+from fedcaptor.client.onnx_engine.network import Network
 
-__all__ = ["OnnxEngine"]
+__all__ = ["Network", "OnnxEngine"]

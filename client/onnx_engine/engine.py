@@ -105,7 +105,7 @@ class OnnxEngine:
     def refitted(self, submodel: engine.Submodel, images: Images, classes: Indices) -> OnnxSubmodel:
         given, layer = _own(submodel), self.groups.output.producers[0]
         network, rows = given.network, np.searchsorted(given.classes, classes)
-        read = network.graph.reader(layer).input[0]
+        read = network.fitted.reader(layer).input[0]
         x = in_batches(network.session(read), {IMAGES: network.normalise(images)}, 512)[read]
         state = {name: tensor.copy() for name, tensor in network.state.items()}
         weight, bias = state[f"{layer}.weight"], state.get(f"{layer}.bias")

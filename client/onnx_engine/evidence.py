@@ -92,7 +92,7 @@ def _observed(
     The sensitivity is that of `output_sensitivity` of the torch engine, with the same random signs.
     """
     layers = consuming_layers(groups)
-    readers = {layer: network.graph.reader(layer) for layer in layers}
+    readers = {layer: network.fitted.reader(layer) for layer in layers}
     wanted = dict.fromkeys(name for reader in readers.values() for name in (reader.input[0], reader.output[0]))
     session = network.session(*wanted, *map(sensitivity_of, layers))
     places: dict[str, Indices] = {}

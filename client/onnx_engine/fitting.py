@@ -63,7 +63,7 @@ class _Layer:
         """Set new weights and constant, from the sliced network's own values, just before the layer uses them."""
         state, layer, norm = self.network.state, self.consumer.layer, self.consumer.norm
         weights, bias = state[f"{layer}.weight"], state.get(f"{layer}.bias")
-        seen = unfold_inputs(x, self.network.graph.reader(layer), self.wanted.positions)
+        seen = unfold_inputs(x, self.network.fitted.reader(layer), self.wanted.positions)
         ridge = RIDGE * len(self.wanted.positions) ** ALIKE
         squares = LeastSquares(seen, weights.reshape(len(weights), -1), ridge, bias is not None or norm is not None)
         weight, constant = squares.fit(self.wanted.values)
@@ -96,7 +96,7 @@ class _Layer:
 
     def _epsilon(self, norm: str) -> np.float32:
         mean = f"{norm}.running_mean"
-        node = next(node for node in self.network.graph.forward if mean in node.input)
+        node = next(node for node in self.network.fitted.forward if mean in node.input)
         return np.float32(next(each.f for each in node.attribute if each.name == "epsilon"))
 
 

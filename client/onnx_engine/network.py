@@ -49,9 +49,14 @@ class Network:
             x = (x.astype(np.float32) / np.float32(255) - shift) / scale
         return np.ascontiguousarray(x, np.float32)
 
+    @cached_property
+    def fitted(self) -> NetworkGraph:
+        """Return the graph for these weights."""
+        return self.graph.fitted(self.state)
+
     def session(self, *outputs: str) -> Session:
         """Prepare to compute values of the graph from images, and from a cotangent where they depend on one."""
-        return Session(self.graph.program(INPUTS, outputs, self.state), self.state)
+        return Session(self.fitted.program(INPUTS, outputs, self.state), self.state)
 
     @cached_property
     def _scores(self) -> Session:
@@ -72,7 +77,7 @@ class Network:
             helper.make_node("Div", ["images shifted", "images std"], [IMAGES]),
         ]
         tensors = {**self.state, **statistics}
-        return embedded(program([*first, *self.graph.forward], ["pixels"], [SCORES], tensors), tensors)
+        return embedded(program([*first, *self.fitted.forward], ["pixels"], [SCORES], tensors), tensors)
 
     def visit(self, x: npt.NDArray[np.float32], visits: Mapping[str, Visit]) -> npt.NDArray[np.float32]:
         """Run normalised images [N, C, H, W] through the network, with a stop before each of some layers.
@@ -80,8 +85,8 @@ class Network:
         Layers behind a stop use the weights that the state has then: a visit may change those of its layer and of the
         layers that follow it. Returns scores [N, classes].
         """
-        nodes, values = list(self.graph.forward), {IMAGES: x}
-        stops = {self.graph.position(layer): layer for layer in visits}
+        nodes, values = list(self.fitted.forward), {IMAGES: x}
+        stops = {self.fitted.position(layer): layer for layer in visits}
         begin = 0
         for end in sorted(stops):
             values = self._advance(nodes, begin, end, values)
