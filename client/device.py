@@ -100,14 +100,8 @@ class Device:
     def _learner(self, replying: bool) -> Learner:
         from fedcaptor.client.learner import Learner
 
-        return Learner(
-            self.folder,
-            self._engine(),
-            FolderFeed(self.images),
-            self.config,
-            day=lambda round: today(),
-            replying=replying,
-        )
+        engine, feed = self._engine(), FolderFeed(self.images)
+        return Learner(self.folder, engine, feed, self.config, day=lambda round: today(), replying=replying)
 
     def _engine(self) -> Engine:
         if graph := self.node.get("graph"):

@@ -29,9 +29,8 @@ def simulated_phone(directory: Path, config: Config, base: BaseModel, number: in
     own = config if tier is None else as_tier(config, tier.name)
 
     def learner() -> Learner:
-        return Learner(
-            folder, _engine(directory, config, base), MappedFeed(directory / "population", number), own, durable=False
-        )
+        feed = MappedFeed(directory / "population", number)
+        return Learner(folder, _engine(directory, config, base), feed, own, durable=False)
 
     return Phone(folder, learner, own, seed=(config.run.seed, number), durable=False)
 

@@ -38,7 +38,7 @@ class OnnxSubmodel:
 
     def predict(self, images: Images) -> Indices:
         """Predict original labels [N] of uint8 images [N, H, W, C]."""
-        return self.classes[self.scores(images).argmax(1)]
+        return np.asarray(self.classes[self.scores(images).argmax(1)])
 
     @property
     def macs_ratio(self) -> float:

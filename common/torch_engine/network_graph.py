@@ -129,7 +129,10 @@ def _cleaned(graph: onnx.GraphProto, state: State) -> list[NodeProto]:
     A flattening is no longer written with its length, and a convolution without bias has none.
     """
     constants = {each.name: numpy_helper.to_array(each) for each in graph.initializer if each.name not in state}
-    shapes = {value.name: [each.dim_value for each in value.type.tensor_type.shape.dim] for value in graph.value_info}
+    shapes = {
+        value.name: [each.dim_value for each in value.type.tensor_type.shape.dim]
+        for value in (*graph.value_info, *graph.output)
+    }
     same: dict[str, str] = {}
     kept = []
     for given in graph.node:
@@ -148,7 +151,8 @@ def _cleaned(graph: onnx.GraphProto, state: State) -> list[NodeProto]:
             if node.op_type == "Reshape" and node.input[1] not in constants:
                 node = _flattened(node, shapes[node.output[0]], constants)
             kept.append(node)
-    made = [helper.make_node("Constant", [], [name], value=numpy_helper.from_array(a)) for name, a in constants.items()]
+    tensors = {name: numpy_helper.from_array(value) for name, value in constants.items()}
+    made = [helper.make_node("Constant", [], [name], value=tensor) for name, tensor in tensors.items()]
     return reaching([*made, *kept], {IMAGES}, [SCORES])
 
 
@@ -183,7 +187,8 @@ def _shapes(graph: NetworkGraph, state: State) -> dict[str, tuple[int, ...]]:
     given = {IMAGES: np.zeros((_TRIED_ON, *graph.groups.input_shape), np.float32)}
     constants = {node.output[0] for node in graph.forward if node.op_type == "Constant"}
     program = graph.program([IMAGES], [name for name in names if name not in constants], state)
-    return {name: value.shape for name, value in {**state, **given, **Session(program, state).run(given)}.items()}
+    values: dict[str, Array] = {**state, **given, **Session(program, state).run(given)}
+    return {name: value.shape for name, value in values.items()}
 
 
 def _compare(graph: NetworkGraph, base: BaseModel, plan: Plan) -> None:
@@ -199,7 +204,7 @@ def _compare(graph: NetworkGraph, base: BaseModel, plan: Plan) -> None:
     found += [(f"sensitivity of {layer}", computed[sensitivity_of(layer)]) for layer in consuming_layers(groups)]
     wanted = _by_torch(module, groups, torch.from_numpy(x), torch.from_numpy(cotangent))
     for (name, value), expected in zip(found, wanted, strict=True):
-        error = float(np.linalg.norm(value - expected) / max(np.linalg.norm(expected), 1e-12))
+        error = float(np.linalg.norm(value - expected)) / max(float(np.linalg.norm(expected)), 1e-12)
         allowed = TOLERANCE if name == SCORES else GRADIENTS
         if not error <= allowed:
             raise ModelError(
