@@ -22,7 +22,7 @@ from fedcaptor.common.slicer import kept_elements
 
 Matrix = npt.NDArray[np.float32]
 
-_BLOCK = 128  # rows that a triangular solve takes at a time
+_BLOCK = 64  # rows that a triangular solve takes at a time
 
 
 @dataclass(frozen=True, eq=False)

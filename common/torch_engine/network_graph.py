@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import onnx
@@ -163,8 +164,9 @@ def _evaluated(node: NodeProto, constants: Mapping[str, Array]) -> Array:
     model = helper.make_model(
         helper.make_graph([node], "constant", inputs, [output]), opset_imports=[helper.make_opsetid("", 20)]
     )
-    found = ReferenceEvaluator(model).run(None, {name: constants[name] for name in node.input if name})[0]
-    return np.asarray(found, np.float32) if np.issubdtype(np.asarray(found).dtype, np.floating) else np.asarray(found)
+    results: Any = ReferenceEvaluator(model).run(None, {name: constants[name] for name in node.input if name})
+    found = np.asarray(results[0])
+    return found.astype(np.float32) if np.issubdtype(found.dtype, np.floating) else found
 
 
 def _flattened(node: NodeProto, shape: list[int], constants: dict[str, Array]) -> NodeProto:
@@ -185,8 +187,9 @@ def _shapes(graph: NetworkGraph, state: State) -> dict[str, tuple[int, ...]]:
     """Find the shapes of all values by computing them."""
     names = [name for node in graph.forward for name in node.output]
     given = {IMAGES: np.zeros((_TRIED_ON, *graph.groups.input_shape), np.float32)}
-    constants = {node.output[0] for node in graph.forward if node.op_type == "Constant"}
-    program = graph.program([IMAGES], [name for name in names if name not in constants], state)
+    program = graph.program([IMAGES], names, state)
+    for output in program.graph.output:
+        output.ClearField("type")  # not all are floats
     values: dict[str, Array] = {**state, **given, **Session(program, state).run(given)}
     return {name: value.shape for name, value in values.items()}
 
