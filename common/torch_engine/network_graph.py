@@ -142,7 +142,9 @@ def _cleaned(graph: onnx.GraphProto, state: State) -> list[NodeProto]:
         del node.metadata_props[:]
         node.name = node.doc_string = ""
         node.input[:] = [same.get(name, name) for name in node.input]
-        if node.op_type == "CastLike":  # all numbers are of one type
+        if node.op_type == "CastLike" and node.input[0] in constants:  # all that depends on images is of one type
+            constants[node.output[0]] = constants[node.input[0]].astype(np.float32)
+        elif node.op_type == "CastLike":
             same[node.output[0]] = node.input[0]
         elif all(name in constants for name in node.input):
             constants[node.output[0]] = _evaluated(node, constants)
