@@ -241,6 +241,13 @@ def _reshaped(writer: _Writer, node: NodeProto, gradient: str) -> dict[str, str]
     return {node.input[0]: writer.like(gradient, node.input[0])}
 
 
+def _padded(writer: _Writer, node: NodeProto, gradient: str) -> dict[str, str]:
+    pads = writer.constants.get(node.input[1])
+    if pads is None or _attributes(node).get("mode", b"constant") != b"constant":
+        raise ModelError("a padding that is not of a constant width and value has no known gradient")
+    return {node.input[0]: writer.add("Pad", [gradient, writer.constant(-pads)])}
+
+
 def _transposed(writer: _Writer, node: NodeProto, gradient: str) -> dict[str, str]:
     back = [int(axis) for axis in np.argsort(_attributes(node)["perm"])]
     return {node.input[0]: writer.add("Transpose", [gradient], perm=back)}
@@ -293,6 +300,7 @@ _RULES: dict[str, Rule] = {
     "MatMul": _matrix_product,
     "Mul": _product,
     "PRelu": _leaky,
+    "Pad": _padded,
     "ReduceMean": _mean,
     "Relu": _rectifier,
     "Reshape": _reshaped,

@@ -78,6 +78,10 @@ OPERATIONS: dict[str, tuple[list[NodeProto], Torch]] = {
         lambda x: torch.cat([F.relu(x), x, F.relu(x)], 1),
     ),
     "transposition": ([node("Transpose", "x", perm=[0, 2, 3, 1])], lambda x: x.permute(0, 2, 3, 1)),
+    "padding": (
+        [constant("pads", [0, 0, 1, 2, 0, 0, 3, 0], np.int64), node("Pad", "x", "pads")],
+        lambda x: F.pad(x, (2, 0, 1, 3)),
+    ),
     "norm": (
         [node("BatchNormalization", "x", "scale", "shift", "mean", "variance", epsilon=1e-5)],
         lambda x: F.batch_norm(x, *(torch.from_numpy(TENSORS[key]) for key in ("mean", "variance", "scale", "shift"))),
