@@ -99,7 +99,7 @@ def _observed(
     rows: dict[tuple[str, str], list[npt.NDArray[np.float32]]] = {pair: [] for pair in _pairs(groups)}
     outputs: dict[str, list[npt.NDArray[np.float32]]] = {layer: [] for layer in layers}
     total = {layer: np.zeros(()) for layer in layers}
-    signs = np.random.RandomState(sampler.seed)  # of torch's generator as well
+    signs = np.random.RandomState(sampler.seed % (1 << 32))  # draws what torch's generator does
     for start in range(0, len(x), _BATCH):
         part = x[start : start + _BATCH]
         cotangent = np.zeros((len(part), groups.classes), np.float32)

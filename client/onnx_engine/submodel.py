@@ -34,6 +34,8 @@ class OnnxSubmodel:
 
     def scores(self, images: Images) -> npt.NDArray[np.float32]:
         """Compute logits [N, k] of uint8 images [N, H, W, C], in the order of `classes`."""
+        if len(images) == 0:
+            return np.zeros((0, len(self.classes)), dtype=np.float32)
         return self.network.scores(images)
 
     def predict(self, images: Images) -> Indices:

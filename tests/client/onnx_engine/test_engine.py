@@ -131,6 +131,7 @@ def test_submodels_are_made_stored_and_loaded(small: Engines) -> None:
     with pytest.raises(DataError, match="0 calibration images"):
         onnx.observe(OWN, images[:0], rows=64)
     assert onnx.scores(images[:0]).shape == (0, 10)
+    assert few.predict(images[:0]).shape == (0,)
 
 
 def test_a_submodel_serves_as_a_base(small: Engines) -> None:
