@@ -15,8 +15,8 @@ from benchmarks.progress import OnPhase
 from benchmarks.record import Row, numbers
 from benchmarks.submodels import random_base
 from fedcaptor.common.moments import SHARE, ClassMoments, Moments, Scatter
+from fedcaptor.common.observations import consumers
 from fedcaptor.common.torch_engine.class_moments import curves_for
-from fedcaptor.common.torch_engine.evidence import consumers
 from fedcaptor.common.torch_engine.latency import one_thread
 
 Clock = Callable[[], float]

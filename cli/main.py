@@ -100,6 +100,19 @@ def inspect(
 
 
 @app.command()
+def export_graph(
+    model: ModelName,
+    weights: Weights,
+    out: Annotated[Path, typer.Option(help="File to write, .onnx.")],
+    data: Source = "embedded",
+) -> None:
+    """Export a model's operations and gradients, without weights, for phones that have ONNX Runtime and no torch."""
+    from fedcaptor._graph_export import export_graph
+
+    export_graph(model, weights, data, out)
+
+
+@app.command()
 def models(
     names: Annotated[list[str] | None, typer.Argument(help="Registered models; all where none is named.")] = None,
     as_json: AsJson = False,

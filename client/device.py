@@ -24,6 +24,7 @@ from fedcaptor.common.tiers import as_tier
 from fedcaptor.common.weights_file import digest_of_file
 
 if TYPE_CHECKING:
+    from fedcaptor.client.engine import Engine
     from fedcaptor.client.learner import Learner
 
 logger = logging.getLogger(__name__)
@@ -52,9 +53,10 @@ class Device:
 
         `folder`: the phone's own storage; `images`: its images; `weights`, `model`, `input-shape` ("1x28x28"): the base
         model; `config`: TOML with what the phone insists on. Paths are absolute. `tier`: its device tier, where there
-        are tiers and `personal.tier` does not give it. `operator`: the operator's public key; this phone then takes
-        deliveries that it signed alone. `register`: file of the enrolled phones, signed by the same key; this phone
-        then adds up with enrolled ones alone. Raises ConfigError on a key that is missing or malformed.
+        are tiers and `personal.tier` does not give it. `graph`: the model's graph (`fedcaptor export-graph`), with
+        which the phone needs no torch. `operator`: the operator's public key; this phone then takes deliveries that it
+        signed alone. `register`: file of the enrolled phones, signed by the same key; this phone then adds up with
+        enrolled ones alone. Raises ConfigError on a key that is missing or malformed.
         """
         node = {key: str(value) for key, value in node_config.items()}
         if node.get("file"):
@@ -99,10 +101,11 @@ class Device:
             names = ", ".join(tier.name for tier in config.tiers)
             raise ConfigError(f"{path}: personal.tier is not given: it is one of {names}")
         channels, height, width = settings.input_shape
+        graph = str(place / settings.graph) if settings.graph else ""
         register = str(place / settings.register_file) if settings.register_file else ""
         operator = operator_key(settings.operator, place).hex() if settings.operator else ""
         return cls(
-            {"file": str(path.absolute()), "register": register, "operator": operator},
+            {"file": str(path.absolute()), "register": register, "operator": operator, "graph": graph},
             place / settings.folder,
             place / settings.images,
             place / settings.weights,
@@ -152,12 +155,23 @@ class Device:
     def _learner(self, replying: bool) -> Learner:
         from fedcaptor.client.images import FolderFeed
         from fedcaptor.client.learner import Learner
-        from fedcaptor.client.torch_engine import TorchEngine, load_base
 
-        engine = TorchEngine(load_base(self.weights, self.model, self.input_shape))
         channels, height, width = self.input_shape
         feed = FolderFeed(self.images, (height, width, channels), self.config.usage.images)
-        return Learner(self.folder, engine, feed, self.config, day=lambda round: today(), replying=replying)
+        return Learner(self.folder, self._engine(), feed, self.config, day=lambda round: today(), replying=replying)
+
+    def _engine(self) -> Engine:
+        if graph := self.node.get("graph"):
+            from fedcaptor.client.onnx_engine import OnnxEngine
+
+            engine = OnnxEngine.of(Path(graph), self.weights)
+            found = engine.groups.model, engine.groups.input_shape
+            if found != (self.model, self.input_shape):
+                raise ConfigError(f"{graph} is of {found}, must be of {(self.model, self.input_shape)}: export it anew")
+            return engine
+        from fedcaptor.client.torch_engine import TorchEngine, load_base
+
+        return TorchEngine(load_base(self.weights, self.model, self.input_shape))
 
 
 def today() -> int:

@@ -9,7 +9,8 @@ from fedcaptor.common.errors import MissingError
 
 _EXTRA_OF = {
     "torch": ("torch", "torchvision", "torch_pruning", "sklearn", "scipy", "threadpoolctl"),
-    "phone": ("flwr", "cryptography"),
+    "phone": ("flwr", "cryptography", "onnx", "onnxruntime"),
+    "onnx": ("onnxscript",),
     "server": ("grpc", "dp_accounting", "sqlalchemy", "prometheus_client"),
     "simulation": ("jinja2", "plotly", "pandas", "psutil", "filelock", "ray"),
 }

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fedcaptor.client.engine import Engine
 from fedcaptor.client.learner import Learner
 from fedcaptor.client.phone import Phone
 from fedcaptor.client.torch_engine import of_this_thread
@@ -18,6 +19,8 @@ from fedcaptor.common.errors import DataError
 from fedcaptor.common.tiers import as_tier, drawn
 from fedcaptor.common.torch_engine.base import BaseModel
 
+GRAPH = "network.onnx"  # in a run's folder, where phones run networks with ONNX Runtime
+
 
 def simulated_phone(directory: Path, config: Config, base: BaseModel, number: int) -> Phone:
     """Phone `number` (`partition-id`) of a simulated population in `directory`."""
@@ -26,9 +29,23 @@ def simulated_phone(directory: Path, config: Config, base: BaseModel, number: in
     own = config if tier is None else as_tier(config, tier.name)
 
     def learner() -> Learner:
-        return Learner(folder, of_this_thread(base), MappedFeed(directory / "population", number), own, durable=False)
+        feed = MappedFeed(directory / "population", number)
+        return Learner(folder, _engine(directory, config, base), feed, own, durable=False)
 
     return Phone(folder, learner, own, seed=(config.run.seed, number), durable=False)
+
+
+def _engine(directory: Path, config: Config, base: BaseModel) -> Engine:
+    """Return what runs the base model on phones."""
+    return _onnx_engine(directory / GRAPH, base) if config.run.engine == "onnx" else of_this_thread(base)
+
+
+@lru_cache(maxsize=2)
+def _onnx_engine(graph: Path, base: BaseModel) -> Engine:
+    from fedcaptor.client.onnx_engine import Network, OnnxEngine
+    from fedcaptor.common.onnx_graph import NetworkGraph
+
+    return OnnxEngine(Network(NetworkGraph.load(graph), base.state, base.mean, base.std), base.groups)
 
 
 class MappedFeed:

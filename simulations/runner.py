@@ -41,7 +41,7 @@ from fedcaptor.simulations.local_grid import App, LocalGrid, VirtualClock
 from fedcaptor.simulations.memory import peak_rss
 from fedcaptor.simulations.oracle import Oracle
 from fedcaptor.simulations.owners_world import SOURCE as OWNERS
-from fedcaptor.simulations.phones import simulated_phone
+from fedcaptor.simulations.phones import GRAPH, simulated_phone
 from fedcaptor.simulations.population import prepare
 from fedcaptor.simulations.report import write_report
 from fedcaptor.simulations.round_accuracy import measure, measured
@@ -113,6 +113,11 @@ def build_world(config: Config, directory: Path) -> World:
     base = BaseModel.load(weights, config.model.name, (channels, height, width))
     if names := fitting_names(base.groups.classes, base.class_names, data.names, data.name):
         data = replace(data, names=names[: len(data.names)])  # those of the weights, where the data has numbers
+    graph = directory / GRAPH
+    if config.run.engine == "onnx" and not graph.exists():
+        from fedcaptor.common.torch_engine.network_graph import network_graph
+
+        network_graph(base).save(graph)
     parts = split(data)
     phones = prepare(
         directory,

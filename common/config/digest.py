@@ -7,7 +7,7 @@ for a configuration that means what it meant before, or every published figure w
 2. A renamed key counts under its former name (`FORMER`).
 3. A key that was added later is not in `COUNTED`; it counts only where it is not its default, after the others. Its
    default must therefore mean what was done before the key came.
-4. The keys and sections of `NOT_COUNTED` are for devices alone and change no result.
+4. The keys and sections of `NOT_COUNTED` are for devices and engines alone and change no result, but for rounding.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ NOT_COUNTED = frozenset(
     {
         "device",
         "rounds.grace",
+        "run.engine",
         "usage.images",
         *(f"delivery.{key}" for key in ("answer_seconds", "fetches", "max_bytes", "max_images", "max_class_images")),
     }

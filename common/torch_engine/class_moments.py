@@ -17,18 +17,11 @@ from fedcaptor.common.arrays import Floats, Images, Indices
 from fedcaptor.common.errors import DataError
 from fedcaptor.common.groups import Group
 from fedcaptor.common.moments import SHARE, ClassMoments, Key, Moments, Scatter
+from fedcaptor.common.observations import Sampler, consumers, consuming_layers, statistics_of
 from fedcaptor.common.plan import Plan
 from fedcaptor.common.selection import ConsumerStatistics, PruningCurve, pruning_curve
 from fedcaptor.common.torch_engine.base import BaseModel
-from fedcaptor.common.torch_engine.evidence import (
-    Sampler,
-    consumers,
-    consuming_layers,
-    differentiable,
-    gradient_rows,
-    recorded,
-    statistics_of,
-)
+from fedcaptor.common.torch_engine.evidence import differentiable, gradient_rows, recorded
 from fedcaptor.common.torch_engine.forward import normalise
 
 Place = Key | str
@@ -139,7 +132,7 @@ def _consumer_statistics(
     """Compute the statistics of each consumer of a group for images in proportion to `weights` [K]."""
     result = []
     for consumer in group.consumers:
-        weight = torch.from_numpy(np.asarray(base.state[f"{consumer.layer}.weight"]))
+        weight = np.asarray(base.state[f"{consumer.layer}.weight"])
         covariance = moments.covariance(group.name, consumer.layer, weights)
         result.append(statistics_of(covariance, weight, group, consumer, sensitivity[consumer.layer]))
     return result

@@ -18,29 +18,8 @@ from torch import nn
 
 from fedcaptor.common.arrays import Floats, Indices
 from fedcaptor.common.groups import ChannelGroups, Consumer, Group
-from fedcaptor.common.selection import ConsumerStatistics
+from fedcaptor.common.observations import Rows, Sampler, consumers, consuming_layers
 from fedcaptor.common.torch_engine.network import channels_back, channels_first
-
-Rows = dict[tuple[str, str], npt.NDArray[np.float32]]
-"""Observations [R, channels] of a group's channels at a consumer's input, by (group, layer)."""
-
-ROWS = 16384
-"""Most observations of a layer over all images: more brought little."""
-
-
-@dataclass(frozen=True)
-class Sampler:
-    """Choose map positions to observe: at most `rows` a layer over all `images`, the same in every model."""
-
-    images: int
-    rows: int = ROWS
-    seed: int = 0
-
-    def positions(self, layer: str, available: int) -> torch.Tensor:
-        """Draw sorted positions [P] of the `available` ones of a layer's map."""
-        wanted = min(available, max(1, self.rows // max(1, self.images)))
-        rng = np.random.default_rng([self.seed, *layer.encode()])
-        return torch.from_numpy(np.sort(rng.choice(available, wanted, replace=False)))
 
 
 @contextlib.contextmanager
@@ -51,16 +30,6 @@ def hooks(handles: list[Any]) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-def consumers(groups: ChannelGroups) -> list[tuple[Group, Consumer]]:
-    """List every (group, consumer) pair of the prunable groups, in execution order of the groups."""
-    return [(group, consumer) for group in groups.prunable for consumer in group.consumers]
-
-
-def consuming_layers(groups: ChannelGroups) -> list[str]:
-    """List the layers that read prunable groups, each once."""
-    return list(dict.fromkeys(consumer.layer for _, consumer in consumers(groups)))
 
 
 def observe(
@@ -119,7 +88,7 @@ def responses(model: nn.Module, groups: ChannelGroups, sampler: Sampler) -> Iter
         def hook(module: nn.Module, _inputs: Any, output: torch.Tensor) -> None:
             maps = channels_first(output.detach(), module)
             maps = maps.reshape(*maps.shape[:2], -1)
-            places[layer] = sampler.positions(layer, maps.shape[2])
+            places[layer] = torch.from_numpy(sampler.positions(layer, maps.shape[2]))
             found.setdefault(layer, []).append(maps[:, :, places[layer]].movedim(1, 2).reshape(-1, maps.shape[1]))
 
         return hook
@@ -200,36 +169,3 @@ def output_sensitivity(
         return ((z - z.mean(1, keepdim=True)) * signs).sum()
 
     return gradient_matrices(model, groups, x, loss, batch)
-
-
-def consumer_statistics(
-    model: nn.Module, group: Group, rows: Rows, sensitivity: dict[str, Floats]
-) -> list[ConsumerStatistics]:
-    """Compute the second-order statistics of each consumer of a group from observations and output sensitivities."""
-    modules = dict(model.named_modules())
-    result = []
-    for consumer in group.consumers:
-        observed = rows[group.name, consumer.layer]
-        module: Any = modules[consumer.layer]
-        covariance, weight = covariance_of(observed), module.weight.detach()
-        result.append(statistics_of(covariance, weight, group, consumer, sensitivity[consumer.layer]))
-    return result
-
-
-def covariance_of(observed: npt.NDArray[np.float32]) -> Floats:
-    """Compute the covariance [C, C] of observations [R, C]; zero for a single one."""
-    return np.cov(observed, rowvar=False, bias=True).astype(np.float64).reshape(observed.shape[1], -1)
-
-
-def statistics_of(
-    covariance: Floats, weight: torch.Tensor, group: Group, consumer: Consumer, sensitivity: Floats
-) -> ConsumerStatistics:
-    """Join a group's `covariance` [C, C] with a consumer's whole `weight` and its outputs' `sensitivity` [O, O]."""
-    taps = consumer_weight(weight, group.channels, consumer).double().numpy().transpose(2, 1, 0)  # [taps, C, O]
-    return ConsumerStatistics(covariance, (taps @ sensitivity @ taps.transpose(0, 2, 1)).sum(0))
-
-
-def consumer_weight(weight: torch.Tensor, channels: int, consumer: Consumer) -> torch.Tensor:
-    """Take the part [O, channels, taps] of a consumer's weights that reads the group."""
-    part = weight[:, consumer.offset : consumer.offset + channels * consumer.taps]
-    return part.reshape(len(weight), channels, -1)

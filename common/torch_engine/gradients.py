@@ -26,8 +26,9 @@ from torch.nn import functional
 
 from fedcaptor.common.arrays import Indices
 from fedcaptor.common.groups import ChannelGroups
+from fedcaptor.common.observations import consumers, consuming_layers
 from fedcaptor.common.ranking import rankable_groups, weight_norms
-from fedcaptor.common.torch_engine.evidence import consumers, consuming_layers, hooks
+from fedcaptor.common.torch_engine.evidence import hooks
 from fedcaptor.common.torch_engine.network import channels_back, channels_first
 from fedcaptor.common.torch_engine.scores import ClassScores, taylor_scores
 

@@ -12,20 +12,13 @@ from torch import nn
 from fedcaptor.common.arrays import Floats, Images, Indices
 from fedcaptor.common.errors import DataError
 from fedcaptor.common.groups import ChannelGroups
+from fedcaptor.common.observations import ROWS, Sampler, curves_of
 from fedcaptor.common.plan import Plan
 from fedcaptor.common.planner import Budget, allocate
-from fedcaptor.common.selection import PruningCurve, pruning_curve
+from fedcaptor.common.selection import PruningCurve
 from fedcaptor.common.torch_engine.base import BaseModel, Submodel
 from fedcaptor.common.torch_engine.curve_calibration import calibrate_curves
-from fedcaptor.common.torch_engine.evidence import (
-    ROWS,
-    Response,
-    Sampler,
-    consumer_statistics,
-    output_sensitivity,
-    recorded,
-    responses,
-)
+from fedcaptor.common.torch_engine.evidence import Response, output_sensitivity, recorded, responses
 from fedcaptor.common.torch_engine.factory import sliced
 from fedcaptor.common.torch_engine.forward import normalise
 from fedcaptor.common.torch_engine.reconstruction import reconstruct_weights
@@ -89,15 +82,7 @@ class Evidence:
         sampler = Sampler(len(x), rows, seed)
         with recorded(base.module, groups, sampler) as seen, responses(base.module, groups, sampler) as full:
             sensitivities = sensitivity(base.module, groups, target_classes, x, seed)
-        curves = {
-            group.name: pruning_curve(
-                consumer_statistics(base.module, group, seen, sensitivities),
-                importance=None if importance is None else importance.get(group.name),
-                start=None if start is None else start.kept.get(group.name),
-            )
-            for group in groups.prunable
-            if group.consumers
-        }
+        curves = curves_of(groups, base.state, seen, sensitivities, start=start, importance=importance)
         if start is None:
             curves = calibrate_curves(base, target_classes, x, seen, curves)
         return cls(base, target_classes, x, full, curves)

@@ -1,13 +1,4 @@
-"""Reconstruct the weights of a sliced network: the kept channels take over what the removed ones did, without training.
-
-Layer after layer, every layer that reads a pruned group is fitted anew, so that it answers the sliced model's input as
-the full layer answered the full model's: least squares over whole kernels, drawn to the sliced weights by a ridge. Each
-layer sees what the sliced layers before it deliver, so their error is corrected on the way. Where a rectifier follows,
-an output that the full model closes may be closed to any depth: what is wanted there is the fit of the round before, as
-far as it is closed.
-
-Source of the last two: Zhang et al., "Accelerating Very Deep Convolutional Networks", TPAMI 2016, there for low rank.
-"""
+"""Reconstruct the weights of a sliced network with torch, by the rules of `fedcaptor.common.reconstruction`."""
 
 from __future__ import annotations
 
@@ -19,14 +10,12 @@ import torch
 from torch import nn
 
 from fedcaptor.common.groups import ChannelGroups
+from fedcaptor.common.observations import consumers
 from fedcaptor.common.plan import Plan
+from fedcaptor.common.reconstruction import ALIKE, RIDGE, ROUNDS
 from fedcaptor.common.slicer import kept_elements
-from fedcaptor.common.torch_engine.evidence import Response, consumers, hooks
+from fedcaptor.common.torch_engine.evidence import Response, hooks
 from fedcaptor.common.torch_engine.fitting import LeastSquares, unfold_inputs
-
-RIDGE = 64  # observations that the sliced weights count as: few images must not bend a wide layer
-ALIKE = 0.25  # the power of observations an image by which they count as more: those of one image are much alike
-ROUNDS = 3  # of fits that know the rectifier; more brought nothing
 
 
 @torch.no_grad()

@@ -18,8 +18,9 @@ from torch import nn
 from torch.nn import functional
 
 from fedcaptor.common.groups import ChannelGroups, Consumer
+from fedcaptor.common.observations import consumers
 from fedcaptor.common.preference import normalise
-from fedcaptor.common.torch_engine.evidence import consumers, hooks
+from fedcaptor.common.torch_engine.evidence import hooks
 from fedcaptor.common.torch_engine.network import channels_back, channels_first
 
 

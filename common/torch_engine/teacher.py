@@ -15,9 +15,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from fedcaptor.common.arrays import Images, Indices
+from fedcaptor.common.observations import consuming_layers
 from fedcaptor.common.slicer import kept_elements
 from fedcaptor.common.torch_engine.base import Submodel
-from fedcaptor.common.torch_engine.evidence import consuming_layers, hooks
+from fedcaptor.common.torch_engine.evidence import hooks
 from fedcaptor.common.torch_engine.forward import normalise
 from fedcaptor.common.torch_engine.network import channels_first
 

@@ -12,7 +12,7 @@ from benchmarks.results import PAGES
 from benchmarks.submodels import random_base
 from fedcaptor.common.errors import ConfigError
 from fedcaptor.common.moments import Moments
-from fedcaptor.common.torch_engine.evidence import consumers
+from fedcaptor.common.observations import consumers
 
 
 def test_rows_grow_with_the_classes(tmp_path, one_thread):

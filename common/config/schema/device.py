@@ -33,6 +33,9 @@ class DeviceSettings(Section):
         pattern=r"^([0-9a-f]{64})?$",
         description="The weights' digest, as the server's log has it: the phone does not start with other ones.",
     )
+    graph: Annotated[str, PHONE] = Field(
+        "", description="The base model's graph, by `fedcaptor export-graph`: the phone then runs without torch."
+    )
     model: Annotated[str, PHONE] = Field("", description="The base model's name, as in `model.name`.")
     input_shape: Annotated[tuple[int, ...], PHONE] = Field(
         (), max_length=3, description="The base model's input: channels, height, width."

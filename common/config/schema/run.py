@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -14,6 +14,11 @@ class Run(Section):
         0, ge=0, description="Seed of the server's random choices and of everything that a simulation draws."
     )
     rounds: Annotated[int, SERVER, SIMULATION] = Field(1, ge=1, le=1000, description="Personalisation rounds.")
+    engine: Annotated[Literal["torch", "onnx"], SIMULATION] = Field(
+        "torch",
+        description="What runs networks on simulated phones: PyTorch, or ONNX Runtime, which does not tune submodels. "
+        "Their results differ by rounding.",
+    )
 
 
 class Data(Section):

@@ -11,12 +11,13 @@ from fedcaptor.common.assets import asset
 from fedcaptor.common.data.source import load
 from fedcaptor.common.data.splits import split
 from fedcaptor.common.errors import DataError
+from fedcaptor.common.observations import Sampler
 from fedcaptor.common.plan import Plan
 from fedcaptor.common.planner import Budget, allocate
 from fedcaptor.common.torch_engine import class_moments
 from fedcaptor.common.torch_engine.base import BaseModel
 from fedcaptor.common.torch_engine.class_moments import curves_for, gather, network_digest
-from fedcaptor.common.torch_engine.evidence import Sampler, output_sensitivity, recorded
+from fedcaptor.common.torch_engine.evidence import output_sensitivity, recorded
 from fedcaptor.common.torch_engine.forward import normalise
 from fedcaptor.common.torch_engine.prune import Evidence
 

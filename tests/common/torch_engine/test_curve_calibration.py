@@ -8,10 +8,11 @@ import torch
 
 from fedcaptor.common.assets import asset
 from fedcaptor.common.data.source import load
+from fedcaptor.common.observations import KEPT, POWER, Rows, Sampler
 from fedcaptor.common.selection import PruningCurve
 from fedcaptor.common.torch_engine.base import BaseModel
-from fedcaptor.common.torch_engine.curve_calibration import KEPT, POWER, calibrate_curves
-from fedcaptor.common.torch_engine.evidence import Rows, Sampler, recorded
+from fedcaptor.common.torch_engine.curve_calibration import calibrate_curves
+from fedcaptor.common.torch_engine.evidence import recorded
 from fedcaptor.common.torch_engine.forward import normalise
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch import nn
 
+from fedcaptor.common.observations import Sampler
 from fedcaptor.common.plan import Plan
 from fedcaptor.common.slicer import slice_state
-from fedcaptor.common.torch_engine.evidence import Sampler, responses
+from fedcaptor.common.torch_engine.evidence import responses
 from fedcaptor.common.torch_engine.network import network, state_of
 from fedcaptor.common.torch_engine.reconstruction import reconstruct_weights
 from fedcaptor.common.torch_engine.registry import build, skeleton

@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import nn
 
+from fedcaptor.common.observations import Sampler
 from fedcaptor.common.plan import Plan
 from fedcaptor.common.slicer import slice_state
-from fedcaptor.common.torch_engine.evidence import Response, Sampler, responses
+from fedcaptor.common.torch_engine.evidence import Response, responses
 from fedcaptor.common.torch_engine.network import network, state_of
 from fedcaptor.common.torch_engine.reconstruction import _Layer, reconstruct_weights
 from fedcaptor.common.torch_engine.trace import trace
