@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from PIL import Image
 
+from fedcaptor._graph_export import export_graph
 from fedcaptor.common.assets import asset
 from fedcaptor.common.data.source import load
 from fedcaptor.common.data.splits import pool, split
@@ -182,11 +183,13 @@ def registered_key(fleet: Fleet, name: str) -> Path:
 
 
 def write_phone(
-    folder: Path, port: int, key: Path, classes: Iterable[int], settings: str, engine: str = "torch"
+    folder: Path, port: int, key: Path, classes: Iterable[int], settings: str, engine: str = "onnx"
 ) -> Path:
-    """A resident phone's file, beside its images of these classes."""
+    """A resident phone's file, beside its images of these classes. `engine`: torch, or onnx by an exported graph."""
     write_images(folder / "images", classes)
-    file = folder / "phone.toml"
+    file, graph = folder / "phone.toml", folder.parent / "graph.onnx"
+    if engine == "onnx" and not graph.exists():
+        export_graph("small-cnn", SHIPPED, "embedded", graph)
     file.write_text(
         settings
         + f"""
@@ -197,6 +200,7 @@ key = "{key}"
 folder = "own"
 images = "images"
 weights = "{SHIPPED}"
+graph = "{graph if engine == "onnx" else ""}"
 model = "small-cnn"
 input_shape = [1, 28, 28]
 poll_seconds = 1

@@ -61,7 +61,7 @@ class PhoneClient(Benchmark):
 
     ways: Annotated[str, Option(help="resident, supernode.")] = "resident,supernode"
     phones: Annotated[str, Option(help="Numbers of phones.")] = "4"
-    engines: Annotated[str, Option(help="What resident phones run networks with: torch, onnx.")] = "torch"
+    engines: Annotated[str, Option(help="What resident phones run networks with: torch, onnx.")] = "onnx"
     pace: Annotated[float, Option(min=0, help="delivery.answer_seconds of all phones."), SHARED] = 0.0
 
     def row_keys(self) -> list[Row]:
