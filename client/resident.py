@@ -38,10 +38,7 @@ _MAX_CERTIFICATE_BYTES = 1 << 20
 
 @dataclass
 class Resident:
-    """Serve one device until `stop` is set; `once`: until no message came for so many seconds.
-
-    `wait(seconds)`: sleeps, and returns whether to stop.
-    """
+    """Serve one device until `stop` is set; `once`: until no message came for so many seconds."""
 
     device: Device
     once: float | None = None
@@ -60,11 +57,13 @@ class Resident:
             self._pause(random.uniform(0, settings.spread_seconds))
             failures, reason = 0, ""
             while not self.stop.is_set():
-                if phone.background is not None:
-                    phone.background.prepare("")  # so that the first vector need not wait
                 if not self._allowed():
+                    if self.once is not None:
+                        return
                     self._pause(settings.condition_seconds)
                     continue
+                if phone.background is not None:
+                    phone.background.prepare("")  # so that the first vector need not wait
                 try:
                     most, last_id = self.device.config.delivery.max_bytes, _last_id(number)
                     with connected(settings.superlink, certificates, key, most, last_id) as link:
@@ -95,9 +94,7 @@ class Resident:
                 begin, cpu = time.monotonic(), time.process_time()
                 reply, kind = _answered(app, message, link.node_id), message.metadata.message_type
                 seconds, cpu = time.monotonic() - begin, time.process_time() - cpu
-                if (
-                    self.stop.is_set()
-                ):  # the wait for the reply's time was cut short: it would tell how long the work took
+                if self.stop.is_set():  # a wait that was cut short would tell how long the work took
                     return
                 link.send(reply, seconds)
                 logger.info("answered %s in %.3f s, %.3f s of CPU", kind, seconds, cpu)

@@ -28,9 +28,11 @@ class Link:
     node_id = 7
 
     def __init__(self, *messages: Message) -> None:
-        self.messages, self.sent = list(messages), []
+        self.messages, self.received = list(messages), 0
+        self.sent: list[Message] = []
 
     def receive(self) -> Message | None:
+        self.received += 1
         return self.messages.pop(0) if self.messages else None
 
     def send(self, reply: Message, seconds: float) -> None:
@@ -89,16 +91,21 @@ def test_trouble_is_told_once_and_attempts_become_rare(
 def test_it_checks_in_while_the_condition_holds_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     link, charging = Link(), tmp_path / "charging"
     one = phone(tmp_path, monkeypatch, [link], f'device.condition="test -e {charging}"', "device.condition_seconds=7")
+    one.run()  # once: it does not wait for the charger
+    assert link.received == 0
     pauses: list[float] = []
 
     def wait(seconds: float) -> None:
         pauses.append(seconds)
         if pauses.count(7) == 3:
             charging.touch()
+            one.once = 0.05
 
     monkeypatch.setattr(one.stop, "wait", wait)
+    one.once = None
     one.run()
     assert pauses[1:4] == [7, 7, 7]
+    assert link.received > 0
 
 
 def test_a_reply_whose_wait_was_cut_short_is_not_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
