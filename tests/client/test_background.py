@@ -22,8 +22,9 @@ from tests import tiny
 
 
 def children() -> list[psutil.Process]:
-    """The children at work, without those that ended."""
-    return [p for p in psutil.Process().children() if p.status() != psutil.STATUS_ZOMBIE]
+    """The children at work: none that ended, and none that other tests left waiting for work."""
+    found = [p for p in psutil.Process().children() if p.status() != psutil.STATUS_ZOMBIE]
+    return [p for p in found if {"fedcaptor.client.background", "http.server"} & set(p.cmdline())]
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -10,6 +11,11 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
+from benchmarks.deployment import write_phone
+from fedcaptor.client.device import today
+from fedcaptor.client.folder import DATABASE, SCORES_FILE
+from fedcaptor.client.usage import last_day_of
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
@@ -92,3 +98,17 @@ def test_what_a_phone_lacks_is_said_in_one_line(phone: Path, tmp_path: Path) -> 
     assert pruned.returncode == 2
     assert "pip install 'fedcaptor[torch]'" in " ".join(pruned.stderr.split())
     assert "Traceback" not in pruned.stderr
+
+
+def test_a_phone_works_with_the_extra_alone(phone: Path, tmp_path: Path) -> None:
+    """It records its images and scores filters, and its resident process says what is wrong with its settings."""
+    file = write_phone(tmp_path / "phone0", 1, tmp_path / "key", (1, 4), "", "onnx")
+    settings = json.dumps({"node": {"file": str(file)}, "kind": "scores"})
+    work = [phone / "python", "-m", "fedcaptor.client.background"]
+    done = subprocess.run(work, input=settings, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert last_day_of(file.parent / "own" / DATABASE) == today()
+    assert (file.parent / "own" / SCORES_FILE).stat().st_size > 0
+    started = run(phone / "fedcaptor", "phone", "run", "--config", file, "--once", cwd=tmp_path)
+    assert started.returncode == 2
+    assert "make one with `ssh-keygen" in " ".join(started.stderr.split()) or "does not exist" in started.stderr
