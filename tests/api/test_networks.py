@@ -22,6 +22,7 @@ from tests.common.test_slicing import random_state
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
+LARGE = ("vgg16", "densenet121", "alexnet")
 QUICK = ("mobilenet_v3_small", "shufflenet_v2_x0_5", "squeezenet1_1")
 NETWORKS = {
     "alexnet": 0.3,
@@ -55,7 +56,11 @@ def images(name: str, count: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in NETWORKS]
+    "name",
+    [
+        name if name in QUICK else pytest.param(name, marks=pytest.mark.long if name in LARGE else pytest.mark.slow)
+        for name in NETWORKS
+    ],
 )
 def test_a_torchvision_network_is_pruned_saved_and_loaded(name: str, tmp_path: Path) -> None:
     full, x = built(name), images(name, 4)

@@ -137,7 +137,7 @@ def test_a_checkpoint_of_other_settings_or_damage_is_refused(
     assert contents(out) == contents(whole)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_command_goes_on_after_a_kill(whole: Path, bars: tuple[Path, Path], tmp_path: Path) -> None:
     out = tmp_path / "own.safetensors"
     words = ["train", MODEL, "--data", str(bars[0]), "--out", str(out), "--epochs", str(EPOCHS)]

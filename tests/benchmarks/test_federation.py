@@ -73,7 +73,7 @@ def test_a_plan_that_ignores_usage_serves_all_classes_alike(one_thread):
     assert of_usage.classes(base.groups).tolist() == [0]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_row_of_the_arm_without_personal_step(bars, tmp_path, monkeypatch):
     monkeypatch.setitem(ARMS, "one-for-all", (*tiny.overrides(*bars), *ARMS["one-for-all"]))
     settings = Federation(phones=24, keep=tmp_path)

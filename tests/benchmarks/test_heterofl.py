@@ -77,7 +77,7 @@ def test_training_is_seeded_and_learns(world):
     assert last["heterofl_bytes"] == pytest.approx(2 * 4 * BYTES * parameters)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_row_has_both_arms_at_the_same_macs(bars, tmp_path, monkeypatch):
     config = load_config(None, tiny.overrides(*bars))
     monkeypatch.setattr(HeteroFL, "config", lambda arm, seed: config)

@@ -46,7 +46,7 @@ def test_its_settings_are_keys_of_the_configuration():
     assert load_config(None, memory.SETTINGS).privacy.min_cohort == 20
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_that_fails_is_an_error():
     with pytest.raises(FedcaptorError, match="ended with code 2"):
         peak_of_run(["run.no_such_key=1", "population.phones=5"])

@@ -7,7 +7,7 @@ from benchmarks.record import read_record
 from benchmarks.results import PAGES
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_row_and_its_table(tmp_path):
     file = tmp_path / "phone.json"
     Phone(models="small-cnn", images="12", macs=0.5).run(file)

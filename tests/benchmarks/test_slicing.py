@@ -64,7 +64,7 @@ def test_the_peak_of_one_process_does_not_fall(base):
     assert 0 < before <= after < 1 << 40
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_command_writes_rows_that_the_page_shows(tmp_path):
     file = tmp_path / "slicing.json"
     Slicing(models="small-cnn", plans=1, repetitions=1, images=4).run(file)

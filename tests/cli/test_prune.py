@@ -113,7 +113,7 @@ def test_a_normalisation_that_the_weights_do_not_state_is_told_and_given(tmp_pat
     assert "one of --mean and --std is given" in str(failed)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_budgets_are_compared(tmp_path):
     first, second = json.loads(run("--macs", "0.5,0.2").stdout)
     assert second["macs_ratio"] <= 0.2 < first["macs_ratio"] <= 0.5
@@ -162,7 +162,7 @@ def test_budgets_that_leave_no_room_for_the_tolerance_are_named():
     assert "tolerance is 0.001, the largest submodel within the budgets disagrees on 0." in str(failed)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_images_to_judge_by_are_held_out_where_all_could_be_observed():
     result = json.loads(run("--tolerance", "0.3", "--calibration", "5000").stdout)
     assert result["verifying_images"] == pytest.approx(result["calibration_images"] / 3, abs=4)
@@ -191,7 +191,7 @@ def test_what_is_no_budget_is_refused(macs):
     assert "must be ratios such as 0.4 or 0.5,0.3,0.1" in str(failed)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_any_strategy_can_be_recalibrated_and_tuned():
     options = ["--strategy", "taylor", "--macs", "0.5", "--recalibrate", "--tune-steps", "3"]
     cut, better = json.loads(run(*options[:4]).stdout), json.loads(run(*options).stdout)
@@ -231,7 +231,7 @@ def test_an_unknown_strategy_is_named():
     assert "must be one of reconstruct, reconstruct-agnostic, reconstruct-fisher" in str(failed)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_latency_is_planned_by_the_table_beside_the_weights(tmp_path, monkeypatch):
     weights = tmp_path / "small.safetensors"
     weights.write_bytes(WEIGHTS.read_bytes())

@@ -144,7 +144,7 @@ LARGE = ("torchvision/vgg16", "torchvision/alexnet")  # seconds each
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) if name in LARGE else name for name in names()]
+    "name", [pytest.param(name, marks=pytest.mark.long) if name in LARGE else name for name in names()]
 )
 def test_slicing_equals_hiding_on_registered_models(name: str) -> None:
     shape = shape_of(name)

@@ -14,7 +14,7 @@ from fedcaptor.common.privacy.noise import discrete_gaussian
 from fedcaptor.common.privacy.sums import SumSpec, decode, encode
 from fedcaptor.common.privacy.zcdp import epsilon
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 P_FAIL = 1e-6  # that a bound below is wrong, for noise as claimed
 TRIALS, PHONES, DELTA = 5_000, 20, 1e-5

@@ -15,7 +15,7 @@ from fedcaptor.common.privacy.sums import SumSpec, decode, encode
 from fedcaptor.common.privacy.zcdp import epsilon, noise_multiplier
 from fedcaptor.common.statistics import in_block
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 P_FAIL = 1e-6  # that an interval below is wrong
 TRIALS, PHONES, EPSILON, DELTA = 4_000, 20, 1.0, 1e-5
