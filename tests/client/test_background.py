@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 from PIL import Image
 
@@ -19,12 +18,6 @@ from fedcaptor.client.folder import DATABASE, SCORES_FILE, WORK_LOCK, WORK_LOG, 
 from fedcaptor.client.process_lock import acquire
 from fedcaptor.client.usage import last_day_of
 from tests import tiny
-
-
-def children() -> list[psutil.Process]:
-    """The children at work: none that ended, and none that other tests left waiting for work."""
-    found = [p for p in psutil.Process().children() if p.status() != psutil.STATUS_ZOMBIE]
-    return [p for p in found if {"fedcaptor.client.background", "http.server"} & set(p.cmdline())]
 
 
 @pytest.fixture
@@ -42,19 +35,19 @@ def device(tmp_path: Path) -> Device:
 @pytest.mark.slow
 def test_images_are_recorded_and_scored_by_a_child(device: Device, tmp_path: Path) -> None:
     work = device.phone().background
-    assert work is not None
+    assert isinstance(work, InChildProcess)
     work.prepare("scores")
-    assert len(children()) == 1
+    child = work._child
     work.prepare("scores")  # it is at work already
-    assert len(children()) == 1
+    assert work._child is child is not None
     work.wait(120)
-    assert children() == []
+    assert child.wait(10) == 0
     own = tmp_path / "own"
     assert (own / WORK_LOG).read_text() == ""
     assert last_day_of(own / DATABASE) == today()
     assert (own / SCORES_FILE).stat().st_mode & 0o777 == 0o600
     work.prepare("scores")  # nothing is due
-    assert children() == []
+    assert work._child is child
     assert {SCORES_FILE, WORK_LOG} <= set(erase(own, device.config.privacy))
 
 
@@ -77,7 +70,8 @@ def test_a_killed_child_leaves_the_way_free(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(background, "__name__", "http.server")  # some module that runs until it is killed
     work = InChildProcess(tmp_path, {}, lambda kind: True)
     work.prepare("usage")
-    (child,) = children()
+    child = work._child
+    assert child is not None
     begin = time.monotonic()
     work.wait(0.2)
     assert time.monotonic() - begin >= 0.2
