@@ -67,7 +67,7 @@ def test_why_it_failed_is_in_the_owners_log_alone(
 
 
 def test_a_killed_child_leaves_the_way_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(background, "__name__", "http.server")  # some module that runs until it is killed
+    monkeypatch.setattr(background, "__name__", "tests.client.sleeping")
     work = InChildProcess(tmp_path, {}, lambda kind: True)
     work.prepare("usage")
     child = work._child
