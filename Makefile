@@ -39,7 +39,7 @@ test: setup
 test-long: setup # the rest: whole runs through Flower's processes, stops and kills, pages from first line to last
 	$(PYTEST) -m long
 
-test-fast: setup # without real processes, browsers and computations of more than two seconds
+test-fast: setup # without real processes, browsers and computations of more than a second
 	$(PYTEST) -m "not slow and not long"
 
 attack: setup # fuzz each target for SECONDS, then all attacks on what docs/privacy.md promises

@@ -44,6 +44,7 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
     assert python(code) == "[]\n"
 
 
+@pytest.mark.slow
 def test_a_phones_app_is_imported_without_torch() -> None:
     code = "import sys, fedcaptor.client.app; print([n for n in ('torch', 'pandas', 'plotly') if n in sys.modules])"
     assert python(code) == "[]\n"

@@ -157,6 +157,7 @@ def test_a_normalisation_that_nobody_gave_is_told(network: nn.Module) -> None:
         floats.predict(NEEDED)
 
 
+@pytest.mark.slow
 def test_all_budgets_hold(network: nn.Module, tmp_path: Path) -> None:
     evidence = fedcaptor.Evidence(network, NEEDED, CLASSES, **STATISTICS)
     large, small = (evidence.submodel(macs=macs, multiple=2) for macs in (0.8, 0.3))
@@ -270,6 +271,7 @@ def test_a_seed_outside_its_bounds_is_named(network: nn.Module, seed: int) -> No
         fedcaptor.prune(network, NEEDED, CLASSES, macs=0.5, seed=seed, **STATISTICS)
 
 
+@pytest.mark.slow
 def test_bytes_hold_for_the_files_that_they_are_given_for(network: nn.Module, tmp_path: Path) -> None:
     ending = ".pt2"
     evidence = fedcaptor.Evidence(network, NEEDED, CLASSES, **STATISTICS)

@@ -58,6 +58,7 @@ def test_settings_tell_populations_apart_and_do_not_depend_on_the_row():
     assert SETTINGS.shared()["configuration"] != Federation(phones=25).shared()["configuration"]
 
 
+@pytest.mark.slow
 def test_a_plan_that_ignores_usage_serves_all_classes_alike(one_thread):
     base = BaseModel.load(SHIPPED, "small-cnn", (1, 28, 28))
     rng = np.random.default_rng(0)

@@ -77,6 +77,7 @@ def test_a_log_that_cannot_be_foreseen_is_refused(world):
         Fleet.of(world.directory, corrected, world.base)
 
 
+@pytest.mark.slow
 def test_a_sum_is_that_of_masked_phones_which_are_run(world, fleet):
     spec = spec_of(world, "usage-1", 3, noise_multiplier=0.0)
     open_phones = world.config.privacy.model_copy(update={"noise": False})

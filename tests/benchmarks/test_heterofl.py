@@ -60,6 +60,7 @@ def test_phones_have_their_own_images_and_labels(world):
         assert shares[phone, population.tests[phone].labels].all()
 
 
+@pytest.mark.slow
 def test_training_is_seeded_and_learns(world):
     whole, arm = Population.of(world), HeteroFL(phones=20, rounds=4, rate=0.05)
     population = replace(whole, use=whole.use[:12], tests=whole.tests[:12])

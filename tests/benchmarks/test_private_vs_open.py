@@ -30,6 +30,7 @@ def test_rows_without_noise_come_first(rows):
     assert [(row["phones"], row["epsilon"]) for row in rows] == [(25, None), (25, 8.0), (30, None), (30, 8.0)]
 
 
+@pytest.mark.slow
 def test_rows_hold_what_phones_get(rows):
     for row in rows:
         assert 0.5 < row["accuracy"] <= row["accuracy_limited"] <= 1

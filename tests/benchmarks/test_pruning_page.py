@@ -162,6 +162,7 @@ def test_tuned_rows_have_tables_of_their_own(record):
     ]
 
 
+@pytest.mark.slow
 def test_a_chart_for_each_number_of_classes(record, tmp_path):
     record.rows.extend([row("reconstruct", 1, 0, 0.9, 0.7, classes=2)])
     record.rows.remove(next(r for r in record.rows if r["strategy"] == "torch-pruning-taylor"))

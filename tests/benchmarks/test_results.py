@@ -72,6 +72,7 @@ def test_arms_that_were_not_measured_yet_are_left_out(record):
     assert [len(panel.lines) for panel in section.charts["federation"].panels] == [3, 1]
 
 
+@pytest.mark.slow
 def test_write_results_gives_page_and_figures(record, tmp_path):
     record.save(tmp_path / "rows" / "federation.json")
     written = write_results(tmp_path / "rows", tmp_path / "docs").read_text()

@@ -165,6 +165,7 @@ def test_a_file_in_the_place_of_a_folder_is_named(
     assert f"({tmp_path / 'file'} is a file): choose another place" in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [["prune", "--classes", "3"], ["inspect"], ["atlas", "--out", "a.html"]])
 def test_weights_that_are_no_numbers_are_named(
     command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -217,6 +218,7 @@ def failed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, 
 PRUNE = ["prune", "small-cnn", "--weights", str(SHIPPED), "--classes"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -260,6 +262,7 @@ def test_what_is_wrong_is_said_in_one_message(
     assert message in text
 
 
+@pytest.mark.slow
 def test_a_warning_is_one_line(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -225,6 +225,7 @@ def test_help_names_every_strategy():
     assert "needs the extra onnx" in re.sub(r"[│\s]+", " ", shown)
 
 
+@pytest.mark.slow
 def test_an_unknown_strategy_is_named():
     failed = run("--strategy", "magic").exception
     assert isinstance(failed, ConfigError)

@@ -55,6 +55,7 @@ def cohort(folder: Path, spec: SumSpec, settings: Config, attempt: str = "0" * 3
         server.advance()
 
 
+@pytest.mark.slow
 def test_a_test_run_without_noise_leaves_the_lasting_budget_as_it_is(tmp_path: Path) -> None:
     quiet, noisy = config("privacy.noise=false"), config()
     cohort(tmp_path, SILENT, quiet)
@@ -90,6 +91,7 @@ def test_a_phone_that_is_switched_off_takes_part_in_no_sum_of_either_kind(tmp_pa
     assert (tmp_path / NOISE_FREE_DATABASE).exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [["privacy.corrupted=0.05"], ["privacy.corrupted=0.02", "privacy.dishonest=0.1"]])
 def test_phone_and_status_count_the_same_noiseless_phones(settings: list[str], tmp_path: Path) -> None:
     """What the phone charges is what the owner is shown, and what the owner's view of the ledger would charge."""

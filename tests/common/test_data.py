@@ -52,6 +52,7 @@ def embedded():
     return load("embedded")
 
 
+@pytest.mark.slow
 def test_embedded_is_balanced_and_named(embedded):
     assert embedded.x.shape == (20_000, 28, 28, 1)
     assert embedded.x.dtype == np.uint8

@@ -135,6 +135,7 @@ def test_steps_that_save_next_to_no_time_end_too() -> None:
         counts(0.1, table)
 
 
+@pytest.mark.slow
 @given(grids, st.floats(0.1, 1.0), st.floats(0.1, 1.0))
 @example(np.array([[0.0, 0, 2], [2, 25, 2], [2, 2, 2], [2, 2, 2]]), 0.5, 0.375)  # what is left goes to another layer
 def test_a_larger_latency_loses_no_more_than_a_smaller_one(seconds: np.ndarray, one: float, two: float) -> None:

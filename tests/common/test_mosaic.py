@@ -28,6 +28,7 @@ def test_png_is_exact(count: int, height: int, width: int, channels: int) -> Non
     np.testing.assert_array_equal(decode(code(images), count, (channels, height, width)), images)
 
 
+@pytest.mark.slow
 def test_jpeg_is_nearly_exact_and_small_and_images_do_not_mix() -> None:
     small = [Image.fromarray(image[..., 0]) for image in load("embedded").x[:20]]
     images = np.stack([np.asarray(image.resize((84, 84), Image.Resampling.BICUBIC)) for image in small])[..., None]

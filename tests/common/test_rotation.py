@@ -108,6 +108,7 @@ def test_the_norm_for_a_growth_has_it(length, growth):
         assert rounded_norm(0.9 * norm, length) ** 2 > (0.9 * norm) ** 2 * (1 + growth)
 
 
+@pytest.mark.slow
 @settings(max_examples=200)
 @given(values=st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=42, max_size=42), seed=st.integers(0))
 def test_a_rotated_reply_never_exceeds_its_sensitivity(values, seed):

@@ -26,6 +26,7 @@ def cohort(phones=8, **options):
     return Cohort(terms(phones, **options), random_vectors(phones, length, bits))
 
 
+@pytest.mark.slow
 @settings(max_examples=25)
 @given(st.data())
 def test_the_sum_is_that_of_the_survivors_whoever_is_lost_when(data):

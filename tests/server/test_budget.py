@@ -168,6 +168,7 @@ def test_the_figure_towards_a_server_that_cheats() -> None:
     assert quiet.epsilon_server([quiet.spec(Step(1, COOCCURRENCE, 0))]) is None
 
 
+@pytest.mark.slow
 def test_cohorts_that_no_masks_can_protect_are_refused_with_what_would_work() -> None:
     large = r"no threshold .* for 700 phones .*allows a cohort of 650, 1,000 phones allow privacy\.dropout 0\.27$"
     with pytest.raises(PrivacyError, match=large):

@@ -46,6 +46,7 @@ def made(base: BaseModel) -> list[ClusterPlan]:
     return [ClusterPlan(submodel, [{"group": "a"}], 0.01 * n) for n, submodel in enumerate(found)]
 
 
+@pytest.mark.slow
 def test_what_is_packed_comes_back_with_ready_networks(base: BaseModel, made: list[ClusterPlan]) -> None:
     back = catalogue.unpack(*catalogue.pack(made, base.groups), base.groups)
     assert [plan.digest for plan in back.plans] == [one.plan.digest for one in made]

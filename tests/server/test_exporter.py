@@ -149,6 +149,7 @@ def test_the_collector_is_told_whether_other_machines_read_it(host, public, tmp_
     assert told == [public]
 
 
+@pytest.mark.slow
 def test_half_requests_hold_few_threads_and_not_for_long(tmp_path, monkeypatch):
     monkeypatch.setattr(exporters, "CONNECTIONS", 3)
     monkeypatch.setattr(exporters._Handler, "timeout", 0.5)
@@ -299,6 +300,7 @@ def test_addresses_that_cannot_be_used(tmp_path, host, port):
         start_exporter(tmp_path, host, port)
 
 
+@pytest.mark.slow
 def test_the_port_is_free_again_after_close(tmp_path):
     first = start_exporter(tmp_path, port=0)
     first.close()

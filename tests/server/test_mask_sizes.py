@@ -30,6 +30,7 @@ def test_the_documented_dropouts_are_the_largest() -> None:
         assert Masks(50, 0.5, 0.05).largest_dropout(int(phones.replace(",", ""))) == float(dropout)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("cohort", "dropout", "corrupted"), [(1000, 0.3, 0.05), (70, 0.45, 0.05), (3000, 0.2, 0.3)])
 def test_what_is_proposed_works_and_the_next_does_not(cohort: int, dropout: float, corrupted: float) -> None:
     masks = Masks(20, dropout, corrupted)

@@ -119,6 +119,7 @@ def macs(submodel):
     return submodel.base.groups.macs(submodel.plan.counts())
 
 
+@pytest.mark.slow
 def test_a_tolerance_out_of_reach_ends_at_the_largest_rung(evidence, reference, monkeypatch):
     held = images_of(reference, 30, 60)
     monkeypatch.setattr(tolerance.Submodel, "predict", lambda self, images: np.full(len(images), -1))

@@ -90,6 +90,7 @@ def test_the_deviation_of_a_fleet_figure_is_what_noise_does_to_it() -> None:
     assert noise.std() == pytest.approx(one.deviation, rel=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overrides", [[], ["privacy.epsilon=2", "privacy.dropout=0.2", "privacy.dishonest=0.1"]])
 def test_as_many_phones_as_it_asks_for_are_enough(overrides: list[str]) -> None:
     sums = planned(*overrides).sums

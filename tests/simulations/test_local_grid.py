@@ -87,6 +87,7 @@ def outcome(seed, nodes=400):
     return fates
 
 
+@pytest.mark.slow
 def test_faults_are_seeded_come_at_their_rates_and_all_malformed_replies_are_refused():
     first = outcome(1)
     assert first == outcome(1)
@@ -134,6 +135,7 @@ def peak(nodes):
         tracemalloc.stop()
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_contents_of_all_phones():
     peak(2)
     assert peak(220) - peak(20) < 200 * 2_000  # bytes a phone; its request alone is 200,000

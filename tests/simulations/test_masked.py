@@ -154,6 +154,7 @@ def plain(tmp_path: Path, spec: SumSpec, numbers: Any = range(PHONES)) -> np.nda
     return World(tmp_path / "plain", "privacy.sums=plain").sum(spec, numbers, plain=True)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", [SPEC, NOISY, ROTATED], ids=["noise off", "seeded noise", "rotated, seeded noise"])
 def test_masked_and_plain_sums_are_equal_to_the_bit(spec: SumSpec, world: World, tmp_path: Path) -> None:
     total, tally = world.sum(spec)
@@ -172,6 +173,7 @@ def test_no_two_messages_of_a_phone_show_its_vector(world: World) -> None:
     assert len(set(sent)) == PHONES
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", range(STEPS))
 def test_phones_that_are_lost_in_any_step_leave_the_sum_of_the_others(step: int, world: World, tmp_path: Path) -> None:
     gone = (3, 7)
@@ -195,6 +197,7 @@ def test_a_phone_that_is_not_enrolled_is_left_out_and_stops_no_sum(world: World,
     assert set(tally.refused) == {"unknown_node"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", range(STEPS))
 def test_a_phone_that_dies_after_its_work_goes_on_with_the_same_bytes(step: int, world: World, tmp_path: Path) -> None:
     first: dict[int, bytes] = {}
@@ -217,6 +220,7 @@ def journal_of(tmp_path: Path) -> Journal:
     return Journal(f"sqlite:///{tmp_path / 'state.db'}", RUN)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", range(STEPS))
 def test_a_server_that_is_stopped_goes_on_with_the_same_sum(step: int, tmp_path: Path) -> None:
     """It is stopped in the middle of a step, and again; devices draw from the system's randomness."""
@@ -254,6 +258,7 @@ def test_no_masked_vector_is_in_the_journal(tmp_path: Path) -> None:
         assert message.vector.tobytes() not in stored
 
 
+@pytest.mark.slow
 def test_a_phone_that_does_not_open_is_named_and_the_others_add_up(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -292,6 +297,7 @@ def test_too_few_replies_are_waited_for_until_the_deadline(world: World) -> None
     assert world.clock.now == 2 * 2 * 10  # tries of the sum, times each is asked
 
 
+@pytest.mark.slow
 def test_devices_begin_few_sums_without_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each try draws another graph of masks. Those that are over do not count, and none can be begun twice."""
     monkeypatch.setattr(masked_sums, "MAX_STARTS", 3)
@@ -332,6 +338,7 @@ def test_devices_with_the_systems_randomness_add_up_too(tmp_path: Path) -> None:
     np.testing.assert_allclose(total, numbers.sum(0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", range(MASKING))
 def test_too_few_phones_before_any_vector_was_sent_is_free_and_tried_again(
     step: int, world: World, tmp_path: Path
@@ -343,6 +350,7 @@ def test_too_few_phones_before_any_vector_was_sent_is_free_and_tried_again(
     assert world.charges() == [1] * PHONES
 
 
+@pytest.mark.slow
 def test_too_few_vectors_are_an_error_and_the_next_try_works(world: World, tmp_path: Path) -> None:
     world.lost = lambda request, number: number < 4 and request.step == MASKING
     with pytest.raises(Lost, match="1-usage-0: secure sum: 8 survivors, at least 10 needed: wait longer") as lost:

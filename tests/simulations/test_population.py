@@ -248,6 +248,7 @@ def test_a_partitioner_gives_every_image_to_one_phone(tmp_path, name, arguments,
     np.testing.assert_allclose(np.load(tmp_path / "oracle/shares.npy").sum(2), 1.0)
 
 
+@pytest.mark.slow
 @needs_partitioners
 def test_a_seed_decides_a_partition():
     asked = Population(law="partitioner", partitioner="IidPartitioner", phones=4)

@@ -343,6 +343,7 @@ def test_what_a_run_lacks_is_said(tmp_path):
     assert 'class="marks"' not in page
 
 
+@pytest.mark.slow
 def test_noise_off_is_a_mark(tmp_path):
     summary = make_summary()
     summary["privacy"]["epsilon"] = None

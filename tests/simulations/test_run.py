@@ -108,6 +108,7 @@ def test_a_run_survives_dropped_and_malformed_replies(bars, tmp_path):
     assert summary["faults"]["refused"] > 0
 
 
+@pytest.mark.slow
 def test_too_small_a_cohort_is_refused(tmp_path):
     with pytest.raises(PrivacyError, match="min_cohort"):
         simulate(load_config(None, [*SMALL, "population.phones=10"]), tmp_path)

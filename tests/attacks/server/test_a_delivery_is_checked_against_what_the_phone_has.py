@@ -136,6 +136,7 @@ def test_a_full_disk_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert Outcome.read(tmp_path) is not None
 
 
+@pytest.mark.slow
 def test_random_deliveries_are_refused_or_personalised_with(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """None is accepted that the personal step then stumbles over."""
     rng, accepted = np.random.default_rng(0), 0

@@ -149,6 +149,7 @@ def done(folder: Path, base: BaseModel, config: Config) -> dict[str, bytes]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("changed", [{}, {"fallback.mode": "kept_full", "personal.tier": "high"}], ids=["low", "high"])
 def test_a_phone_with_its_file_does_the_same_to_the_byte(tmp_path: Path, changed: dict[str, Any]) -> None:

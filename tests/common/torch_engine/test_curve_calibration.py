@@ -31,6 +31,7 @@ def curves(base: BaseModel, cost: float) -> dict[str, PruningCurve]:
     return {g.name: PruningCurve(np.arange(g.channels), np.full(g.channels, cost)) for g in base.groups.prunable}
 
 
+@pytest.mark.slow
 def test_the_scale_of_a_curve_counts_as_far_as_it_is_believed(seen):
     base, x, rows = seen
     once, tenfold = (calibrate_curves(base, np.arange(3), x, rows, curves(base, cost)) for cost in (1.0, 10.0))

@@ -38,6 +38,7 @@ def assert_same(module: nn.Module, expected: State) -> None:
         np.testing.assert_array_equal(found[key].numpy(), array)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["alexnet", "resnet56", "torchvision/mobilenet_v2"])
 def test_equals_slicing_and_rebuilding(name: str) -> None:
     """Registered networks come from twins of an empty one: here against one that is built anew."""
@@ -117,6 +118,7 @@ def test_bad_plans_are_explained() -> None:
         sliced(base, Plan.of(base.groups, {"features.0": [0]}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", names())
 def test_skeletons_share_nothing_that_changes(name: str) -> None:
     """Hooks, submodules and tensors set on one must not be seen on the next."""
