@@ -84,6 +84,25 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def small_run(phones: int, more: str = "") -> str:
+    """Settings of a run over so many phones, without noise and with little work beside; `more` sections follow."""
+    return f"""
+[privacy]
+noise = false
+min_cohort = {phones}
+dropout = 0
+corrupted = 0
+[testing]
+small_cohorts = true
+[clusters]
+iterations = 1
+[visualise]
+enabled = false
+[planner]
+tolerance = 0
+{more}"""
+
+
 class Fleet:
     """The processes of the test, all of them ended by `stop`."""
 

@@ -18,26 +18,13 @@ import psutil
 from typer import Option
 
 from benchmarks.command import SHARED, Benchmark
-from benchmarks.deployment import Fleet, registered_key, start_phone, start_run, start_superlink, write_phone
+from benchmarks.deployment import Fleet, registered_key, small_run, start_phone, start_run, start_superlink, write_phone
 from benchmarks.progress import OnPhase
 from benchmarks.record import Row, numbers
 from fedcaptor.common.errors import StateError
 from fedcaptor.server.journal import Journal
 
 SETTINGS = """
-[privacy]
-noise = false
-min_cohort = {phones}
-dropout = 0
-corrupted = 0
-[testing]
-small_cohorts = true
-[clusters]
-iterations = 1
-[visualise]
-enabled = false
-[planner]
-tolerance = 0
 [delivery]
 answer_seconds = {pace}
 [rounds]
@@ -83,7 +70,7 @@ class PhoneClient(Benchmark):
 
 
 def _round(fleet: Fleet, way: str, engine: str, phones: int, pace: float) -> dict[str, Any]:
-    settings, port = SETTINGS.format(phones=phones, pace=pace), start_superlink(fleet)
+    settings, port = small_run(phones, SETTINGS.format(pace=pace)), start_superlink(fleet)
     processes = []
     for number in range(phones):
         key = registered_key(fleet, f"node{number}")

@@ -1,7 +1,8 @@
 """Speak Flower's Fleet protocol as one node, by Flower's own library: the one module that touches its internals.
 
 Messages come in and replies go out; the code that a SuperLink offers for a run is never asked for. The protocol is
-internal to a minor release of Flower: `tests/integration/test_fleet.py` holds this module against a real SuperLink.
+internal to a minor release of Flower; `tests/integration/test_resident_phones.py` holds this module against a real
+SuperLink.
 """
 
 from __future__ import annotations
@@ -12,12 +13,12 @@ import ssl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from threading import Event, Lock, Thread
 from typing import TYPE_CHECKING
 
 import httpx
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 from flwr.app import Message
@@ -59,14 +60,13 @@ from flwr.supercore.version import package_name, package_version
 from flwr.supernode.fleet_http_client import FleetHttpClient
 
 from fedcaptor.common.errors import ConfigError, FedcaptorError
-from fedcaptor.common.files import read_bounded
+from fedcaptor.common.secure.key_files import read_key
 
 if TYPE_CHECKING:
     from flwr.proto.message_pb2 import ObjectTree
 
 MAX_OBJECTS = 4096
 """Most parts of one message; Flower cuts arrays into parts of 5 MB."""
-_MAX_KEY_BYTES = 1 << 14
 _BEAT_SECONDS = 0.8 * HEARTBEAT_DEFAULT_INTERVAL
 
 
@@ -192,10 +192,7 @@ def connected(
 
 def node_key(path: Path) -> EllipticCurvePrivateKey:
     """Read a node's private key, ECDSA in OpenSSH's format without a password. Raises ConfigError where it is none."""
-    try:
-        key = load_ssh_private_key(read_bounded(path, _MAX_KEY_BYTES, "key"), None)
-    except (ValueError, TypeError, UnsupportedAlgorithm):
-        key = None
+    key = read_key(path, partial(load_ssh_private_key, password=None))
     if not isinstance(key, EllipticCurvePrivateKey):
         raise ConfigError(f"{path} holds no node key: make one with `ssh-keygen -t ecdsa -b 384 -N '' -f FILE`")
     return key

@@ -54,13 +54,13 @@ class Resident:
         certificates = read_bounded(place / roots, _MAX_CERTIFICATE_BYTES, "certificate") if roots else None
         phone, number = self.device.phone(self.stop.wait), self.device.folder / NODE_FILE
         with only_one(self.device.folder), _ended(phone):
-            self._pause(random.uniform(0, settings.spread_seconds))
+            self.stop.wait(random.uniform(0, settings.spread_seconds))
             failures, reason = 0, ""
             while not self.stop.is_set():
                 if not self._allowed():
                     if self.once is not None:
                         return
-                    self._pause(settings.condition_seconds)
+                    self.stop.wait(settings.condition_seconds)
                     continue
                 if phone.background is not None:
                     phone.background.prepare("")  # so that the first vector need not wait
@@ -76,7 +76,7 @@ class Resident:
                     if str(error) != reason:  # once, not with every attempt
                         logger.warning("%s; trying again", error)
                         reason = str(error)
-                    self._pause(min(2.0**failures, _LONGEST_WAIT) * random.uniform(0.5, 1))
+                    self.stop.wait(min(2.0**failures, _LONGEST_WAIT) * random.uniform(0.5, 1))
                 if self.once is not None and not failures:
                     return
 
@@ -102,7 +102,7 @@ class Resident:
             idle = time.monotonic() - quiet
             if self.once is not None and idle >= self.once:
                 return
-            self._pause(min(settings.poll_seconds, SOON + idle / 4) * random.uniform(0.8, 1))
+            self.stop.wait(min(settings.poll_seconds, SOON + idle / 4) * random.uniform(0.8, 1))
 
     def _allowed(self) -> bool:
         """Tell whether the configured condition holds."""
@@ -115,9 +115,6 @@ class Resident:
             logger.warning("device.condition takes more than 30 seconds: shorten it")
             return False
         return done.returncode == 0
-
-    def _pause(self, seconds: float) -> None:
-        self.stop.wait(seconds)
 
 
 def _answered(app: Callable[[Message, Context], Message], message: Message, node: int) -> Message:

@@ -8,8 +8,7 @@ import hashlib
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -35,11 +34,12 @@ from sqlalchemy import (
     select,
     update,
 )
-from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import IntegrityError
 
 from fedcaptor.common.errors import StateError
 from fedcaptor.common.messages import REASONS
 from fedcaptor.server import sum_log
+from fedcaptor.server.database import explained
 from fedcaptor.server.sum_log import StoredSumLog
 
 LOST: Mapping[str, str] = MappingProxyType(
@@ -124,23 +124,11 @@ def _decode(row: Row[Any]) -> Result:
         raise StateError(f"round {row.round}, phase {row.phase}: stored state cannot be read: {error}") from error
 
 
-@contextmanager
-def _explained(what: str = "the state database cannot be used") -> Iterator[None]:
-    """Turn the database's errors into StateError without their text, which may hold the URL's password."""
-    try:
-        yield
-    except IntegrityError:
-        raise
-    except (SQLAlchemyError, ImportError, ValueError) as error:
-        detail = type(getattr(error, "orig", None) or error).__name__
-        raise StateError(f"{what} ({detail}); check the URL, its driver and the disk") from None
-
-
 class Journal:
     """Hold the finished phases of one run. A database of another `run_digest` is refused with StateError."""
 
     def __init__(self, url: str, run_digest: str) -> None:
-        with _explained("the state database cannot be opened"):
+        with explained("the state database cannot be opened"):
             self._engine = create_engine(url)
             _metadata.create_all(self._engine)
             with self._engine.begin() as connection:
@@ -178,20 +166,21 @@ class Journal:
             raise StateError(f"round {round}, phase {name}: the result cannot be stored: {error}") from error
         checksum = _checksum(outcome, blob)
         row = {"round": round, "phase": name, "outcome": outcome, "tensors": blob, "checksum": checksum}
-        try:
-            with _explained(f"round {round}, phase {name}: cannot be stored"), self._engine.begin() as connection:
+        with explained(f"round {round}, phase {name}: cannot be stored"), self._engine.begin() as connection:
+            try:
                 connection.execute(insert(_phases).values(**row, seconds=seconds))
                 self._flush(connection, round, name)
                 attempt = sum_log.forget(connection, {"round": round, "phase": name})
                 connection.execute(delete(_in_vain).where(*_try(round, name, attempt)))  # had it been lost before
-        except IntegrityError:
-            raise StateError(f"round {round}, phase {name}: another server writes this database; stop one") from None
+            except IntegrityError:
+                other = f"round {round}, phase {name}: another server writes this database; stop one"
+                raise StateError(other) from None
         self._forget(round, name)
         return json.loads(outcome), safetensors.numpy.load(blob)
 
     def stored(self, round: int, name: str) -> Result | None:
         """Return the stored result of a phase, or None. Raises StateError when it is damaged."""
-        with _explained(), self._engine.connect() as connection:
+        with explained(), self._engine.connect() as connection:
             query = select(_phases).where(_phases.c.round == round, _phases.c.phase == name)
             row = connection.execute(query).one_or_none()
         return None if row is None else _decode(row)
@@ -205,7 +194,7 @@ class Journal:
         query = select(_refused.c.reason, func.sum(_refused.c.count)).group_by(_refused.c.reason)
         if round is not None:
             query = query.where(_refused.c.round == round)
-        with _explained(), self._engine.connect() as connection:
+        with explained(), self._engine.connect() as connection:
             return {reason: int(count) for reason, count in connection.execute(query)}
 
     def sum_log(self, round: int, name: str, first: int) -> StoredSumLog:
@@ -217,7 +206,7 @@ class Journal:
 
         `blamed`: nodes that it was lost by, which are left out from now on. The sum in progress is deleted.
         """
-        with _explained(), self._engine.begin() as connection:
+        with explained(), self._engine.begin() as connection:
             _count(connection, _lost, {"round": round, "phase": name, "reason": reason}, 1)
             known = set(connection.execute(select(_excluded.c.node)).scalars())
             for node in sorted({str(node) for node in blamed} - known):
@@ -231,12 +220,12 @@ class Journal:
     def lost(self) -> dict[tuple[str, str], int]:
         """Return how many sums came to nothing, by phase and reason."""
         query = select(_lost.c.phase, _lost.c.reason, func.sum(_lost.c.count)).group_by(_lost.c.phase, _lost.c.reason)
-        with _explained(), self._engine.connect() as connection:
+        with explained(), self._engine.connect() as connection:
             return {(phase, reason): int(count) for phase, reason, count in connection.execute(query)}
 
     def excluded(self) -> set[int]:
         """Return the nodes that a sum was lost by, provably."""
-        with _explained(), self._engine.connect() as connection:
+        with explained(), self._engine.connect() as connection:
             return {int(node) for node in connection.execute(select(_excluded.c.node)).scalars()}
 
     def in_vain(self, round: int | None = None, name: str | None = None) -> int:
@@ -247,12 +236,12 @@ class Journal:
         query = select(func.count()).select_from(_in_vain)
         if round is not None:
             query = query.where(_in_vain.c.round == round, _in_vain.c.phase == name)
-        with _explained(), self._engine.connect() as connection:
+        with explained(), self._engine.connect() as connection:
             return int(connection.execute(query).scalar_one())
 
     def seconds(self) -> dict[tuple[int, str], float]:
         """Return the seconds that every finished phase took, by (round, phase)."""
-        with _explained(), self._engine.connect() as connection:
+        with explained(), self._engine.connect() as connection:
             rows = connection.execute(select(_phases.c.round, _phases.c.phase, _phases.c.seconds))
             return {(row.round, row.phase): row.seconds for row in rows}
 

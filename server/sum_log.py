@@ -36,9 +36,9 @@ from sqlalchemy import (
     select,
     update,
 )
-from sqlalchemy.exc import SQLAlchemyError
 
 from fedcaptor.common.errors import StateError
+from fedcaptor.server.database import explained
 
 BATCH = 256
 """Replies in a row of the database, and at most in memory until they are written."""
@@ -184,12 +184,9 @@ class StoredSumLog(SumLog):
 
     @contextmanager
     def _transaction(self) -> Iterator[Connection]:
-        try:
-            with self._engine.begin() as connection:
-                yield connection
-        except SQLAlchemyError as error:
-            detail = type(getattr(error, "orig", None) or error).__name__  # the text may hold the URL's password
-            raise StateError(f"a sum in progress cannot be stored or read ({detail}); check the disk") from error
+        what = "a sum in progress cannot be stored or read"
+        with explained(what, "the disk"), self._engine.begin() as connection:
+            yield connection
 
 
 def forget(connection: Connection, key: Mapping[str, Any]) -> str:

@@ -9,21 +9,21 @@ from __future__ import annotations
 import re
 from bisect import bisect_left
 from collections.abc import Callable, Container, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_pem_public_key
 
 from fedcaptor.common.errors import ConfigError
 from fedcaptor.common.files import read_bounded
+from fedcaptor.common.secure.key_files import read_key
 from fedcaptor.common.secure.keys import signed
 
 HEAD = b"fedcaptor register 1\n"
 MAX_BYTES = 1 << 26
 """Most bytes of a register: about a million phones."""
-_MAX_KEY_BYTES = 1 << 14
 _IDENTITY = re.compile(r"[0-9a-f]{64}")
 _LINE, _SIGNATURE = 65, 129  # bytes with their line's end
 
@@ -108,10 +108,7 @@ def operator_key(text: str, place: Path = Path()) -> bytes:
     """
     if _IDENTITY.fullmatch(text.lower()):
         return bytes.fromhex(text)
-    try:
-        key = load_pem_public_key(read_bounded(place / text, _MAX_KEY_BYTES, "key"))
-    except (ValueError, UnsupportedAlgorithm):
-        key = None
+    key = read_key(place / text, load_pem_public_key)
     if not isinstance(key, Ed25519PublicKey):
         raise ConfigError(f"{text} holds no public Ed25519 key in PEM: give what `openssl pkey -pubout` writes")
     return key.public_bytes_raw()
@@ -119,10 +116,7 @@ def operator_key(text: str, place: Path = Path()) -> bytes:
 
 def signing_key(path: Path) -> Ed25519PrivateKey:
     """Read the operator's private key, Ed25519 in PEM without a password. Raises ConfigError where it is none."""
-    try:
-        key = load_pem_private_key(read_bounded(path, _MAX_KEY_BYTES, "key"), None)
-    except (ValueError, TypeError, UnsupportedAlgorithm):
-        key = None
+    key = read_key(path, partial(load_pem_private_key, password=None))
     if not isinstance(key, Ed25519PrivateKey):
         raise ConfigError(
             f"{path} holds no private Ed25519 key in PEM without a password: make one with "

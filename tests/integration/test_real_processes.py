@@ -8,7 +8,7 @@ import tomllib
 
 import pytest
 
-from benchmarks.deployment import Fleet, free_port, registered_key, start_run, start_superlink, write_images
+from benchmarks.deployment import Fleet, registered_key, small_run, start_phone, start_run, start_superlink, write_phone
 from fedcaptor.common.assets import asset
 from fedcaptor.server.journal import Journal
 from fedcaptor.simulations.runner import SHIPPED
@@ -16,29 +16,19 @@ from fedcaptor.simulations.runner import SHIPPED
 pytestmark = pytest.mark.timeout(900)
 
 OWNERS = ((0, 1), (5, 7, 9))  # classes of each phone
-CONFIG = """
-[privacy]
-noise = false
-min_cohort = 2
-dropout = 0
-corrupted = 0
-[testing]
-small_cohorts = true
-[clusters]
-iterations = 1
+CONFIG = small_run(
+    len(OWNERS),
+    """
 [scores]
 enabled = false
-[visualise]
-enabled = false
-[planner]
-tolerance = 0
 [personal]
 ladder = [0.3, 0.5, 0.8]
 [delivery]
 answer_seconds = 8
 [rounds]
 deadline = 120
-"""
+""",
+)
 
 
 @pytest.fixture
@@ -52,24 +42,11 @@ def fleet(tmp_path):
 
 @pytest.mark.long
 def test_two_phones_behind_a_tls_superlink_end_with_submodels_of_their_own(fleet, tmp_path):
-    (tmp_path / "config.toml").write_text(CONFIG)
-    port, ca = start_superlink(fleet), tmp_path / "ca.pem"
+    port = start_superlink(fleet)
     for number, classes in enumerate(OWNERS):
-        phone, key = tmp_path / f"phone{number}", registered_key(fleet, f"node{number}")
-        write_images(phone / "images", classes)
-        settings = {
-            "folder": phone / "own",
-            "images": phone / "images",
-            "weights": SHIPPED,
-            "model": "small-cnn",
-            "input-shape": "1x28x28",
-            "config": tmp_path / "config.toml",
-        }
-        fleet.start(
-            "flower-supernode", "--superlink", f"localhost:{port}", "--root-certificates", ca,
-            "--auth-supernode-private-key", key, "--host", "127.0.0.1", "--port", free_port(),
-            "--node-config", " ".join(f'{name}="{value}"' for name, value in settings.items()), log=f"node{number}",
-        )  # fmt: skip
+        key = registered_key(fleet, f"node{number}")
+        file = write_phone(tmp_path / f"phone{number}", port, key, classes, CONFIG, "torch")
+        start_phone(fleet, "supernode", file, number, port, key)
 
     server = tmp_path / "server"
     assert start_run(fleet, CONFIG, 2).wait(800) == 0, fleet.logs()

@@ -13,6 +13,7 @@ from benchmarks.deployment import (
     Fleet,
     free_port,
     registered_key,
+    small_run,
     start_run,
     start_superlink,
     write_node_key,
@@ -26,20 +27,9 @@ from fedcaptor.simulations.runner import SHIPPED
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 OWNERS = ((0, 1), (5, 7, 9), (2, 8))
-SHARED = """
-[privacy]
-noise = false
-min_cohort = 3
-dropout = 0
-corrupted = 0
-[testing]
-small_cohorts = true
-[clusters]
-iterations = 1
-[visualise]
-enabled = false
-[planner]
-tolerance = 0
+SHARED = small_run(
+    len(OWNERS),
+    """
 [personal]
 ladder = [0.3, 0.5, 0.8]
 [delivery]
@@ -48,7 +38,8 @@ answer_seconds = 1
 deadline = 120
 [run]
 rounds = 2
-"""
+""",
+)
 FOREIGN = """
 import pathlib
 from flwr.clientapp import ClientApp
