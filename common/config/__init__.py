@@ -9,6 +9,7 @@ from fedcaptor.common.config.loading import load_config, parse
 from fedcaptor.common.config.reference import reference_page
 from fedcaptor.common.config.schema.base import Positive, Ratio, Reader, Section, Share
 from fedcaptor.common.config.schema.configuration import MARKS, SMALL_COHORTS, Config
+from fedcaptor.common.config.schema.deployment import DeploymentSettings
 from fedcaptor.common.config.schema.device import DeviceSettings
 from fedcaptor.common.config.schema.phone import MAX_TIERS, TIER_NAME, Delivery, Fallback, Personal, Tier, Usage
 from fedcaptor.common.config.schema.privacy import Privacy
@@ -25,6 +26,7 @@ __all__ = [
     "Config",
     "Data",
     "Delivery",
+    "DeploymentSettings",
     "DeviceSettings",
     "Fallback",
     "Faults",

@@ -44,6 +44,7 @@ COUNTED: Mapping[str, str] = {
 FORMER: Mapping[str, str] = {"faults.malformed": "rubbish"}
 NOT_COUNTED = frozenset(
     {
+        "deployment",
         "device",
         "rounds.grace",
         "run.engine",

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from fedcaptor.common.config.digest import digest
 from fedcaptor.common.config.schema.base import Section
+from fedcaptor.common.config.schema.deployment import DeploymentSettings
 from fedcaptor.common.config.schema.device import DeviceSettings
 from fedcaptor.common.config.schema.phone import MAX_TIERS, Delivery, Fallback, Personal, Tier, Usage
 from fedcaptor.common.config.schema.privacy import Privacy
@@ -50,6 +51,7 @@ class Config(Section):
     faults: Faults = Faults()
     testing: Testing = Testing()
     device: DeviceSettings = DeviceSettings()
+    deployment: DeploymentSettings = DeploymentSettings()
     tiers: Annotated[tuple[Tier, ...], Field(max_length=MAX_TIERS)] = ()
 
     @model_validator(mode="after")

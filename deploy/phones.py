@@ -1,0 +1,81 @@
+"""What a phone is given: its file, the authority, the base model, and a node key, in one folder to copy to it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.ec import SECP384R1, generate_private_key
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+from PIL import Image
+
+from fedcaptor.common.config import phone_config
+from fedcaptor.common.data.source import load
+from fedcaptor.common.data.splits import pool, split
+from fedcaptor.common.files import write_whole
+from fedcaptor.common.secure.keys import identity_of
+from fedcaptor.common.secure.register import signing_key
+from fedcaptor.common.weights_file import digest_of_file
+from fedcaptor.deploy.folder import Deployment
+
+KEY = "node.key"
+_DEMO_OWNERS = ((0, 1), (5, 7, 9), (2, 8))
+
+
+def make_node_key(key: Path, public: Path) -> None:
+    """Write a node's key pair as `ssh-keygen -t ecdsa -b 384` does; the private one is for its owner's eyes alone."""
+    private = generate_private_key(SECP384R1())
+    openssh = private.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
+    write_whole(key, openssh, private=True)
+    write_whole(public, private.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH) + b"\n")
+
+
+def write_phone(deployment: Deployment, name: str) -> Path:
+    """Write the folder of a phone, but for its key, and return it."""
+    folder, config, settings = deployment.phones / name, deployment.config, deployment.settings
+    folder.mkdir(parents=True, exist_ok=True)
+    graph = deployment.graph.is_file()
+    for file in (deployment.roots, deployment.weights, *([deployment.graph] if graph else [])):
+        _place(file, folder / file.name)
+    device = {
+        "superlink": f"{settings.host}:{settings.port}",
+        "root_certificates": deployment.roots.name,
+        "key": KEY,
+        "folder": config.device.folder or "own",
+        "images": config.device.images or "images",
+        "weights": deployment.weights.name,
+        "weights_digest": digest_of_file(deployment.weights, config.device.input_shape[0]),
+        "graph": deployment.graph.name if graph else "",
+        "model": config.model.name,
+        "operator": identity_of(signing_key(deployment.operator_key)).hex(),
+    }
+    own = config.model_copy(update={"device": config.device.model_copy(update=device)})
+    write_whole(folder / "phone.toml", phone_config(own).encode())
+    return folder
+
+
+def write_demo_images(folder: Path, number: int, each: int = 40) -> None:
+    """Give a phone photographs of an owner: embedded images of a few classes, by the phone's number."""
+    if not folder.exists():
+        write_images(folder, _DEMO_OWNERS[number % len(_DEMO_OWNERS)], each)
+
+
+def write_images(folder: Path, classes: Iterable[int], each: int = 40) -> None:
+    """Write embedded images of these classes, `each` of every one, without labels."""
+    folder.mkdir(parents=True)
+    data = load("embedded")
+    mine = pool(data, split(data)["phones"])["use"]
+    for label in classes:
+        for number in mine[data.y[mine] == label][:each]:
+            Image.fromarray(data.x[number, :, :, 0]).save(folder / f"{number:06d}.png")
+
+
+def _place(source: Path, target: Path) -> None:
+    """Make `target` the same file as `source`, without another copy where the disk allows it."""
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)

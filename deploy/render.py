@@ -1,0 +1,118 @@
+"""Write what services read, from the deployment's description: again whenever it may have changed."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import shlex
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from fedcaptor.common.assets import asset
+from fedcaptor.common.files import write_whole
+from fedcaptor.deploy.folder import Deployment
+from fedcaptor.deploy.services import Service, services_of
+
+QUIET = {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+    "NO_PROXY": "127.0.0.1,localhost",
+    "no_proxy": "127.0.0.1,localhost",
+}
+"""Keeps Flower from talking to anybody outside, and our processes from looking for a proxy on loopback."""
+MARK = "FEDCAPTOR_DEPLOYMENT"
+"""The environment variable, with the deployment's folder, by which its processes are found again."""
+
+
+def environment_of(deployment: Deployment) -> dict[str, str]:
+    """Return the environment variables of all services."""
+    return {
+        **QUIET,
+        MARK: str(deployment.root),
+        "FLWR_HOME": str(deployment.state / "flwr"),
+        "FEDCAPTOR_SIGNING_KEY": str(deployment.operator_key),
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+def render(deployment: Deployment) -> None:
+    """Write the configuration of the services, and make the folders that they need."""
+    folders = (
+        deployment.services,
+        deployment.runs,
+        deployment.logs,
+        deployment.state / "work",
+        deployment.root / "front",
+    )
+    for folder in folders:
+        folder.mkdir(parents=True, exist_ok=True)
+    services, settings = services_of(deployment), deployment.settings
+    own = deployment.front_certificate.is_file()
+    places: dict[str, Any] = {
+        "settings": settings,
+        "authority": deployment.authority,
+        "certificate": deployment.front_certificate if own else deployment.certificate,
+        "key": deployment.front_key if own else deployment.certificate_key,
+        "listen": f"[{settings.bind}]:{settings.port}" if ":" in settings.bind else f"{settings.bind}:{settings.port}",
+        "folder": deployment.root,
+        "state": deployment.state,
+        "logs": deployment.logs,
+        "work": deployment.state / "work",
+        "socket": deployment.supervisor_socket,
+        "rules": asset("deploy/monitoring/rules") / "*.yml",
+        "root": os.geteuid() == 0,
+        "user": getpass.getuser(),
+    }
+    for name in ("nginx.conf", "prometheus.yml"):
+        _write(deployment.services / name, name, **places)
+    if not (deployment.services / "alertmanager.yml").exists():
+        _write(deployment.services / "alertmanager.yml", "alertmanager.yml")
+    _write(
+        deployment.services / "supervisord.conf",
+        "supervisord.conf",
+        services=[_for_supervisor(service) for service in services if not service.missing],
+        environment=",".join(f'{name}="{_escaped(value)}"' for name, value in environment_of(deployment).items()),
+        **{name: _escaped(str(value)) for name, value in places.items() if isinstance(value, Path)},
+    )
+    _write_units(deployment, [service for service in services if not service.name.startswith("phone")])
+
+
+def _write_units(deployment: Deployment, services: list[Service]) -> None:
+    units = deployment.services / "systemd"
+    for service in services:
+        _write(
+            units / f"fedcaptor-{service.name}.service",
+            "service.unit",
+            about=service.about,
+            command=shlex.join(service.command).replace("%", "%%"),
+            environment=[f'"{name}={value}"' for name, value in environment_of(deployment).items()],
+            environment_file=deployment.environment_file,
+            after="" if service.name == "superlink" else " fedcaptor-superlink.service",
+            work=deployment.state / "work",
+            writable=deployment.root,
+        )
+    names = " ".join(f"fedcaptor-{service.name}.service" for service in services)
+    _write(units / "fedcaptor.target", "fedcaptor.target", units=names)
+
+
+def _for_supervisor(service: Service) -> dict[str, str]:
+    command = _escaped(shlex.join(service.command))
+    return {"name": service.name, "about": service.about, "command": command}
+
+
+def _escaped(text: str) -> str:
+    return text.replace("%", "%%")
+
+
+def _write(path: Path, template: str, **values: Any) -> None:
+    write_whole(path, _TEMPLATES.get_template(template).render(**values).encode())
+
+
+_TEMPLATES = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(asset("deploy/templates")),
+    undefined=jinja2.StrictUndefined,
+    keep_trailing_newline=True,
+)

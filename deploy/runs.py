@@ -1,0 +1,108 @@
+"""Start a deployment's runs and follow each to its end, over deaths of the processes that carry it."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from fedcaptor.common.errors import StateError
+from fedcaptor.deploy.folder import Deployment
+from fedcaptor.deploy.superlink import FlowerRun, SuperLink, SuperLinkError, connected
+from fedcaptor.server import snapshot
+
+_LOOK_SECONDS = 1.0
+_AWAY_SECONDS = 120.0
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_WORDS = re.compile(r"^(?:INFO|WARNING|ERROR) *:\s*(?!DEPRECATED|Start `flwr|Exit Code)(.+)$")
+
+
+def run(deployment: Deployment, name: str, say: Callable[[str], object], rounds: int = 0) -> None:
+    """Start the run `name`, or go on with it, and wait for its end. `rounds`: at most so many now, 0 = all.
+
+    A run whose process was killed is started again and goes on where it was, `deployment.restarts` times. Raises
+    StateError where the run failed or could not be started; what it had finished is kept.
+    """
+    if not _NAME.fullmatch(name):
+        raise StateError(f"the run's name is {name[:80]!r}, must be letters, digits, '.', '_' or '-': choose another")
+    folder, settings = deployment.runs / name, deployment.settings
+    for attempt in range(settings.restarts + 1):
+        with connected(deployment) as superlink:
+            begun = time.time()
+            run_id = superlink.start(_run_config(deployment, name, folder, rounds))
+            ended = _follow(superlink, run_id, say)
+        if ended is not None and ended.completed:
+            return
+        last = last_snapshot(folder)
+        why = ended.details.strip() if ended is not None else "the SuperLink forgot it"
+        if last is not None and last.status == "failed" and last.updated >= begun:
+            raise StateError(f"run {name} failed; its last lines above say why, all of them are in the SuperLink's log")
+        if ended is not None and not _was_killed(ended, last, begun):
+            raise StateError(f"run {name} failed: {why}; see `fedcaptor deploy logs {deployment.root} superlink`")
+        say(f"run {name} lost its process ({why}): starting it again, {settings.restarts - attempt} times at most")
+        time.sleep(min(30.0, 2.0**attempt))
+    raise StateError(f"run {name} lost its process {settings.restarts + 1} times: see the logs, then run it again")
+
+
+def _was_killed(ended: FlowerRun, last: snapshot.Snapshot | None, begun: float) -> bool:
+    """Whether the run's process died: one that ends by itself says so in its snapshot."""
+    return last is not None and last.status == "running" and last.updated >= begun
+
+
+def _run_config(deployment: Deployment, name: str, folder: Path, rounds: int) -> dict[str, str | int]:
+    return {
+        "config": str(deployment.description),
+        "name": name,
+        "folder": str(folder),
+        "weights": str(deployment.weights),
+        "nodes": deployment.settings.phones,
+    }
+
+
+def _follow(superlink: SuperLink, run_id: int, say: Callable[[str], object]) -> FlowerRun | None:
+    """Tell what a run logs until it ends; return how, None where the SuperLink has forgotten it.
+
+    A SuperLink that is away is waited for: it is started again by its supervisor.
+    """
+    after, away = 0.0, time.monotonic()
+    while True:
+        try:
+            for text, latest in superlink.log(run_id, after):
+                after = max(after, latest)
+                for line in _COLOUR.sub("", text).splitlines():
+                    if found := _WORDS.match(line):
+                        say(found[1])
+            found_run = superlink.run(run_id)
+            away = time.monotonic()
+            if found_run.ended:
+                return found_run
+        except SuperLinkError as error:
+            if "knows no run" in str(error):
+                return None
+            if time.monotonic() - away > _AWAY_SECONDS:
+                raise
+        time.sleep(_LOOK_SECONDS)
+
+
+def last_snapshot(folder: Path) -> snapshot.Snapshot | None:
+    """Return a run's newest figures, None where there are none that can be read."""
+    try:
+        return snapshot.read(folder / snapshot.FILE)
+    except StateError:
+        return None
+
+
+def next_name(deployment: Deployment) -> str:
+    """Return the name of the newest run that has not ended, or else the next: run-0001, run-0002, …"""
+    numbers = sorted(
+        (int(path.name.removeprefix("run-")), path)
+        for path in deployment.runs.glob("run-*")
+        if path.name.removeprefix("run-").isdecimal()
+    )
+    if not numbers:
+        return "run-0001"
+    number, path = numbers[-1]
+    last = last_snapshot(path)
+    return f"run-{number + (last is not None and last.status == 'ended'):04d}"

@@ -1,0 +1,108 @@
+"""The services of a deployment: their commands, and how to tell that they are ready."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedcaptor.deploy.folder import Deployment
+from fedcaptor.deploy.programs import find, ours
+
+
+@dataclass(frozen=True)
+class Service:
+    """A process that is kept running. `ready`: a URL on loopback that answers once it is; empty: started is enough.
+
+    `verified`: TLS by the deployment's own authority. `package`: the Debian package of a program that was not found.
+    """
+
+    name: str
+    about: str
+    command: tuple[str, ...]
+    ready: str = ""
+    verified: bool = False
+    package: str = ""
+    required: bool = True
+
+    @property
+    def missing(self) -> bool:
+        """Whether its program is not on this machine."""
+        return not Path(self.command[0]).is_file()
+
+
+def services_of(deployment: Deployment) -> list[Service]:
+    """List the services on the server's machine, in the order in which they start."""
+    settings = deployment.settings
+    here = "127.0.0.1"
+    superlink = Service(
+        "superlink",
+        "Flower's SuperLink",
+        (
+            str(ours("flower-superlink")),
+            *("--host", here, "--port", str(settings.superlink_port)),
+            "--enable-supernode-auth",
+            *("--ssl-ca-certfile", str(deployment.authority)),
+            *("--ssl-certfile", str(deployment.certificate), "--ssl-keyfile", str(deployment.certificate_key)),
+            *("--database", str(deployment.superlink_database)),
+            "--disable-runtime-dependency-installation",
+        ),
+        f"https://{here}:{settings.superlink_port}/health",
+        verified=True,
+    )
+    front = _foreign(
+        "front",
+        "proxy that phones see",
+        "nginx",
+        ("-c", str(deployment.services / "nginx.conf"), "-e", "stderr"),
+        package="nginx",
+    )
+    exporter = Service(
+        "exporter",
+        "metrics of the runs",
+        (str(ours("fedcaptor")), "exporter", str(deployment.runs), "--port", str(settings.exporter_port)),
+        f"http://{here}:{settings.exporter_port}/metrics",
+    )
+    prometheus = _foreign(
+        "prometheus",
+        "stores metrics, evaluates rules",
+        "prometheus",
+        (
+            f"--config.file={deployment.services / 'prometheus.yml'}",
+            f"--storage.tsdb.path={deployment.state / 'prometheus'}",
+            "--storage.tsdb.retention.time=180d",
+            f"--web.listen-address={here}:{settings.prometheus_port}",
+        ),
+        f"http://{here}:{settings.prometheus_port}/-/ready",
+        "prometheus",
+        required=False,
+    )
+    alertmanager = _foreign(
+        "alertmanager",
+        "sends alerts",
+        "prometheus-alertmanager",
+        (
+            f"--config.file={deployment.services / 'alertmanager.yml'}",
+            f"--storage.path={deployment.state / 'alertmanager'}",
+            f"--web.listen-address={here}:{settings.alertmanager_port}",
+            "--cluster.listen-address=",
+        ),
+        f"http://{here}:{settings.alertmanager_port}/-/ready",
+        "prometheus-alertmanager",
+        required=False,
+    )
+    return [superlink, front, exporter, prometheus, alertmanager, *_phones(deployment)]
+
+
+def _phones(deployment: Deployment) -> Iterator[Service]:
+    """The phones that run on this machine too."""
+    if deployment.settings.local_phones:
+        for folder in deployment.phone_folders():
+            command = (str(ours("fedcaptor")), "phone", "run", "--config", str(folder / "phone.toml"))
+            yield Service(folder.name, "phone on this machine", command)
+
+
+def _foreign(
+    name: str, about: str, program: str, options: tuple[str, ...], ready: str = "", package: str = "", **more: bool
+) -> Service:
+    return Service(name, about, (str(find(program) or program), *options), ready, package=package, **more)

@@ -1,0 +1,166 @@
+"""Speak with a deployment's SuperLink on loopback: enrol phones, start runs, follow them.
+
+The one module here that touches Flower's internals, which are pinned to a minor release.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import httpx
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
+from cryptography.hazmat.primitives.serialization import load_ssh_public_key
+from flwr.cli.build import build_fab_from_disk
+from flwr.common.constant import Status, SubStatus
+from flwr.common.serde import fab_to_proto, user_config_to_proto
+from flwr.proto.control_pb2 import (
+    ListNodesRequest,
+    ListRunsRequest,
+    RegisterNodeRequest,
+    StartRunRequest,
+    StopRunRequest,
+    StreamLogsRequest,
+    UnregisterNodeRequest,
+)
+from flwr.supercore.control import ControlHttpClient
+from flwr.supercore.fab import Fab
+from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
+from flwr.supercore.primitives.asymmetric import public_key_to_bytes
+
+from fedcaptor.common.assets import asset
+from fedcaptor.common.errors import ConfigError, StateError
+from fedcaptor.deploy.folder import Deployment
+
+_GONE = "unregistered"
+
+
+class SuperLinkError(StateError):
+    """Raised where the SuperLink does not answer or refuses; the text says what to do."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """A phone as the SuperLink knows it. `status`: registered, online, offline or unregistered."""
+
+    node_id: int
+    public_key: bytes
+    status: str
+
+
+@dataclass(frozen=True)
+class FlowerRun:
+    """A run as the SuperLink knows it."""
+
+    run_id: int
+    ended: bool
+    completed: bool
+    details: str
+
+
+class SuperLink:
+    """The SuperLink of a deployment; each call may raise SuperLinkError."""
+
+    def __init__(self, client: ControlHttpClient) -> None:
+        self._client = client
+
+    def nodes(self) -> list[Node]:
+        """List the phones that are registered."""
+        with _explained():
+            listed = self._client.ListNodes(ListNodesRequest()).nodes_info
+        return [Node(n.node_id, n.public_key, n.status) for n in listed if n.status != _GONE]
+
+    def register(self, public_key: bytes) -> None:
+        """Let the phone with this key (DER) connect."""
+        with _explained():
+            self._client.RegisterNode(RegisterNodeRequest(public_key=public_key))
+
+    def unregister(self, node: Node) -> None:
+        """Shut a phone out."""
+        with _explained():
+            self._client.UnregisterNode(UnregisterNodeRequest(node_id=node.node_id))
+
+    def start(self, run_config: Mapping[str, bool | float | int | str]) -> int:
+        """Start the app of deployments with a run configuration; return the run's number."""
+        bundle = build_fab_from_disk(asset("deploy/flower-app"))
+        fab = Fab(hashlib.sha256(bundle).hexdigest(), bundle, {})
+        request = StartRunRequest(fab=fab_to_proto(fab), override_config=user_config_to_proto(dict(run_config)))
+        with _explained():
+            return int(self._client.StartRun(request).run_id)
+
+    def stop(self, run_id: int) -> None:
+        """Stop a run."""
+        with _explained():
+            self._client.StopRun(StopRunRequest(run_id=run_id))
+
+    def run(self, run_id: int) -> FlowerRun:
+        """Tell how a run is."""
+        with _explained():
+            found = self._client.ListRuns(ListRunsRequest(run_id=run_id)).run_dict.get(run_id)
+        if found is None:
+            raise SuperLinkError(f"the SuperLink knows no run {run_id}: its database is another one")
+        status = found.status
+        ended = status.status == Status.FINISHED
+        return FlowerRun(run_id, ended, ended and status.sub_status == SubStatus.COMPLETED, status.details)
+
+    def log(self, run_id: int, after: float) -> Iterator[tuple[str, float]]:
+        """Give what the run has logged after a time, and times to go on from; it ends when the connection does."""
+        with _explained():
+            for part in self._client.StreamLogs(StreamLogsRequest(run_id=run_id, after_timestamp=after)):
+                yield part.log_output, part.latest_timestamp
+
+
+@contextmanager
+def connected(deployment: Deployment) -> Iterator[SuperLink]:
+    """Open a connection to the deployment's SuperLink."""
+    settings = deployment.settings
+    with ControlHttpClient.from_server_address(
+        f"127.0.0.1:{settings.superlink_port}",
+        False,
+        deployment.authority.read_bytes(),
+        interceptors=[RuntimeVersionHttpInterceptor(component_name="flwr CLI")],
+    ) as client:
+        yield SuperLink(client)
+
+
+def enrol(deployment: Deployment) -> tuple[int, int]:
+    """Make the SuperLink's list that of `enrolled/`; return how many phones were added and shut out.
+
+    A SuperLink that lost its database thus knows all phones again.
+    """
+    wanted = {der_of(key, name) for name, key in deployment.enrolled_keys().items()}
+    with connected(deployment) as superlink:
+        known = {node.public_key: node for node in superlink.nodes()}
+        for key in sorted(wanted - set(known)):
+            superlink.register(key)
+        for key in sorted(set(known) - wanted):
+            superlink.unregister(known[key])
+    return len(wanted - set(known)), len(set(known) - wanted)
+
+
+def der_of(public_key: bytes, name: str) -> bytes:
+    """Return a node's public key as the SuperLink has it, from OpenSSH's format; `name` is said in the error.
+
+    Raises ConfigError where it is none.
+    """
+    try:
+        key = load_ssh_public_key(public_key.strip())
+    except (ValueError, UnsupportedAlgorithm):
+        key = None
+    if not isinstance(key, EllipticCurvePublicKey) or key.curve.name not in ("secp256r1", "secp384r1", "secp521r1"):
+        raise ConfigError(f"{name} is no public ECDSA key: give the .pub file of `ssh-keygen -t ecdsa -b 384`")
+    return public_key_to_bytes(key)
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    try:
+        yield
+    except httpx.HTTPStatusError as error:
+        reason = error.response.text[:300] or error.response.status_code
+        raise SuperLinkError(f"the SuperLink refuses: {reason}") from None
+    except (httpx.HTTPError, RuntimeError) as error:
+        raise SuperLinkError(f"the SuperLink does not answer ({error}): see `fedcaptor deploy status`") from None
