@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from benchmarks import lite0
+from benchmarks.chaos import Chaos
 from benchmarks.command import command
 from benchmarks.fallback import Fallback
 from benchmarks.federation import Federation
@@ -37,6 +38,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.command("chaos")(command(Chaos))
 app.command("fallback")(command(Fallback))
 app.command("federation")(command(Federation))
 app.command("gradients")(command(Gradients))

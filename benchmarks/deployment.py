@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
-import ipaddress
 import os
 import shutil
 import socket
@@ -17,65 +15,26 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import psutil
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
-from PIL import Image
 
 from fedcaptor._graph_export import export_graph
 from fedcaptor.common.assets import asset
-from fedcaptor.common.data.source import load
-from fedcaptor.common.data.splits import pool, split
+from fedcaptor.deploy.certificates import make_authority, make_server_certificate
+from fedcaptor.deploy.phones import make_node_key, write_images
 from fedcaptor.simulations.ray_engine import QUIET
 from fedcaptor.simulations.runner import SHIPPED
-
-PEM = serialization.Encoding.PEM
 
 
 def write_certificates(folder: Path) -> None:
     """A CA and a server's certificate for loopback."""
-    now = datetime.datetime.now(datetime.UTC)
-    ca_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
-    ca_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test CA")])
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
-
-    def builder(subject: x509.Name, public_key: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
-        made = x509.CertificateBuilder().subject_name(subject).issuer_name(ca_name).public_key(public_key)
-        made = made.serial_number(x509.random_serial_number()).not_valid_before(now - datetime.timedelta(hours=1))
-        return made.not_valid_after(now + datetime.timedelta(hours=2))
-
-    usage = x509.KeyUsage(False, False, False, False, False, True, True, False, False)
-    ca = builder(ca_name, ca_key.public_key()).add_extension(x509.BasicConstraints(True, 0), True)
-    ca = ca.add_extension(usage, True)
-    ca = ca.add_extension(x509.SubjectKeyIdentifier.from_public_key(ca_key.public_key()), False)
-    names = x509.SubjectAlternativeName([x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
-    server = builder(name, key.public_key()).add_extension(names, False)
-    server = server.add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key()), False)
-    (folder / "ca.pem").write_bytes(ca.sign(ca_key, hashes.SHA256()).public_bytes(PEM))
-    (folder / "server.pem").write_bytes(server.sign(ca_key, hashes.SHA256()).public_bytes(PEM))
-    no_password = serialization.NoEncryption()
-    (folder / "server.key").write_bytes(key.private_bytes(PEM, serialization.PrivateFormat.PKCS8, no_password))
+    make_authority(folder / "ca.pem", folder / "ca.key")
+    make_server_certificate(
+        "localhost", folder / "server.pem", folder / "server.key", folder / "ca.pem", folder / "ca.key"
+    )
 
 
 def write_node_key(path: Path) -> None:
     """An ECDSA key pair as `ssh-keygen -t ecdsa -b 384` makes it."""
-    key = ec.generate_private_key(ec.SECP384R1())
-    openssh = serialization.PrivateFormat.OpenSSH
-    path.write_bytes(key.private_bytes(PEM, openssh, serialization.NoEncryption()))
-    public = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
-    path.with_suffix(".pub").write_bytes(public)
-    path.chmod(0o600)
-
-
-def write_images(folder: Path, classes: Iterable[int]) -> None:
-    """A phone's photographs: 40 of each of its classes, without labels."""
-    folder.mkdir(parents=True)
-    data = load("embedded")
-    mine = pool(data, split(data)["phones"])["use"]
-    for label in classes:
-        for number in mine[data.y[mine] == label][:40]:
-            Image.fromarray(data.x[number, :, :, 0]).save(folder / f"{number:06d}.png")
+    make_node_key(path, path.with_suffix(".pub"))
 
 
 def free_port() -> int:

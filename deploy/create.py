@@ -115,8 +115,8 @@ def _configured(wanted: Wanted) -> Config:
     """Return the description: the scenario, what a demonstration changes, overrides, and the deployment's own."""
     values = load_config(wanted.scenario).model_dump(mode="json", exclude_unset=True)
     if wanted.demo:
-        away = max(1, wanted.phones // 5)
-        cohorts = {"min_cohort": max(2, wanted.phones - away), "dropout": 0.2}
+        away = wanted.phones // 5  # fewer than five cannot lose one
+        cohorts = {"min_cohort": wanted.phones - away, "dropout": 0.2 if away else 0.0}
         for section, held in DEMO.items():
             more = cohorts if section == "privacy" else {}
             values[section] = {**held, **more, **values.get(section, {})}

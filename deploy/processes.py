@@ -121,14 +121,20 @@ def end_leftovers(deployment: Deployment, say: Callable[[str], object] = lambda 
 
 
 def processes_of(deployment: Deployment) -> list[psutil.Process]:
-    """Find the processes of this deployment, by the mark in their environment; this one and its parents excepted."""
+    """Find the processes of this deployment; this one and its parents excepted.
+
+    They are told by the mark in their environment, or, as nginx clears its own, by its configuration's path, and by
+    their parents.
+    """
     mine = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
-    found = []
+    front = str(deployment.services / "nginx.conf")
+    found: dict[int, psutil.Process] = {}
     for process in psutil.process_iter():
         with suppress(psutil.Error):
-            if process.pid not in mine and process.environ().get(MARK) == str(deployment.root):
-                found.append(process)
-    return found
+            marked = process.environ().get(MARK) == str(deployment.root)
+            if process.pid not in mine and (marked or any(front in word for word in process.cmdline())):
+                found |= {each.pid: each for each in (process, *process.children(recursive=True))}
+    return list(found.values())
 
 
 def _running(service: Service, known: dict[str, Any] | None) -> Running:

@@ -12,17 +12,10 @@ import jinja2
 
 from fedcaptor.common.assets import asset
 from fedcaptor.common.files import write_whole
+from fedcaptor.common.flower import QUIET
 from fedcaptor.deploy.folder import Deployment
 from fedcaptor.deploy.services import Service, services_of
 
-QUIET = {
-    "FLWR_TELEMETRY_ENABLED": "0",
-    "FLWR_DISABLE_UPDATE_CHECK": "1",
-    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-    "NO_PROXY": "127.0.0.1,localhost",
-    "no_proxy": "127.0.0.1,localhost",
-}
-"""Keeps Flower from talking to anybody outside, and our processes from looking for a proxy on loopback."""
 MARK = "FEDCAPTOR_DEPLOYMENT"
 """The environment variable, with the deployment's folder, by which its processes are found again."""
 
@@ -34,7 +27,6 @@ def environment_of(deployment: Deployment) -> dict[str, str]:
         MARK: str(deployment.root),
         "FLWR_HOME": str(deployment.state / "flwr"),
         "FEDCAPTOR_SIGNING_KEY": str(deployment.operator_key),
-        "OMP_NUM_THREADS": "1",
     }
 
 
@@ -77,7 +69,9 @@ def render(deployment: Deployment) -> None:
         environment=",".join(f'{name}="{_escaped(value)}"' for name, value in environment_of(deployment).items()),
         **{name: _escaped(str(value)) for name, value in places.items() if isinstance(value, Path)},
     )
-    _write_units(deployment, [service for service in services if not service.name.startswith("phone")])
+    on_servers = [service for service in services if not service.name.startswith("phone")]
+    _write_units(deployment, on_servers)
+    _write_compose(deployment, on_servers)
 
 
 def _write_units(deployment: Deployment, services: list[Service]) -> None:
@@ -96,6 +90,28 @@ def _write_units(deployment: Deployment, services: list[Service]) -> None:
         )
     names = " ".join(f"fedcaptor-{service.name}.service" for service in services)
     _write(units / "fedcaptor.target", "fedcaptor.target", units=names)
+
+
+def _write_compose(deployment: Deployment, services: list[Service]) -> None:
+    """Write the same services as containers: of each command, the program is looked up on the image's PATH."""
+    _write(
+        deployment.services / "compose.yaml",
+        "compose.yaml",
+        services=[
+            {
+                "name": service.name,
+                "about": service.about,
+                "words": [Path(service.command[0]).name, *(word.replace("$", "$$") for word in service.command[1:])],
+            }
+            for service in services
+        ],
+        environment=environment_of(deployment),
+        environment_file=deployment.environment_file,
+        folder=deployment.root,
+        work=deployment.state / "work",
+        uid=os.geteuid(),
+        gid=os.getegid(),
+    )
 
 
 def _for_supervisor(service: Service) -> dict[str, str]:

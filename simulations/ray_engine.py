@@ -25,6 +25,7 @@ from typing import Any
 
 import psutil
 
+from fedcaptor.common import flower
 from fedcaptor.common.assets import checkout
 from fedcaptor.common.config import load_config
 from fedcaptor.common.errors import FedcaptorError, StateError
@@ -33,15 +34,10 @@ START_SECONDS = 60.0
 STOP_SECONDS = 10.0
 MARK = "FEDCAPTOR_ENGINE"  # in the environment of every process that an engine started, children's children too
 QUIET = {
-    "FLWR_TELEMETRY_ENABLED": "0",
-    "FLWR_DISABLE_UPDATE_CHECK": "1",
-    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+    **flower.QUIET,
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # everywhere else it means: loopback alone
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "OMP_NUM_THREADS": "1",
-    "NO_PROXY": "127.0.0.1,localhost",
-    "no_proxy": "127.0.0.1,localhost",
 }
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _OURS = re.compile(r"fedcaptor\.common\.errors\.\w+: (.+)")
