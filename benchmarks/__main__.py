@@ -14,6 +14,7 @@ from benchmarks.chaos import Chaos
 from benchmarks.command import command
 from benchmarks.fallback import Fallback
 from benchmarks.federation import Federation
+from benchmarks.fleet import FleetLoad
 from benchmarks.gradients import Gradients
 from benchmarks.heterofl import HeteroFL
 from benchmarks.local_privacy import LocalPrivacy
@@ -41,6 +42,7 @@ app = typer.Typer(
 app.command("chaos")(command(Chaos))
 app.command("fallback")(command(Fallback))
 app.command("federation")(command(Federation))
+app.command("fleet")(command(FleetLoad))
 app.command("gradients")(command(Gradients))
 app.command("heterofl")(command(HeteroFL))
 app.command("lite0")(lite0.command)

@@ -20,6 +20,7 @@ from fedcaptor._graph_export import export_graph
 from fedcaptor.common.assets import asset
 from fedcaptor.deploy.certificates import make_authority, make_server_certificate
 from fedcaptor.deploy.phones import make_node_key, write_images
+from fedcaptor.deploy.superlink import connected_at, der_of
 from fedcaptor.simulations.ray_engine import QUIET
 from fedcaptor.simulations.runner import SHIPPED
 
@@ -68,6 +69,7 @@ class Fleet:
     def __init__(self, folder: Path) -> None:
         self.folder, self.mark = folder, uuid.uuid4().hex
         self.started: list[subprocess.Popen[bytes]] = []
+        self.port = 0  # of the SuperLink, once it is started
         (folder / "flwr").mkdir()
         self.environment = {**os.environ, **QUIET, "FLWR_HOME": str(folder / "flwr"), "FEDCAPTOR_TEST": self.mark}
         self.environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
@@ -149,15 +151,29 @@ def start_superlink(fleet: Fleet, *options: object) -> int:
         f'[superlink]\ndefault = "own"\n[superlink.own]\naddress = "localhost:{port}"\nroot-certificates = "{ca}"\n'
     )
     wait_for_superlink(superlink, port, ca)
+    fleet.port = port
     return port
 
 
 def registered_key(fleet: Fleet, name: str) -> Path:
     """The file of a node's private key, whose public part the SuperLink knows."""
-    key = fleet.folder / name
-    write_node_key(key)
-    fleet.flwr("supernode", "register", key.with_suffix(".pub"), "own")
-    return key
+    return registered_keys(fleet, [name])[0]
+
+
+def registered_keys(fleet: Fleet, names: Iterable[str]) -> list[Path]:
+    """The files of nodes' private keys, whose public parts the SuperLink knows."""
+    keys = [fleet.folder / name for name in names]
+    with connected_at(fleet.port, fleet.folder / "ca.pem") as superlink:
+        for key in keys:
+            write_node_key(key)
+            superlink.register(der_of(key.with_suffix(".pub").read_bytes(), key.name))
+    return keys
+
+
+def cpu_seconds(process: psutil.Process) -> float:
+    """Return the CPU seconds of a process and of its children that ended."""
+    times = process.cpu_times()
+    return float(times.user + times.system + times.children_user + times.children_system)
 
 
 def write_phone(

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.batches import in_batches
-from benchmarks.fleet import Fleet
 from benchmarks.fleet_server import Served
+from benchmarks.fleet_sums import Fleet
 from benchmarks.progress import OnPhase
 from fedcaptor.client.owner import Owner
 from fedcaptor.common.config import Config

@@ -1,229 +1,114 @@
-"""Ten thousand phones' answers to the server's sums, without running a phone.
-
-What a phone adds to a sum depends neither on ε nor on who else is asked: its class usage and its filter scores are
-worked out once, from what each distinct image gave. A courier then clips, quantises and rotates these vectors by the
-phones' own code for every sum and adds the noise of all shares. Decoded sums are those of masked ones, for masks cancel
-to the bit (tests/simulations/test_masked.py).
-
-In memory: (M + 2) · C numbers of 8 bytes a phone (C classes, M filter clusters; 5 kB for the small CNN), and for each
-distinct image F + C of 4 bytes (F filters).
-"""
+"""How many messages one server carries: FedCAPTOR's rounds beside Flower's own FedAvg loop, phones and bytes alike."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+import json
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any
 
-import numpy as np
-import numpy.typing as npt
-import torch
-from numpy.typing import NDArray
+import psutil
+from typer import Option
 
-from benchmarks.last_call import remembers_last_call
+from benchmarks.command import SHARED, Benchmark
+from benchmarks.deployment import Fleet, cpu_seconds, registered_keys, small_run, start_run, start_superlink
 from benchmarks.progress import OnPhase
-from fedcaptor.client.usage import remembered
-from fedcaptor.common.arrays import Floats, Images, Indices, Tensors
-from fedcaptor.common.config import Config
-from fedcaptor.common.distances import class_shares
-from fedcaptor.common.distances import normalise as to_shares
-from fedcaptor.common.errors import ConfigError
-from fedcaptor.common.groups import ChannelGroups
-from fedcaptor.common.messages import DeliverRequest
-from fedcaptor.common.preference import layer_slices, normalise
-from fedcaptor.common.privacy.noise import discrete_gaussian
-from fedcaptor.common.privacy.sums import SumSpec, decode, quantised, wrapped
-from fedcaptor.common.random_streams import stream_of_digest
-from fedcaptor.common.softmax import softmax
-from fedcaptor.common.statistics import SCORES, FilterScores, asked
-from fedcaptor.common.torch_engine.base import BaseModel
-from fedcaptor.common.torch_engine.forward import normalise as to_input
-from fedcaptor.common.torch_engine.scores import image_scores
-from fedcaptor.server import plausible
-from fedcaptor.server.collect import Courier, Tally
-from fedcaptor.server.sum_log import SumLog
-from fedcaptor.simulations.local_grid import FIRST_NODE
+from benchmarks.record import Row, numbers
+from fedcaptor.common.errors import StateError
 
-BATCH = 32
-CHUNK = 256  # phones whose vectors and noise are at hand at a time
-
-
-@dataclass(frozen=True, eq=False)
-class ImageOutputs:
-    """What the full model makes of each distinct image: logits [U, C], and its channels' scores for the class that it
-    sees, float32 [U, F].
-    """
-
-    logits: npt.NDArray[np.float32]
-    scores: npt.NDArray[np.float32]
-
-    @classmethod
-    def of(cls, base: BaseModel, images: Images, on_phase: OnPhase = lambda name, done, total: None) -> ImageOutputs:
-        """Take one forward and one backward pass an image."""
-        logits, scores = [], []
-        for start in range(0, len(images), BATCH):
-            part = images[start : start + BATCH]
-            logits.append(base.scores(part))
-            x, seen = to_input(part, base.mean, base.std), torch.from_numpy(logits[-1].argmax(1))
-            found = image_scores(base.module, base.groups, x, seen)
-            scores.append(np.concatenate([found[group.name].numpy() for group in base.groups.prunable], axis=1))
-            on_phase("images", start + len(part), len(images))
-        return cls(np.concatenate(logits), np.concatenate(scores))
-
-
-@dataclass(eq=False)
-class Fleet:
-    """`counts` [N, C]: each phone's log of what it met. `usage` [N, C]: its distribution. `scored` [N, images]: the
-    images that it scores its filters with.
-    """
-
-    groups: ChannelGroups
-    outputs: ImageOutputs
-    counts: Floats
-    scored: Indices
-    usage: Floats = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.usage = np.stack([to_shares(counts, 0.0) for counts in self.counts])
-
-    @classmethod
-    def of(
-        cls, directory: Path, config: Config, base: BaseModel, on_phase: OnPhase = lambda name, done, total: None
-    ) -> Fleet:
-        """Take all phones of a population in its first round. Raises ConfigError for what would have to be run."""
-        if config.usage.corrections or config.population.law in ("owners", "partitioner"):
-            raise ConfigError("usage.corrections must be 0 and population.law one of habits, zipf, dirichlet: a fleet")
-        visible = directory / "population"
-        use = np.load(visible / "use.npy", mmap_mode="r")[0]
-        distinct, place = np.unique(use, return_inverse=True)
-        place = place.reshape(use.shape)
-        outputs = ImageOutputs.of(base, np.load(visible / "images.npy", mmap_mode="r")[distinct], on_phase)
-        counts, before = np.empty((len(use), base.groups.classes)), np.zeros(base.groups.classes)
-        for number, seen in enumerate(place):
-            shares = class_shares(softmax(outputs.logits[seen]), before)
-            counts[number] = remembered(before, shares, config.usage.half_life)
-            on_phase("phones' usage", number + 1, len(use))
-        return cls(base.groups, outputs, counts, place[:, : config.scores.images])
-
-    def vectors(self, kind: str, numbers: Sequence[int] | Indices, tensors: Tensors) -> Floats:
-        """Return what these phones add to a sum [n, length] before they clip."""
-        if kind == SCORES.kind:  # for all at once, since every attack asks for them again
-            return self._scores(tensors["pool"].tobytes())[numbers]
-        statistic = asked(kind, tensors)
-        return np.stack([statistic.vector(FleetPhone(self, int(number)), tensors) for number in numbers])
-
-    @remembers_last_call
-    def _scores(self, raw: bytes) -> Floats:
-        """Return filter scores of all phones, pooled by the assignment in `raw`."""
-        tensors = {"pool": np.frombuffer(raw, np.int32)}
-        return np.stack([SCORES.vector(FleetPhone(self, number), tensors) for number in range(len(self.scored))])
-
-
-@dataclass(frozen=True, eq=False)
-class FleetPhone:
-    """A phone of a fleet, as statistics ask it. Nobody personalises: there is no outcome."""
-
-    fleet: Fleet
-    number: int
-
-    @property
-    def groups(self) -> ChannelGroups:
-        return self.fleet.groups
-
-    def usage(self) -> Floats:
-        return np.asarray(self.fleet.usage[self.number])
-
-    def filter_scores(self) -> FilterScores:
-        outputs, images = self.fleet.outputs, self.fleet.scored[self.number]
-        seen = outputs.logits[images].argmax(1)
-        of_class = (np.arange(self.groups.classes)[:, None] == seen).astype(np.float64)
-        totals = (of_class @ outputs.scores[images]).T.astype(np.float32)
-        return FilterScores(normalise([totals[rows] for rows in layer_slices(self.groups)]), of_class.any(1))
-
-    def outcome(self) -> None:
-        return None
-
-    def images(self) -> Images:
-        raise NotImplementedError("a fleet keeps no images")
-
-
-Alter = Callable[[str, Indices, NDArray[Any]], NDArray[Any]]
-"""Takes (kind of sum, phones' numbers [n], what they are about to send [n, length]); gives what they send instead."""
-
-
-def unaltered(kind: str, numbers: Indices, vectors: NDArray[Any]) -> NDArray[Any]:
-    """Honest phones."""
-    return vectors
-
-
-def fleet_sum(
-    fleet: Fleet,
-    kind: str,
-    spec: SumSpec,
-    tensors: Tensors,
-    numbers: Indices,
-    rng: np.random.Generator,
-    before_clip: Alter = unaltered,
-    after_clip: Alter = unaltered,
-    on_phone: Callable[[int], None] = lambda number: None,
-) -> NDArray[Any]:
-    """Return the decoded sum of these phones' vectors with the noise of each: what masked ones come to.
-
-    `before_clip` alters vectors in the units of `clip`; `after_clip` the quanta int64 [n, length] of phones that do not
-    clip, before their noise.
-    """
-    total = np.zeros(spec.length, np.int64)
-    for part in _chunks(numbers):
-        vectors = before_clip(kind, part, fleet.vectors(kind, part, tensors))
-        quanta = np.stack([quantised(vector, spec, rng) for vector in vectors])
-        total += after_clip(kind, part, quanta).sum(0) + noise_of(len(part), spec, rng)
-        on_phone(int(part[-1]))
-    return decode(wrapped(total, spec), spec)
+SETTINGS = """
+[delivery]
+answer_seconds = 0
+[rounds]
+deadline = 1800
+poll = 0.2
+[personal]
+ladder = [0.5]
+"""
+APP = Path(__file__).parent / "fedavg-app"
+_CONNECTED_SECONDS = 300
 
 
 @dataclass(frozen=True, kw_only=True)
-class FleetCourier(Courier):
-    """Answers the server from a fleet; the phones asked are the nodes' numbers on a local grid.
+class FleetLoad(Benchmark):
+    """Resident phones, many in one process, that one SuperLink with TLS and node keys serves on this machine.
 
-    `seed`: of rounding and noise, each sum with a stream of its own. `deliveries`: what was offered to the phones.
+    First a round of FedCAPTOR without noise (four masked sums, a delivery), then Flower's FedAvg over arrays of its
+    messages' mean size, with as many messages, through the same SuperLink. CPU seconds are of SuperLink and of the
+    run's process. The phones share the cores with them, so messages a second are of the whole machine.
+
+    Example: python -m benchmarks fleet --phones 10,40 --json benchmarks/results/fleet.json
     """
 
-    fleet: Fleet
-    seed: tuple[int, ...]
-    deliveries: list[tuple[DeliverRequest, Tensors]] = field(default_factory=list)
+    phones: Annotated[str, Option(help="Numbers of phones.")] = "10,40"
+    seed: Annotated[int, Option(help="Of the population."), SHARED] = 0
 
-    def sum(
-        self,
-        round: int,
-        kind: Any,
-        spec: SumSpec,
-        tensors: Tensors,
-        nodes: Iterable[int],
-        log: SumLog | None = None,
-    ) -> tuple[NDArray[Any], Tally]:
-        """Answer as the grid's phones would. Raises PrivacyError for a sum that honest ones cannot have made."""
-        numbers = np.fromiter(nodes, np.int64) - FIRST_NODE
-        count = len(numbers)
-        rng = stream_of_digest(self.seed, spec.digest, 15)
-        decoded = fleet_sum(
-            self.fleet, kind, spec, tensors, numbers, rng, on_phone=lambda number: self.on_reply(number + 1, count)
-        )
-        plausible.check(decoded, spec, count)
-        return decoded, Tally(asked=count, replies=count)
+    def row_keys(self) -> list[Row]:
+        return [{"phones": count} for count in numbers(self.phones)]
 
-    def deliver(self, request: DeliverRequest, tensors: Tensors, nodes: Iterable[int]) -> tuple[dict[int, int], Tally]:
-        """Keep the delivery; nobody personalises."""
-        self.deliveries.append((request, tensors))
-        count = len(list(nodes))
-        return {}, Tally(asked=count, replies=count)
+    def measure(self, key: Mapping[str, Any], on_phase: OnPhase) -> dict[str, Any]:
+        """Return one row, from a SuperLink of its own that is stopped again."""
+        with TemporaryDirectory(prefix="fedcaptor-fleet-") as folder:
+            fleet = Fleet(Path(folder))
+            try:
+                return _both(fleet, key["phones"], self.seed)
+            finally:
+                fleet.stop()
 
 
-def noise_of(phones: int, spec: SumSpec, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Return the sum of so many phones' shares of the noise [length], each drawn as a phone draws it."""
-    return np.asarray(discrete_gaussian(spec.share_variance, (phones, spec.length), rng).sum(0))
+def _both(fleet: Fleet, phones: int, seed: int) -> dict[str, Any]:
+    settings, port = small_run(phones, f"{SETTINGS}[run]\nseed = {seed}\n"), start_superlink(fleet)
+    registered_keys(fleet, [f"node{number}" for number in range(phones)])
+    (fleet.folder / "config.toml").write_text(settings)
+    fleet.start("python", "-m", "benchmarks.fleet_phones", fleet.folder, port, phones, log="phones")
+    _wait(fleet, phones)
+    ours = _measured(fleet, phones, lambda: start_run(fleet, settings, phones))
+    payload = (ours["received_bytes"] + ours["sent_bytes"]) / (2 * ours["messages"])
+    rounds = round(ours["messages"] / phones)
+    app = shutil.copytree(APP, fleet.folder / "fedavg-app")
+    config = f"phones={phones} rounds={rounds} bytes={round(payload)}"
+    theirs = _measured(
+        fleet, phones, lambda: fleet.start("flwr", "run", app, "own", "--stream", "--run-config", config)
+    )
+    return {
+        "payload_bytes": round(payload),
+        "fedcaptor": ours,
+        "fedavg": theirs,
+        "messages_per_second_ratio": ours["messages_per_second"] / theirs["messages_per_second"],
+    }
 
 
-def _chunks(numbers: Indices) -> Iterator[Indices]:
-    for start in range(0, len(numbers), CHUNK):
-        yield numbers[start : start + CHUNK]
+def _measured(fleet: Fleet, phones: int, start: Any) -> dict[str, Any]:
+    superlink = psutil.Process(fleet.started[0].pid)
+    before, cpu, begun = _counted(fleet), cpu_seconds(superlink), time.monotonic()
+    if start().wait(3600):
+        raise StateError(f"the run failed: {fleet.logs()}")
+    seconds, after = time.monotonic() - begun, _counted(fleet)
+    spent = cpu_seconds(superlink) - cpu
+    messages = after["messages"] - before["messages"]
+    return {
+        "messages": messages,
+        "received_bytes": after["received_bytes"] - before["received_bytes"],
+        "sent_bytes": after["sent_bytes"] - before["sent_bytes"],
+        "seconds": seconds,
+        "messages_per_second": messages / seconds,
+        "server_cpu_seconds_per_phone": spent / phones,
+        "server_cpu_seconds_per_message": spent / max(messages, 1),
+        "superlink_rss_bytes": superlink.memory_info().rss,
+    }
+
+
+def _counted(fleet: Fleet) -> dict[str, int]:
+    return dict(json.loads((fleet.folder / "phones.json").read_text()))
+
+
+def _wait(fleet: Fleet, phones: int) -> None:
+    end, file = time.monotonic() + _CONNECTED_SECONDS, fleet.folder / "phones.json"
+    while not file.exists() or _counted(fleet)["connected"] < phones:
+        if time.monotonic() > end:
+            raise StateError(f"not all phones are connected after {_CONNECTED_SECONDS} s: {fleet.logs()}")
+        time.sleep(0.2)

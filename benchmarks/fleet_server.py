@@ -10,7 +10,7 @@ from typing import Any
 
 from flwr.app import Context, Message
 
-from benchmarks.fleet import FleetCourier
+from benchmarks.fleet_sums import FleetCourier
 from benchmarks.progress import OnPhase
 from fedcaptor.common.arrays import Array, Floats, Tensors
 from fedcaptor.common.errors import StateError

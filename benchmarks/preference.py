@@ -18,7 +18,7 @@ from typer import Option
 
 from benchmarks.command import Benchmark, Measure
 from benchmarks.evaluation import Evaluation
-from benchmarks.fleet import fleet_sum
+from benchmarks.fleet_sums import fleet_sum
 from benchmarks.last_call import remembers_last_call
 from benchmarks.options import MinCohort, Populations
 from benchmarks.private_vs_open import Population

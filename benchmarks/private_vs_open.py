@@ -16,8 +16,8 @@ from typer import Option
 
 from benchmarks.command import SHARED, Benchmark, Measure
 from benchmarks.evaluation import Evaluation, centroid_error
-from benchmarks.fleet import FleetCourier
 from benchmarks.fleet_server import Profiles, Served, courier_args, serve_fleet
+from benchmarks.fleet_sums import FleetCourier
 from benchmarks.last_call import remembers_last_call
 from benchmarks.options import MinCohort, Populations
 from benchmarks.progress import OnPhase

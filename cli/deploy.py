@@ -120,7 +120,10 @@ def run(
     name: Annotated[str, typer.Option(help="Name of the run; an unfinished one goes on, else the next number.")] = "",
     rounds: Annotated[int, typer.Option(min=0, help="At most so many rounds now; 0 = all that are left.")] = 0,
 ) -> None:
-    """Start a run or go on with it, and follow it to its end. The exit status is 0 only if it completed."""
+    """Start a run or go on with it, and follow it to its end. The exit status is 0 only if it completed.
+
+    Ctrl-C leaves the run to itself: the same command follows it again.
+    """
     from fedcaptor.deploy.folder import Deployment
     from fedcaptor.deploy.runs import next_name, run
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import sqlite3
 import stat
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ from fedcaptor.common.errors import FedcaptorError
 from fedcaptor.common.weights_file import digest_of_file
 from fedcaptor.deploy.certificates import days_left, names_of, read_certificate
 from fedcaptor.deploy.folder import Deployment
-from fedcaptor.deploy.processes import environment_given, status
+from fedcaptor.deploy.processes import environment_given, status, strangers_ports
 from fedcaptor.deploy.superlink import SuperLinkError, connected, der_of
 from fedcaptor.server.journal import Journal
 
@@ -113,7 +112,9 @@ def _weights(deployment: Deployment) -> Iterator[Finding]:
 def _services(deployment: Deployment) -> Iterator[Finding]:
     running = status(deployment)
     if all(service.state in ("down", "missing") for service in running):
-        yield from _ports(deployment)
+        for name, port in strangers_ports(deployment).items():
+            remedy = f"stop what listens there, or change deployment.{name}"
+            yield Finding("ports", "error", f"{port} is taken by another process", remedy)
         yield Finding("services", "warning", "nothing runs", f"`fedcaptor deploy up {deployment.root}`")
         return
     for service in running:
@@ -124,17 +125,6 @@ def _services(deployment: Deployment) -> Iterator[Finding]:
             yield Finding("services", "error", f"{service.name} is {service.state} {service.note}".strip(), remedy)
     count = sum(service.state == "running" for service in running)
     yield Finding("services", "ok", f"{count} of {len(running)} run")
-
-
-def _ports(deployment: Deployment) -> Iterator[Finding]:
-    """Look for strangers on the ports of services that do not run."""
-    for name, port in deployment.settings.model_dump().items():
-        if name == "port" or name.endswith("_port"):
-            with closing(socket.socket()) as probe:
-                taken = probe.connect_ex(("127.0.0.1", port)) == 0
-            if taken:
-                remedy = f"stop what listens there, or change deployment.{name}"
-                yield Finding("ports", "error", f"{port} is taken by another process", remedy)
 
 
 def _phones(deployment: Deployment) -> Iterator[Finding]:

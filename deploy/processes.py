@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import os
+import socket
 import ssl
 import subprocess
 import time
@@ -11,7 +12,7 @@ import urllib.error
 import urllib.request
 import xmlrpc.client
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -68,6 +69,9 @@ def up(deployment: Deployment, say: Callable[[str], object]) -> list[Running]:
         supervisor = _supervisor(deployment)
         if supervisor is None:
             end_leftovers(deployment, say)
+            if taken := strangers_ports(deployment):
+                names = ", ".join(f"deployment.{name} = {port}" for name, port in taken.items())
+                raise StateError(f"another process listens where a service should: stop it, or change {names}")
             supervisor = _start_supervisor(deployment)
         else:
             _reload(supervisor)
@@ -135,6 +139,17 @@ def processes_of(deployment: Deployment) -> list[psutil.Process]:
             if process.pid not in mine and (marked or any(front in word for word in process.cmdline())):
                 found |= {each.pid: each for each in (process, *process.children(recursive=True))}
     return list(found.values())
+
+
+def strangers_ports(deployment: Deployment) -> dict[str, int]:
+    """Return the ports on which somebody listens, by their keys; to be asked while no service runs."""
+    found = {}
+    for name, port in deployment.settings.model_dump().items():
+        if name == "port" or name.endswith("_port"):
+            with closing(socket.socket()) as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    found[name] = port
+    return found
 
 
 def _running(service: Service, known: dict[str, Any] | None) -> Running:

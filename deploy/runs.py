@@ -31,7 +31,10 @@ def run(deployment: Deployment, name: str, say: Callable[[str], object], rounds:
     for attempt in range(settings.restarts + 1):
         with connected(deployment) as superlink:
             begun = time.time()
-            run_id = superlink.start(_run_config(deployment, name, folder, rounds))
+            under_way = superlink.unfinished(name)
+            if under_way is not None:
+                say(f"run {name} is under way: following it")
+            run_id = under_way.run_id if under_way else superlink.start(_run_config(deployment, name, folder, rounds))
             ended = _follow(superlink, run_id, say)
         if ended is not None and ended.completed:
             return
@@ -74,13 +77,10 @@ def _follow(superlink: SuperLink, run_id: int, say: Callable[[str], object]) -> 
                 for line in _COLOUR.sub("", text).splitlines():
                     if found := _WORDS.match(line):
                         say(found[1])
-            found_run = superlink.run(run_id)
-            away = time.monotonic()
-            if found_run.ended:
+            found_run, away = superlink.run(run_id), time.monotonic()
+            if found_run is None or found_run.ended:
                 return found_run
-        except SuperLinkError as error:
-            if "knows no run" in str(error):
-                return None
+        except SuperLinkError:
             if time.monotonic() - away > _AWAY_SECONDS:
                 raise
         time.sleep(_LOOK_SECONDS)

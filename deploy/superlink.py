@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import httpx
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -16,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 from cryptography.hazmat.primitives.serialization import load_ssh_public_key
 from flwr.cli.build import build_fab_from_disk
 from flwr.common.constant import Status, SubStatus
-from flwr.common.serde import fab_to_proto, user_config_to_proto
+from flwr.common.serde import fab_to_proto, user_config_from_proto, user_config_to_proto
 from flwr.proto.control_pb2 import (
     ListNodesRequest,
     ListRunsRequest,
@@ -26,6 +27,7 @@ from flwr.proto.control_pb2 import (
     StreamLogsRequest,
     UnregisterNodeRequest,
 )
+from flwr.proto.run_pb2 import Run
 from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.fab import Fab
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
@@ -96,15 +98,18 @@ class SuperLink:
         with _explained():
             self._client.StopRun(StopRunRequest(run_id=run_id))
 
-    def run(self, run_id: int) -> FlowerRun:
-        """Tell how a run is."""
+    def run(self, run_id: int) -> FlowerRun | None:
+        """Tell how a run is; None for one that the SuperLink does not know, as its database is another one."""
         with _explained():
             found = self._client.ListRuns(ListRunsRequest(run_id=run_id)).run_dict.get(run_id)
-        if found is None:
-            raise SuperLinkError(f"the SuperLink knows no run {run_id}: its database is another one")
-        status = found.status
-        ended = status.status == Status.FINISHED
-        return FlowerRun(run_id, ended, ended and status.sub_status == SubStatus.COMPLETED, status.details)
+        return None if found is None else _run(found)
+
+    def unfinished(self, name: str) -> FlowerRun | None:
+        """Return the run of this name (`name` of its configuration) that has not ended, None where there is none."""
+        with _explained():
+            listed = self._client.ListRuns(ListRunsRequest()).run_dict.values()
+        named = [run for run in listed if user_config_from_proto(run.override_config).get("name") == name]
+        return next((run for run in map(_run, named) if not run.ended), None)
 
     def log(self, run_id: int, after: float) -> Iterator[tuple[str, float]]:
         """Give what the run has logged after a time, and times to go on from; it ends when the connection does."""
@@ -113,16 +118,25 @@ class SuperLink:
                 yield part.log_output, part.latest_timestamp
 
 
+def _run(found: Run) -> FlowerRun:
+    status = found.status
+    ended = status.status == Status.FINISHED
+    return FlowerRun(found.run_id, ended, ended and status.sub_status == SubStatus.COMPLETED, status.details)
+
+
 @contextmanager
 def connected(deployment: Deployment) -> Iterator[SuperLink]:
     """Open a connection to the deployment's SuperLink."""
-    settings = deployment.settings
-    with ControlHttpClient.from_server_address(
-        f"127.0.0.1:{settings.superlink_port}",
-        False,
-        deployment.authority.read_bytes(),
-        interceptors=[RuntimeVersionHttpInterceptor(component_name="flwr CLI")],
-    ) as client:
+    with connected_at(deployment.settings.superlink_port, deployment.authority) as superlink:
+        yield superlink
+
+
+@contextmanager
+def connected_at(port: int, authority: Path) -> Iterator[SuperLink]:
+    """Open a connection to a SuperLink on loopback, whose certificate an authority (PEM file) issued."""
+    version = RuntimeVersionHttpInterceptor(component_name="flwr CLI")
+    address, roots = f"127.0.0.1:{port}", authority.read_bytes()
+    with ControlHttpClient.from_server_address(address, False, roots, interceptors=[version]) as client:
         yield SuperLink(client)
 
 

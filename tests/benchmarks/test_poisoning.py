@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from benchmarks.fleet import Fleet
 from benchmarks.fleet_server import courier_args
+from benchmarks.fleet_sums import Fleet
 from benchmarks.malicious import ATTACKS, MaliciousCourier, malicious_clients, poisoned, undetected_norm
 from benchmarks.median_sums import MedianSpec
 from benchmarks.pages.poisoning import render

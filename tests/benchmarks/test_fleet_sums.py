@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.stats import ks_2samp
 
-from benchmarks.fleet import Fleet, FleetCourier, fleet_sum, noise_of
+from benchmarks.fleet_sums import Fleet, FleetCourier, fleet_sum, noise_of
 from fedcaptor.common.config import load_config
 from fedcaptor.common.errors import ConfigError, PrivacyError
 from fedcaptor.common.messages import SumFields, SumRequest
