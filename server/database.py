@@ -1,13 +1,35 @@
-"""Say what is wrong with the state database, and never by which URL."""
+"""Open the state database, SQLite or PostgreSQL, and say what is wrong with it, never by which URL."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
+from typing import Any
 
+from sqlalchemy import URL, Connection, Engine, create_engine, event, func, make_url, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from fedcaptor.common.errors import StateError
+
+LOCKED_SECONDS = 60
+"""How long SQLite waits for another process: what it waits to store may have taken hours. `?timeout=` in a URL wins."""
+OPENING = 0x666564636170  # key of PostgreSQL's advisory lock: ours alone among all applications of a database
+KNOWN: Mapping[str, str] = MappingProxyType(
+    {
+        "SQLITE_BUSY": "another process has locked it: end that process, or wait for it",
+        "SQLITE_CANTOPEN": "its folder is missing or closed to this user: correct the path or the permissions",
+        "SQLITE_CORRUPT": "it is damaged: restore a backup",
+        "SQLITE_FULL": "the disk is full: make room",
+        "SQLITE_NOTADB": "the file is no SQLite database: correct the path, or restore a backup",
+        "SQLITE_READONLY": "this user may not write to it: correct the permissions of file and folder",
+        "SQLITE_READONLY_DBMOVED": "its file was removed or replaced: put it back, or restore a backup",
+        "DiskFull": "the server's disk is full: make room there",
+        "ModuleNotFoundError": "its driver is not installed: pip install 'fedcaptor[postgres]'",
+        "OperationalError": "its server cannot be reached, ended the connection, or refuses the user: check all three",
+    }
+)
+"""What is wrong, and what to do, by SQLite's name of an error or the class of the driver's."""
 
 
 @contextmanager
@@ -16,10 +38,52 @@ def explained(
 ) -> Iterator[None]:
     """Turn the database's errors into StateError without their text, which may hold the URL's password.
 
-    `what` cannot be done; `check`: what to look at.
+    `what` cannot be done; `check`: what to look at where the error is none of `KNOWN`.
     """
     try:
         yield
     except (SQLAlchemyError, ImportError, ValueError) as error:
-        detail = type(getattr(error, "orig", None) or error).__name__
-        raise StateError(f"{what} ({detail}); check {check}") from None
+        name = _name(error)
+        text = f"{what}: {KNOWN[name]} ({name})" if name in KNOWN else f"{what} ({name}); check {check}"
+        raise StateError(text) from None
+
+
+def _name(error: BaseException) -> str:
+    cause = getattr(error, "orig", None) or error
+    return getattr(cause, "sqlite_errorname", None) or type(cause).__name__
+
+
+def connect(url: str) -> Engine:
+    """Make the engine of a database; nothing is opened yet. Raises StateError for one that is neither of the two."""
+    place = make_url(url)
+    if place.get_backend_name() == "sqlite":
+        return _sqlite(place)
+    if place.get_backend_name() == "postgresql":
+        return create_engine(place, pool_pre_ping=True)  # the server may have been restarted since the last phase
+    raise StateError("the state database is neither SQLite nor PostgreSQL: give sqlite:///FILE or postgresql://…")
+
+
+def _sqlite(place: URL) -> Engine:
+    """Make an engine whose transactions are SQLite's own: the driver would begin them late, and never for a table."""
+    if "timeout" not in place.query:
+        place = place.update_query_dict({"timeout": str(LOCKED_SECONDS)})
+    engine = create_engine(place)
+
+    @event.listens_for(engine, "connect")
+    def connected(connection: Any, _: Any) -> None:
+        connection.isolation_level = None
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")  # whoever reads first and writes then must not lose its turn
+
+    return engine
+
+
+@contextmanager
+def exclusive(engine: Engine) -> Iterator[Connection]:
+    """Give a transaction that begins when no other one of its kind is open, in whatever process."""
+    with engine.begin() as connection:  # SQLite has one at a time of any kind
+        if engine.dialect.name == "postgresql":
+            connection.execute(select(func.pg_advisory_xact_lock(OPENING)))
+        yield connection

@@ -1,7 +1,6 @@
 """Store every finished phase of a run before the next begins, so that a stopped run goes on from the last one.
 
-All is in one database, given by URL (SQLite or any that SQLAlchemy reaches). A kill at any moment costs the phase in
-flight at most.
+All is in one database, SQLite or PostgreSQL, given by URL. A kill at any moment costs the phase in flight at most.
 """
 
 import hashlib
@@ -27,7 +26,6 @@ from sqlalchemy import (
     String,
     Table,
     Text,
-    create_engine,
     delete,
     func,
     insert,
@@ -39,7 +37,8 @@ from sqlalchemy.exc import IntegrityError
 from fedcaptor.common.errors import StateError
 from fedcaptor.common.messages import REASONS
 from fedcaptor.server import sum_log
-from fedcaptor.server.database import explained
+from fedcaptor.server.database import connect, exclusive, explained
+from fedcaptor.server.migrations import upgrade
 from fedcaptor.server.sum_log import StoredSumLog
 
 LOST: Mapping[str, str] = MappingProxyType(
@@ -68,7 +67,7 @@ _phases = Table(
     Column("round", Integer, primary_key=True, autoincrement=False),
     Column("phase", String(64), primary_key=True),
     Column("outcome", Text, nullable=False),
-    Column("tensors", LargeBinary((1 << 32) - 1), nullable=False),
+    Column("tensors", LargeBinary, nullable=False),
     Column("checksum", String(64), nullable=False),
     Column("seconds", Float, nullable=False),
 )
@@ -128,20 +127,26 @@ class Journal:
     """Hold the finished phases of one run. A database of another `run_digest` is refused with StateError."""
 
     def __init__(self, url: str, run_digest: str) -> None:
+        self._pending: Counter[tuple[int, str, str]] = Counter()
         with explained("the state database cannot be opened"):
-            self._engine = create_engine(url)
-            _metadata.create_all(self._engine)
-            with self._engine.begin() as connection:
-                stored = connection.execute(select(_run.c.digest)).scalar_one_or_none()
-                if stored is None:
-                    connection.execute(insert(_run).values(id=1, digest=run_digest, started=time.time()))
-        if stored is not None and stored != run_digest:
+            self._engine = connect(url)
+        try:
+            self._open(run_digest)
+        except BaseException:
             self.close()
+            raise
+
+    def _open(self, run_digest: str) -> None:
+        with explained("the state database cannot be opened"), exclusive(self._engine) as connection:
+            upgrade(connection)
+            stored = connection.execute(select(_run.c.digest)).scalar_one_or_none()
+            if stored is None:
+                connection.execute(insert(_run).values(id=1, digest=run_digest, started=time.time()))
+        if stored not in (None, run_digest):
             raise StateError(
                 f"the database belongs to run {stored[:12]}, not {run_digest[:12]}; "
                 "use the configuration, weights and statistics that it began with, or another database"
             )
-        self._pending: Counter[tuple[int, str, str]] = Counter()
 
     def phase(self, round: int, name: str, compute: Callable[[], Result]) -> Result:
         """Return the stored result of phase `name`, or that of `compute`, stored in one transaction with its refusals.

@@ -53,7 +53,7 @@ _sums = Table(
     Column("number", Integer, nullable=False),
     Column("closed", Integer, nullable=False),
     Column("tally", Text, nullable=False),
-    Column("total", LargeBinary((1 << 32) - 1), nullable=False),
+    Column("total", LargeBinary, nullable=False),
 )
 _replies = Table(
     "sum_replies",
@@ -62,7 +62,7 @@ _replies = Table(
     Column("phase", String(64), primary_key=True),
     Column("step", Integer, primary_key=True, autoincrement=False),
     Column("part", Integer, primary_key=True, autoincrement=False),
-    Column("replies", LargeBinary((1 << 32) - 1), nullable=False),
+    Column("replies", LargeBinary, nullable=False),
     Column("checksum", String(64), nullable=False),
 )
 
