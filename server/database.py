@@ -25,8 +25,8 @@ KNOWN: Mapping[str, str] = MappingProxyType(
         "SQLITE_READONLY": "this user may not write to it: correct the permissions of file and folder",
         "SQLITE_READONLY_DBMOVED": "its file was removed or replaced: put it back, or restore a backup",
         "DiskFull": "the server's disk is full: make room there",
-        "ModuleNotFoundError": "its driver is not installed: pip install 'fedcaptor[postgres]'",
-        "OperationalError": "its server cannot be reached, ended the connection, or refuses the user: check all three",
+        "ModuleNotFoundError": "its driver is missing: give postgresql://… and pip install 'fedcaptor[postgres]'",
+        "OperationalError": "its server is away, or refuses user or database: start it, or correct the URL",
     }
 )
 """What is wrong, and what to do, by SQLite's name of an error or the class of the driver's."""

@@ -7,6 +7,7 @@ import pwd
 import secrets
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -16,7 +17,6 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from benchmarks.deployment import free_port
 from fedcaptor.common.assets import asset
 
 TOOLS = asset("pyproject.toml").parent / ".tools"
@@ -44,7 +44,8 @@ class PostgreSQL:
 
     def __init__(self, place: Path, folder: Path) -> None:
         self.place, self.folder, self.data = place, folder, folder / "data"
-        self.port = free_port()
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            self.port = probe.getsockname()[1]
         self.process: subprocess.Popen[bytes] | None = None
         self.user = None if os.getuid() else "nobody"
         password = folder / "password"
