@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import MappingProxyType
@@ -42,7 +43,7 @@ def explained(
     """
     try:
         yield
-    except (SQLAlchemyError, ImportError, ValueError) as error:
+    except (SQLAlchemyError, sqlite3.Error, OSError, ImportError, ValueError) as error:
         name = _name(error)
         text = f"{what}: {KNOWN[name]} ({name})" if name in KNOWN else f"{what} ({name}); check {check}"
         raise StateError(text) from None
@@ -53,14 +54,20 @@ def _name(error: BaseException) -> str:
     return getattr(cause, "sqlite_errorname", None) or type(cause).__name__
 
 
-def connect(url: str) -> Engine:
-    """Make the engine of a database; nothing is opened yet. Raises StateError for one that is neither of the two."""
+def place_of(url: str) -> URL:
+    """Read a database's URL. Raises StateError, in `explained`, for one that is of neither kind."""
     place = make_url(url)
+    if place.get_backend_name() not in ("sqlite", "postgresql"):
+        raise StateError("the database is neither SQLite nor PostgreSQL: give sqlite:///FILE or postgresql://…")
+    return place
+
+
+def connect(url: str) -> Engine:
+    """Make the engine of a database; nothing is opened yet."""
+    place = place_of(url)
     if place.get_backend_name() == "sqlite":
         return _sqlite(place)
-    if place.get_backend_name() == "postgresql":
-        return create_engine(place, pool_pre_ping=True)  # the server may have been restarted since the last phase
-    raise StateError("the state database is neither SQLite nor PostgreSQL: give sqlite:///FILE or postgresql://…")
+    return create_engine(place, pool_pre_ping=True)  # the server may have been restarted since the last phase
 
 
 def _sqlite(place: URL) -> Engine:
