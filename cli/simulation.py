@@ -36,6 +36,9 @@ def simulate(
     data: Annotated[str | None, typer.Option(help="Short for --set data.source=…")] = None,
     weights: Annotated[Path | None, typer.Option(help="Short for --set model.weights=…")] = None,
     engine: Annotated[Engine, typer.Option(help="local: this process; ray: Flower's own simulation.")] = Engine.local,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Phones that answer at the same time (local). Default: one for each core.")
+    ] = None,
     seeds: Annotated[
         str | None, typer.Option(help="A sweep: one run a seed, such as 0..4 or 0,3,7, into OUT/seed-N.")
     ] = None,
@@ -59,7 +62,9 @@ def simulate(
     if weights is not None:
         chosen.append(f"model.weights={json.dumps(str(weights.resolve()))}")
     try:
-        run = fedcaptor.simulate(scenario, chosen, seeds=seeds, out=out, engine=engine.value, fresh=fresh)
+        run = fedcaptor.simulate(
+            scenario, chosen, seeds=seeds, out=out, engine=engine.value, workers=workers, fresh=fresh
+        )
     except KeyboardInterrupt:  # typer would end here with the same code, without a word
         console.print("interrupted: the same command goes on from the last finished phase", highlight=False)
         raise typer.Exit(130) from None

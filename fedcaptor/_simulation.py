@@ -118,6 +118,7 @@ def simulate(
     seeds: Iterable[int] | str | None = None,
     out: str | Path | None = None,
     engine: Engine = "local",
+    workers: int | None = None,
     fresh: bool = False,
     progress: bool = True,
 ) -> Run:
@@ -133,6 +134,8 @@ def simulate(
         out: Folder of the run. None: `runs/NAME-DIGEST`, of the scenario's name and the configuration, so that the same
             call goes on and another one does not collide with it.
         engine: `local`, this process, or `ray`, Flower's simulation; the figures are the same.
+        workers: Phones that answer at the same time, with the engine `local`. None: one for each core. Each takes
+            memory; the figures do not depend on it.
         fresh: Remove an earlier run in the folder first.
         progress: Whether progress is shown on standard error: bars on a terminal, lines elsewhere.
 
@@ -157,11 +160,13 @@ def simulate(
     place = _default(file, texts, chosen is not None) if out is None else Path(out)
     if engine == "ray":
         _require_known_elsewhere(file)
+    if workers is not None and (engine == "ray" or workers < 1):
+        raise ConfigError(f"workers is {workers}, must be at least 1, and is for the engine local alone: leave it out")
     if chosen is None:
         if is_sweep(place):
             raise StateError(f"{place} holds a sweep: choose another --out, or give --seeds")
         refuse_if_in_use(place)
-        return Run.open(_run(file, texts, place, engine, fresh, console))
+        return Run.open(_run(file, texts, place, engine, workers, fresh, console))
     if not chosen:
         raise ConfigError("seeds are empty: give at least one, or None for one run of the scenario's own seed")
     by_seed = {seed: [*texts, f"run.seed={seed}"] for seed in chosen}
@@ -172,7 +177,7 @@ def simulate(
 
     def run(seed: int, folder: Path) -> dict[str, Any]:
         console.print(f"seed {seed}: {folder}", highlight=False)
-        return _read(_run(file, by_seed[seed], folder, engine, False, console) / SUMMARY)
+        return _read(_run(file, by_seed[seed], folder, engine, workers, False, console) / SUMMARY)
 
     with locked(place, console.print):
         for folder in removed:
@@ -211,7 +216,13 @@ def meanings(marks: Iterable[str]) -> list[str]:
 
 
 def _run(
-    file: Path | Config | None, texts: list[str], out: Path, engine: Engine, fresh: bool, console: Console
+    file: Path | Config | None,
+    texts: list[str],
+    out: Path,
+    engine: Engine,
+    workers: int | None,
+    fresh: bool,
+    console: Console,
 ) -> Path:
     """One run; returns its folder."""
     config = load_config(file, texts)
@@ -221,7 +232,7 @@ def _run(
         if fresh:
             remove_run(out)
         if engine == "local":
-            with_progress(config, out, console, _command(file, texts, out, engine))
+            with_progress(config, out, console, _command(file, texts, out, engine), workers)
         else:
             _with_ray(file, texts, out, config.population.phones)
     return out
@@ -243,10 +254,12 @@ def _with_ray(file: Path | Config | None, texts: list[str], out: Path, phones: i
     simulate_ray(file, texts, out, phones)
 
 
-def with_progress(config: Config, out: Path, console: Console, command: str) -> dict[str, Any]:
+def with_progress(
+    config: Config, out: Path, console: Console, command: str, workers: int | None = None
+) -> dict[str, Any]:
     """Run in this process, with progress on `console`; returns the summary."""
     with shown_on(console, STEPS) as on_progress:
-        summary: dict[str, Any] = run_here(config, out, on_progress, command=command)
+        summary: dict[str, Any] = run_here(config, out, on_progress, command=command, workers=workers)
         return summary
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import safetensors.numpy
 import torch
+from joblib import cpu_count
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
@@ -48,16 +49,17 @@ def visualise(
     settings: Visualisation = DEFAULT,
     folder: Path | None = None,
     on_group: Progress | None = None,
-    workers: int = 2,
+    workers: int | None = None,
 ) -> dict[str, Pictures]:
     """Paint pictures and compute class preferences of every prunable group, by name, in execution order.
 
     Finished groups are stored in `folder` under weights and settings; a later call goes on from there and computes a
     missing or damaged group anew, to the same result. `on_group(done, total)` is called after each group, in their
-    order; `workers` groups are computed side by side.
+    order; `workers` groups are computed side by side, by default as many as leave no core idle, and at least two.
     """
     prunable = base.groups.prunable
     key, threads = _key(base, settings), torch.get_num_threads()
+    workers = workers or max(2, cpu_count() // threads)
 
     def one(number: int) -> Pictures:
         path = folder / f"{key[:16]}-{number:03d}.safetensors" if folder else None

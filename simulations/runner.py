@@ -19,6 +19,7 @@ import safetensors.numpy
 import torch
 from flwr.app import Context
 from flwr.serverapp import Grid
+from joblib import cpu_count
 from threadpoolctl import threadpool_limits
 
 from fedcaptor.client.app import make_app
@@ -51,7 +52,6 @@ from fedcaptor.simulations.summary import PHONE_COLUMNS, details_of, phone_rows,
 
 SHIPPED = asset("simulations/models/small_cnn_fashion.safetensors")
 OF_OWNERS = asset("simulations/models/small_cnn_owners.safetensors")
-WORKERS = 2
 ARENA_MAX = -8  # glibc's M_ARENA_MAX
 KEPT_KERNELS = 32  # compiled kernels that oneDNN and its wrapper in torch keep, 1,024 by default
 
@@ -134,8 +134,13 @@ def build_world(config: Config, directory: Path) -> World:
     return World(config, directory, data, base, reference, phones, weights.stat().st_size)
 
 
-def local_grid(world: World, clock: VirtualClock, around: Callable[[App], App] = lambda app: app) -> LocalGrid:
-    """All phones in this process; a phone exists while it answers. `around`: what the phones' app is wrapped in."""
+def local_grid(
+    world: World, clock: VirtualClock, around: Callable[[App], App] = lambda app: app, workers: int | None = None
+) -> LocalGrid:
+    """All phones in this process; a phone exists while it answers. `around`: what the phones' app is wrapped in.
+
+    `workers`: phones that answer at the same time, None: one for each core; the figures do not depend on it.
+    """
 
     def phone_of(context: Context) -> Phone:
         number = int(context.node_config["partition-id"])
@@ -148,7 +153,7 @@ def local_grid(world: World, clock: VirtualClock, around: Callable[[App], App] =
         seed=world.config.run.seed,
         clock=clock.time,
         sleep=clock.sleep,
-        workers=WORKERS,
+        workers=workers or cpu_count(),
     )
 
 
@@ -218,17 +223,18 @@ def simulate(
     on_progress: OnProgress = lambda phase, done, total: None,
     run: Callable[[World], RunRecord] | None = None,
     command: str = "",
+    workers: int | None = None,
 ) -> dict[str, Any]:
     """The whole run; writes summary, details, rounds, phones, atlas and report into `directory`, returns the summary.
 
-    `run`: another engine than the in-process grid. `command`: what to say of how the run came about. Called again with
-    the same directory it resumes.
+    `run`: another engine than the in-process grid. `command`: what to say of how the run came about. `workers`: of
+    `local_grid`. Called again with the same directory it resumes.
     """
     start = time.monotonic()
     world = build_world(config, directory)
     if run is None:
         clock = VirtualClock()
-        grid = local_grid(world, clock)
+        grid = local_grid(world, clock, workers=workers)
         record = run_rounds(world, grid, on_progress, clock, lambda round: measure(world, round, on_progress))
     else:
         record = run(world)

@@ -65,7 +65,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[Config,
     """Configurations and folders that would have been run."""
     found: list[tuple[Config, Path]] = []
 
-    def run(config: Config, folder: Path, console: Any, command: str) -> None:
+    def run(config: Config, folder: Path, *_: Any) -> None:
         found.append((config, folder))
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "summary.json").write_text('{"seed": 0}')

@@ -240,7 +240,7 @@ def test_a_sweep_that_contradicts_itself_is_damage(tmp_path, change):
 def test_the_command_runs_each_seed_in_its_own_folder(tmp_path, monkeypatch):
     ran = {}
 
-    def run(config, folder, console, command):
+    def run(config, folder, *_):
         ran[folder.name] = config
         return Runs({config.run.seed: config})(config.run.seed, folder)
 
