@@ -1,6 +1,7 @@
 """`fedcaptor simulate --engine ray`: the Flower app of this project on a SuperLink of its own, which ends with the run.
 
-Flower's `flwr run` alone would leave a SuperLink behind and share it with other projects.
+Flower's `flwr run` alone would leave a SuperLink behind and share it with other projects. Ray's processes are those of
+the run, or of the cluster that `RAY_ADDRESS` names, which goes on after it.
 """
 
 from __future__ import annotations
@@ -33,10 +34,11 @@ from fedcaptor.common.errors import FedcaptorError, StateError
 START_SECONDS = 60.0
 STOP_SECONDS = 10.0
 MARK = "FEDCAPTOR_ENGINE"  # in the environment of every process that an engine started, children's children too
+LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # 0 means on every system: loopback alone
 QUIET = {
     **flower.QUIET,
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # everywhere else it means: loopback alone
+    LOOPBACK: "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
@@ -102,6 +104,9 @@ def _environment(home: Path) -> dict[str, str]:
     """For all processes of the run: offline, Flower's and Ray's files below `home`."""
     programs = str(Path(sys.executable).parent)
     values = {**os.environ, **QUIET, "FLWR_HOME": str(home / "flwr"), MARK: uuid.uuid4().hex}
+    if "RAY_ADDRESS" in os.environ:  # a cluster that runs already, and has other addresses than loopback's
+        del values[LOOPBACK]
+        values |= {name: value for name, value in os.environ.items() if name == LOOPBACK}
     values["PATH"] = f"{programs}{os.pathsep}{os.environ.get('PATH', '')}"
     if len(str(home)) < 40:  # Ray's socket paths must stay below 107 characters
         values["RAY_TMPDIR"] = str(home)
