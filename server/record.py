@@ -39,11 +39,13 @@ class Delivered:
     """Record what one phone fetched in a round.
 
     `bytes`: payload, on average; `images`: reference images in it, `coding`: how they were coded, "" without any.
+    `other_weights`: nodes that refused, as their base model has other weights.
     """
 
     bytes: float
     images: int = 0
     coding: str = ""
+    other_weights: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,6 +90,11 @@ class RunRecord:
     excluded: int
     atlas: Mapping[str, Array]
     statistics: Mapping[str, Any]
+
+    @property
+    def over(self) -> bool:
+        """Tell whether the run's last round has ended; a run of `run.rounds` 0 has none."""
+        return 0 < self.config.run.rounds <= len(self.rounds)
 
     @property
     def last(self) -> RoundRecord:
