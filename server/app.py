@@ -28,7 +28,7 @@ from fedcaptor.common.torch_engine.base import BaseModel
 from fedcaptor.server.monitor import Monitor
 from fedcaptor.server.planning import Reference
 from fedcaptor.server.record import RunRecord
-from fedcaptor.server.start import courier_of, open_run, run_digest
+from fedcaptor.server.start import courier_of, least_phones, open_run, run_digest
 
 logger = logging.getLogger("flwr")  # Flower forwards this one to `flwr run --stream`
 
@@ -148,7 +148,7 @@ def run_server(settings: Settings, grid: Grid) -> RunRecord:
     phase.
     """
     config, folder = settings.config, settings.folder
-    least = 1 if config.privacy.sums == "local" else config.privacy.min_cohort
+    enough = max(settings.nodes, least_phones(config.privacy))
     folder.mkdir(parents=True, exist_ok=True)
     data = load(settings.reference)
     _, height, width, channels = data.x.shape
@@ -169,7 +169,7 @@ def run_server(settings: Settings, grid: Grid) -> RunRecord:
         digest=digest,
         state=settings.state,
         pictures=folder / "pictures",
-        wait_for_nodes=lambda: wait_for_nodes(grid, max(settings.nodes, least), config.rounds.deadline),
+        wait_for_nodes=lambda: wait_for_nodes(grid, enough, config.rounds.deadline),
         courier=courier_of(config, grid, digest, log, settings.enrolled, settings.operator),
         on_progress=log,
         on_phase=monitor.running,

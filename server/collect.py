@@ -48,7 +48,8 @@ Content = Callable[[int], RecordDict]
 class Tally:
     """Count what became of the messages of one phase; `bytes_down` and `bytes_up` are payload to and from phones.
 
-    `others`: the nodes that refused a delivery because their base model has other weights.
+    `others`: the nodes that refused a delivery because their base model has other weights; `silent`: those without any
+    valid reply.
     """
 
     asked: int = 0
@@ -58,6 +59,7 @@ class Tally:
     bytes_up: int = 0
     refused: Counter[str] = field(default_factory=Counter)
     others: list[int] = field(default_factory=list)
+    silent: list[int] = field(default_factory=list)
 
     def __add__(self, other: Tally) -> Tally:
         return Tally(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})
@@ -276,6 +278,7 @@ class Courier:
                     end = self.clock() + grace
                 self.on_reply(tally.replies, tally.asked)
             tally.dropped += len(asked)
+        tally.silent += waiting
         return tally
 
     def _push(

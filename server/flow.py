@@ -99,8 +99,8 @@ class Flow:
     """Hold one run and its progress; `fedcaptor.server.start.open_run` makes it.
 
     `nodes`: ids of the phones of the round in progress, at first of the first one; `budget`: that of the round.
-    `phones_of`: gives both for a later round. `reference`: the server's own images. `pictures`: folder for pictures in
-    progress.
+    `phones_of`: gives both for a later round. `others`: nodes that were found to have other weights. `reference`: the
+    server's own images. `pictures`: folder for pictures in progress.
     """
 
     config: Config
@@ -121,7 +121,7 @@ class Flow:
         self._period = PERIOD_SECONDS if self.config.privacy.rounds_per_period else math.inf
         self._begun, self._further = 0.0, 0
         self._most: tuple[float | None, float | None] = (None, None)  # ε of the dearest period until the round began
-        self._others: frozenset[int] = frozenset()
+        self.others: frozenset[int] = frozenset()
         self._charges: list[Charge] = []
         self._in_vain: dict[Step, list[Charge]] = {}
         self._phases: list[PhaseRecord] = []
@@ -169,7 +169,7 @@ class Flow:
         if not self._is_over(round):
             self._require_room(round)
         if self._rounds:
-            self._others = self._rounds[-1].delivered.other_weights
+            self.others = self._rounds[-1].delivered.other_weights
         if round > 1:
             self.nodes, self.budget = self.phones_of(round, lambda nodes: self._budget_of(round, nodes))
         self._most = self._epsilons
@@ -177,7 +177,7 @@ class Flow:
         self._begun = self.journal.date(round, "begin")
 
     def _budget_of(self, round: int, nodes: Sequence[int]) -> Budget:
-        others = len(self._others.intersection(nodes))
+        others = len(self.others.intersection(nodes))
         try:
             return self._first_budget.for_phones(len(nodes) - others)
         except PrivacyError as error:
@@ -307,9 +307,9 @@ class Flow:
     def cohort(self, digest: str) -> Sequence[int]:
         """Return the phones to ask: all, or a sample drawn by the sum's digest, which a restart draws again.
 
-        Those are left out that a sum was lost by, or that have other weights: these refused the last round's delivery.
+        Those are left out that a sum was lost by, or that refused the last delivery because they have other weights.
         """
-        excluded = self.journal.excluded() | self._others
+        excluded = self.journal.excluded() | self.others
         nodes = [node for node in self.nodes if node not in excluded] if excluded else self.nodes
         if self.budget.cohort >= len(nodes):
             return nodes

@@ -160,8 +160,8 @@ def deliver(flow: Flow, round: int, centroids: Floats, made: Catalogue, preferen
             _, tally = courier.deliver(request, tensors, flow.nodes)
         outcome, nothing = flow.tallied(round, "deliver", tally, {})
         sent = {"images": len(pack.labels), "coding": pack.coding} if pack else {}
-        others = {"other_weights": sorted(tally.others)} if tally.others else {}
-        return {**outcome, "reference": sent, **others}, nothing
+        others = sorted({*tally.others, *flow.others.intersection(tally.silent)})
+        return {**outcome, "reference": sent, **({"other_weights": others} if others else {})}, nothing
 
     outcome, _ = flow.phase(round, "deliver", compute)
     size = float(outcome["tally"]["bytes_down"]) / max(len(flow.nodes), 1)

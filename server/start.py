@@ -117,6 +117,11 @@ def budget_of(config: Config, groups: ChannelGroups, phones: int) -> Budget:
     return SumBudget(config, groups, phones)
 
 
+def least_phones(privacy: Privacy) -> int:
+    """Return the fewest phones that any round needs."""
+    return 1 if privacy.sums == "local" else privacy.min_cohort
+
+
 def run_digest(config: Config, base: BaseModel, name: object) -> str:
     """Return the SHA-256 (hex) that names a run: of configuration, network, weights, its name or number of phones, and
     the statistics that were added to the built-in ones.
@@ -171,7 +176,7 @@ def _present(
     nodes, number = first, 1
     while (later := journal.stored(round, f"nodes-{number}")) is not None:
         nodes, number = list(later[0]["nodes"]), number + 1
-    least = 1 if privacy.sums == "local" else privacy.min_cohort
+    least = least_phones(privacy)
     if len(set(nodes) & set(grid.get_node_ids())) >= least:
         return nodes
     present = sorted(wait_for_nodes())

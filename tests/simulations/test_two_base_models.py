@@ -35,7 +35,7 @@ SETTINGS = [
 
 
 class Rollout:
-    """Phones that have one of two base models: those of `on_new` the new one.
+    """Phones that have one of two base models: those of `on_new` the new one. Those in `off` get no deliveries.
 
     `asked`: which phones were asked for sums, by run and round.
     """
@@ -43,7 +43,7 @@ class Rollout:
     def __init__(self, folder: Path) -> None:
         data, weights = tiny.write(folder / "old")
         later = tiny.write(folder / "new", steps=60)[1]
-        self.folder, self.on_new = folder, set(NEW)
+        self.folder, self.on_new, self.off = folder, set(NEW), set[int]()
         self.world = build_world(load_config(None, tiny.overrides(data, weights, *SETTINGS)), folder / "world")
         self.bases = {"old": self.world.base, "new": tiny.base_model(later)}
         self.asked: defaultdict[tuple[str, int], set[int]] = defaultdict(set)
@@ -58,9 +58,11 @@ class Rollout:
         """Run the next round of the run on the `old` or the `new` base model, over all phones."""
 
         def answer(message: Message, context: Context) -> Message:
+            number = int(context.node_config["partition-id"])
             if message.metadata.message_type == "query.masked":
-                round = int(message.metadata.group_id.split("/")[0])
-                self.asked[name, round].add(int(context.node_config["partition-id"]))
+                self.asked[name, int(message.metadata.group_id.split("/")[0])].add(number)
+            elif number in self.off:
+                raise ConnectionError
             return self.app(message, context)
 
         grid, config, base = LocalGrid(answer, PHONES), self.world.config, self.bases[name]
@@ -89,9 +91,11 @@ def test_phones_with_other_weights_say_so_and_are_asked_for_no_sums_until_they_h
         assert first.last.delivered.other_weights == {FIRST_NODE + number for number in others}
         assert all(rollout.served(number) == (number not in others or name == "new") for number in OLD | NEW)
 
+    rollout.off.add(PHONES - 1)  # that it has not the old weights stays known
     for name, own in (("old", OLD), ("new", NEW)):
-        assert rollout.start(name).refused == {"wrong_weights": 2 * (PHONES - len(own))}
+        assert rollout.start(name).refused == {"wrong_weights": 2 * PHONES // 2 - (name == "old")}
         assert rollout.asked[name, 2] == own
+    rollout.off.clear()
 
     rollout.on_new.add(0)  # it gets the new base model, and the new run's next delivery
     for name, own in (("old", OLD), ("new", NEW)):
