@@ -193,7 +193,7 @@ def _phones(deployment: Deployment, names: list[str]) -> dict[str, Any]:
         journal = Journal(f"sqlite:///{deployment.runs / name / 'state.db'}", last.run)
         for _, phase in journal.seconds():
             asked[phase.rpartition("-")[0]] += 1
-        asked.update({"in vain": journal.in_vain()})
+        asked.update({"in vain": len(journal.in_vain())})
         journal.close()
     delivered, missing, wrong, twice = 0, [], [], []
     for folder in deployment.phone_folders():

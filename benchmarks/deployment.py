@@ -225,14 +225,16 @@ def start_phone(fleet: Fleet, way: str, file: Path, number: int, port: int, key:
     )  # fmt: skip
 
 
-def start_run(fleet: Fleet, settings: str, phones: int) -> subprocess.Popen[bytes]:
-    """Start a run with these settings over so many phones; its process ends with the run."""
+def start_run(fleet: Fleet, settings: str, phones: int, rounds: int = 0) -> subprocess.Popen[bytes]:
+    """Start a run with these settings over so many phones, or go on with it, for so many `rounds`, 0: all; its process
+    ends with them.
+    """
     folder = fleet.folder
-    shutil.copytree(asset("deploy/flower-app"), folder / "flower-app")
+    shutil.copytree(asset("deploy/flower-app"), folder / "flower-app", dirs_exist_ok=True)
     (folder / "config.toml").write_text(settings)
     run_config = {"config": folder / "config.toml", "folder": folder / "server", "weights": SHIPPED}
     lines = [f'{name} = "{value}"\n' for name, value in run_config.items()]
-    (folder / "settings.toml").write_text("".join([*lines, f"nodes = {phones}\n"]))
+    (folder / "settings.toml").write_text("".join([*lines, f"nodes = {phones}\nrounds = {rounds}\n"]))
     return fleet.start(
         "flwr", "run", folder / "flower-app", "own", "--stream", "--run-config", folder / "settings.toml", log="run"
     )

@@ -31,5 +31,5 @@ class MedianBudget(SumBudget):
         super().__init__(config.model_copy(update={"rounds": rounds}), groups, phones)
         self._cohorts = phones // cohort
 
-    def spec(self, step: Step, blocks: int = 1) -> SumSpec:
+    def spec(self, step: Step, blocks: int | None = 1) -> SumSpec:
         return MedianSpec(**asdict(super().spec(step, blocks)), cohorts=self._cohorts)

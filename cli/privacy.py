@@ -99,7 +99,10 @@ def precision_table(found: PrivacyPlan) -> Table:
 def totals_table(found: PrivacyPlan) -> Table:
     """Tabulate what the sums come to together."""
     table = Table("", "", show_header=False)
-    table.add_row("ε of the run", f"{_number(found.epsilon)} at δ = {found.delta:g}")
+    of = "the run" if found.rounds is None else f"any 90 days, {found.rounds} rounds with the first"
+    table.add_row(f"ε of {of}", f"{_number(found.epsilon)} at δ = {found.delta:g}")
+    if found.later is not None:
+        table.add_row("rounds within 90 days that fit later", f"{found.later}")
     if found.reserve:
         table.add_row(f"ε with {found.reserve} of its sums repeated", _number(found.epsilon_reserve))
     for share, value in found.dishonest.items():

@@ -63,14 +63,19 @@ def make_app(phone_of: PhoneOf) -> ClientApp:
     @_tells_nothing
     def deliver(message: Message, context: Context) -> Message:
         request, tensors = unpack(message.content, DeliverRequest)
-        cluster, accepted = None, True
+        cluster, accepted, other_weights = None, True, False
         try:
             cluster = phone_of(context).deliver(request, tensors)
         except WireError as error:
             logger.warning("delivery refused: %s", error)
-            accepted = False
+            accepted, other_weights = False, error.reason == "wrong_weights"
         reply = DeliverReply(
-            run=request.run, round=request.round, request=request.request, accepted=accepted, cluster=cluster
+            run=request.run,
+            round=request.round,
+            request=request.request,
+            accepted=accepted,
+            cluster=cluster,
+            other_weights=other_weights,
         )
         return Message(pack(reply, {}), reply_to=message)
 

@@ -60,7 +60,7 @@ def read_offer(request: DeliverRequest, tensors: Tensors, engine: Engine, bounds
     _require_within("tensors", sum(tensor.nbytes for tensor in tensors.values()), bounds.max_bytes, "max_bytes")
     if request.weights != engine.weights_digest:
         raise WireError(
-            "wrong_digest",
+            "wrong_weights",
             f"the server's base model has the weights {request.weights[:12]}, this phone has "
             f"{engine.weights_digest[:12]}: install the weights that the server uses",
         )

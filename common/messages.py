@@ -36,7 +36,8 @@ REASONS: Mapping[str, str] = MappingProxyType(
         "wrong_version": "the message follows another version of this schema",
         "wrong_run": "the message belongs to another run",
         "wrong_round": "the message belongs to another round",
-        "wrong_digest": "the message is for another sum, plan, submodel or base model",
+        "wrong_digest": "the message is for another sum, plan or submodel",
+        "wrong_weights": "the delivery is for a base model with other weights than the phone's",
         "replayed": "the reply answers another request, or is a second one to this request",
         "unexpected_tensor": "the message holds a tensor that does not belong to it",
         "missing_tensor": "the message lacks a tensor that it needs",
@@ -306,11 +307,15 @@ class DeliverRequest(Header):
 
 
 class DeliverReply(Header):
-    """The phone tells whether it accepts the delivery. `cluster` answers `choose` alone, and no ε protects it."""
+    """The phone tells whether it accepts the delivery. `cluster` answers `choose` alone, and no ε protects it.
+
+    `other_weights` is left out unless the phone refuses because its base model has other weights.
+    """
 
     message: Literal["deliver_reply"] = "deliver_reply"
     accepted: bool
     cluster: Annotated[int, Field(ge=0, lt=MAX_CLUSTERS)] | None = None
+    other_weights: bool = Field(False, exclude_if=operator.not_)
 
 
 def digest_of(tensors: Mapping[str, NDArray[Any]]) -> str:

@@ -1,6 +1,7 @@
 """Run the server of real devices as a Flower app, see deploy/flower-app. TLS and authentication are Flower's.
 
-A run that was stopped goes on when it is started again with the same name, configuration and state database.
+A run that was stopped goes on when it is started again with the same name, configuration and state database. So does
+one that was started for some rounds: a scheduler may start one round at a time, for as long as there are phones.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from fedcaptor.common.torch_engine.base import BaseModel
 from fedcaptor.server.monitor import Monitor
 from fedcaptor.server.planning import Reference
 from fedcaptor.server.record import RunRecord
-from fedcaptor.server.start import courier_of, open_run, run_digest
+from fedcaptor.server.start import courier_of, least_phones, open_run, run_digest
 
 logger = logging.getLogger("flwr")  # Flower forwards this one to `flwr run --stream`
 
@@ -53,6 +54,7 @@ class Settings:
     nodes: int
     enrolled: Callable[[bytes], bool] | None
     operator: Ed25519PrivateKey | None = None
+    rounds: int = 0
 
     @classmethod
     def of(cls, run_config: Mapping[str, Any]) -> Settings:
@@ -78,6 +80,12 @@ class Settings:
                 f"delivery.answer_seconds is {config.delivery.answer_seconds:g}, no phone would answer within "
                 f"rounds.deadline, {config.rounds.deadline:g}: lower it or raise the deadline"
             )
+        rounds = int(run_config.get("rounds", 0))
+        if rounds < 0 or rounds == config.run.rounds == 0:
+            raise ConfigError(
+                f"rounds is {rounds}, must be 0 (all that are left) or more, and with run.rounds 0, which has no last "
+                "one, at least 1: set how many rounds this start of the app runs"
+            )
         weights = str(run_config.get("weights", "")) or config.model.weights
         if not weights:
             raise ConfigError("weights is empty: give the base model's file, written by `fedcaptor train`")
@@ -92,6 +100,7 @@ class Settings:
             int(run_config.get("nodes", 1)),
             enrolled_by(run_config),
             _operator(run_config),
+            rounds,
         )
 
 
@@ -135,8 +144,11 @@ def wait_for_nodes(
 
 
 def run_server(settings: Settings, grid: Grid) -> RunRecord:
-    """Run all rounds over the connected phones and write a snapshot after each phase."""
+    """Run the rounds that are due, over the phones that are connected when each begins, and write a snapshot after each
+    phase.
+    """
     config, folder = settings.config, settings.folder
+    enough = max(settings.nodes, least_phones(config.privacy))
     folder.mkdir(parents=True, exist_ok=True)
     data = load(settings.reference)
     _, height, width, channels = data.x.shape
@@ -157,17 +169,17 @@ def run_server(settings: Settings, grid: Grid) -> RunRecord:
         digest=digest,
         state=settings.state,
         pictures=folder / "pictures",
-        wait_for_nodes=lambda: wait_for_nodes(grid, settings.nodes, config.rounds.deadline),
+        wait_for_nodes=lambda: wait_for_nodes(grid, enough, config.rounds.deadline),
         courier=courier_of(config, grid, digest, log, settings.enrolled, settings.operator),
         on_progress=log,
         on_phase=monitor.running,
     ) as flow:
-        logger.info("%d phones, run %s, weights %s", len(flow.nodes), digest[:12], base.weights_digest)
+        logger.info("run %s, weights %s", digest[:12], base.weights_digest)
         if settings.operator is None:
             logger.info("deliveries are not signed: phones that are given an operator refuse them")
         else:
             logger.info("deliveries are signed by the operator %s", identity_of(settings.operator).hex())
-        return monitor.follow(flow)
+        return monitor.follow(flow, settings.rounds)
 
 
 app = ServerApp()
@@ -175,10 +187,11 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Run every round that is configured; an error is logged in one line before it ends the app."""
+    """Run the rounds that are due; an error is logged in one line before it ends the app."""
     try:
         record = run_server(Settings.of(context.run_config), grid)
     except FedcaptorError as error:
         logger.error("%s", error)
         raise
-    logger.info("%d rounds ended, %d clusters", len(record.rounds), len(record.last.centroids))
+    state = "the run has ended" if record.over else "the run goes on when it is started again"
+    logger.info("%d rounds ended, %d clusters; %s", len(record.rounds), len(record.last.centroids), state)

@@ -1,21 +1,24 @@
-"""Divide a run's ε: each kind of sum has a noise multiplier, calibrated on all sums of the run together."""
+"""Divide ε: each kind of sum has a noise multiplier, calibrated on all sums together that share one budget.
+
+These are all sums of the run, or with `privacy.rounds_per_period` those of its first rounds within 90 days: no other 90
+days have dearer ones, as the first round has sums that later ones have not.
+"""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache, lru_cache
 from typing import Any
-
-import numpy as np
 
 from fedcaptor.common.config import Config
 from fedcaptor.common.errors import ConfigError, PrivacyError
 from fedcaptor.common.groups import ChannelGroups
 from fedcaptor.common.privacy.rotation import norm_for
 from fedcaptor.common.privacy.sums import SumSpec
-from fedcaptor.common.privacy.zcdp import epsilon, sum_zcdp
+from fedcaptor.common.privacy.zcdp import epsilon, sum_zcdp, to_epsilon
 from fedcaptor.common.secure.topology import fewest_honest
 from fedcaptor.common.statistics import Statistic, registered
 from fedcaptor.server.mask_sizes import Masks
@@ -32,6 +35,9 @@ _ROUNDING_GROWTH = 0.02
 
 _HEADROOM = 2.0**30
 """Quanta that a whole sum may reach, noise included: half of what its integers hold."""
+
+_ROUNDING = 1e-9
+"""Relative, of a budget that is met exactly."""
 
 
 @dataclass(frozen=True)
@@ -54,40 +60,70 @@ class Step:
 
 
 def steps(config: Config) -> list[Step]:
-    """List all sums of the run in order; there are none where answers are local."""
+    """List the sums that share one budget, in order; there are none where answers are local."""
+    return [step for round in range(1, config.planned_rounds + 1) for step in steps_of(config, round)]
+
+
+def steps_of(config: Config, round: int) -> list[Step]:
+    """List the sums of a round, in order."""
     if config.privacy.sums == "local":
         return []
     return [
         Step(round, statistic, statistic.first + index)
-        for round in range(1, config.run.rounds + 1)
         for statistic in registered()
         for index in range(statistic.sums(config, round))
     ]
 
 
-class SumBudget:
-    """Specify all sums of a run over `phones` phones, which compose to at most the configured ε with its reserve.
+@lru_cache(maxsize=256)
+def _fewest_honest(masks: Masks, cohort: int) -> int:
+    """Return the fewest honest phones in any sum over a cohort that phones let a server unmask."""
+    return fewest_honest(masks.terms(cohort))
 
+
+class SumBudget:
+    """Specify all sums of rounds over `phones` phones. `steps` of them compose to at most ε with its reserve.
+
+    `first`: the budget of the run's first round, which no sum of a later round may exceed in its charge to a phone.
     Raises PrivacyError when cohorts are too small or ε is out of reach.
     """
 
-    def __init__(self, config: Config, groups: ChannelGroups, phones: int) -> None:
+    def __init__(self, config: Config, groups: ChannelGroups, phones: int, first: SumBudget | None = None) -> None:
         self._config, self._groups = config, groups
         self.cohort = min(phones, config.rounds.cohort or phones)
         privacy = config.privacy
         if self.cohort < privacy.min_cohort:
             raise PrivacyError(
                 f"the cohort has {self.cohort} phones, privacy.min_cohort is {privacy.min_cohort}: "
-                "simulate more phones or lower it (20 at least)"
+                "take more phones or lower it (20 at least)"
             )
         self.survivors = max(privacy.min_cohort, math.ceil((1 - privacy.dropout) * self.cohort))
-        self._fewest_honest = self._check_masks() if privacy.sums == "masked" else 1
-        self._multipliers = self._calibrate() if privacy.noise else {}
+        self._masks = Masks.of(privacy)
+        if privacy.sums == "masked":
+            self._masks.require(self.cohort)
+        self._multipliers: dict[str, float] = {}
+        if privacy.noise:
+            self._multipliers = self._calibrate() if first is None else self._matched(first)
+        self._of_phones = cache(lambda phones: SumBudget(config, groups, phones, self))
 
-    def spec(self, step: Step, blocks: int = 1) -> SumSpec:
-        """Return the spec of a step's sum; its length is that of a vector for `blocks` clusters."""
-        length = step.statistic.length(self._groups, blocks)
-        return self._spec(step, self._multipliers.get(step.kind, 0.0), length)
+    def for_phones(self, phones: int) -> SumBudget:
+        """Return the budget of a later round over so many phones, in which no sum costs a phone more than in this one.
+
+        Raises PrivacyError when they are too few.
+        """
+        return self if min(phones, self._config.rounds.cohort or phones) == self.cohort else self._of_phones(phones)
+
+    def spec(self, step: Step, blocks: int | None = 1) -> SumSpec:
+        """Return the spec of a step's sum; its length is that of a vector for `blocks` clusters, None: the longest."""
+        multiplier = self._multipliers.get(step.kind, 0.0)
+        if self._config.privacy.noise and not multiplier:
+            raise PrivacyError(
+                f"round {step.round} asks for {step.statistic.name}, for which no noise is planned: let it ask for one "
+                f"in the first {self._config.planned_rounds} rounds too"
+            )
+        if blocks is None:
+            return self._longest(step, multiplier)
+        return self._spec(step, multiplier, step.statistic.length(self._groups, blocks))
 
     def epsilon(self, specs: Sequence[SumSpec]) -> float | None:
         """Return the ε of answering all `specs`, None without noise."""
@@ -101,26 +137,29 @@ class SumBudget:
         """
         if not self._config.privacy.noise:
             return None
-        missing = (self.survivors - self._fewest_honest - 0.5) / self.cohort  # rounded up to whole phones
-        return epsilon(specs, self._config.privacy.delta, max(missing, 0.0))
+        return to_epsilon((sum_zcdp(spec, self._missing(spec)) for spec in specs), self._config.privacy.delta)
+
+    def _missing(self, spec: SumSpec) -> float:
+        """Return the share of a sum's cohort whose noise is missing in the smallest sum that can be unmasked."""
+        fewest = _fewest_honest(self._masks, spec.cohort) if self._config.privacy.sums == "masked" else 1
+        return max((spec.min_survivors - fewest - 0.5) / spec.cohort, 0.0)  # rounded up to whole phones
 
     def reserved(self, specs: Sequence[SumSpec]) -> list[SumSpec]:
         """Return what the budget keeps room for beside all `specs`: the most expensive one, `privacy.reserve` times."""
-        dearest = max(specs, key=lambda spec: sum_zcdp(spec, self._config.privacy.noiseless))
-        return [dearest] * self._config.privacy.reserve
+        return [self._dearest(specs)] * self._config.privacy.reserve
+
+    def fits(self, answered: Sequence[SumSpec], round: Sequence[SumSpec], spare: int) -> bool:
+        """Tell whether the sums of a `round`, the dearest `spare` times more, stay within ε of those `answered`."""
+        specs = [*answered, *round, *([self._dearest(round)] * spare if round else [])]
+        found = self.epsilon(specs)
+        return found is None or found <= self._config.privacy.epsilon * (1 + _ROUNDING)
+
+    def _dearest(self, specs: Sequence[SumSpec]) -> SumSpec:
+        return max(specs, key=lambda spec: sum_zcdp(spec, self._config.privacy.noiseless))
 
     def charge(self, spec: SumSpec) -> float | None:
         """Return the zCDP ρ of one sum, None without noise."""
         return sum_zcdp(spec, self._config.privacy.noiseless) if self._config.privacy.noise else None
-
-    def _check_masks(self) -> int:
-        """Return the fewest honest phones in any sum that phones let a server unmask.
-
-        Raises PrivacyError where no sum is safe.
-        """
-        masks = Masks.of(self._config.privacy)
-        masks.require(self.cohort)
-        return fewest_honest(masks.terms(self.cohort))
 
     def describe(self, spec: SumSpec) -> dict[str, Any]:
         """Return what `details.json` says of a sum."""
@@ -163,25 +202,46 @@ class SumBudget:
         }
 
         def specs(scale: float) -> list[SumSpec]:
-            lengths = (max(step.statistic.longest(self._groups), 1) for step in plan)
-            once = [
-                self._spec(step, scale * relative[step.kind], length)
-                for step, length in zip(plan, lengths, strict=True)
-            ]
+            once = [self._longest(step, scale * relative[step.kind]) for step in plan]
             return [*once, *self.reserved(once)]
 
-        low, high = 0.0, 1.0
-        while epsilon(specs(high), privacy.delta, privacy.noiseless) > privacy.epsilon:
-            low, high = high, 2 * high
-            if high > 1e6:
-                raise PrivacyError(
-                    f"privacy.epsilon {privacy.epsilon} is out of reach: raise it, or lower dishonest or corrupted"
-                )
-        for _ in range(40):
-            middle = float(np.mean([low, high]))
-            fits = epsilon(specs(middle), privacy.delta, privacy.noiseless) <= privacy.epsilon
-            low, high = (low, middle) if fits else (middle, high)
-        return {kind: high * factor for kind, factor in relative.items()}
+        def fits(scale: float) -> bool:
+            return epsilon(specs(scale), privacy.delta, privacy.noiseless) <= privacy.epsilon
+
+        scale = _least(fits, privacy.epsilon)
+        return {kind: scale * factor for kind, factor in relative.items()}
+
+    def _matched(self, first: SumBudget) -> dict[str, float]:
+        """Find the least noise multiplier of each kind with which no sum costs a phone more than in `first`."""
+        noiseless = self._config.privacy.noiseless
+        allowed: dict[str, list[tuple[Step, float]]] = {}
+        for step in {step.statistic: step for step in steps(self._config)}.values():
+            rho = sum_zcdp(first.spec(step, None), noiseless)
+            allowed.setdefault(step.kind, []).append((step, rho))
+
+        def least(of_kind: list[tuple[Step, float]]) -> float:
+            def fits(multiplier: float) -> bool:
+                return all(sum_zcdp(self._longest(step, multiplier), noiseless) <= rho for step, rho in of_kind)
+
+            return _least(fits, self._config.privacy.epsilon)
+
+        return {kind: least(of_kind) for kind, of_kind in allowed.items()}
+
+    def _longest(self, step: Step, multiplier: float) -> SumSpec:
+        return self._spec(step, multiplier, max(step.statistic.longest(self._groups), 1))
+
+
+def _least(fits: Callable[[float], bool], epsilon: float) -> float:
+    """Find by bisection the least noise that fits. Raises PrivacyError when none does."""
+    low, high = 0.0, 1.0
+    while not fits(high):
+        low, high = high, 2 * high
+        if high > 1e6:
+            raise PrivacyError(f"privacy.epsilon {epsilon} is out of reach: raise it, or lower dishonest or corrupted")
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (low, middle) if fits(middle) else (middle, high)
+    return high
 
 
 def budget_shares(config: Config) -> dict[str, float]:

@@ -46,7 +46,11 @@ Content = Callable[[int], RecordDict]
 
 @dataclass
 class Tally:
-    """Count what became of the messages of one phase; `bytes_down` and `bytes_up` are payload to and from phones."""
+    """Count what became of the messages of one phase; `bytes_down` and `bytes_up` are payload to and from phones.
+
+    `others`: the nodes that refused a delivery because their base model has other weights; `silent`: those without any
+    valid reply.
+    """
 
     asked: int = 0
     replies: int = 0
@@ -54,6 +58,8 @@ class Tally:
     bytes_down: int = 0
     bytes_up: int = 0
     refused: Counter[str] = field(default_factory=Counter)
+    others: list[int] = field(default_factory=list)
+    silent: list[int] = field(default_factory=list)
 
     def __add__(self, other: Tally) -> Tally:
         return Tally(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})
@@ -208,6 +214,8 @@ class Courier:
         def take(reply: Message, node: int, request: Header) -> None:
             header, _ = unpack(reply.content, DeliverReply)
             check_answers(request, header)
+            if header.other_weights:
+                raise WireError("wrong_weights", "the phone has another base model")
             if not header.accepted:
                 raise WireError("wrong_digest", "the phone refused the delivery")
             if header.cluster is not None:
@@ -260,13 +268,17 @@ class Courier:
                     take(reply, node, waiting[node])
                 except WireError as error:
                     tally.refused[error.reason] += 1
-                    continue
+                    if error.reason != "wrong_weights":
+                        continue
+                    tally.others.append(node)  # to be asked no more
+                else:
+                    tally.replies += 1
                 del waiting[node]
-                tally.replies += 1
-                if tally.replies == enough:
+                if tally.asked - len(waiting) == enough:
                     end = self.clock() + grace
                 self.on_reply(tally.replies, tally.asked)
             tally.dropped += len(asked)
+        tally.silent += waiting
         return tally
 
     def _push(

@@ -5,6 +5,7 @@ All is in one database, SQLite or PostgreSQL, given by URL. A kill at any moment
 
 import hashlib
 import json
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -26,6 +27,7 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    and_,
     delete,
     func,
     insert,
@@ -93,6 +95,14 @@ _in_vain = Table(  # tries of sums that were lost after their vectors had left
     Column("phase", String(64), primary_key=True),
     Column("attempt", String(32), primary_key=True),
 )
+_dates = Table(  # when a phase was over, or a try that was lost, in seconds since 1970
+    "dates",
+    _metadata,
+    Column("round", Integer, primary_key=True, autoincrement=False),
+    Column("phase", String(64), primary_key=True),
+    Column("attempt", String(32), primary_key=True),  # "" of the phase itself
+    Column("at", Float, nullable=False),
+)
 _excluded = Table(
     "excluded",
     _metadata,
@@ -124,9 +134,13 @@ def _decode(row: Row[Any]) -> Result:
 
 
 class Journal:
-    """Hold the finished phases of one run. A database of another `run_digest` is refused with StateError."""
+    """Hold the finished phases of one run. A database of another `run_digest` is refused with StateError.
 
-    def __init__(self, url: str, run_digest: str) -> None:
+    `clock`: seconds since 1970, by which phases have their dates.
+    """
+
+    def __init__(self, url: str, run_digest: str, clock: Callable[[], float] = time.time) -> None:
+        self.clock = clock
         self._pending: Counter[tuple[int, str, str]] = Counter()
         with explained("the state database cannot be opened"):
             self._engine = connect(url)
@@ -141,7 +155,7 @@ class Journal:
             upgrade(connection)
             stored = connection.execute(select(_run.c.digest)).scalar_one_or_none()
             if stored is None:
-                connection.execute(insert(_run).values(id=1, digest=run_digest, started=time.time()))
+                connection.execute(insert(_run).values(id=1, digest=run_digest, started=self.clock()))
         if stored not in (None, run_digest):
             raise StateError(
                 f"the database belongs to run {stored[:12]}, not {run_digest[:12]}; "
@@ -177,6 +191,7 @@ class Journal:
                 self._flush(connection, round, name)
                 attempt = sum_log.forget(connection, {"round": round, "phase": name})
                 connection.execute(delete(_in_vain).where(*_try(round, name, attempt)))  # had it been lost before
+                self._date(connection, round, name)
             except IntegrityError:
                 other = f"round {round}, phase {name}: another server writes this database; stop one"
                 raise StateError(other) from None
@@ -221,6 +236,7 @@ class Journal:
             if reason != "early":
                 connection.execute(delete(_in_vain).where(*_try(round, name, attempt)))
                 connection.execute(insert(_in_vain).values(round=round, phase=name, attempt=attempt))
+                self._date(connection, round, name, attempt)
 
     def lost(self) -> dict[tuple[str, str], int]:
         """Return how many sums came to nothing, by phase and reason."""
@@ -233,16 +249,23 @@ class Journal:
         with explained(), self._engine.connect() as connection:
             return {int(node) for node in connection.execute(select(_excluded.c.node)).scalars()}
 
-    def in_vain(self, round: int | None = None, name: str | None = None) -> int:
-        """Return how many sums were lost after their vectors had left: in one phase of a round, or in all.
+    def in_vain(self, round: int | None = None, name: str | None = None) -> list[float]:
+        """Return when sums were lost after their vectors had left: in one phase of a round, or in all.
 
         A sum that is lost, asked again under its name and then stored is not one of them: phones are charged once.
         """
-        query = select(func.count()).select_from(_in_vain)
-        if round is not None:
-            query = query.where(_in_vain.c.round == round, _in_vain.c.phase == name)
+        same = [_dates.c[key] == _in_vain.c[key] for key in ("round", "phase", "attempt")]
+        query = select(_dates.c.at).select_from(_in_vain.outerjoin(_dates, and_(*same))).order_by(_dates.c.at)
+        if round is not None and name is not None:
+            query = query.where(*_of_phase(_in_vain, round, name))
         with explained(), self._engine.connect() as connection:
-            return int(connection.execute(query).scalar_one())
+            return [_known(at) for at in connection.execute(query).scalars()]
+
+    def date(self, round: int, name: str) -> float:
+        """Return when a phase was over; infinite where a database of an earlier version does not know."""
+        query = select(_dates.c.at).where(*_of_phase(_dates, round, name), _dates.c.attempt == "")
+        with explained(), self._engine.connect() as connection:
+            return _known(connection.execute(query).scalar_one_or_none())
 
     def seconds(self) -> dict[tuple[int, str], float]:
         """Return the seconds that every finished phase took, by (round, phase)."""
@@ -254,6 +277,10 @@ class Journal:
         """Close the connections to the database."""
         self._engine.dispose()
 
+    def _date(self, connection: Connection, round: int, name: str, attempt: str = "") -> None:
+        connection.execute(delete(_dates).where(*_of_phase(_dates, round, name), _dates.c.attempt == attempt))
+        connection.execute(insert(_dates).values(round=round, phase=name, attempt=attempt, at=self.clock()))
+
     def _forget(self, round: int, name: str) -> None:
         for key in [key for key in self._pending if key[:2] == (round, name)]:
             del self._pending[key]
@@ -264,8 +291,16 @@ class Journal:
                 _count(connection, _refused, {"round": at, "phase": phase, "reason": reason}, count)
 
 
+def _known(date: float | None) -> float:
+    return math.inf if date is None else date
+
+
+def _of_phase(table: Table, round: int, phase: str) -> list[ColumnElement[bool]]:
+    return [table.c.round == round, table.c.phase == phase]
+
+
 def _try(round: int, phase: str, attempt: str) -> list[ColumnElement[bool]]:
-    return [_in_vain.c.round == round, _in_vain.c.phase == phase, _in_vain.c.attempt == attempt]
+    return [*_of_phase(_in_vain, round, phase), _in_vain.c.attempt == attempt]
 
 
 def _count(connection: Connection, table: Table, keys: Mapping[str, Any], count: int) -> None:

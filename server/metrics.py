@@ -25,7 +25,7 @@ from fedcaptor.common.statistics import kinds
 from fedcaptor.server.journal import LOST
 from fedcaptor.server.snapshot import OTHER, Snapshot
 
-STATUSES = ("running", "ended", "failed")
+STATUSES = ("running", "waiting", "ended", "failed")
 REPLIES = ("ok", "dropped", "refused")
 
 FLEET = {

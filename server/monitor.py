@@ -16,7 +16,7 @@ from fedcaptor.server.flow import Flow
 from fedcaptor.server.record import RunRecord
 from fedcaptor.server.snapshot import Cluster, Fleet, LostSums, Rounds, RoundSeconds, Snapshot
 
-Status = Literal["running", "ended", "failed"]
+Status = Literal["running", "waiting", "ended", "failed"]
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,12 @@ class Monitor:
         """Write the snapshot of a run in progress, after each phase."""
         self._write(record, "running")
 
-    def follow(self, flow: Flow) -> RunRecord:
-        """Run `flow` to its end, and say how it ended."""
+    def follow(self, flow: Flow, rounds: int = 0) -> RunRecord:
+        """Run `flow` to its end or for so many `rounds`, and say how that ended."""
         status: Status = "failed"
         try:
-            record = flow.run()
-            status = "ended"
+            record = flow.run(rounds)
+            status = "ended" if record.over else "waiting"
         finally:
             self._write(flow.record, status)
         return record

@@ -160,10 +160,12 @@ def deliver(flow: Flow, round: int, centroids: Floats, made: Catalogue, preferen
             _, tally = courier.deliver(request, tensors, flow.nodes)
         outcome, nothing = flow.tallied(round, "deliver", tally, {})
         sent = {"images": len(pack.labels), "coding": pack.coding} if pack else {}
-        return {**outcome, "reference": sent}, nothing
+        others = sorted({*tally.others, *flow.others.intersection(tally.silent)})
+        return {**outcome, "reference": sent, **({"other_weights": others} if others else {})}, nothing
 
     outcome, _ = flow.phase(round, "deliver", compute)
-    return Delivered(float(outcome["tally"]["bytes_down"]) / max(len(flow.nodes), 1), **outcome["reference"])
+    size = float(outcome["tally"]["bytes_down"]) / max(len(flow.nodes), 1)
+    return Delivered(size, **outcome["reference"], other_weights=frozenset(outcome.get("other_weights", ())))
 
 
 def issued(flow: Flow, round: int) -> int:

@@ -5,6 +5,7 @@ It is assumed that every phone of the cohort answers and that phones are spread 
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -13,7 +14,7 @@ from fedcaptor.common.groups import ChannelGroups
 from fedcaptor.common.privacy.sums import SumSpec
 from fedcaptor.common.privacy.zcdp import PERIOD_DAYS, epsilon, noise_multiplier, to_epsilon
 from fedcaptor.common.statistics import SCORES, USAGE, Precision
-from fedcaptor.server.budget import SumBudget, steps
+from fedcaptor.server.budget import SumBudget, steps, steps_of
 
 DISHONEST = (0.1, 0.2)
 
@@ -46,11 +47,12 @@ class PlannedSum:
 class PrivacyPlan:
     """Describe a run's sums and what they come to.
 
-    `year`: ε at δ of spending the whole budget in each of the `periods` that a
-    year touches. `dishonest`: ε of the run if that share of the cohort leaves its noise out; `epsilon` counts the
-    configured share, and no repetition. `reserve`: how many sums may be repeated after their vectors had left;
-    `epsilon_reserve`: ε with as many repetitions of the most expensive one. `smallest`: phones, noise included, below
-    which a cluster is not published.
+    `rounds`: how many of them within 90 days `epsilon` is planned for, None: all of the run; `later`: how many fit into
+    90 days without the first one. `year`: ε at δ of spending the whole budget in each of the `periods` that a year
+    touches. `dishonest`: ε of the run if that share of the cohort leaves its noise out; `epsilon` counts the configured
+    share, and no repetition. `reserve`: how many sums may be repeated after their vectors had left; `epsilon_reserve`:
+    ε with as many repetitions of the most expensive one. `smallest`: phones, noise included, below which a cluster is
+    not published.
     """
 
     sums: tuple[PlannedSum, ...]
@@ -59,6 +61,8 @@ class PrivacyPlan:
     survivors: int
     clusters: int
     delta: float
+    rounds: int | None
+    later: int | None
     epsilon: float | None
     reserve: int
     epsilon_reserve: float | None
@@ -86,6 +90,7 @@ def plan_sums(config: Config, groups: ChannelGroups) -> PrivacyPlan:
         sums.append(_planned(spec, rho, spent, privacy.delta, step.statistic.precision(config, groups, clusters)))
     usage = next(one for step, one in zip(order, sums, strict=True) if step.statistic is USAGE)
     periods = math.ceil(365 / PERIOD_DAYS)
+    renewed = privacy.noise and config.planned_rounds != config.run.rounds
     return PrivacyPlan(
         sums=tuple(sums),
         phones=config.population.phones,
@@ -93,6 +98,8 @@ def plan_sums(config: Config, groups: ChannelGroups) -> PrivacyPlan:
         survivors=budget.survivors,
         clusters=clusters,
         delta=privacy.delta,
+        rounds=config.planned_rounds if renewed else None,
+        later=_later(config, budget) if renewed else None,
         epsilon=budget.epsilon(specs),
         reserve=privacy.reserve,
         epsilon_reserve=budget.epsilon([*specs, *budget.reserved(specs)]),
@@ -108,6 +115,13 @@ def year(budget_epsilon: float, delta: float, periods: int) -> float:
     """Return the ε at `delta` of a phone that spends the whole ε in each of `periods` periods."""
     rho = 1 / (2 * noise_multiplier(budget_epsilon, delta, 1) ** 2)
     return to_epsilon([rho] * periods, delta)
+
+
+def _later(config: Config, budget: SumBudget) -> int:
+    """Return how many rounds other than the first fit into one budget with its reserve."""
+    one = [budget.spec(step, None) for step in steps_of(config, config.planned_rounds + 1)]
+    fitting = itertools.takewhile(lambda n: budget.fits(n * one, one, config.privacy.reserve), itertools.count())
+    return sum(1 for _ in fitting)
 
 
 def _planned(spec: SumSpec, rho: float | None, spent: float, delta: float, precision: Precision) -> PlannedSum:

@@ -39,11 +39,14 @@ class Delivered:
     """Record what one phone fetched in a round.
 
     `bytes`: payload, on average; `images`: reference images in it, `coding`: how they were coded, "" without any.
+    `other_weights`: nodes that refused it, or an earlier one since which they did not answer, as their base model has
+    other weights.
     """
 
     bytes: float
     images: int = 0
     coding: str = ""
+    other_weights: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +55,8 @@ class RoundRecord:
 
     `centroids` [K, classes]; `counts` [K]: estimated phones of each cluster; `fleet` [K, figures]: noisy sums of
     outcomes, None where answers are local; `delivered`: what one phone fetched; `epsilon`:
-    ε of all sums so far, those among them that were lost after their vectors had left; None without noise.
+    ε of all sums so far, those among them that were lost after their vectors had left, or with
+    `privacy.rounds_per_period` the largest of 90 days; None without noise.
     """
 
     round: int
@@ -68,9 +72,9 @@ class RoundRecord:
 class RunRecord:
     """Record a run so far, or to its end.
 
-    `phones`: how many it has. `sums`: what is told of each sum. `epsilon`: ε for a phone that answered all of them, and
-    those that were lost after their vectors had left; `epsilon_server` is that towards a server that deviates; None
-    without noise. `refused`: refused replies by reason. `lost`: sums that came to nothing, by phase and reason.
+    `phones`: how many its last round has. `sums`: what is told of each sum. `epsilon`: as in a `RoundRecord`, for
+    a phone that answered all sums; `epsilon_server` is that towards a server that deviates; None without noise.
+    `refused`: refused replies by reason. `lost`: sums that came to nothing, by phase and reason.
     `excluded`: phones that a sum was lost by, and which are asked for none any more. `atlas`: pictures and profiles of
     filters. `statistics`: decoded sums of statistics that are not FedCAPTOR's own, by name.
     """
@@ -88,6 +92,11 @@ class RunRecord:
     excluded: int
     atlas: Mapping[str, Array]
     statistics: Mapping[str, Any]
+
+    @property
+    def over(self) -> bool:
+        """Tell whether the run's last round has ended; a run of `run.rounds` 0 has none."""
+        return 0 < self.config.run.rounds <= len(self.rounds)
 
     @property
     def last(self) -> RoundRecord:

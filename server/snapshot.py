@@ -113,12 +113,12 @@ class Snapshot(_Part):
     """Hold what the exporter serves.
 
     `epsilon` is None where noise is off; `epsilon_server` is that towards a server that deviates from the protocol.
-    `updated`: unix seconds.
+    `updated`: unix seconds. `status`: `waiting` between two starts of a run, each for some rounds.
     """
 
     version: Literal[1] = 1
     run: Digest
-    status: Literal["running", "ended", "failed"]
+    status: Literal["running", "waiting", "ended", "failed"]
     updated: Finite
     round: Count
     phones: Count

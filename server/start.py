@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -45,23 +46,29 @@ def open_run(
     courier: Courier | None = None,
     budget: Budget | None = None,
     phases: Phases | None = None,
+    clock: Callable[[], float] = time.time,
     on_progress: OnProgress = lambda phase, done, total: None,
     on_phase: OnPhase = lambda record: None,
 ) -> Iterator[Flow]:
     """Open a run over the grid's phones, ready to `run()`; its journal is closed when the block ends.
 
     `reference`: the server's own labelled images. `digest`: of `run_digest`. `state`: URL of the state database.
-    `pictures`: folder for pictures in progress. `wait_for_nodes`: gives the phones' node ids, which the run keeps, also
-    after a restart if they still exist; without it the grid's of now. `courier`, `budget`, `phases`: others than
-    configured. Raises ConfigError, PrivacyError or StateError where the run cannot begin.
+    `pictures`: folder for pictures in progress. `wait_for_nodes`: gives the phones' node ids when a round begins, which
+    the round keeps, also after a restart if they still exist; without it the grid's of now. `courier`, `budget` (of the
+    first round), `phases`: others than configured. `clock`: seconds since 1970. Raises ConfigError, PrivacyError or
+    StateError where the run cannot begin.
     """
     tiers.check(config, base.groups)
-    journal = Journal(state, digest)
+    journal = Journal(state, digest, clock)
+
+    def phones_of(round: int, budget_of_nodes: Callable[[Sequence[int]], Budget]) -> tuple[Sequence[int], Budget]:
+        if wait_for_nodes is None:
+            nodes = sorted(grid.get_node_ids())
+            return nodes, budget_of_nodes(nodes)
+        return _phones_of(journal, round, budget_of_nodes, grid, wait_for_nodes, config.privacy)
+
     try:
-        nodes = sorted(grid.get_node_ids()) if wait_for_nodes is None else _first(journal, wait_for_nodes)
-        budget = budget or budget_of(config, base.groups, len(nodes))
-        if wait_for_nodes is not None:
-            nodes = _present(journal, nodes, grid, wait_for_nodes, config.privacy, budget.cohort)
+        nodes, found = phones_of(1, lambda nodes: budget or budget_of(config, base.groups, len(nodes)))
         yield Flow(
             config=config,
             base=base,
@@ -69,7 +76,8 @@ def open_run(
             nodes=nodes,
             journal=journal,
             courier=courier or courier_of(config, grid, digest, on_progress),
-            budget=budget,
+            budget=found,
+            phones_of=phones_of,
             phases=phases or phases_of(config),
             pictures=pictures,
             on_progress=on_progress,
@@ -109,6 +117,11 @@ def budget_of(config: Config, groups: ChannelGroups, phones: int) -> Budget:
     return SumBudget(config, groups, phones)
 
 
+def least_phones(privacy: Privacy) -> int:
+    """Return the fewest phones that any round needs."""
+    return 1 if privacy.sums == "local" else privacy.min_cohort
+
+
 def run_digest(config: Config, base: BaseModel, name: object) -> str:
     """Return the SHA-256 (hex) that names a run: of configuration, network, weights, its name or number of phones, and
     the statistics that were added to the built-in ones.
@@ -120,17 +133,35 @@ def run_digest(config: Config, base: BaseModel, name: object) -> str:
     return hashlib.sha256("/".join(map(str, parts)).encode()).hexdigest()
 
 
-def _first(journal: Journal, wait_for_nodes: Callable[[], Iterable[int]]) -> list[int]:
-    """Return the phones that the run began with: those that the journal has, or, in a new run, those that come."""
+def _phones_of(
+    journal: Journal,
+    round: int,
+    budget_of_nodes: Callable[[Sequence[int]], Budget],
+    grid: Grid,
+    wait_for_nodes: Callable[[], Iterable[int]],
+    privacy: Privacy,
+) -> tuple[Sequence[int], Budget]:
+    """Return the phones of a round and its budget: those that the journal has, or, in a new round, those that come.
+
+    They are stored only if a budget can be made of them.
+    """
 
     def connected() -> Result:
-        return {"nodes": sorted(wait_for_nodes())}, {}
+        nodes = sorted(wait_for_nodes())
+        budget_of_nodes(nodes)
+        logger.info("round %d begins with %d phones", round, len(nodes))
+        return {"nodes": nodes}, {}
 
-    return list(journal.phase(0, "nodes", connected)[0]["nodes"])
+    first = list(journal.phase(round, "nodes", connected)[0]["nodes"])
+    budget = budget_of_nodes(first)
+    if journal.stored(round, "end") is not None:
+        return first, budget
+    return _present(journal, round, first, grid, wait_for_nodes, privacy, budget.cohort), budget
 
 
 def _present(
     journal: Journal,
+    round: int,
     first: list[int],
     grid: Grid,
     wait_for_nodes: Callable[[], Iterable[int]],
@@ -139,13 +170,13 @@ def _present(
 ) -> list[int]:
     """Return the phones to ask from now on: the journal's last ones, or those of now where too few of them still exist.
 
-    A SuperLink that forgot its nodes gives all phones new ids. The budget stays that of the phones that the run began
-    with, so sums cost as much as before. Raises StateError where the phones of now are too few for its cohorts.
+    A SuperLink that forgot its nodes gives all phones new ids. The budget stays that of the phones that the round began
+    with, so its sums cost as much as before. Raises StateError where the phones of now are too few for its cohorts.
     """
     nodes, number = first, 1
-    while (later := journal.stored(0, f"nodes-{number}")) is not None:
+    while (later := journal.stored(round, f"nodes-{number}")) is not None:
         nodes, number = list(later[0]["nodes"]), number + 1
-    least = 1 if privacy.sums == "local" else privacy.min_cohort
+    least = least_phones(privacy)
     if len(set(nodes) & set(grid.get_node_ids())) >= least:
         return nodes
     present = sorted(wait_for_nodes())
@@ -155,9 +186,9 @@ def _present(
     fewest = max(least, math.ceil((1 - privacy.dropout) * cohort))
     if len(present) < fewest:
         raise StateError(
-            f"{known} of the run's {len(nodes)} phones are connected, and {len(present) - known} others; at least "
-            f"{least} of its own or {fewest} in all are needed: wait for more, or begin a run under another name"
+            f"{known} of the {len(nodes)} phones of round {round} are connected, and {len(present) - known} others; at "
+            f"least {least} of its own or {fewest} in all are needed: start the run again when more are connected"
         )
-    found = known, len(nodes), len(present)
-    logger.warning("%d of the run's %d phones are connected: going on with the %d of now", *found)
-    return list(journal.phase(0, f"nodes-{number}", lambda: ({"nodes": present}, {}))[0]["nodes"])
+    found = known, len(nodes), round, len(present)
+    logger.warning("%d of the %d phones of round %d are connected: going on with the %d of now", *found)
+    return list(journal.phase(round, f"nodes-{number}", lambda: ({"nodes": present}, {}))[0]["nodes"])

@@ -103,6 +103,12 @@ def build_world(config: Config, directory: Path) -> World:
     torch.set_num_threads(1)
     threadpool_limits(1)
     keep_memory_flat()
+    if config.run.rounds != config.planned_rounds:
+        raise ConfigError(
+            f"run.rounds is {config.run.rounds} and privacy.rounds_per_period {config.privacy.rounds_per_period}: the "
+            "rounds of a simulation follow at once, all of them within 90 days; set run.rounds to 1 or more, and "
+            "privacy.rounds_per_period to 0 or at least as many"
+        )
     make_folder(directory)
     stored = directory / CONFIG
     if stored.exists() and stored_config(directory) != config:

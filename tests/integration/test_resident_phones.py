@@ -118,12 +118,15 @@ def test_resident_phones_end_with_submodels_and_run_no_code_of_others(fleet: Fle
     assert not mark.exists()
 
     # One phone is killed in the middle, and started again.
-    server, run = tmp_path / "server", start_run(fleet, SHARED, len(OWNERS))
+    server, run = tmp_path / "server", start_run(fleet, SHARED, len(OWNERS), rounds=1)
     wait_until(lambda: (tmp_path / "phone1" / "own" / "delivery.safetensors").exists(), 300, fleet)
     phones[1].kill()
     phones[1].wait()
     phones[1] = start(1)
     assert run.wait(600) == 0, fleet.logs()
+    snapshot = json.loads((server / "snapshot.json").read_text())
+    assert (snapshot["status"], snapshot["round"]) == ("waiting", 1), fleet.logs()
+    assert start_run(fleet, SHARED, len(OWNERS), rounds=1).wait(600) == 0, fleet.logs()
 
     for number, classes in enumerate(OWNERS):
         folder = tmp_path / f"phone{number}" / "own"

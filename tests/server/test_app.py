@@ -44,7 +44,7 @@ def test_nothing_that_phones_receive_is_secret() -> None:
     files = [path for path in asset("deploy/flower-app").rglob("*") if path.is_file()]
     assert [path.name for path in files] == ["pyproject.toml"]
     keys = set(tomllib.loads(files[0].read_text())["tool"]["flwr"]["app"]["config"])
-    paths, words = {"config", "folder", "weights", "reference", "register"}, {"name", "nodes", "operator"}
+    paths, words = {"config", "folder", "weights", "reference", "register"}, {"name", "nodes", "operator", "rounds"}
     assert keys == paths | words
 
 

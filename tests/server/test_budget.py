@@ -93,7 +93,7 @@ def test_a_sum_knows_its_cohort_and_survivors() -> None:
 
 
 def test_small_cohorts_are_refused() -> None:
-    with pytest.raises(PrivacyError, match=r"the cohort has 49 phones, privacy\.min_cohort is 50: simulate more"):
+    with pytest.raises(PrivacyError, match=r"the cohort has 49 phones, privacy\.min_cohort is 50: take more"):
         SumBudget(config_of(), GROUPS, 49)
     with pytest.raises(PrivacyError, match="the cohort has 30 phones"):
         SumBudget(config_of("rounds.cohort=30"), GROUPS, 1000)

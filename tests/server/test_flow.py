@@ -271,7 +271,7 @@ def test_phones_that_came_first_stay_the_runs_phones(tmp_path: Path) -> None:
 def test_a_run_whose_phones_got_new_ids_goes_on_with_them(tmp_path: Path) -> None:
     """As after a restart of a SuperLink without a database: nobody answers under the ids that the journal has."""
     restarted(tmp_path, NODES)
-    with pytest.raises(StateError, match=r"19 of the run's 60 phones are connected, and 34 others; at least 20 .* 54"):
+    with pytest.raises(StateError, match=r"19 of the 60 phones of round 1 are .* 34 others; at least 20 .* 54"):
         restarted(tmp_path, list(range(41, 94)))
     renewed, again = list(range(100, 156)), list(range(200, 265))
     assert restarted(tmp_path, renewed) == (renewed, 60)

@@ -1,5 +1,6 @@
 """Journal: a phase is computed once, a resume replays it, and damage or another run is refused."""
 
+import math
 import traceback
 
 import numpy as np
@@ -81,17 +82,19 @@ def test_lost_sums_are_counted_though_their_phase_is_not_stored(url):
 
 
 def test_sums_that_were_charged_in_vain_are_counted_once_for_each_try(url):
-    journal = Journal(url, DIGEST)
+    journal = Journal(url, DIGEST, iter(range(100)).__next__)
     for attempt, reason in (("b", "late"), ("b", "discarded"), ("c", "unopened"), ("d", "early")):
         journal.sum_log(1, "usage-0", 0).begin(attempt * 32, 0, {})
         journal.lose(1, "usage-0", reason, [2**64 - 1, 7] if reason == "unopened" else [])
     journal.lose(2, "usage-0", "late", [7])
-    assert (journal.in_vain(), journal.in_vain(1, "usage-0"), journal.in_vain(1, "scores-0")) == (3, 2, 0)
+    assert journal.in_vain() == [2, 3, 4]  # when, after the database was made and a try that was lost twice
+    assert (journal.in_vain(1, "usage-0"), journal.in_vain(1, "scores-0")) == ([2, 3], [])
     journal.sum_log(1, "usage-0", 0).begin("b" * 32, 0, {})
     journal.phase(1, "usage-0", lambda: ({}, {}))  # a try that was lost came to something after all
     journal.close()
     again = Journal(url, DIGEST)
-    assert (again.in_vain(), again.in_vain(1, "usage-0")) == (2, 1)
+    assert (again.in_vain(), again.in_vain(1, "usage-0")) == ([3, 4], [3])
+    assert (again.date(1, "usage-0"), again.date(3, "usage-0")) == (5, math.inf)
     assert again.excluded() == {7, 2**64 - 1}
 
 

@@ -95,18 +95,29 @@ def test_tiers_count_by_their_share() -> None:
     assert cluster.parameters_ratio == pytest.approx(0.25 * small + 0.75 * large)
 
 
-@pytest.mark.parametrize("fails", [False, True])
-def test_the_snapshot_says_how_a_run_ended(tmp_path: Path, fails: bool) -> None:
-    def run() -> RunRecord:
-        if fails:
-            raise RuntimeError("the server stopped")
-        return record(done(1))
+@pytest.mark.parametrize(
+    ("status", "settings"),
+    [
+        ("failed", []),
+        ("ended", []),
+        ("waiting", ["run.rounds=2"]),
+        ("waiting", ["run.rounds=0", "privacy.rounds_per_period=1"]),
+    ],
+)
+def test_the_snapshot_says_how_a_run_ended(tmp_path: Path, status: str, settings: list[str]) -> None:
+    found = record(done(1), config=load_config(None, settings))
 
-    flow: Any = SimpleNamespace(run=run, record=record(done(1)))
+    def run(rounds: int) -> RunRecord:
+        assert rounds == 1
+        if status == "failed":
+            raise RuntimeError("the server stopped")
+        return found
+
+    flow: Any = SimpleNamespace(run=run, record=found)
     monitor = Monitor(tmp_path, RUN, 1000, simulated=True)
-    if fails:
+    if status == "failed":
         with pytest.raises(RuntimeError):
-            monitor.follow(flow)
+            monitor.follow(flow, 1)
     else:
-        assert monitor.follow(flow).last.round == 1
-    assert snapshot.read(tmp_path / snapshot.FILE).status == ("failed" if fails else "ended")
+        assert monitor.follow(flow, 1).last.round == 1
+    assert snapshot.read(tmp_path / snapshot.FILE).status == status

@@ -14,7 +14,7 @@ from fedcaptor.common.config import load_config
 from fedcaptor.common.errors import PrivacyError
 from fedcaptor.common.privacy.zcdp import epsilon
 from fedcaptor.common.statistics.scores import scores_mean, scores_vector
-from fedcaptor.server.budget import SumBudget, steps
+from fedcaptor.server.budget import SumBudget, steps, steps_of
 from fedcaptor.server.privacy_plan import PrivacyPlan, plan_sums, year
 from tests.server.test_budget import GROUPS
 
@@ -51,6 +51,22 @@ def test_a_year_is_five_whole_periods() -> None:
     assert planned().periods == 5
     assert planned().year == pytest.approx(21.8, abs=0.05)  # docs/privacy.md
     assert year(8.0, 1e-5, 1) == pytest.approx(8.0, rel=1e-6)
+
+
+@pytest.mark.parametrize("reserve", [0, 1])
+def test_a_run_without_a_last_round_is_planned_for_90_days(reserve: int) -> None:
+    overrides = ["run.rounds=0", "privacy.rounds_per_period=3", f"privacy.reserve={reserve}"]
+    found, three = planned(*overrides), planned("run.rounds=3", f"privacy.reserve={reserve}")
+    assert (found.rounds, three.rounds, three.later) == (3, None, None)
+    assert (found.sums, found.epsilon, found.year) == (three.sums, three.epsilon, three.year)
+    config = load_config(None, ["population.phones=1000", *overrides])
+    budget = SumBudget(config, GROUPS, 1000)
+    assert found.later is not None
+    later = [budget.spec(step, None) for round in range(4, 5 + found.later) for step in steps_of(config, round)]
+    each = len(later) // (found.later + 1)
+    within, beyond = (epsilon([*later[:n], *budget.reserved(later)], 1e-5, 0.05) for n in (-each, None))
+    assert within <= 8 < beyond
+    assert found.later > 3
 
 
 def deviations(found: PrivacyPlan) -> dict[str, float]:

@@ -64,13 +64,24 @@ class Config(Section):
             raise ValueError(f"the shares of tiers sum to {total:.4g}, must sum to 1: correct them")
         if self.personal.tier and self.personal.tier not in names:
             raise ValueError(f"personal.tier is {self.personal.tier!r}, tiers are {', '.join(names) or 'not given'}")
-        if self.delivery.mode == "submodel" and self.run.rounds > self.delivery.fetches:
+        if self.run.rounds == self.privacy.rounds_per_period == 0:
             raise ValueError(
-                f"delivery.fetches is {self.delivery.fetches}, below run.rounds {self.run.rounds}: raise it"
+                "run.rounds is 0, a run without a last round needs a budget that is renewed: set "
+                "privacy.rounds_per_period above 0"
+            )
+        if self.delivery.mode == "submodel" and self.planned_rounds > self.delivery.fetches:
+            raise ValueError(
+                f"delivery.fetches is {self.delivery.fetches}, below the {self.planned_rounds} rounds of a run or of "
+                "90 days (run.rounds, privacy.rounds_per_period): raise it"
             )
         if names and self.delivery.mode != "plan":
             raise ValueError(f"tiers need delivery.mode plan, not {self.delivery.mode}: a fetched file names the tier")
         return self
+
+    @property
+    def planned_rounds(self) -> int:
+        """Rounds that share one privacy budget: those of the run, or of 90 days where they are fewer."""
+        return min(rounds for rounds in (self.run.rounds, self.privacy.rounds_per_period) if rounds)
 
     @property
     def own_tier(self) -> Tier | None:

@@ -21,7 +21,9 @@ class Privacy(Section):
         True, description="Discrete Gaussian noise in shares; false only in simulation, and marked."
     )
     epsilon: Annotated[Positive, SERVER, PHONE] = Field(
-        8.0, description="Privacy budget of the whole run: ε of a phone that answers every sum."
+        8.0,
+        description="Privacy budget of the whole run, or with `rounds_per_period` of 90 days: ε of a phone that "
+        "answers every sum.",
     )
     delta: Annotated[float, SERVER, PHONE, SIMULATION] = Field(1e-5, gt=0, lt=1, description="δ of the whole run.")
     min_cohort: Annotated[int, SERVER, PHONE] = Field(
@@ -52,6 +54,13 @@ class Privacy(Section):
         description="Sums that may be repeated after their vectors had left, when too few phones were left or one sent "
         "shares that do not open: each phone is charged again. The noise leaves room in `epsilon` for so many of the "
         "most expensive sum. 1 is sensible for devices; without any, such a sum ends the run.",
+    )
+    rounds_per_period: Annotated[int, SERVER] = Field(
+        0,
+        ge=0,
+        le=1000,
+        description="Rounds within any 90 days that the noise is planned for: `epsilon` is then the budget of 90 days, "
+        "however many rounds the run has, and a round that would exceed it is refused; 0 = all rounds of the run.",
     )
     outcome_share: Annotated[Ratio, SERVER] = Field(0.15, description="Share of the privacy budget for fleet figures.")
     scores_share: Annotated[Ratio, SERVER] = Field(

@@ -13,7 +13,12 @@ class Run(Section):
     seed: Annotated[int, SERVER, SIMULATION] = Field(
         0, ge=0, description="Seed of the server's random choices and of everything that a simulation draws."
     )
-    rounds: Annotated[int, SERVER, SIMULATION] = Field(1, ge=1, le=1000, description="Personalisation rounds.")
+    rounds: Annotated[int, SERVER, SIMULATION] = Field(
+        1,
+        ge=0,
+        le=1000,
+        description="Personalisation rounds; 0 = no last one, which needs `privacy.rounds_per_period`.",
+    )
     engine: Annotated[Literal["torch", "onnx"], SIMULATION] = Field(
         "torch",
         description="What runs networks on simulated phones: PyTorch, or ONNX Runtime, which does not tune submodels. "
