@@ -91,7 +91,7 @@ def _phases(snapshot: Snapshot) -> Samples:
 def _messages(snapshot: Snapshot) -> Samples:
     counts: Counter[tuple[str, ...]] = Counter()
     for part in snapshot.messages:
-        step = part.step if part.step in _STEPS else OTHER
+        step = _step(part.step)
         counts.update({(part.phase, step, result): 0 for result in RESULTS})
         for result, count in part.results.items():
             counts[part.phase, step, result if result in RESULTS else OTHER] += count
@@ -99,9 +99,15 @@ def _messages(snapshot: Snapshot) -> Samples:
 
 
 def _traffic(snapshot: Snapshot) -> Samples:
+    counts: Counter[tuple[str, ...]] = Counter()
     for part in snapshot.messages:
-        yield (part.phase, part.step, "down"), part.down
-        yield (part.phase, part.step, "up"), part.up
+        counts[part.phase, _step(part.step), "down"] += part.down
+        counts[part.phase, _step(part.step), "up"] += part.up
+    return counts.items()
+
+
+def _step(name: str) -> str:
+    return name if name in _STEPS else OTHER
 
 
 def _refused(snapshot: Snapshot) -> Samples:
@@ -228,7 +234,7 @@ FAMILIES = (
 
 def metrics_of(runs: Mapping[str, Snapshot]) -> Iterator[Metric]:
     """Yield all metrics of runs by name."""
-    yield from (family.of(runs) for family in FAMILIES)
+    yield from (metric for family in FAMILIES if (metric := family.of(runs)).samples)
     yield _infos("run", "Digest of the run's configuration.", {run: {"digest": s.run} for run, s in runs.items()})
     yield _infos("build", "Versions of the server app.", {run: s.build for run, s in runs.items()})
     yield _infos("model", "The full model: network, and digests of weights and channel groups.",

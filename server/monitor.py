@@ -123,11 +123,12 @@ class Monitor:
         """Write the snapshot of this moment. Nothing that goes wrong here may reach the run."""
         try:
             with self._lock:
-                snapshot.write(self.folder / snapshot.FILE, self._now(status))
+                snapshot.write(self.folder / snapshot.FILE, self.snapshot(status))
         except Exception:
             logger.warning("the snapshot cannot be made; the run goes on without it", exc_info=True)
 
-    def _now(self, status: Status) -> Snapshot:
+    def snapshot(self, status: Status) -> Snapshot:
+        """Make the snapshot of this moment."""
         now, moment = time.time(), self.activity.now
         known: dict[str, Any] = {}
         if self._record is not None:
