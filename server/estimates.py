@@ -28,12 +28,13 @@ def fleet_phones(sums: Floats, deviation: float) -> Estimate:
     return Estimate(float(sums[:, 0].sum()), deviation * math.sqrt(len(sums)))
 
 
-def fleet_ratio(sums: Floats, deviation: float, weights: Mapping[str, float]) -> Estimate | None:
+def fleet_ratio(sums: Floats, deviation: float, weights: Mapping[str, float], quantum: float = 0.0) -> Estimate | None:
     """Estimate the mean over phones of a weighted sum of `OUTCOME_FIGURES`, limited to what such figures can be.
 
     With A the weighted figures' total and B the phones, both over all K clusters, the first-order (delta) method gives
-    var(A/B) = K·deviation²·(Σ weights² + (A/B)²) / B². Returns None where noise alone could make up the phones: the
-    error of the ratio is unknown then.
+    var(A/B) = K·deviation²·(Σ weights² + (A/B)²) / B². Phones round towards zero to multiples of `quantum`, half of one
+    on average, which is added in quadrature: it does not shrink with more phones. Returns None where noise alone could
+    make up the phones: the error of the ratio is unknown then.
     """
     phones = fleet_phones(sums, deviation)
     if phones.value < max(1.0, LEAST * phones.stddev):
@@ -41,4 +42,6 @@ def fleet_ratio(sums: Floats, deviation: float, weights: Mapping[str, float]) ->
     factors = np.array([weights.get(name, 0.0) for name in OUTCOME_FIGURES])
     ratio = float(sums.sum(0) @ factors) / phones.value
     spread = math.sqrt(float(factors @ factors) + ratio**2)
-    return Estimate(min(max(ratio, 0.0), float(factors.sum())), phones.stddev * spread / phones.value)
+    rounding = quantum / 2 * float(np.abs(factors).sum())
+    error = math.hypot(phones.stddev * spread / phones.value, rounding)
+    return Estimate(min(max(ratio, 0.0), float(factors.sum())), error)

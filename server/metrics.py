@@ -183,6 +183,7 @@ FAMILIES = (
     Family("phones", "Phones of the run.", one(lambda s: s.phones)),
     Family("phones_online", "Phones that the SuperLink knew when the step in progress began.", _present("online")),
     Family("phones_enrolled", "Phones on the operator's register.", one(lambda s: s.enrolled)),
+    Family("phones_needed", "Replies without which a sum comes to nothing.", one(lambda s: s.needed)),
     Family("phones_excluded", "Phones that a sum was lost by, and which are asked for none.",
            one(lambda s: s.excluded)),
     Family("asked_phones", "Phones asked, once a phase.",

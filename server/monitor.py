@@ -6,6 +6,7 @@ A thread writes it every few seconds with the phase in progress, so that a run t
 from __future__ import annotations
 
 import logging
+import math
 import platform
 import resource
 import threading
@@ -130,16 +131,16 @@ class Monitor:
     def snapshot(self, status: Status) -> Snapshot:
         """Make the snapshot of this moment."""
         now, moment = time.time(), self.activity.now
-        known: dict[str, Any] = {}
+        known: dict[str, Any] = {"epsilon": 0.0 if self._constant["noise"] else None}
         if self._record is not None:
             known = figures_of(self._record, self.weights_bytes)
         elif self._earlier is not None:
-            known = _figures_in(self._earlier)
+            known = {name: getattr(self._earlier, name) for name in Snapshot.model_fields}
         done: int = known.get("round", 0)
         return Snapshot(
             **{
-                **self._constant,
                 **known,
+                **self._constant,
                 "status": status,
                 "started": self._began if self._earlier is None else self._earlier.started,
                 "heartbeat": now,
@@ -163,7 +164,6 @@ class Monitor:
             "rounds_planned": self.config.run.rounds,
             "enrolled": self.enrolled,
             "noise": budget is not None,
-            "epsilon": None if budget is None else 0.0,
             "epsilon_budget": budget,
             "rho_budget": sums,
             "delta": privacy.spent_delta,
@@ -199,6 +199,7 @@ def figures_of(record: RunRecord, weights_bytes: int) -> dict[str, Any]:
         "phases": _phases(record),
         "phases_finished": len(record.phases),
         "phones": record.phones,
+        "needed": _needed(record),
         "messages": _messages(record),
         "refused": dict(record.refused),
         "sums": _sums(record),
@@ -212,13 +213,6 @@ def figures_of(record: RunRecord, weights_bytes: int) -> dict[str, Any]:
         figures["fleet"] = _fleet(record, last, weights_bytes)
         figures["clusters"], figures["tiers"] = _clusters(record, last), _tiers(record, last)
     return figures
-
-
-def _figures_in(earlier: Snapshot) -> dict[str, Any]:
-    """Return the fields of `figures_of` in a snapshot."""
-    names = ("round", "finished", "round_seconds", "phases", "phases_finished", "phones", "messages", "refused", "sums",
-             "lost", "excluded", "epsilon", "epsilon_server", "fleet", "clusters", "tiers")  # fmt: skip
-    return {name: getattr(earlier, name) for name in names}
 
 
 def _present(moment: Moment) -> Present:
@@ -247,6 +241,15 @@ def _build() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def _needed(record: RunRecord) -> int:
+    """Return the fewest replies that a sum is made of, as `SumBudget` has it; local answers are used from one on."""
+    config = record.config
+    if config.privacy.sums == "local":
+        return 1
+    cohort = min(record.phones, config.rounds.cohort or record.phones)
+    return max(config.privacy.min_cohort, math.ceil((1 - config.privacy.dropout) * cohort))
 
 
 def _phases(record: RunRecord) -> tuple[Phase, ...]:
@@ -321,9 +324,10 @@ def _fleet(record: RunRecord, last: RoundRecord, weights_bytes: int) -> Fleet:
     if last.fleet is None:
         return Fleet(download_ratio=download)
     sums, deviation = last.fleet, _deviation(record, last, "outcome")
+    quantum = next((e["quantum"] for e in reversed(record.sums) if _kind(e["name"]) == "outcome" and "quantum" in e), 0)
 
     def mean(**weights: float) -> Figure | None:
-        found = fleet_ratio(sums, deviation, weights)
+        found = fleet_ratio(sums, deviation, weights, quantum)
         return None if found is None else _figure(found)
 
     return Fleet(

@@ -185,9 +185,10 @@ class Snapshot(_Part):
     """Hold what the exporter serves.
 
     `heartbeat`: when the run was last seen at work, `ended`: when it was over, in unix seconds. `round`: in progress or
-    the last one. `finished`: rounds. `enrolled`: phones on the operator's register, None without one. `present`: None
-    once the run is over. `epsilon` is None where noise is off; `epsilon_server` is that towards a server that deviates
-    from the protocol; `rho_budget` is the ρ that `epsilon_budget` is worth at `delta`, None with local answers.
+    the last one. `finished`: rounds. `needed`: replies without which a sum comes to nothing. `enrolled`: phones on the
+    operator's register, None without one. `present`: None once the run is over. `epsilon` is None where noise is off;
+    `epsilon_server` is that towards a server that deviates from the protocol; `rho_budget` is the ρ that
+    `epsilon_budget` is worth at `delta`, None with local answers.
     """
 
     version: Literal[2] = 2
@@ -207,6 +208,7 @@ class Snapshot(_Part):
     phases: Annotated[tuple[Phase, ...], Field(max_length=32)] = ()
     phases_finished: Count = 0
     phones: Count = 0
+    needed: Count = 0
     enrolled: Count | None = None
     fleet: Fleet = Field(default_factory=Fleet)
     clusters: Annotated[tuple[Cluster, ...], Field(max_length=CLUSTERS + 1)] = ()

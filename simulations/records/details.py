@@ -105,8 +105,9 @@ class Phase(Record):
 
 
 class PrivateSum(Record):
-    """A sum over the phones. `clip`, `noise_multiplier`, the zCDP charge `rho` and `deviation`, the noise's standard
-    deviation in an entry of the whole cohort's sum, are absent with local answers.
+    """A sum over the phones. `clip`, `noise_multiplier` and the zCDP charge `rho` are absent with local answers.
+
+    `deviation`: of the noise in an entry of the whole cohort's sum; `quantum`: what entries are rounded to.
     """
 
     name: str
@@ -115,6 +116,7 @@ class PrivateSum(Record):
     noise_multiplier: Number = None
     rho: Number = None
     deviation: Number = None
+    quantum: Number = None
 
 
 class Scores(Record):

@@ -68,6 +68,9 @@ def test_by_hand() -> None:
     exact = fleet_ratio(sums, 0.0, {"macs": 1.0})
     assert exact is not None
     assert exact.stddev == 0
+    rounded = fleet_ratio(sums, 0.0, {"macs": 1.0, "escalated": 2.0}, quantum=0.02)
+    assert rounded is not None
+    assert rounded.stddev == pytest.approx(0.03)
 
 
 def test_what_noise_could_make_up_is_no_figure() -> None:
