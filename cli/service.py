@@ -40,6 +40,27 @@ def exporter(
 
 
 @app.command()
+def dashboards(
+    out: Annotated[Path, typer.Argument(help="Folder to write to.")],
+    prometheus: Annotated[
+        str | None, typer.Option(metavar="URL", help="Write pages with the figures of this Prometheus instead.")
+    ] = None,
+    hours: Annotated[float, typer.Option(min=0.01, max=8760, help="How far back the pages go.")] = 24.0,
+) -> None:
+    """Write the dashboards: as Grafana's JSON, or as pages of what a Prometheus has now."""
+    if prometheus is None:
+        from fedcaptor.server.grafana import write_dashboards
+
+        written = write_dashboards(out)
+    else:
+        from fedcaptor.simulations.report.board_page import Prometheus, write_board_pages
+
+        written = write_board_pages(out, Prometheus(prometheus), hours)
+    for path in written:
+        print(path)
+
+
+@app.command()
 def config(
     scenario: Annotated[Path | None, typer.Argument(help="Check this TOML file and print all its values.")] = None,
     reference: Annotated[bool, typer.Option("--reference", help="Print the reference page of all keys.")] = False,
