@@ -95,7 +95,7 @@ def dashboard_of(board: Board) -> Dashboard:
 def _panel(panel: Panel) -> timeseries.Panel | statetimeline.Panel:
     made: timeseries.Panel | statetimeline.Panel
     if panel.unit == "state":
-        made = statetimeline.Panel().show_value(VisibilityMode.NEVER)
+        made = statetimeline.Panel().show_value(VisibilityMode.NEVER).line_width(0).fill_opacity(70)
     else:
         made = (
             timeseries.Panel()
