@@ -190,6 +190,16 @@ def test_pages_show_every_panel(prometheus: Prometheus, tmp_path: Path) -> None:
 
 @pytest.mark.long
 @pytest.mark.timeout(1200)
+@pytest.mark.parametrize("width", [1280, 390])
+def test_pages_draw_and_fit(visit: Any, prometheus: Prometheus, tmp_path: Path, width: int) -> None:
+    for path, board in zip(write_board_pages(tmp_path, prometheus, 0.1), BOARDS, strict=True):
+        page = visit(path, width)
+        assert page.locator("figure svg.main-svg").count() >= len(board.panels)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1200)
 def test_a_wrong_expression_is_named(prometheus: Prometheus) -> None:
     with pytest.raises(StateError, match=r"refuses 'sum\('.*parse error"):
         prometheus.series(Query("sum("), 0, 1)
