@@ -189,9 +189,9 @@ def described(config: Config, base: BaseModel) -> dict[str, str]:
 
 def figures_of(record: RunRecord, weights_bytes: int) -> dict[str, Any]:
     """Return those fields of a snapshot that a run so far decides."""
-    seconds: Counter[int] = Counter()
+    seconds: dict[int, float] = {}
     for phase in record.phases:
-        seconds[phase.round] += phase.seconds  # type: ignore[assignment]
+        seconds[phase.round] = seconds.get(phase.round, 0.0) + phase.seconds
     figures: dict[str, Any] = {
         "round": max(seconds, default=0),
         "finished": len(record.rounds),

@@ -139,7 +139,7 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]
         )
         found = Prometheus(f"http://{address}")
         for expression in (
-            'fedcaptor_phase_asked_phones{run="autumn"}',
+            'fedcaptor_phones_online{run="autumn"}',
             'rate(fedcaptor_server_cpu_seconds_total{run="autumn"}[1m])',
             "rate(fedcaptor_catalogue_failures_total[1m])",
             "run:fedcaptor_privacy_used:ratio",
