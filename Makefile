@@ -68,6 +68,7 @@ lint: setup
 docs: setup # the pages that are made from code
 	$(BIN)/fedcaptor config --reference > docs/configuration.md
 	$(BIN)/fedcaptor messages > docs/messages.md
+	$(BIN)/fedcaptor dashboards deploy/monitoring/dashboards
 
 site: setup # the documentation, in site/; needs no network
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

@@ -179,7 +179,7 @@ def _finished(deployment: Deployment, names: list[str]) -> dict[str, Any]:
         if last is None or last.status != "ended":
             unfinished.append(name)
             continue
-        ended, rounds = ended + 1, rounds + last.rounds.finished
+        ended, rounds = ended + 1, rounds + last.finished
     return {"runs_ended": ended, "rounds_finished": rounds, "runs_lost": unfinished}
 
 

@@ -20,16 +20,44 @@ class Participant(StrEnum):
 
 @app.command()
 def exporter(
-    directory: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    directory: Annotated[Path, typer.Argument(help="Folder of a run, or one with a folder for each run.")],
     host: Annotated[str, typer.Option(help="Address to bind; loopback unless you mean it.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535)] = 9464,
+    tls_certificate: Annotated[Path | None, typer.Option(help="Serve by TLS with this certificate (PEM).")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="The certificate's private key (PEM).")] = None,
+    password: Annotated[Path | None, typer.Option(help="File with the user:password to ask for.")] = None,
+    certificate: Annotated[
+        list[Path] | None, typer.Option(help="Export when this certificate (PEM) expires; may be repeated.")
+    ] = None,
 ) -> None:
-    """Serve a run's aggregate figures to Prometheus until interrupted."""
-    from fedcaptor.server.exporter import start_exporter
+    """Serve aggregate figures of runs to Prometheus until interrupted."""
+    from fedcaptor.server.exporter import Access, start_exporter
 
-    with start_exporter(directory, host, port) as serving:
+    access = Access(tls_certificate, tls_key, password)
+    with start_exporter(directory, host, port, access, certificate or ()) as serving:
         Console(stderr=True).print(f"metrics: {serving.url}", highlight=False)
         serving.wait()
+
+
+@app.command()
+def dashboards(
+    out: Annotated[Path, typer.Argument(help="Folder to write to.")],
+    prometheus: Annotated[
+        str | None, typer.Option(metavar="URL", help="Write pages with the figures of this Prometheus instead.")
+    ] = None,
+    hours: Annotated[float, typer.Option(min=0.01, max=8760, help="How far back the pages go.")] = 24.0,
+) -> None:
+    """Write the dashboards: as Grafana's JSON, or as pages of what a Prometheus has now."""
+    if prometheus is None:
+        from fedcaptor.server.grafana import write_dashboards
+
+        written = write_dashboards(out)
+    else:
+        from fedcaptor.simulations.report.board_page import Prometheus, write_board_pages
+
+        written = write_board_pages(out, Prometheus(prometheus), hours)
+    for path in written:
+        print(path)
 
 
 @app.command()

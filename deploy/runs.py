@@ -40,7 +40,7 @@ def run(deployment: Deployment, name: str, say: Callable[[str], object], rounds:
             return
         last = last_snapshot(folder)
         why = ended.details.strip() if ended is not None else "the SuperLink forgot it"
-        if last is not None and last.status == "failed" and last.updated >= begun:
+        if last is not None and last.status == "failed" and last.heartbeat >= begun:
             raise StateError(f"run {name} failed; its last lines above say why, all of them are in the SuperLink's log")
         if ended is not None and not _was_killed(ended, last, begun):
             raise StateError(f"run {name} failed: {why}; see `fedcaptor deploy logs {deployment.root} superlink`")
@@ -51,7 +51,7 @@ def run(deployment: Deployment, name: str, say: Callable[[str], object], rounds:
 
 def _was_killed(ended: FlowerRun, last: snapshot.Snapshot | None, begun: float) -> bool:
     """Whether the run's process died: one that ends by itself says so in its snapshot."""
-    return last is not None and last.status == "running" and last.updated >= begun
+    return last is not None and last.status == "running" and last.heartbeat >= begun
 
 
 def _run_config(deployment: Deployment, name: str, folder: Path, rounds: int) -> dict[str, str | int]:

@@ -60,7 +60,11 @@ def services_of(deployment: Deployment) -> list[Service]:
     exporter = Service(
         "exporter",
         "metrics of the runs",
-        (str(ours("fedcaptor")), "exporter", str(deployment.runs), "--port", str(settings.exporter_port)),
+        (
+            str(ours("fedcaptor")),
+            *("exporter", str(deployment.runs), "--port", str(settings.exporter_port)),
+            *("--certificate", str(deployment.certificate)),
+        ),
         f"http://{here}:{settings.exporter_port}/metrics",
     )
     prometheus = _foreign(

@@ -12,6 +12,7 @@ _EXTRA_OF = {
     "phone": ("flwr", "cryptography", "onnx", "onnxruntime"),
     "onnx": ("onnxscript",),
     "server": ("grpc", "dp_accounting", "sqlalchemy", "prometheus_client"),
+    "dashboards": ("grafana_foundation_sdk",),
     "simulation": ("jinja2", "plotly", "pandas", "psutil", "filelock", "ray"),
 }
 _WHOLE = {"fedcaptor._simulation": "simulation", "fedcaptor._atlas": "simulation"}

@@ -10,7 +10,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,9 @@ from fedcaptor.common.data.source import load
 from fedcaptor.common.data.splits import split
 from fedcaptor.common.errors import ConfigError, FedcaptorError, StateError
 from fedcaptor.common.secure.keys import identity_of
-from fedcaptor.common.secure.register import enrolled_by, operator_of, signing_key
+from fedcaptor.common.secure.register import Register, enrolled_by, operator_of, signing_key
 from fedcaptor.common.torch_engine.base import BaseModel
-from fedcaptor.server.monitor import Monitor
+from fedcaptor.server.monitor import Monitor, described
 from fedcaptor.server.planning import Reference
 from fedcaptor.server.record import RunRecord
 from fedcaptor.server.start import courier_of, least_phones, open_run, run_digest
@@ -52,7 +52,7 @@ class Settings:
     weights: Path
     reference: str
     nodes: int
-    enrolled: Callable[[bytes], bool] | None
+    enrolled: Register | None
     operator: Ed25519PrivateKey | None = None
     rounds: int = 0
 
@@ -160,20 +160,26 @@ def run_server(settings: Settings, grid: Grid) -> RunRecord:
         if done in (1, total):
             logger.info("%s %d of %d", phase, done, total)
 
-    monitor = Monitor(folder, digest, settings.weights.stat().st_size, simulated=False)
-    with open_run(
-        config,
-        base,
-        Reference(data.x[part], data.y[part]),
-        grid,
-        digest=digest,
-        state=settings.state,
-        pictures=folder / "pictures",
-        wait_for_nodes=lambda: wait_for_nodes(grid, enough, config.rounds.deadline),
-        courier=courier_of(config, grid, digest, log, settings.enrolled, settings.operator),
-        on_progress=log,
-        on_phase=monitor.running,
-    ) as flow:
+    model = described(config, base)
+    enrolled = None if settings.enrolled is None else len(settings.enrolled)
+    monitor = Monitor(folder, digest, config, settings.weights.stat().st_size, False, model, enrolled)
+    courier = courier_of(config, grid, digest, log, settings.enrolled, settings.operator)
+    with (
+        monitor.watching(),
+        open_run(
+            config,
+            base,
+            Reference(data.x[part], data.y[part]),
+            grid,
+            digest=digest,
+            state=settings.state,
+            pictures=folder / "pictures",
+            wait_for_nodes=lambda: wait_for_nodes(grid, enough, config.rounds.deadline),
+            courier=replace(courier, activity=monitor.activity),
+            on_progress=log,
+            on_phase=monitor.running,
+        ) as flow,
+    ):
         logger.info("run %s, weights %s", digest[:12], base.weights_digest)
         if settings.operator is None:
             logger.info("deliveries are not signed: phones that are given an operator refuse them")

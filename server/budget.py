@@ -164,7 +164,13 @@ class SumBudget:
     def describe(self, spec: SumSpec) -> dict[str, Any]:
         """Return what `details.json` says of a sum."""
         figures = {"clip": spec.clip, "noise_multiplier": spec.noise_multiplier, "rho": self.charge(spec)}
-        return {"name": spec.name, "length": spec.length, **figures}
+        return {
+            "name": spec.name,
+            "length": spec.length,
+            **figures,
+            "deviation": spec.deviation,
+            "quantum": 1 / spec.scale,
+        }
 
     def _spec(self, step: Step, multiplier: float, length: int) -> SumSpec:
         clip, rotated = step.statistic.clip, step.statistic.rotated

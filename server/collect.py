@@ -12,6 +12,7 @@ from typing import Any, Self
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import Message, RecordDict
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
@@ -36,6 +37,7 @@ from fedcaptor.common.privacy.sums import SumSpec
 from fedcaptor.common.secure.delivery import sign
 from fedcaptor.common.wire import pack, unpack
 from fedcaptor.server import plausible
+from fedcaptor.server.activity import Activity
 from fedcaptor.server.masked import Early, Lost, Masking, Take, masked_sum
 from fedcaptor.server.plain_sum import PlainAggregator
 from fedcaptor.server.sum_log import SumLog
@@ -43,11 +45,20 @@ from fedcaptor.server.sum_log import SumLog
 OnReply = Callable[[int, int], None]
 Content = Callable[[int], RecordDict]
 
+MASKED_STEPS = ("keys", "choice", "shares", "vector", "list", "opening")
+"""Names of the steps of a masked sum, by their number in messages."""
+RESULTS = ("ok", "declined", "offline", "late", "refused")
+"""What becomes of a message that is sent to a phone: one of these."""
+_OFFLINE = (ErrorCode.NODE_UNAVAILABLE,)
+_LATE = (ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE)
+
 
 @dataclass
 class Tally:
     """Count what became of the messages of one phase; `bytes_down` and `bytes_up` are payload to and from phones.
 
+    `asked` and `replies` are phones. `messages` counts what was sent, by "step/result" with `RESULTS`, and `traffic`
+    bytes by "step/down" and "step/up"; a step is one of `MASKED_STEPS`, or the kind of a question without steps.
     `others`: the nodes that refused a delivery because their base model has other weights; `silent`: those without any
     valid reply.
     """
@@ -58,6 +69,8 @@ class Tally:
     bytes_down: int = 0
     bytes_up: int = 0
     refused: Counter[str] = field(default_factory=Counter)
+    messages: Counter[str] = field(default_factory=Counter)
+    traffic: Counter[str] = field(default_factory=Counter)
     others: list[int] = field(default_factory=list)
     silent: list[int] = field(default_factory=list)
 
@@ -67,7 +80,7 @@ class Tally:
     @classmethod
     def of(cls, counts: Mapping[str, Any]) -> Self:
         """Make the tally of what `as_dict` gave; of nothing where that is empty."""
-        return cls(**{**counts, "refused": Counter(counts.get("refused", {}))})
+        return cls(**{**counts, **{name: Counter(counts.get(name, {})) for name in _COUNTED}})
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -76,8 +89,11 @@ class Tally:
             "dropped": self.dropped,
             "bytes_down": self.bytes_down,
             "bytes_up": self.bytes_up,
-            "refused": dict(sorted(self.refused.items())),
+            **{name: dict(sorted(getattr(self, name).items())) for name in _COUNTED},
         }
+
+
+_COUNTED = ("refused", "messages", "traffic")
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,6 +124,8 @@ class Courier:
     clock: Callable[[], float] = time.monotonic
     operator: Ed25519PrivateKey | None = None
     """Signs deliveries; None: nobody does."""
+    activity: Activity = field(default_factory=Activity)
+    """What is asked now, for monitoring."""
 
     def sum(
         self,
@@ -246,6 +264,9 @@ class Courier:
         seconds have passed since `enough` did.
         """
         waiting, tally, end = dict(requests), Tally(asked=len(requests)), math.inf
+        step = _step(kind, requests)
+        online, seconds = len(list(self.grid.get_node_ids())), self.rounds.attempts * self.rounds.deadline
+        self.activity.ask(step, len(requests), online, seconds)
 
         def closing() -> float:
             return end
@@ -253,8 +274,9 @@ class Courier:
         for attempt in range(self.rounds.attempts):
             if not waiting or self.clock() >= end:
                 break
-            asked = self._push(kind, waiting, content, attempt, tally)
+            asked = self._push(kind, step, waiting, content, attempt, tally)
             tally.dropped += len(waiting) - len(asked)
+            tally.messages[f"{step}/offline"] += len(waiting) - len(asked)
             for reply in self._replies(asked, closing):
                 node = asked.pop(reply.metadata.reply_to_message_id, None)
                 if node is None or node not in waiting:
@@ -262,34 +284,44 @@ class Courier:
                     continue
                 if reply.has_error():
                     tally.dropped += 1
+                    tally.messages[f"{step}/{_failure(reply.error.code)}"] += 1
                     continue
-                tally.bytes_up += size_of(reply.content)
+                size = size_of(reply.content)
+                tally.bytes_up += size
+                tally.traffic[f"{step}/up"] += size
                 try:
                     take(reply, node, waiting[node])
                 except WireError as error:
                     tally.refused[error.reason] += 1
+                    tally.messages[f"{step}/refused"] += 1
                     if error.reason != "wrong_weights":
                         continue
                     tally.others.append(node)  # to be asked no more
                 else:
                     tally.replies += 1
+                    tally.messages[f"{step}/ok"] += 1
                 del waiting[node]
                 if tally.asked - len(waiting) == enough:
                     end = self.clock() + grace
+                self.activity.reply(tally.replies)
                 self.on_reply(tally.replies, tally.asked)
             tally.dropped += len(asked)
+            tally.messages[f"{step}/late"] += len(asked)
+        tally.messages = +tally.messages  # without zeros
         tally.silent += waiting
         return tally
 
     def _push(
-        self, kind: str, waiting: Mapping[int, Header], content: Content, attempt: int, tally: Tally
+        self, kind: str, step: str, waiting: Mapping[int, Header], content: Content, attempt: int, tally: Tally
     ) -> dict[str, int]:
         """Push a message to each waiting node. Returns nodes by message id, without those that Flower did not take."""
 
         def messages() -> Iterator[Message]:
             for node in nodes:
                 record = content(node)
-                tally.bytes_down += size_of(record)
+                size = size_of(record)
+                tally.bytes_down += size
+                tally.traffic[f"{step}/down"] += size
                 yield self.grid.create_message(record, kind, node, f"{waiting[node].group}/{attempt}")
 
         nodes = sorted(waiting)
@@ -311,6 +343,17 @@ class Courier:
                 return
             if not came:
                 self.sleep(min(self.rounds.poll, max(end - self.clock(), 0.0)))
+
+
+def _step(kind: str, requests: Mapping[int, Header]) -> str:
+    """Name the step that all requests of an exchange are of."""
+    first = next(iter(requests.values()), None)
+    return MASKED_STEPS[first.step] if isinstance(first, MaskedRequest) else kind.rpartition(".")[2]
+
+
+def _failure(code: int) -> str:
+    """Say what Flower's error in place of a reply means: the phone was gone, too late, or answered with an error."""
+    return "offline" if code in _OFFLINE else "late" if code in _LATE else "declined"
 
 
 def size_of(content: RecordDict) -> int:

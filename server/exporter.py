@@ -1,27 +1,34 @@
-"""Export a run's metrics to Prometheus: `DIR/snapshot.json` is read at each scrape, so the server need not run."""
+"""Export metrics of runs to Prometheus: snapshots are read at each scrape, so no server need run.
+
+`DIR` is the folder of one run, with its `snapshot.json`, or holds a folder for each run of a deployment.
+"""
 
 from __future__ import annotations
 
+import base64
+import hmac
 import ipaddress
 import logging
 import socket
+import ssl
 import threading
-import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
-from prometheus_client import CollectorRegistry, make_wsgi_app
-from prometheus_client.core import Metric
+from cryptography import x509
+from prometheus_client import CollectorRegistry, ProcessCollector, make_wsgi_app
+from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.exposition import ThreadingWSGIServer
 from prometheus_client.registry import Collector
 
 from fedcaptor.common.config import SMALL_COHORTS
 from fedcaptor.common.errors import ConfigError, StateError
-from fedcaptor.server.metrics import metrics_of, readable
+from fedcaptor.common.files import read_bounded
+from fedcaptor.server.metrics import RUNS, metrics_of
 from fedcaptor.server.snapshot import FILE, Snapshot, read
 
 PORT = 9464
@@ -33,34 +40,127 @@ CONNECTIONS = 16
 logger = logging.getLogger(__name__)
 
 
-class SnapshotCollector(Collector):
-    """Collect metrics of the snapshot in `directory`.
+def run_folders(directory: Path) -> dict[str, Path]:
+    """Return the folders of runs by name, those at work last first: `directory` itself, or those in it."""
+    if (directory / FILE).exists():
+        return {directory.resolve().name: directory}
+    try:
+        found = [(file.stat().st_mtime, file.parent) for file in directory.glob(f"*/{FILE}")]
+    except OSError:  # one that goes meanwhile: the next scrape sees what there is
+        return {}
+    return {folder.name: folder for _, folder in sorted(found, reverse=True)}
 
-    Where it is missing or damaged, `fedcaptor_snapshot_readable` 0 is the only metric; so it is for a run of small
-    cohorts where other machines can read it (`public`).
+
+class RunsCollector(Collector):
+    """Collect metrics of the runs in `directory`, of `RUNS` at most.
+
+    A run whose snapshot is damaged has `fedcaptor_snapshot_readable` 0 and no other metric; so has a run of small
+    cohorts where other machines can read it (`public`). `certificates`: files whose expiry is exported.
     """
 
-    def __init__(self, directory: Path, public: bool = False) -> None:
-        self._path, self._public = directory / FILE, public
-        self._problem: str | None = None
+    def __init__(self, directory: Path, public: bool = False, certificates: Sequence[Path] = ()) -> None:
+        self._directory, self._public, self._certificates = directory, public, certificates
+        self._problems: dict[str, str] = {}
 
     def collect(self) -> Iterable[Metric]:
         """Yield the metrics of this moment."""
-        snapshot: Snapshot | None = None
-        problem: str | None = None
-        try:
-            snapshot = read(self._path)
-            if self._public and SMALL_COHORTS in snapshot.marks:
-                snapshot = None
-                problem = "a run of small cohorts is not served to other machines: bind the exporter to 127.0.0.1"
-        except StateError as error:
-            problem = str(error)
-        if problem is not None and problem != self._problem:
+        folders = run_folders(self._directory)
+        if not folders:
+            self._tell("", f"{self._directory} holds no {FILE} and no folder with one: start a run, or give its folder")
+        yield GaugeMetricFamily("fedcaptor_runs", f"Runs found; the newest {RUNS} are exported.", value=len(folders))
+        readable = GaugeMetricFamily(
+            "fedcaptor_snapshot_readable", "1 when the run's snapshot could be read, else 0.", labels=["run"]
+        )
+        runs: dict[str, Snapshot] = {}
+        for name, folder in list(folders.items())[:RUNS]:
+            try:
+                runs[name] = self._read(folder / FILE)
+            except StateError as error:
+                self._tell(name, str(error))
+            readable.add_metric([name], float(name in runs))
+        yield readable
+        yield from metrics_of(runs)
+        yield self._expiries()
+
+    def _read(self, path: Path) -> Snapshot:
+        snapshot = read(path)
+        if self._public and SMALL_COHORTS in snapshot.marks:
+            raise StateError("a run of small cohorts is not served to other machines: bind the exporter to 127.0.0.1")
+        return snapshot
+
+    def _expiries(self) -> Metric:
+        family = GaugeMetricFamily(
+            "fedcaptor_certificate_expiry_timestamp_seconds",
+            "When a certificate expires; absent where it cannot be read.",
+            labels=["certificate"],
+        )
+        for path in self._certificates:
+            try:
+                family.add_metric([path.name], expiry_of(path))
+            except ConfigError as error:
+                self._tell(str(path), str(error))
+        return family
+
+    def _tell(self, of: str, problem: str) -> None:
+        """Log a problem once."""
+        if self._problems.get(of) != problem:
             logger.warning("%s", problem)
-        self._problem = problem
-        yield readable(snapshot)
-        if snapshot is not None:
-            yield from metrics_of(snapshot, time.time())
+        self._problems[of] = problem
+
+
+def expiry_of(path: Path) -> float:
+    """Return when the first of the certificates (PEM) in a file expires. Raises ConfigError where there is none."""
+    try:
+        found = x509.load_pem_x509_certificates(read_bounded(path, 1 << 20, "file of certificates"))
+    except ValueError as error:
+        raise ConfigError(f"{path} holds no certificate in PEM ({error}): give the server's certificate") from error
+    return min(certificate.not_valid_after_utc.timestamp() for certificate in found)
+
+
+@dataclass(frozen=True)
+class Access:
+    """Say who may scrape: `certificate` and `key` (PEM) switch TLS on, `password` is a file with "user:password"."""
+
+    certificate: Path | None = None
+    key: Path | None = None
+    password: Path | None = None
+
+    def context(self) -> ssl.SSLContext | None:
+        """Return the TLS context, None without. Raises ConfigError where certificate and key are no pair."""
+        if self.certificate is None and self.key is None:
+            return None
+        if self.certificate is None or self.key is None:
+            raise ConfigError("TLS needs a certificate and its key: give both files")
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        try:
+            context.load_cert_chain(self.certificate, self.key)
+        except OSError as error:  # ssl.SSLError is one
+            raise ConfigError(
+                f"{self.certificate} and {self.key} cannot be used for TLS ({error}): give a certificate and its key"
+            ) from error
+        return context
+
+    def guarded(self, app: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a WSGI application that asks for the password, where there is one. Raises ConfigError on its file."""
+        if self.password is None:
+            return app
+        text = read_bounded(self.password, 1024, "password").strip()
+        if self.password.stat().st_mode & 0o077:
+            raise ConfigError(f"{self.password} can be read by others: run chmod 600 on it")
+        user, colon, word = text.partition(b":")
+        if not (user and colon and word) or b"\n" in text:
+            raise ConfigError(f"{self.password} must hold one line, user:password")
+        expected = b"Basic " + base64.b64encode(text)
+
+        def answer(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
+            given = str(environ.get("HTTP_AUTHORIZATION", "")).encode()
+            if hmac.compare_digest(given, expected):
+                return app(environ, start_response)
+            start_response("401 Unauthorized", [("WWW-Authenticate", 'Basic realm="metrics"')])
+            return [b""]
+
+        return answer
 
 
 class _Handler(WSGIRequestHandler):
@@ -71,7 +171,9 @@ class _Handler(WSGIRequestHandler):
 
 
 class _Server(ThreadingWSGIServer):
-    """Serve each of few connections in a thread of its own."""
+    """Serve each of few connections in a thread of its own; a handshake of TLS is part of it."""
+
+    tls: ssl.SSLContext | None = None
 
     def __init__(self, *args: Any) -> None:
         self._free = threading.BoundedSemaphore(CONNECTIONS)
@@ -89,15 +191,25 @@ class _Server(ThreadingWSGIServer):
         finally:
             self._free.release()
 
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        if self.tls is None:
+            super().finish_request(request, client_address)
+            return
+        request.settimeout(SECONDS)
+        with self.tls.wrap_socket(request, server_side=True) as secured:
+            super().finish_request(secured, client_address)
+
     def handle_error(self, request: Any, client_address: Any) -> None:
         logger.debug("a connection ended early", exc_info=True)
 
 
-def _serve(host: str, port: int, registry: CollectorRegistry) -> tuple[WSGIServer, threading.Thread]:
-    """Serve the registry from a thread. Raises OSError when the address cannot be used."""
+def _serve(
+    host: str, port: int, app: Callable[..., Any], tls: ssl.SSLContext | None
+) -> tuple[WSGIServer, threading.Thread]:
+    """Serve the application from a thread. Raises OSError when the address cannot be used."""
     family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-    kind: type[WSGIServer] = type("_Server", (_Server,), {"address_family": family})
-    server = make_server(str(address[0]), port, make_wsgi_app(registry), kind, _Handler)
+    kind: type[WSGIServer] = type("_Server", (_Server,), {"address_family": family, "tls": tls})
+    server = make_server(str(address[0]), port, app, kind, _Handler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     return server, thread
@@ -109,6 +221,7 @@ class Exporter:
 
     host: str
     port: int
+    tls: bool
     _server: WSGIServer
     _thread: threading.Thread
 
@@ -116,7 +229,7 @@ class Exporter:
     def url(self) -> str:
         """Return the address to scrape."""
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"http://{host}:{self.port}/metrics"
+        return f"http{'s' if self.tls else ''}://{host}:{self.port}/metrics"
 
     def wait(self) -> None:
         """Block until `close` or an interruption."""
@@ -137,28 +250,42 @@ class Exporter:
         self.close()
 
 
-def start_exporter(directory: Path, host: str = "127.0.0.1", port: int = PORT) -> Exporter:
-    """Serve the snapshot in `directory` from a thread. `port` 0 takes a free one.
+def start_exporter(
+    directory: Path,
+    host: str = "127.0.0.1",
+    port: int = PORT,
+    access: Access | None = None,
+    certificates: Sequence[Path] = (),
+) -> Exporter:
+    """Serve the runs in `directory` from a thread. `port` 0 takes a free one.
 
-    There is no authentication: another host than loopback must be asked for and is logged. Raises ConfigError when the
-    address cannot be used.
+    Without `access` anybody who reaches the port may scrape: another host than loopback must be asked for and is logged
+    then. Raises ConfigError when the address or a file cannot be used.
     """
+    access, public = access or Access(), not _is_loopback(host)
     if not host.strip():
         raise ConfigError("the exporter's host is empty, must be an address: give 127.0.0.1, or 0.0.0.0 to serve all")
     if not 0 <= port <= 65535:
         raise ConfigError(f"the exporter's port is {port}, must lie in 0..65535: give another one")
+    tls = access.context()
+    if public and access.password is not None and tls is None:
+        raise ConfigError(f"the password would cross the network to {host} in plain text: give a certificate and key")
+    for certificate in certificates:
+        expiry_of(certificate)
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(SnapshotCollector(directory, public=not _is_loopback(host)))
+    registry.register(RunsCollector(directory, public, certificates))
+    ProcessCollector(registry=registry)
+    app = access.guarded(make_wsgi_app(registry))
     try:
-        server, thread = _serve(host, port, registry)
+        server, thread = _serve(host, port, app, tls)
     except OSError as error:
         raise ConfigError(
             f"the exporter cannot listen on {host} port {port} ({error.strerror or error}): "
             "stop what uses it or give another port or host"
         ) from error
-    if not _is_loopback(host):
+    if public and access.password is None:
         logger.warning("the exporter serves %s without authentication: let the monitoring network alone reach it", host)
-    return Exporter(host, int(server.server_address[1]), server, thread)
+    return Exporter(host, int(server.server_address[1]), tls is not None, server, thread)
 
 
 def _is_loopback(host: str) -> bool:

@@ -237,6 +237,7 @@ class Flow:
 
     def phase(self, round: int, name: str, compute: Callable[[], Result]) -> Result:
         """Return the result of a phase, from the journal or, once, from `compute`."""
+        self.courier.activity.begin(round, name)
         result = self.journal.phase(round, name, compute)
         seconds = self.journal.seconds()[round, name]
         tally = result[0].get("tally", Tally().as_dict())

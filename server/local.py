@@ -71,7 +71,7 @@ class LocalBudget:
 
     def describe(self, spec: LocalSpec) -> dict[str, Any]:
         """Return what `details.json` says of the answer."""
-        return {"name": spec.name, "length": spec.length}
+        return {"name": spec.name, "length": spec.length, "deviation": spec.deviation * math.sqrt(self.cohort)}
 
 
 class Answers:

@@ -16,7 +16,8 @@ from fedcaptor.server.catalogue import Catalogue
 class PhaseRecord:
     """Record one phase: its duration, and what became of its messages.
 
-    `bytes_down` and `bytes_up` are payload bytes to and from the phones; `refused` counts refused replies by reason.
+    `bytes_down` and `bytes_up` are payload bytes to and from the phones; `refused` counts refused replies by reason;
+    `messages` and `traffic` as in `Tally`.
     """
 
     round: int
@@ -28,6 +29,13 @@ class PhaseRecord:
     bytes_down: int = 0
     bytes_up: int = 0
     refused: Mapping[str, int] = field(default_factory=dict)
+    messages: Mapping[str, int] = field(default_factory=dict)
+    traffic: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def kind(self) -> str:
+        """Return the phase's name without its number in the round."""
+        return self.phase.rsplit("-", 1)[0]
 
     def as_dict(self) -> dict[str, Any]:
         """Return the record as `details.json` has it."""

@@ -1,4 +1,4 @@
-"""Write and read a run's figures for monitoring: one small JSON file, replaced whole after each phase.
+"""Write and read a run's figures for monitoring: one small JSON file, replaced whole every few seconds.
 
 The exporter reads it. It holds totals, ratios and private estimates alone: nothing in it names a phone.
 """
@@ -9,7 +9,7 @@ import logging
 import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -19,8 +19,14 @@ from fedcaptor.common.messages import Digest, Kind
 
 FILE = "snapshot.json"
 MAX_BYTES = 1 << 20
+CLUSTERS = 32
 OTHER = "other"
-BUCKETS = (0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 14400.0)
+BUCKETS = tuple(2.0**k for k in range(18))
+"""Upper bounds of a round's seconds: doublings from one second to a day and a half."""
+
+Status = Literal["running", "waiting", "ended", "stopped", "failed"]
+STATUSES: tuple[Status, ...] = get_args(Status)
+"""`waiting` is a run between two starts, each for some rounds."""
 
 logger = logging.getLogger(__name__)
 
@@ -30,49 +36,79 @@ def _known(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-Ratio = Annotated[float | None, BeforeValidator(_known)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Ratio = Annotated[Finite | None, BeforeValidator(_known)]
+Epsilon = Annotated[Amount | None, BeforeValidator(_known)]
 Count = Annotated[int, Field(ge=0)]
 Code = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")]
+Text = Annotated[str, Field(max_length=120)]
 
 
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Fleet(_Part):
-    """Hold averages over all phones, as ratios of the full model; None while unknown."""
+class Figure(_Part):
+    """Hold a private estimate: `stddev` is the standard deviation of its noise."""
 
-    macs_ratio: Ratio = None
-    parameters_ratio: Ratio = None
+    value: Finite
+    stddev: Amount
+
+
+class Fleet(_Part):
+    """Hold means over all phones, None while unknown. All but `download_ratio` are private estimates.
+
+    `agreement`: the phones' own models with the full model, `cluster_agreement`: their clusters' models with it.
+    `energy_ratio`: modelled, see `server/energy.py`.
+    """
+
+    phones: Figure | None = None
+    macs_ratio: Figure | None = None
+    parameters_ratio: Figure | None = None
+    energy_ratio: Figure | None = None
+    agreement_ratio: Figure | None = None
+    cluster_agreement_ratio: Figure | None = None
+    fallback_ratio: Figure | None = None
+    personalised_ratio: Figure | None = None
     download_ratio: Ratio = None
-    accuracy_before: Ratio = None
-    accuracy_after: Ratio = None
-    fallback_ratio: Ratio = None
 
 
 class Cluster(_Part):
-    """Describe one cluster: `phones` is a private estimate, so it may be a fraction or even negative."""
+    """Describe one cluster under a name that it keeps; `phones` is an estimate that may even be negative."""
 
     cluster: Annotated[str, Field(pattern=r"^([0-9]|[12][0-9]|3[01]|other)$")]
-    phones: Finite
+    phones: Figure
     macs_ratio: Ratio = None
     parameters_ratio: Ratio = None
-    download_ratio: Ratio = None
 
 
-class Rounds(_Part):
-    """Count rounds by how they ended."""
+class Tier(_Part):
+    """Describe the submodels of a device tier: means over clusters, by their phones. `bytes`: of their weights."""
 
-    finished: Count = 0
-    failed: Count = 0
+    tier: Annotated[str, Field(min_length=1, max_length=64)]
+    macs_ratio: Amount
+    parameters_ratio: Amount
+    bytes: Amount
+
+
+class Present(_Part):
+    """Describe the phase in progress, as `server.activity.Moment`."""
+
+    phase: Annotated[str, Field(max_length=64)] = ""
+    started: Finite
+    deadline: Finite | None = None
+    step: Annotated[str, Field(max_length=16)] = ""
+    asked: Count = 0
+    replied: Count = 0
+    online: Count | None = None
 
 
 class RoundSeconds(_Part):
     """Hold a classic histogram of round durations: cumulative counts by upper bound in seconds, `+Inf` among them."""
 
     buckets: Annotated[dict[str, Count], Field(max_length=64)]
-    sum: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    sum: Amount
     count: Count
 
     @classmethod
@@ -101,6 +137,35 @@ class RoundSeconds(_Part):
         return self
 
 
+class Phase(_Part):
+    """Add up all finished phases of one kind. `asked` and `answered` count phones, once a phase."""
+
+    phase: Code
+    count: Count
+    seconds: Amount
+    asked: Count = 0
+    answered: Count = 0
+
+
+class Messages(_Part):
+    """Add up the messages of one step: what became of them, and payload bytes to (`down`) and from phones (`up`)."""
+
+    phase: Code
+    step: Code
+    results: Annotated[dict[Code, Count], Field(max_length=8)]
+    down: Count = 0
+    up: Count = 0
+
+
+class Spent(_Part):
+    """Add up the private sums of one kind: how many, their zCDP ρ, and the noise in an entry of the last one."""
+
+    sum: Code
+    count: Count
+    rho: Amount | None = None
+    stddev: Amount | None = None
+
+
 class LostSums(_Part):
     """Count the sums of one kind that came to nothing for one reason."""
 
@@ -109,32 +174,59 @@ class LostSums(_Part):
     count: Count
 
 
+class Process(_Part):
+    """Describe the server app's process."""
+
+    started: Finite
+    cpu_seconds: Amount
+    peak_bytes: Count
+
+
 class Snapshot(_Part):
     """Hold what the exporter serves.
 
-    `epsilon` is None where noise is off; `epsilon_server` is that towards a server that deviates from the protocol.
-    `updated`: unix seconds. `status`: `waiting` between two starts of a run, each for some rounds.
+    `heartbeat`: when the run was last seen at work, `ended`: when it was over, in unix seconds. `round`: in progress or
+    the last one. `rounds_planned`: None: without an end. `finished`: rounds. `needed`: fewest replies of a sum.
+    `enrolled`: phones on the operator's register, None without one. `present`: None while nobody is at work. `epsilon` is None where noise is off; `epsilon_server` is that towards a server that deviates from the protocol;
+    `rho_budget` is the ρ that `epsilon_budget` is worth at `delta`, None with local answers.
     """
 
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     run: Digest
-    status: Literal["running", "waiting", "ended", "failed"]
-    updated: Finite
-    round: Count
-    phones: Count
-    fleet: Fleet = Field(default_factory=Fleet)
-    clusters: Annotated[tuple[Cluster, ...], Field(max_length=33)] = ()
-    rounds: Rounds = Field(default_factory=Rounds)
+    status: Status
+    started: Finite
+    heartbeat: Finite
+    ended: Finite | None = None
+    build: Annotated[dict[Code, Text], Field(max_length=8)] = Field(default_factory=dict)
+    model: Annotated[dict[Code, Text], Field(max_length=8)] = Field(default_factory=dict)
+    process: Process | None = None
+    present: Present | None = None
+    round: Count = 0
+    rounds_planned: Count | None
+    finished: Count = 0
     round_seconds: RoundSeconds = Field(default_factory=lambda: RoundSeconds.of(()))
-    replies: Annotated[dict[Code, Count], Field(max_length=16)] = Field(default_factory=dict)
+    phases: Annotated[tuple[Phase, ...], Field(max_length=32)] = ()
+    phases_finished: Count = 0
+    phones: Count = 0
+    needed: Count = 0
+    enrolled: Count | None = None
+    fleet: Fleet = Field(default_factory=Fleet)
+    clusters: Annotated[tuple[Cluster, ...], Field(max_length=CLUSTERS + 1)] = ()
+    tiers: Annotated[tuple[Tier, ...], Field(max_length=32)] = ()
+    messages: Annotated[tuple[Messages, ...], Field(max_length=128)] = ()
     refused: Annotated[dict[Code, Count], Field(max_length=32)] = Field(default_factory=dict)
+    sums: Annotated[tuple[Spent, ...], Field(max_length=32)] = ()
     lost: Annotated[tuple[LostSums, ...], Field(max_length=64)] = ()
     excluded: Count = 0
-    epsilon: Annotated[Annotated[float, Field(ge=0)] | None, BeforeValidator(_known)]
-    epsilon_server: Annotated[Annotated[float, Field(ge=0)] | None, BeforeValidator(_known)] = None
+    other_weights: Count = 0
+    noise: bool
+    epsilon: Epsilon
+    epsilon_server: Epsilon = None
+    epsilon_budget: Epsilon = None
+    rho_budget: Epsilon = None
     delta: Annotated[float, Field(ge=0, le=1)]
     simulated: bool
-    marks: Annotated[tuple[Annotated[str, Field(max_length=120)], ...], Field(max_length=16)] = ()
+    marks: Annotated[tuple[Text, ...], Field(max_length=16)] = ()
 
     @field_validator("clusters")
     @classmethod

@@ -33,7 +33,7 @@ from fedcaptor.common.errors import ConfigError, StateError
 from fedcaptor.common.files import make_folder, replacing
 from fedcaptor.common.progress import OnProgress
 from fedcaptor.common.torch_engine.base import BaseModel
-from fedcaptor.server.monitor import Monitor
+from fedcaptor.server.monitor import Monitor, described
 from fedcaptor.server.planning import Reference
 from fedcaptor.server.record import RunRecord
 from fedcaptor.server.start import courier_of, open_run, run_digest
@@ -193,11 +193,13 @@ def run_rounds(
     """
     config = world.config
     digest = run_digest(config, world.base, world.phones)
-    courier = replace(courier_of(config, grid, digest, on_progress), grace=math.inf)
+    monitor = Monitor(
+        world.directory, digest, config, world.weights_bytes, simulated=True, model=described(config, world.base)
+    )
+    courier = replace(courier_of(config, grid, digest, on_progress), grace=math.inf, activity=monitor.activity)
     if clock is not None:  # in one process a replay is the same in every byte, so tries are counted
         counted = courier.masking and replace(courier.masking, attempt=lambda number: f"{number:032x}")
         courier = replace(courier, masking=counted, sleep=clock.sleep, clock=clock.time)
-    monitor = Monitor(world.directory, digest, world.weights_bytes, simulated=True)
     ended = 0
 
     def on_phase(so_far: RunRecord) -> None:
@@ -208,18 +210,21 @@ def run_rounds(
             if max(round for round, _ in flow.journal.seconds()) == so_far.last.round:  # else a replay
                 on_round(so_far.last.round)
 
-    with open_run(
-        config,
-        world.base,
-        world.reference,
-        grid,
-        digest=digest,
-        state=f"sqlite:///{world.directory / 'state.db'}",
-        pictures=world.directory / "pictures",
-        courier=courier,
-        on_progress=on_progress,
-        on_phase=on_phase,
-    ) as flow:
+    with (
+        monitor.watching(),
+        open_run(
+            config,
+            world.base,
+            world.reference,
+            grid,
+            digest=digest,
+            state=f"sqlite:///{world.directory / 'state.db'}",
+            pictures=world.directory / "pictures",
+            courier=courier,
+            on_progress=on_progress,
+            on_phase=on_phase,
+        ) as flow,
+    ):
         return monitor.follow(flow)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,9 @@ class Register(Container[bytes]):
     def __init__(self, lines: bytes) -> None:
         self._lines = lines
 
+    def __call__(self, identity: bytes) -> bool:
+        return identity in self
+
     def __len__(self) -> int:
         return len(self._lines) // _LINE
 
@@ -83,16 +86,16 @@ def read_register(path: Path, operator: bytes) -> Register:
     return Register(text[len(HEAD) :])
 
 
-def enrolled_by(settings: Mapping[str, Any]) -> Callable[[bytes], bool] | None:
-    """Return what tells enrolled identities by the settings `register` (a file) and `operator` (the public key that
-    signed it), of a node or a run. None without a register; raises ConfigError where it has no operator.
+def enrolled_by(settings: Mapping[str, Any]) -> Register | None:
+    """Return the register by the settings `register` (a file) and `operator` (the public key that signed it), of a node
+    or a run. None without a register; raises ConfigError where it has no operator.
     """
     register, operator = str(settings.get("register", "")), operator_of(settings)
     if not register:
         return None
     if operator is None:
         raise ConfigError(f"register is {register!r} and operator is empty: give the public key that signed it")
-    return read_register(Path(register), operator).__contains__
+    return read_register(Path(register), operator)
 
 
 def operator_of(settings: Mapping[str, Any]) -> bytes | None:

@@ -87,7 +87,9 @@ class Round(Record):
 
 
 class Phase(Record):
-    """One step of a round: its time and its messages. `refused` counts replies by reason."""
+    """One step of a round: its time and its messages. `refused` counts replies by reason; `messages` counts what was
+    sent by "step/result", `traffic` its bytes by "step/down" and "step/up".
+    """
 
     round: int
     phase: str
@@ -98,16 +100,23 @@ class Phase(Record):
     dropped: int = 0
     refused: dict[str, int] = Field(default_factory=dict)
     replies: int = 0
+    messages: dict[str, int] = Field(default_factory=dict)
+    traffic: dict[str, int] = Field(default_factory=dict)
 
 
 class PrivateSum(Record):
-    """A sum over the phones. `clip`, `noise_multiplier` and the zCDP charge `rho` are absent with local answers."""
+    """A sum over the phones. `clip`, `noise_multiplier` and the zCDP charge `rho` are absent with local answers.
+
+    `deviation`: of the noise in an entry of the whole cohort's sum; `quantum`: what entries are rounded to.
+    """
 
     name: str
     length: int | None = None
     clip: Number = None
     noise_multiplier: Number = None
     rho: Number = None
+    deviation: Number = None
+    quantum: Number = None
 
 
 class Scores(Record):

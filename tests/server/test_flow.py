@@ -20,6 +20,7 @@ from fedcaptor.common.errors import ConfigError, PrivacyError, StateError
 from fedcaptor.common.privacy.sums import SumSpec
 from fedcaptor.common.statistics import COOCCURRENCE, OUTCOME, OUTCOME_FIGURES, USAGE
 from fedcaptor.server import phases as ours
+from fedcaptor.server.activity import Activity
 from fedcaptor.server.catalogue import Catalogue
 from fedcaptor.server.collect import Tally
 from fedcaptor.server.flow import Flow, Phases
@@ -54,6 +55,7 @@ class Courier:
 
     def __init__(self, lost: str = "", times: int = 99, reason: str = "late", ledger: Ledger | None = None) -> None:
         self.asked: list[tuple[int, str, list[int]]] = []
+        self.activity = Activity()
         self._lost, self._times, self._reason, self._ledger = lost, times, reason, ledger
 
     def sum(self, round: int, kind: str, spec: SumSpec, tensors: Tensors, nodes: Iterable[int], log: SumLog) -> Any:

@@ -22,7 +22,7 @@ from fedcaptor.common.config import load_config
 from fedcaptor.common.messages import SumRequest
 from fedcaptor.common.privacy.sums import SumSpec
 from fedcaptor.common.torch_engine.forward import logits, normalise
-from fedcaptor.server.exporter import SnapshotCollector
+from fedcaptor.server.exporter import RunsCollector
 from fedcaptor.simulations import local_grid
 from fedcaptor.simulations.runner import World, build_world, simulate
 from tests import tiny
@@ -73,7 +73,7 @@ class Run:
         yield "file names", "\n".join(names).encode()
         yield "logs", self.logs
         registry = CollectorRegistry()
-        registry.register(SnapshotCollector(self.folder))
+        registry.register(RunsCollector(self.folder))
         yield "metrics", generate_latest(registry)
 
 
@@ -148,7 +148,7 @@ def test_nothing_of_the_server_holds_it(run: Run) -> None:
 def test_logs_and_metrics_were_searched(run: Run) -> None:
     written = dict(run.written())
     assert b"logs are taken" in written["logs"]
-    assert b"fedcaptor_snapshot_readable 1.0" in written["metrics"]
+    assert b'fedcaptor_snapshot_readable{run="run"} 1.0' in written["metrics"]
 
 
 def test_the_search_finds_it_where_it_is(run: Run) -> None:

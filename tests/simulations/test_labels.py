@@ -13,7 +13,7 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from fedcaptor.common.config import Config, load_config
-from fedcaptor.server.exporter import SnapshotCollector
+from fedcaptor.server.exporter import RunsCollector
 from fedcaptor.simulations.local_grid import VirtualClock
 from fedcaptor.simulations.runner import World, build_world, conclude, local_grid, run_rounds
 from tests import tiny
@@ -71,18 +71,19 @@ def journal_of(directory: Path) -> dict[str, list[Any]]:
 
 def snapshot_of(directory: Path) -> dict[str, Any]:
     snapshot: dict[str, Any] = json.loads((directory / "snapshot.json").read_text())
-    snapshot.pop("updated")
-    assert snapshot["round_seconds"].pop("count") == ROUNDS
-    del snapshot["round_seconds"]
+    for name in ("started", "heartbeat", "ended", "process"):
+        assert snapshot.pop(name)
+    assert snapshot.pop("round_seconds")["count"] == ROUNDS
+    assert all(phase.pop("seconds") >= 0 for phase in snapshot["phases"])
     return snapshot
 
 
 def metrics_of(directory: Path) -> list[str]:
     """Every exported series, times aside."""
     registry = CollectorRegistry()
-    registry.register(SnapshotCollector(directory))
-    lines = generate_latest(registry).decode().splitlines()
-    return [line for line in lines if "_seconds" not in line]
+    registry.register(RunsCollector(directory))
+    lines = generate_latest(registry).decode().replace(f'run="{directory.name}"', 'run="it"').splitlines()
+    return [line for line in lines if "_seconds" not in line and "_memory" not in line]
 
 
 def phones_of(directory: Path) -> dict[str, bytes]:

@@ -52,13 +52,14 @@ def test_fleet_figures_are_absent_everywhere(run):
     assert [row["epsilon"][:3] for row in rows] == ["7.9", "7.9"]
     assert all(row[name] == "" for row in rows for name in FLEET)
     details = json.loads((folder / "details.json").read_text())
-    assert details["sums"] == [{"name": "1-usage-0", "length": 21}]
+    assert [(each["name"], each["length"]) for each in details["sums"]] == [("1-usage-0", 21)]
     assert [(p["round"], p["phase"]) for p in details["phases"] if p["asked"]] == [
         (1, "usage-0"), (1, "deliver"), (2, "deliver"),
     ]  # fmt: skip
     snapshot = read(folder / FILE)
-    assert (snapshot.fleet.macs_ratio, snapshot.fleet.accuracy_after, snapshot.delta) == (None, None, 0.0)
+    assert (snapshot.fleet.macs_ratio, snapshot.fleet.agreement_ratio, snapshot.delta) == (None, None, 0.0)
     assert snapshot.fleet.download_ratio is not None
+    assert all(cluster.phones.stddev > 0 for cluster in snapshot.clusters)
     report = (folder / "report.html").read_text()
     assert "private by itself" in report
     assert "not collected with local answers" in report
@@ -69,9 +70,10 @@ def test_the_exporter_serves_what_there_is(run):
 
     with start_exporter(run[1], port=0) as exporter, urllib.request.urlopen(exporter.url, timeout=10) as reply:
         text = reply.read().decode()
-    assert "fedcaptor_privacy_noise_enabled 1.0" in text
-    assert "fedcaptor_privacy_delta 0.0" in text
-    assert 'fedcaptor_mark{mark="local answers"} 1.0' in text
+    run = run[1].name
+    assert f'fedcaptor_privacy_noise_enabled{{run="{run}"}} 1.0' in text
+    assert f'fedcaptor_privacy_delta{{run="{run}"}} 0.0' in text
+    assert f'fedcaptor_mark{{mark="local answers",run="{run}"}} 1.0' in text
     assert "fedcaptor_fleet_macs_ratio" not in text
 
 
