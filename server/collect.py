@@ -69,10 +69,10 @@ class Tally:
     bytes_down: int = 0
     bytes_up: int = 0
     refused: Counter[str] = field(default_factory=Counter)
-    others: list[int] = field(default_factory=list)
-    silent: list[int] = field(default_factory=list)
     messages: Counter[str] = field(default_factory=Counter)
     traffic: Counter[str] = field(default_factory=Counter)
+    others: list[int] = field(default_factory=list)
+    silent: list[int] = field(default_factory=list)
 
     def __add__(self, other: Tally) -> Tally:
         return Tally(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})
@@ -300,15 +300,15 @@ class Courier:
                 else:
                     tally.replies += 1
                     tally.messages[f"{step}/ok"] += 1
-                    self.activity.reply(tally.replies)
                 del waiting[node]
                 if tally.asked - len(waiting) == enough:
                     end = self.clock() + grace
+                self.activity.reply(tally.replies)
                 self.on_reply(tally.replies, tally.asked)
             tally.dropped += len(asked)
             tally.messages[f"{step}/late"] += len(asked)
-        tally.silent += waiting
         tally.messages = +tally.messages  # without zeros
+        tally.silent += waiting
         return tally
 
     def _push(

@@ -110,7 +110,7 @@ class Monitor:
             self._write("running")
 
     def follow(self, flow: Flow, rounds: int = 0) -> RunRecord:
-        """Run `flow` to its end or for so many `rounds`; what its last phase counted is taken in, even if it fails."""
+        """Run `flow` to its end or for so many `rounds`; what it counted is taken in, also where it fails."""
         try:
             return flow.run(rounds)
         finally:
@@ -144,7 +144,7 @@ class Monitor:
                 "status": status,
                 "started": self._began if self._earlier is None else self._earlier.started,
                 "heartbeat": now,
-                "ended": None if status == "running" else now,
+                "ended": None if status in ("running", "waiting") else now,
                 "process": _process(self._began),
                 "present": _present(moment) if status == "running" else None,
                 "round": max(moment.round, done),
@@ -161,7 +161,7 @@ class Monitor:
             "run": self.run,
             "build": _build(),
             "model": self.model,
-            "rounds_planned": self.config.run.rounds,
+            "rounds_planned": self.config.run.rounds or None,
             "enrolled": self.enrolled,
             "noise": budget is not None,
             "epsilon_budget": budget,
@@ -211,6 +211,7 @@ def figures_of(record: RunRecord, weights_bytes: int) -> dict[str, Any]:
     if record.rounds:
         last = record.last
         figures["fleet"] = _fleet(record, last, weights_bytes)
+        figures["other_weights"] = len(last.delivered.other_weights)
         figures["clusters"], figures["tiers"] = _clusters(record, last), _tiers(record, last)
     return figures
 
@@ -248,7 +249,8 @@ def _needed(record: RunRecord) -> int:
     config = record.config
     if config.privacy.sums == "local":
         return 1
-    cohort = min(record.phones, config.rounds.cohort or record.phones)
+    phones = record.phones - (len(record.last.delivered.other_weights) if record.rounds else 0)
+    cohort = min(phones, config.rounds.cohort or phones)
     return max(config.privacy.min_cohort, math.ceil((1 - config.privacy.dropout) * cohort))
 
 

@@ -104,7 +104,8 @@ FLEET = Board(
             (
                 Panel("Phones", "count",
                       (of("phones", "{{run}} in all"), of("phones_online", "{{run}} online"),
-                       of("phones_enrolled", "{{run}} enrolled"), of("phones_needed", "{{run}} needed")),
+                       of("phones_enrolled", "{{run}} enrolled"), of("phones_needed", "{{run}} needed"),
+                       of("phones_other_weights", "{{run}} with other weights")),
                       "Online: known to the SuperLink when the step in progress began. A sum needs so many replies."),
                 estimate("Phones that report an outcome", "fleet_phones", "count", "All clusters together."),
                 Panel("Phones by cluster", "count", (of("cluster_phones", "{{run}} {{cluster}}"),),

@@ -9,7 +9,7 @@ import logging
 import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -25,7 +25,8 @@ BUCKETS = tuple(2.0**k for k in range(18))
 """Upper bounds of a round's seconds: doublings from one second to a day and a half."""
 
 Status = Literal["running", "waiting", "ended", "stopped", "failed"]
-STATUSES: tuple[Status, ...] = ("running", "waiting", "ended", "stopped", "failed")
+STATUSES: tuple[Status, ...] = get_args(Status)
+"""`waiting` is a run between two starts, each for some rounds."""
 
 logger = logging.getLogger(__name__)
 
@@ -185,11 +186,9 @@ class Snapshot(_Part):
     """Hold what the exporter serves.
 
     `heartbeat`: when the run was last seen at work, `ended`: when it was over, in unix seconds. `round`: in progress or
-    the last one. `finished`: rounds. `needed`: replies without which a sum comes to nothing. `enrolled`: phones on the
-    operator's register, None without one. `present`: None once the run is over. `epsilon` is None where noise is off;
-    `epsilon_server` is that towards a server that deviates from the protocol; `rho_budget` is the ρ that
-    `epsilon_budget` is worth at `delta`, None with local answers. `status`:
-    `waiting` between two starts of a run, each for some rounds.
+    the last one. `rounds_planned`: None: without an end. `finished`: rounds. `needed`: fewest replies of a sum.
+    `enrolled`: phones on the operator's register, None without one. `present`: None while nobody is at work. `epsilon` is None where noise is off; `epsilon_server` is that towards a server that deviates from the protocol;
+    `rho_budget` is the ρ that `epsilon_budget` is worth at `delta`, None with local answers.
     """
 
     version: Literal[2] = 2
@@ -203,7 +202,7 @@ class Snapshot(_Part):
     process: Process | None = None
     present: Present | None = None
     round: Count = 0
-    rounds_planned: Count
+    rounds_planned: Count | None
     finished: Count = 0
     round_seconds: RoundSeconds = Field(default_factory=lambda: RoundSeconds.of(()))
     phases: Annotated[tuple[Phase, ...], Field(max_length=32)] = ()
@@ -219,6 +218,7 @@ class Snapshot(_Part):
     sums: Annotated[tuple[Spent, ...], Field(max_length=32)] = ()
     lost: Annotated[tuple[LostSums, ...], Field(max_length=64)] = ()
     excluded: Count = 0
+    other_weights: Count = 0
     noise: bool
     epsilon: Epsilon
     epsilon_server: Epsilon = None

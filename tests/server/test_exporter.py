@@ -149,6 +149,7 @@ def test_a_scrape_gives_the_snapshots_figures(exporter, tmp_path):
         ("fedcaptor_phones",): 40,
         ("fedcaptor_phones_online",): 39,
         ("fedcaptor_phones_enrolled",): 44,
+        ("fedcaptor_phones_other_weights",): 0,
         ("fedcaptor_asked_phones_total", ("phase", "usage")): 120,
         ("fedcaptor_answered_phones_total", ("phase", "usage")): 110,
         ("fedcaptor_round",): 3,
@@ -220,6 +221,7 @@ def test_running_stopped_failed_and_killed_are_told_apart(exporter, tmp_path):
     now = time.time()
     ways = {
         "running": make(heartbeat=now),
+        "waiting": make(status="waiting", heartbeat=now - 9e6),
         "ended": make(status="ended", ended=now - 9e6, heartbeat=now - 9e6),
         "stopped": make(status="stopped", ended=now),
         "failed": make(status="failed", ended=now),
@@ -231,7 +233,7 @@ def test_running_stopped_failed_and_killed_are_told_apart(exporter, tmp_path):
         found = scrape(exporter)
         statuses = {key[1][1]: value for key, value in found.items() if key[0] == "fedcaptor_run_status"}
         assert statuses == {other: other == status for other in ways}
-        over = status not in ("running", "lost")
+        over = status in ("ended", "stopped", "failed")
         assert (("fedcaptor_run_end_timestamp_seconds",) in found) == over
 
 

@@ -174,43 +174,38 @@ def written(folder: Path) -> Snapshot:
 
 
 @pytest.mark.parametrize(
-    ("error", "status"),
-    [(None, "ended"), (RuntimeError("broken"), "failed"), (KeyboardInterrupt(), "stopped"), (SystemExit(1), "stopped")],
+    ("error", "status", "settings"),
+    [
+        (None, "ended", []),
+        (None, "waiting", ["run.rounds=2"]),
+        (None, "waiting", ["run.rounds=0", "privacy.rounds_per_period=1"]),
+        (RuntimeError("broken"), "failed", []),
+        (KeyboardInterrupt(), "stopped", []),
+        (SystemExit(1), "stopped", []),
+    ],
 )
-def test_the_snapshot_says_how_a_run_ended(tmp_path: Path, error: BaseException | None, status: str) -> None:
+def test_the_snapshot_says_how_a_run_ended(
+    tmp_path: Path, error: BaseException | None, status: str, settings: list[str]
+) -> None:
     def run(rounds: int) -> RunRecord:
+        assert rounds == 1
         during.append(written(tmp_path))
         if error is not None:
             raise error
         return whole
 
     during: list[Snapshot] = []
-    whole = record(done(1))
+    whole = record(done(1), config=load_config(None, settings))
     flow: Any = SimpleNamespace(run=run, record=whole)
     monitor = monitor_in(tmp_path)
     expected: Any = nullcontext() if error is None else pytest.raises(type(error))
     with expected, monitor.watching():
-        monitor.follow(flow)
+        monitor.follow(flow, 1)
     assert (during[0].status, during[0].ended) == ("running", None)
     found = written(tmp_path)
     assert (found.status, found.present, found.finished) == (status, None, 1)
-    assert found.ended == found.heartbeat
+    assert found.ended == (None if status == "waiting" else found.heartbeat)
     assert not [thread for thread in threading.enumerate() if thread.name == "heartbeat"]
-
-
-@pytest.mark.parametrize("settings", [["run.rounds=2"], ["run.rounds=0", "privacy.rounds_per_period=1"]])
-def test_a_run_with_rounds_left_waits(tmp_path: Path, settings: list[str]) -> None:
-    so_far = record(done(1), config=load_config(None, settings))
-
-    def run(rounds: int) -> RunRecord:
-        assert rounds == 1
-        return so_far
-
-    flow: Any = SimpleNamespace(run=run, record=so_far)
-    monitor = monitor_in(tmp_path)
-    with monitor.watching():
-        monitor.follow(flow, 1)
-    assert written(tmp_path).status == "waiting"
 
 
 @pytest.mark.slow
