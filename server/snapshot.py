@@ -187,8 +187,9 @@ class Snapshot(_Part):
 
     `heartbeat`: when the run was last seen at work, `ended`: when it was over, in unix seconds. `round`: in progress or
     the last one. `rounds_planned`: None: without an end. `finished`: rounds. `needed`: fewest replies of a sum.
-    `enrolled`: phones on the operator's register, None without one. `present`: None while nobody is at work. `epsilon` is None where noise is off; `epsilon_server` is that towards a server that deviates from the protocol;
-    `rho_budget` is the ρ that `epsilon_budget` is worth at `delta`, None with local answers.
+    `enrolled`: phones on the operator's register, None without one. `present`: None while nobody is at work. `epsilon`
+    is None where noise is off; `epsilon_server` is that towards a server that deviates from the protocol; `rho_budget`
+    is the ρ that `epsilon_budget` is worth at `delta`, None with local answers.
     """
 
     version: Literal[2] = 2
