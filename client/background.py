@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 
 _POLL_SECONDS = 0.1
 _NICENESS = 19
+_LEAN = {
+    "OPENBLAS_NUM_THREADS": "1",  # one core, as ONNX Runtime has
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 20),  # glibc would keep maps of megabytes that are freed
+}
 
 
 class Background(Protocol):
@@ -99,6 +103,7 @@ class InChildProcess:
                 stdout=log,
                 stderr=log,
                 pass_fds=(lock,),
+                env=_LEAN | os.environ,
                 start_new_session=True,
             )
         os.close(lock)

@@ -164,7 +164,7 @@ class Device:
         if graph := self.node.get("graph"):
             from fedcaptor.client.onnx_engine import OnnxEngine
 
-            engine = OnnxEngine.of(Path(graph), self.weights)
+            engine = OnnxEngine.of(Path(graph), self.weights, self.config.device.batch)
             found = engine.groups.model, engine.groups.input_shape
             if found != (self.model, self.input_shape):
                 raise ConfigError(f"{graph} is of {found}, must be of {(self.model, self.input_shape)}: export it anew")

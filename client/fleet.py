@@ -68,6 +68,7 @@ if TYPE_CHECKING:
 MAX_OBJECTS = 4096
 """Most parts of one message; Flower cuts arrays into parts of 5 MB."""
 _BEAT_SECONDS = 0.8 * HEARTBEAT_DEFAULT_INTERVAL
+_PART_SECONDS = 0.2  # before a part of a message is asked for again that the server has announced, but not sent yet
 
 
 class LinkError(FedcaptorError):
@@ -97,6 +98,7 @@ class Link:
                 _within(self.max_bytes, tree, pull),
                 make_confirm_message_received_fn_protobuf(self.client.ConfirmMessageReceived, node, run_id),
                 return_type=Message,
+                initial_backoff=_PART_SECONDS,
             )
         message.metadata.__dict__["_message_id"] = tree.object_id  # which is not in the message itself
         TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = run_id, self.node_id, 0  # of the reply

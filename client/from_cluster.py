@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedcaptor.client.engine import Engine, Submodel
+from fedcaptor.client.images import spread
 from fedcaptor.client.offer import Offer
 from fedcaptor.client.personal import Personalised, personalise
 from fedcaptor.common.arrays import Images, Indices
@@ -77,6 +78,7 @@ def cluster_submodel(engine: Engine, offer: Offer, cluster: int, use: Images, co
         images = np.concatenate([use, offer.reference[np.isin(offer.labels, classes)]])
     if len(images) == 0:
         return None
+    images = spread(images, config.personal.images)
     return engine.observe(classes, images, rows=config.personal.rows).build(plan)
 
 

@@ -80,6 +80,11 @@ class FolderFeed:
         return np.stack(use), np.stack(check) if check else np.zeros((0, *self._shape), np.uint8)
 
 
+def spread(images: Images, most: int) -> Images:
+    """Return `most` of the images, evenly spread, or all where they are fewer."""
+    return images[np.linspace(0, len(images) - 1, most).astype(int)] if len(images) > most else images
+
+
 def _changed(file: Path) -> float:
     """Return when a file was changed last; 0 for one that is gone."""
     try:

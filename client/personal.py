@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedcaptor.client.engine import Engine, Evidence, Submodel
+from fedcaptor.client.images import spread
 from fedcaptor.client.offer import Offer
 from fedcaptor.client.outcome import Kind
 from fedcaptor.client.owner import Owner
@@ -72,6 +73,7 @@ def personalise(
     learn, judge = _divided(offer, check[:0])
     validation = Validation.of(owner, calibration, (check, full_check), (judge[0], engine.scores(judge[0]), judge[1]))
     images = np.concatenate([use[owner.meets(likelihoods)], learn[0][np.isin(learn[1], owner.classes)]])
+    images = spread(images, config.personal.images)
     start = offer.plans[owner.cluster] if owner.cluster >= 0 and offer.plans else None
     if len(images) == 0 or (start is None and not config.personal.enabled):
         return _kept_full(validation)

@@ -22,7 +22,7 @@ from fedcaptor.common.secure.messages import STEPS
 from fedcaptor.common.secure.terms import Terms
 from fedcaptor.common.statistics import kinds
 
-VERSION: Literal[4] = 4
+VERSION: Literal[5] = 5
 MAX_CLUSTERS = 32
 MAX_PLANS = MAX_CLUSTERS * MAX_TIERS
 MAX_PHONES = 10_000_000
@@ -97,7 +97,7 @@ class Header(Body):
 
     TENSORS: ClassVar[Rules] = _rules()
 
-    version: Literal[4] = Field(VERSION, description="version of this schema")
+    version: Literal[5] = Field(VERSION, description="version of this schema")
     run: Digest = Field(description="names the run: configuration, network, weights, phones")
     round: Annotated[int, Field(ge=0, le=1_000_000, description="counts from 1")]
     request: Annotated[

@@ -31,8 +31,10 @@ def _introduction() -> list[str]:
         "Made by `make docs`; do not edit by hand.",
         "",
         f"Version {messages.VERSION} of what server and phones send each other. A message is one Flower `RecordDict` "
-        f"of two records: `{wire.HEADER}`, whose one entry `json` is the header as JSON text, and `{wire.TENSORS}`, "
-        f"named arrays of stype `{wire.STYPE}`: raw little-endian bytes. Nothing is ever unpickled.",
+        f"with the record `{wire.HEADER}`: its entry `json` is the header as JSON text, its entry `{wire.INLINE}` the "
+        f"tensors as safetensors bytes. Above {_number(wire.DEFAULT_LIMITS.inline_bytes)} of these, a second record, "
+        f"`{wire.TENSORS}`, takes the entry's place: named arrays of stype `{wire.STYPE}`, raw little-endian bytes. "
+        "Nothing is ever unpickled.",
         "",
         "Unknown fields and tensors are refused, as are numbers that are not finite. A bound is checked before memory "
         "is taken. A change of meaning raises the version.",

@@ -129,13 +129,18 @@ class Restoration:
         return slice(first, first + len(self.constant) * self.consumer.taps)
 
 
+def measured_of(images: int) -> npt.NDArray[np.bool_]:
+    """Choose the images [images] that pruning curves are calibrated on."""
+    return np.arange(images) % max(FOLDS, images // IMAGES) == 0
+
+
 def calibrated(
     groups: ChannelGroups,
     classes: Indices,
     images: int,
     rows: Rows,
     curves: Mapping[str, PruningCurve],
-    logits: Callable[[npt.NDArray[np.bool_], list[Restoration]], npt.NDArray[np.float32]],
+    logits: Callable[[list[Restoration]], npt.NDArray[np.float32]],
 ) -> dict[str, PruningCurve]:
     """Scale each curve's costs by what pruning its group alone changes in the target classes' logits.
 
@@ -146,21 +151,20 @@ def calibrated(
     Args:
         groups: Channel groups of the network.
         classes: Target classes.
-        images: How many images were observed; some are measured on, the others fitted on.
+        images: How many images were observed; those of `measured_of` are measured on, the others fitted on.
         rows: Channels that were observed in these images.
         curves: Pruning curve of each group.
-        logits: Computes logits [n, classes] of the images that a mask [images] chooses, with some channels restored.
+        logits: Computes logits [n, classes] of the measured images, with some channels restored.
     """
-    step = max(FOLDS, images // IMAGES)
-    measured = np.arange(images) % step == 0
+    measured = measured_of(images)
     # Not on images that are fitted on: where a layer is wider than these are many, any channels reproduce all others.
     fitted = ~measured if images > 1 else measured
-    full = logits(measured, [])[:, classes]
+    full = logits([])[:, classes]
     result = {}
     for name, curve in curves.items():
         kept = curve.kept(-(-len(curve.order) // KEPT))
         predicted = float(curve.cost[: len(curve.order) - len(kept)].sum())
-        change = logits(measured, _restorations(groups.by_name[name], kept, rows, fitted))[:, classes] - full
+        change = logits(_restorations(groups.by_name[name], kept, rows, fitted))[:, classes] - full
         measured_loss = float(np.square(change - change.mean(1, keepdims=True)).sum(1).mean())
         factor = (measured_loss / predicted) ** POWER if measured_loss > 0 and predicted > 0 else 1.0
         result[name] = PruningCurve(curve.order, curve.cost * factor)

@@ -201,6 +201,27 @@ def _hard_swish(writer: _Writer, node: NodeProto, gradient: str) -> dict[str, st
     return {x: writer.where(writer.add("Greater", [x, constant[0]]), upper)}
 
 
+def _elu(writer: _Writer, node: NodeProto, gradient: str) -> dict[str, str]:
+    x, y = node.input[0], node.output[0]
+    alpha = writer.constant(_attributes(node).get("alpha", 1.0), np.float32)
+    below = writer.add("Mul", [gradient, writer.add("Add", [y, alpha])])
+    return {x: writer.add("Where", [writer.add("Greater", [x, writer.constant(0, np.float32)]), gradient, below])}
+
+
+def _erf(writer: _Writer, node: NodeProto, gradient: str) -> dict[str, str]:
+    x = node.input[0]
+    bell = writer.add("Exp", [writer.add("Neg", [writer.add("Mul", [x, x])])])
+    slope = writer.add("Mul", [bell, writer.constant(2 / np.sqrt(np.pi), np.float32)])
+    return {x: writer.add("Mul", [gradient, slope])}
+
+
+def _quotient(writer: _Writer, node: NodeProto, gradient: str) -> dict[str, str]:
+    x, divisor = node.input
+    if divisor not in writer.constants:
+        raise ModelError("a division by what depends on images has no known gradient")
+    return {x: writer.summed(writer.add("Div", [gradient, divisor]), x, node.output[0])}
+
+
 def _max_pool(writer: _Writer, node: NodeProto, gradient: str) -> dict[str, str]:
     x = node.input[0]
     pooled, places = (f"gradient {len(writer.nodes)} {part}" for part in ("pooled", "places"))
@@ -289,6 +310,9 @@ _RULES: dict[str, Rule] = {
     "Clip": _clip,
     "Concat": _concatenated,
     "Conv": _convolution,
+    "Div": _quotient,
+    "Elu": _elu,
+    "Erf": _erf,
     "Flatten": _reshaped,
     "Gemm": _linear,
     "GlobalAveragePool": _mean,

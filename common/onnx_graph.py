@@ -132,28 +132,26 @@ def program(
         nodes: In an order in which they can be executed.
         inputs: Values that are given, float of any shape; those that no operation reads are left out.
         outputs: Values that are asked for.
-        tensors: Weights; those that the operations read are declared as data that is stored elsewhere.
+        tensors: Weights; those that the operations read are inputs too.
     """
     read = {name for node in nodes for name in node.input}
+    shapes = {**dict.fromkeys(inputs), **{name: tensor.shape for name, tensor in tensors.items()}}
     graph = helper.make_graph(
         nodes,
         "network",
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in inputs if name in read],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shapes[name]) for name in shapes if name in read],
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs],
-        [_elsewhere(name, tensors[name].shape) for name in tensors if name in read],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=_IR)
 
 
-def _elsewhere(name: str, shape: tuple[int, ...]) -> TensorProto:
-    """Declare a tensor of floats that whoever runs the program gives."""
-    tensor = TensorProto(name=name, data_type=TensorProto.FLOAT, dims=shape, data_location=TensorProto.EXTERNAL)
-    tensor.external_data.add(key="location", value=name)
-    return tensor
-
-
 def embedded(model: ModelProto, tensors: State) -> bytes:
     """Return a program as the content of an .onnx file that has its weights."""
-    for tensor in model.graph.initializer:
-        tensor.CopyFrom(onnx.numpy_helper.from_array(np.ascontiguousarray(tensors[tensor.name]), tensor.name))
+    given = [value for value in model.graph.input if value.name not in tensors]
+    weights = [value.name for value in model.graph.input if value.name in tensors]
+    del model.graph.input[:]
+    model.graph.input.extend(given)
+    model.graph.initializer.extend(
+        onnx.numpy_helper.from_array(np.ascontiguousarray(tensors[name]), name) for name in weights
+    )
     return model.SerializeToString()

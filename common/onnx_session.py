@@ -15,18 +15,18 @@ Values = dict[str, npt.NDArray[np.float32]]
 
 
 class Session:
-    """Run one program with its weights, which are shared, not copied: they must not change meanwhile."""
+    """Run one program with its weights.
+
+    The weights are inputs, read where they lie: as constants of the program ONNX Runtime would copy them up to three
+    times, to fold batch norms and to reorder them. They may change between two runs.
+    """
 
     def __init__(self, program: ModelProto, tensors: Mapping[str, Array]) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.enable_cpu_mem_arena = False  # it would keep the largest batch's maps
-        names = [tensor.name for tensor in program.graph.initializer]
-        self._weights = [
-            onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(tensors[name])) for name in names
-        ]
-        options.add_external_initializers(names, self._weights)
-        self._inputs = {value.name for value in program.graph.input}
+        self._tensors = tensors
+        self._inputs = [value.name for value in program.graph.input]
         self._outputs = [value.name for value in program.graph.output]
         self._session = onnxruntime.InferenceSession(
             program.SerializeToString(), options, providers=["CPUExecutionProvider"]
@@ -34,15 +34,19 @@ class Session:
 
     def run(self, values: Mapping[str, Array]) -> Values:
         """Compute the program's outputs from `values`, of which it takes those that it reads."""
-        given = {name: np.ascontiguousarray(values[name]) for name in self._inputs}
+        given = {
+            name: np.ascontiguousarray(values[name] if name in values else self._tensors[name]) for name in self._inputs
+        }
         return dict(zip(self._outputs, self._session.run(self._outputs, given), strict=True))
 
 
 def in_batches(session: Session, values: Mapping[str, Array], batch: int) -> Values:
     """Run a program on values [N, …], so many images at a time; N is at least 1."""
     count = len(next(iter(values.values())))
-    found = [
-        session.run({name: value[start : start + batch] for name, value in values.items()})
-        for start in range(0, count, batch)
-    ]
-    return found[0] if len(found) == 1 else {name: np.concatenate([part[name] for part in found]) for name in found[0]}
+    found: Values = {}
+    for start in range(0, count, batch):
+        for name, part in session.run({name: value[start : start + batch] for name, value in values.items()}).items():
+            if start == 0:
+                found[name] = np.empty((count, *part.shape[1:]), part.dtype)
+            found[name][start : start + batch] = part
+    return found

@@ -1,24 +1,31 @@
 """Pack headers and tensors into Flower records and unpack them: no other module sees raw records.
 
-A message is one RecordDict: a ConfigRecord with the header as JSON and an ArrayRecord of raw little-endian bytes.
+A message is one RecordDict: a ConfigRecord with the header as JSON and, where they are small, the tensors in the bytes
+of safetensors. Larger ones are an ArrayRecord of raw little-endian bytes, which Flower sends in parts. Each record,
+array and part is an HTTP request of its own on both sides of the SuperLink, which is what a small message costs.
+
 Nothing is unpickled and `numpy.load` is never called; each bound is checked before memory is taken.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
+import safetensors
+import safetensors.numpy
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from numpy.typing import NDArray
 from pydantic import ValidationError
+from safetensors import SafetensorError
 
 from fedcaptor.common.errors import WireError
 from fedcaptor.common.messages import Header, Rules, TensorRule, rule_of
 
 HEADER = "fedcaptor.header"
 TENSORS = "fedcaptor.tensors"
+INLINE = "tensors"
 STYPE = "fedcaptor.raw"
 DTYPES = {
     "uint8": "|u1",
@@ -28,6 +35,7 @@ DTYPES = {
     "float32": "<f4",
     "float64": "<f8",
 }
+_STORED = {"U8": "uint8", "U32": "uint32", "I32": "int32", "I64": "int64", "F32": "float32", "F64": "float64"}
 MAX_DIMENSIONS = 8
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,63}(\.[0-9]{1,3})?")
 _CHECK_BLOCK = 1 << 20
@@ -37,11 +45,14 @@ H = TypeVar("H", bound=Header)
 
 @dataclass(frozen=True)
 class Limits:
-    """Bound one message: bytes of its header, bytes of all tensors together, number of tensors."""
+    """Bound one message: bytes of its header, bytes of all tensors together, number of tensors, and the bytes of
+    safetensors up to which they are in one record with the header.
+    """
 
     header_bytes: int = 1 << 16
     tensor_bytes: int = 1 << 29
     tensors: int = 300
+    inline_bytes: int = 1 << 20
 
 
 DEFAULT_LIMITS = Limits()
@@ -95,21 +106,26 @@ def pack(header: Header, tensors: Mapping[str, NDArray], limits: Limits = DEFAUL
         raise WireError("oversized", f"the header is above {limits.header_bytes} bytes")
     _check_totals([a.nbytes for a in tensors.values()], limits)
     _check_required(tensors, header.TENSORS)
-    arrays: dict[str, Array] = {}
+    raw: dict[str, NDArray] = {}
     for name, value in tensors.items():
         dtype = value.dtype.name
         _check(name, _rule(name, header.TENSORS), dtype, value.shape, value.nbytes)
-        raw = np.asarray(value, dtype=DTYPES[dtype], order="C")
-        _check_finite(name, raw.reshape(-1))
-        arrays[name] = Array(dtype=dtype, shape=tuple(value.shape), stype=STYPE, data=raw.tobytes())
+        raw[name] = np.asarray(value, dtype=DTYPES[dtype], order="C")
+        _check_finite(name, raw[name].reshape(-1))
+    if sum(each.nbytes for each in raw.values()) <= limits.inline_bytes:
+        inline = safetensors.numpy.save(raw)
+        if len(inline) <= limits.inline_bytes:
+            return RecordDict({HEADER: ConfigRecord({"json": text, INLINE: inline})})
+    arrays = {
+        name: Array(dtype=each.dtype.name, shape=each.shape, stype=STYPE, data=each.tobytes())
+        for name, each in raw.items()
+    }
     return RecordDict({HEADER: ConfigRecord({"json": text}), TENSORS: ArrayRecord(arrays)})
 
 
-def _header(record: RecordDict, expected: type[H], limits: Limits) -> H:
-    config = record.get(HEADER)
-    text = config.get("json") if isinstance(config, ConfigRecord) and len(config) == 1 else None
+def _header(text: object, expected: type[H], limits: Limits) -> H:
     if not isinstance(text, str):
-        raise WireError("malformed", "the header record is missing or is not one JSON text")
+        raise WireError("malformed", "the header is no JSON text")
     if len(text.encode(errors="replace")) > limits.header_bytes:
         raise WireError("oversized", f"the header is above {limits.header_bytes} bytes")
     try:
@@ -133,24 +149,55 @@ def unpack(record: RecordDict, expected: type[H], limits: Limits = DEFAULT_LIMIT
 
     Error texts repeat nothing that the sender chose, except names that the schema knows.
     """
-    if not isinstance(record, RecordDict) or set(record.keys()) != {HEADER, TENSORS}:
-        raise WireError("malformed", "the message must hold one header and one tensor record")
-    header = _header(record, expected, limits)
-    arrays = record[TENSORS]
+    config, arrays = (record.get(HEADER), record.get(TENSORS)) if isinstance(record, RecordDict) else (None, None)
+    if not isinstance(config, ConfigRecord) or len(record) != (1 if arrays is None else 2):
+        raise WireError("malformed", "the message must hold one header record, and at most one of tensors")
+    if set(config) != ({"json", INLINE} if arrays is None else {"json"}):
+        raise WireError("malformed", "the header record must hold a JSON text, and tensors that are nowhere else")
+    header = _header(config["json"], expected, limits)
+    given = list(_inline(config[INLINE], limits) if arrays is None else _in_arrays(arrays))
+    _check_totals([len(each.data) for each in given], limits)
+    _check_required({each.name: each for each in given}, expected.TENSORS)
+    tensors: dict[str, NDArray] = {}
+    for each in given:
+        _check(each.name, _rule(each.name, expected.TENSORS), each.dtype, each.shape, len(each.data))
+        flat = np.frombuffer(each.data, dtype=DTYPES[each.dtype])
+        _check_finite(each.name, flat)
+        value = flat.reshape(each.shape).astype(each.dtype, copy=False)
+        value.flags.writeable = False
+        tensors[each.name] = value
+    return header, tensors
+
+
+@dataclass(frozen=True)
+class _Given:
+    """Hold a tensor as it came, unchecked."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    data: bytes
+
+
+def _inline(content: object, limits: Limits) -> Iterator[_Given]:
+    """Read the tensors in the bytes of safetensors."""
+    if not isinstance(content, bytes):
+        raise WireError("malformed", "the tensors are no bytes")
+    if len(content) > limits.inline_bytes:
+        raise WireError("oversized", f"tensors beside the header are above {limits.inline_bytes} bytes")
+    try:
+        for name, found in safetensors.deserialize(content):
+            dtype = _STORED.get(found["dtype"], "unknown")
+            yield _Given(name, dtype, tuple(found["shape"]), bytes(found["data"]))
+    except SafetensorError:
+        raise WireError("malformed", "the tensors are no safetensors") from None
+
+
+def _in_arrays(arrays: object) -> Iterator[_Given]:
+    """Read the tensors of a record of their own."""
     if not isinstance(arrays, ArrayRecord):
         raise WireError("malformed", "the tensor record is of another type")
-    _check_totals([len(array.data) for array in arrays.values()], limits)
-    _check_required(arrays, expected.TENSORS)
-    tensors: dict[str, NDArray] = {}
     for name, array in arrays.items():
-        rule = _rule(name, expected.TENSORS)
         if array.stype != STYPE:
-            raise WireError("malformed", f"tensor {name} is not raw bytes")
-        shape = tuple(array.shape)
-        _check(name, rule, array.dtype, shape, len(array.data))
-        flat = np.frombuffer(array.data, dtype=DTYPES[array.dtype])
-        _check_finite(name, flat)
-        value = flat.reshape(shape).astype(array.dtype, copy=False)
-        value.flags.writeable = False
-        tensors[name] = value
-    return header, tensors
+            raise WireError("malformed", "a tensor is not raw bytes")
+        yield _Given(name, array.dtype, tuple(array.shape), array.data)

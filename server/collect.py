@@ -357,7 +357,7 @@ def _failure(code: int) -> str:
 
 
 def size_of(content: RecordDict) -> int:
-    """Return the payload bytes of a message: array data and texts, without Flower's framing."""
+    """Return the payload bytes of a message: tensors and header, without Flower's framing."""
     arrays = sum(len(a.data) for record in content.array_records.values() for a in record.values())
-    texts = sum(len(str(v)) for record in content.config_records.values() for v in record.values())
-    return arrays + texts
+    entries = (v for record in content.config_records.values() for v in record.values())
+    return arrays + sum(len(v if isinstance(v, bytes) else str(v)) for v in entries)

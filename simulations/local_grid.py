@@ -20,6 +20,7 @@ from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
+from safetensors.numpy import load, save
 
 from fedcaptor.common.config import Faults
 from fedcaptor.common.errors import ConfigError
@@ -65,6 +66,10 @@ def malformed(content: RecordDict, rng: np.random.Generator) -> RecordDict:
     for name, record in content.items():
         if kind == 1 and isinstance(record, ConfigRecord):
             out[name] = ConfigRecord({key: noise.hex() for key in record})
+        elif kind in (2, 3) and isinstance(record, ConfigRecord):
+            out[name] = ConfigRecord(
+                {k: _damaged(v, kind == 2) if isinstance(v, bytes) else v for k, v in record.items()}
+            )
         elif kind == 2 and isinstance(record, ArrayRecord):
             cut = {k: Array(a.dtype, tuple(a.shape), a.stype, a.data[: len(a.data) // 2]) for k, a in record.items()}
             out[name] = ArrayRecord({**cut, "extra": Array("float32", (16,), "numpy.ndarray", noise)})
@@ -76,6 +81,12 @@ def malformed(content: RecordDict, rng: np.random.Generator) -> RecordDict:
     if kind == 4:
         out["extra"] = ArrayRecord({"x": Array("object", (1,), "numpy.ndarray", noise)})
     return out
+
+
+def _damaged(tensors: bytes, more: bool) -> bytes:
+    """Tensors in the bytes of safetensors with one `more` than there should be, or all of another type."""
+    found = load(tensors)
+    return save({**found, "extra": np.zeros(16)} if more else {k: v.astype(np.int16) for k, v in found.items()})
 
 
 def _to_bytes(message: Message) -> bytes:

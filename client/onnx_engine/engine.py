@@ -13,7 +13,7 @@ from fedcaptor.client import engine
 from fedcaptor.client.engine import Logits
 from fedcaptor.client.onnx_engine.evidence import OnnxEvidence, observe
 from fedcaptor.client.onnx_engine.fitting import LeastSquares
-from fedcaptor.client.onnx_engine.network import Network
+from fedcaptor.client.onnx_engine.network import BATCH, Network
 from fedcaptor.client.onnx_engine.submodel import OnnxSubmodel
 from fedcaptor.common.arrays import Floats, Images, Indices
 from fedcaptor.common.errors import ModelError
@@ -29,7 +29,6 @@ from fedcaptor.common.statistics import FilterScores
 from fedcaptor.common.subgroups import subgroups
 from fedcaptor.common.weights_file import load_state, require_finite, statistic, weights_digest
 
-_BATCH = 32  # images of one backward pass
 _RIDGE = 50  # images that the present weights of refitted outputs count as
 
 
@@ -41,17 +40,17 @@ class OnnxEngine:
     groups: ChannelGroups
 
     @classmethod
-    def of(cls, graph: Path, weights: Path) -> OnnxEngine:
+    def of(cls, graph: Path, weights: Path, batch: int = BATCH) -> OnnxEngine:
         """Load a network's graph, and weights of its architecture from a safetensors file.
 
-        Raises ModelError when a file cannot be read, or the two do not fit each other.
+        `batch`: images of one run. Raises ModelError when a file cannot be read, or the two do not fit each other.
         """
         read, (state, metadata) = NetworkGraph.load(graph), load_state(weights)
         require_finite(state, weights)
         _require_shapes(state, read.groups.tensors, f"{weights} does not fit {graph}")
         channels = read.groups.input_shape[0]
         mean, std = (statistic(metadata, key, 0.5, channels) for key in ("mean", "std"))
-        return cls(Network(read, {name: state[name] for name in read.groups.tensors}, mean, std), read.groups)
+        return cls(Network(read, {name: state[name] for name in read.groups.tensors}, mean, std, batch), read.groups)
 
     @cached_property
     def weights_digest(self) -> str:
@@ -72,7 +71,7 @@ class OnnxEngine:
         cotangent = softmax(z) - np.eye(z.shape[1])[labels]
         names = [effect_of(layer) for layer in consuming_layers(self.groups)]
         values = {IMAGES: self.network.normalise(images), COTANGENT: cotangent.astype(np.float32)}
-        effects = in_batches(self.network.session(*names), values, _BATCH)
+        effects = in_batches(self.network.session(*names), values, self.network.batch)
         found = {group.name: np.zeros((len(z), group.channels), np.float32) for group in self.groups.prunable}
         for group, consumer in consumers(self.groups):
             found[group.name] += of_channels(effects[effect_of(consumer.layer)], group, consumer)
@@ -104,7 +103,7 @@ class OnnxEngine:
         given, layer = _own(submodel), self.groups.output.producers[0]
         network, rows = given.network, np.searchsorted(given.classes, classes)
         read = network.fitted.reader(layer).input[0]
-        x = in_batches(network.session(read), {IMAGES: network.normalise(images)}, 512)[read]
+        x = in_batches(network.session(read), {IMAGES: network.normalise(images)}, network.batch)[read]
         state = {name: tensor.copy() for name, tensor in network.state.items()}
         weight, bias = state[f"{layer}.weight"], state.get(f"{layer}.bias")
         wanted = self.scores(images)[:, classes]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
 from fedcaptor.client.onnx_engine.fitting import Response, reconstruct_weights
-from fedcaptor.client.onnx_engine.network import Network, Visit
+from fedcaptor.client.onnx_engine.network import Network, Underway, Visit
 from fedcaptor.client.onnx_engine.submodel import OnnxSubmodel
 from fedcaptor.common.arrays import Floats, Images, Indices
 from fedcaptor.common.errors import DataError
@@ -22,13 +22,12 @@ from fedcaptor.common.observations import (
     consumers,
     consuming_layers,
     curves_of,
+    measured_of,
 )
 from fedcaptor.common.onnx_graph import COTANGENT, IMAGES, sensitivity_of
 from fedcaptor.common.plan import Plan
 from fedcaptor.common.selection import PruningCurve
 from fedcaptor.common.slicer import slice_state
-
-_BATCH = 32  # images of one backward pass
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,11 +75,8 @@ def observe(
     seen, full, sensitivity = _observed(network, groups, classes, x, Sampler(len(x), rows, seed))
     curves = curves_of(groups, network.state, seen, sensitivity, start=start, importance=importance)
     if start is None:
-
-        def logits(chosen: npt.NDArray[np.bool_], restored: list[Restoration]) -> npt.NDArray[np.float32]:
-            return network.visit(x[chosen], {each.consumer.layer: _restoring(each) for each in restored})
-
-        curves = calibrated(groups, classes, len(x), seen, curves, logits)
+        measured = x[measured_of(len(x))]
+        curves = calibrated(groups, classes, len(x), seen, curves, _Restored(network, measured).scores)
     return OnnxEvidence(network, groups, classes, x, full, curves)
 
 
@@ -95,13 +91,11 @@ def _observed(
     readers = {layer: network.fitted.reader(layer) for layer in layers}
     wanted = dict.fromkeys(name for reader in readers.values() for name in (reader.input[0], reader.output[0]))
     session = network.session(*wanted, *map(sensitivity_of, layers))
-    places: dict[str, Indices] = {}
-    rows: dict[tuple[str, str], list[npt.NDArray[np.float32]]] = {pair: [] for pair in _pairs(groups)}
-    outputs: dict[str, list[npt.NDArray[np.float32]]] = {layer: [] for layer in layers}
+    rows, outputs = _Observations(sampler), _Observations(sampler)
     total = {layer: np.zeros(()) for layer in layers}
     signs = np.random.RandomState(sampler.seed % (1 << 32))  # draws what torch's generator does
-    for start in range(0, len(x), _BATCH):
-        part = x[start : start + _BATCH]
+    for start in range(0, len(x), network.batch):
+        part = x[start : start + network.batch]
         cotangent = np.zeros((len(part), groups.classes), np.float32)
         drawn = (signs.randint(0, 1 << 32, (len(part), len(classes)), np.uint32) % 2).astype(np.float32) * 2 - 1
         cotangent[:, classes] = drawn - drawn.mean(1, keepdims=True)
@@ -109,28 +103,56 @@ def _observed(
         for group, consumer in consumers(groups):
             first, last = consumer.offset, consumer.offset + group.channels * consumer.taps
             read = found[readers[consumer.layer].input[0]][:, first:last]
-            rows[group.name, consumer.layer].append(_sampled(read, group.channels, sampler, consumer.layer))
+            rows.add((group.name, consumer.layer), start, read, group.channels)
         for layer in layers:
             made = found[readers[layer].output[0]]
-            places[layer] = sampler.positions(layer, int(np.prod(made.shape[2:])))
-            outputs[layer].append(_sampled(made, made.shape[1], sampler, layer))
-            total[layer] = total[layer] + found[sensitivity_of(layer)].astype(np.float64)
+            outputs.add(("", layer), start, made, made.shape[1])
+            total[layer] = total[layer] + found[sensitivity_of(layer)]
     return (
-        {pair: np.concatenate(parts) for pair, parts in rows.items()},
-        {layer: Response(np.concatenate(parts), places[layer]) for layer, parts in outputs.items()},
+        rows.matrices(),
+        {layer: Response(rows, outputs.positions[layer]) for (_, layer), rows in outputs.matrices().items()},
         {layer: each / len(x) for layer, each in total.items()},
     )
 
 
-def _pairs(groups: ChannelGroups) -> list[tuple[str, str]]:
-    return [(group.name, consumer.layer) for group, consumer in consumers(groups)]
+@dataclass(frozen=True, eq=False)
+class _Observations:
+    """Collect samples [N, P, channels] of maps, by group and layer; whole layers have no group."""
+
+    sampler: Sampler
+    kept: Rows = field(default_factory=dict)
+    positions: dict[str, Indices] = field(default_factory=dict)
+
+    def add(self, key: tuple[str, str], start: int, values: npt.NDArray[np.float32], channels: int) -> None:
+        """Take the maps [n, channels · taps, …] of the images from number `start` on."""
+        maps, (_, layer) = values.reshape(len(values), channels, -1), key
+        if key not in self.kept:
+            self.positions[layer] = self.sampler.positions(layer, maps.shape[2])
+            self.kept[key] = np.empty((self.sampler.images, len(self.positions[layer]), channels), np.float32)
+        self.kept[key][start : start + len(maps)] = maps[:, :, self.positions[layer]].transpose(0, 2, 1)
+
+    def matrices(self) -> Rows:
+        """Return the observations [R, channels]."""
+        return {key: kept.reshape(-1, kept.shape[2]) for key, kept in self.kept.items()}
 
 
-def _sampled(values: npt.NDArray[np.float32], channels: int, sampler: Sampler, layer: str) -> npt.NDArray[np.float32]:
-    """Take observations [R, channels] out of maps [N, channels · taps, …]."""
-    maps = values.reshape(len(values), channels, -1)
-    maps = maps[:, :, sampler.positions(layer, maps.shape[2])]
-    return maps.transpose(0, 2, 1).reshape(-1, channels)
+@dataclass(eq=False)
+class _Restored:
+    """Compute the scores of normalised images `x` with some channels restored.
+
+    Groups come in the order in which they are executed: what lies before the first restored layer is not computed anew.
+    """
+
+    network: Network
+    x: npt.NDArray[np.float32]
+    way: Underway | None = None
+
+    def scores(self, restored: list[Restoration]) -> npt.NDArray[np.float32]:
+        first = min((self.network.fitted.position(each.consumer.layer) for each in restored), default=0)
+        if self.way is None or first < self.way.place:
+            self.way = Underway.of(self.x)
+        self.way = self.network.moved(self.way, first)
+        return self.network.visit(self.way, {each.consumer.layer: _restoring(each) for each in restored})
 
 
 def _restoring(restoration: Restoration) -> Visit:

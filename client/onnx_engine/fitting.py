@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from onnx import NodeProto, helper
 
-from fedcaptor.client.onnx_engine.network import Network, Visit
+from fedcaptor.client.onnx_engine.network import Network, Underway, Visit
 from fedcaptor.common.arrays import Indices
 from fedcaptor.common.groups import ChannelGroups, Consumer
 from fedcaptor.common.observations import consumers
@@ -48,7 +48,7 @@ def reconstruct_weights(
         own = response.values if outputs is None else response.values[:, outputs]
         visits[layer] = _Layer(sliced, consumer, Response(own, response.positions)).fit
     if visits:
-        sliced.visit(x, visits)
+        sliced.visit(Underway.of(x), visits)
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +68,7 @@ class _Layer:
         squares = LeastSquares(seen, weights.reshape(len(weights), -1), ridge, bias is not None or norm is not None)
         weight, constant = squares.fit(self.wanted.values)
         for _ in range(ROUNDS if self.consumer.rectified is not None else 0):
-            weight, constant = squares.fit(self._open(seen @ weight.T + constant))
+            weight, constant = squares.fit(self._open(squares.answers(weight, constant)))
         weights[...] = weight.reshape(weights.shape)
         if bias is not None:
             bias[...] = constant
@@ -101,21 +101,24 @@ class _Layer:
 
 
 def unfold_inputs(x: Matrix, reader: NodeProto, positions: Indices) -> Matrix:
-    """Gather what an operation multiplies with its weights at some output positions [P] (im2col): [N · P, K].
+    """Gather what an operation multiplies with its weights at some output positions [P] (im2col): a new [N · P, K].
 
     `x`: input [N, C, H, W] of a convolution, or [N, K] of a linear layer. Columns are in the order of the flattened
     weights.
     """
     if reader.op_type == "Gemm":
-        return x
+        return x.copy()
     own = {each.name: helper.get_attribute_value(each) for each in reader.attribute}
     (above, before, below, after), (down, right) = own["pads"], own["dilations"]
     (rows, columns), (stride, step) = own["kernel_shape"], own["strides"]
-    padded = np.pad(x, ((0, 0), (0, 0), (above, below), (before, after)))
-    width = (padded.shape[3] - right * (columns - 1) - 1) // step + 1
+    width = (x.shape[3] + before + after - right * (columns - 1) - 1) // step + 1
     top, left = positions // width * stride, positions % width * step
-    taps = [padded[:, :, top + down * i, left + right * j] for i in range(rows) for j in range(columns)]
-    return np.stack(taps, 2).transpose(0, 3, 1, 2).reshape(len(x) * len(positions), -1)
+    found = np.empty((len(x), len(positions), x.shape[1], rows, columns), np.float32)
+    for image, values in zip(found, x, strict=True):  # a padded copy of all of them would be large
+        padded = np.pad(values, ((0, 0), (above, below), (before, after)))
+        for i, j in np.ndindex(rows, columns):
+            image[..., i, j] = padded[:, top + down * i, left + right * j].T
+    return found.reshape(len(x) * len(positions), -1)
 
 
 class LeastSquares:
@@ -124,7 +127,7 @@ class LeastSquares:
     Memory is min(R, K)²: with fewer rows than columns it is solved in the rows.
 
     Args:
-        x: Inputs [R, K].
+        x: Inputs [R, K]; their mean is taken from them in place.
         start: Weights [O, K] that the ridge draws to.
         ridge: How hard, as a number of observations of them.
         constant: False where the map is linear, not affine.
@@ -132,7 +135,7 @@ class LeastSquares:
 
     def __init__(self, x: Matrix, start: Matrix, ridge: float, constant: bool = True) -> None:
         self.mean = x.mean(0) if constant else np.zeros(x.shape[1], np.float32)
-        self.x = x - self.mean
+        self.x = np.subtract(x, self.mean, out=x)
         self.start, self.given = start, self.x @ start.T
         self.constant, self.by_rows = constant, len(x) < x.shape[1]
         gram = (self.x @ self.x.T if self.by_rows else self.x.T @ self.x).astype(np.float64)
@@ -148,6 +151,11 @@ class LeastSquares:
         change = self.x.T @ self._solve(missing) if self.by_rows else self._solve(self.x.T @ missing)
         weight = self.start + change.T
         return weight, mean - weight @ self.mean
+
+    def answers(self, weight: Matrix, constant: Matrix) -> Matrix:
+        """Compute what weights [O, K] and constants [O] make of the inputs: [R, O]."""
+        found: Matrix = self.x @ weight.T
+        return found + (constant + weight @ self.mean)
 
     def _solve(self, right: Matrix) -> Matrix:
         """Solve gram · y = right for y [M, O]."""

@@ -15,10 +15,24 @@ from fedcaptor.common.groups import State
 from fedcaptor.common.onnx_graph import IMAGES, INPUTS, SCORES, NetworkGraph, embedded, program, reaching
 from fedcaptor.common.onnx_session import Session, Values, in_batches
 
-BATCH = 64  # images of one run
+BATCH = 8
+"""Images of one run: memory grows with them, time and results hardly change."""
 
 Visit = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32] | None]
 """Is given what a layer reads [N, …], gives what it shall read instead; None leaves it as it is."""
+
+
+@dataclass(frozen=True, eq=False)
+class Underway:
+    """Hold images on their way through a network: what its operations from number `place` on read of them."""
+
+    place: int
+    values: Values
+
+    @classmethod
+    def of(cls, x: npt.NDArray[np.float32]) -> Underway:
+        """Start with normalised images [N, C, H, W]."""
+        return cls(0, {IMAGES: x})
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,12 +44,14 @@ class Network:
         state: Weights by name.
         mean: Of each input channel, of images in [0, 1].
         std: Of each input channel, of images in [0, 1].
+        batch: Images of one run.
     """
 
     graph: NetworkGraph
     state: State
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    batch: int = BATCH
 
     def with_state(self, state: State) -> Network:
         """Return the network with other weights."""
@@ -64,7 +80,7 @@ class Network:
 
     def scores(self, images: Images) -> npt.NDArray[np.float32]:
         """Compute logits [N, classes] of uint8 images [N, H, W, C]; N is at least 1."""
-        return in_batches(self._scores, {IMAGES: self.normalise(images)}, BATCH)[SCORES]
+        return in_batches(self._scores, {IMAGES: self.normalise(images)}, self.batch)[SCORES]
 
     def program(self) -> bytes:
         """Return an .onnx file that maps float images [N, C, H, W] in [0, 1] to scores [N, classes]."""
@@ -79,15 +95,14 @@ class Network:
         tensors = {**self.state, **statistics}
         return embedded(program([*first, *self.fitted.forward], ["pixels"], [SCORES], tensors), tensors)
 
-    def visit(self, x: npt.NDArray[np.float32], visits: Mapping[str, Visit]) -> npt.NDArray[np.float32]:
-        """Run normalised images [N, C, H, W] through the network, with a stop before each of some layers.
+    def visit(self, way: Underway, visits: Mapping[str, Visit]) -> npt.NDArray[np.float32]:
+        """Run images through the rest of the network, with a stop before each of some layers.
 
         Layers behind a stop use the weights that the state has then: a visit may change those of its layer and of the
         layers that follow it. Returns scores [N, classes].
         """
-        nodes, values = list(self.fitted.forward), {IMAGES: x}
+        nodes, begin, values = list(self.fitted.forward), way.place, dict(way.values)
         stops = {self.fitted.position(layer): layer for layer in visits}
-        begin = 0
         for end in sorted(stops):
             values = self._advance(nodes, begin, end, values)
             begin, layer, reader = end, stops[end], nodes[end]
@@ -96,6 +111,10 @@ class Network:
                 values[f"{layer} input"] = given
                 nodes[end] = _reading(reader, f"{layer} input")
         return self._advance(nodes, begin, len(nodes), values)[SCORES]
+
+    def moved(self, way: Underway, place: int) -> Underway:
+        """Run images on, to the operation of number `place`."""
+        return Underway(place, self._advance(list(self.fitted.forward), way.place, place, dict(way.values)))
 
     def _advance(self, nodes: list[NodeProto], begin: int, end: int, values: Values) -> Values:
         """Execute nodes `begin` to `end`; of the values keep those that nodes behind them read."""
@@ -108,7 +127,7 @@ class Network:
             segment = program(reaching([*constants, *own], values, made), list(values), made, self.state)
             read = {value.name for value in segment.graph.input}
             given = {name: value for name, value in values.items() if name in read}
-            kept |= in_batches(Session(segment, self.state), given, BATCH)
+            kept |= in_batches(Session(segment, self.state), given, self.batch)
         return kept
 
 

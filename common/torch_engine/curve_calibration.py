@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 from fedcaptor.common.arrays import Indices
-from fedcaptor.common.observations import Restoration, Rows, calibrated
+from fedcaptor.common.observations import Restoration, Rows, calibrated, measured_of
 from fedcaptor.common.selection import PruningCurve
 from fedcaptor.common.torch_engine.base import BaseModel
 from fedcaptor.common.torch_engine.evidence import hooks
@@ -30,11 +31,8 @@ def calibrate_curves(
         rows: Channels that were observed in these images.
         curves: Pruning curve of each group.
     """
-
-    def answers(chosen: npt.NDArray[np.bool_], restored: list[Restoration]) -> npt.NDArray[np.float32]:
-        return _restored_logits(base.module, x[torch.from_numpy(chosen)], restored)
-
-    return calibrated(base.groups, classes, len(x), rows, curves, answers)
+    measured = x[torch.from_numpy(measured_of(len(x)))]
+    return calibrated(base.groups, classes, len(x), rows, curves, partial(_restored_logits, base.module, measured))
 
 
 def _restored_logits(

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from fedcaptor.client import images
-from fedcaptor.client.images import FolderFeed
+from fedcaptor.client.images import FolderFeed, spread
 from fedcaptor.common.data.source import photo
 from fedcaptor.common.errors import DataError
 from fedcaptor.simulations.phones import MappedFeed
@@ -98,6 +98,11 @@ def test_photos_are_turned_upright_cropped_and_scaled(tmp_path: Path) -> None:
     (image,) = FolderFeed(tmp_path, (6, 6, 1), 100).use(1)
     assert image[0].mean() > 150  # the sides are cropped: a quarter of the middle remains above
     assert image[2:].mean() < 20
+
+
+def test_a_part_of_many_images_is_spread_evenly() -> None:
+    assert spread(np.arange(10), 4).tolist() == [0, 3, 6, 9]
+    assert spread(np.arange(3), 4).tolist() == [0, 1, 2]
 
 
 def test_the_newest_files_are_read(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from safetensors.numpy import save
 
 from fedcaptor.common.errors import WireError
 from fedcaptor.common.messages import (
@@ -25,7 +26,7 @@ from fedcaptor.common.messages import (
     digest_of,
 )
 from fedcaptor.common.privacy.sums import SumSpec
-from fedcaptor.common.wire import HEADER, STYPE, TENSORS, Limits, pack, unpack
+from fedcaptor.common.wire import HEADER, INLINE, STYPE, TENSORS, Limits, pack, unpack
 
 RUN, ID = "a" * 64, "b" * 32
 SPEC = SumSpec("usage", 8, clip=2.0, scale=1024.0, noise_multiplier=1.0, cohort=50, min_survivors=20, min_cohort=20)
@@ -47,6 +48,7 @@ BYTES = np.arange(100, dtype=np.uint8)
 DELIVER = DeliverRequest(
     run=RUN, round=1, request=ID, mode="plan", weights="e" * 64, clusters=(0, 5), digests=("c" * 64, "d" * 64)
 )
+IN_ARRAYS = Limits(inline_bytes=0)
 
 
 def through_bytes(record):
@@ -62,18 +64,19 @@ def refused(record, expected=SumReply, limits=None):
 
 
 def with_array(array, name="values"):
-    record = pack(REPLY, {"values": VALUES})
+    record = pack(REPLY, {"values": VALUES}, IN_ARRAYS)
     record[TENSORS] = ArrayRecord({name: array})
     return record
 
 
 def with_header(**changes):
-    record = pack(REPLY, {"values": VALUES})
+    record = pack(REPLY, {"values": VALUES}, IN_ARRAYS)
     record[HEADER] = ConfigRecord({"json": json.dumps({**json.loads(REPLY.model_dump_json()), **changes})})
     return record
 
 
-def test_round_trip_of_every_message():
+@pytest.mark.parametrize("limits", [Limits(), IN_ARRAYS])
+def test_round_trip_of_every_message(limits):
     plan = np.arange(6, dtype=np.uint8)
     centroids = np.arange(6, dtype=np.float32).reshape(2, 3).T
     done = DeliverReply(run=RUN, round=1, request=ID, accepted=True)
@@ -86,7 +89,7 @@ def test_round_trip_of_every_message():
         (MaskedReply.to(MASKED), {"secure": BYTES}),
     ]
     for header, tensors in sent:
-        got, arrays = unpack(through_bytes(pack(header, tensors)), type(header))
+        got, arrays = unpack(through_bytes(pack(header, tensors, limits)), type(header))
         assert got == header
         assert set(arrays) == set(tensors)
         for name, value in tensors.items():
@@ -124,14 +127,14 @@ def test_lying_tensors_are_refused(array, reason):
 
 @pytest.mark.parametrize("name", ["other", "values.0", "", "../x", "plan.0", "x" * 5000])
 def test_unexpected_tensors_are_refused(name):
-    record = pack(REPLY, {"values": VALUES})
+    record = pack(REPLY, {"values": VALUES}, IN_ARRAYS)
     array = Array("uint32", (8,), STYPE, bytes(32))
     record[TENSORS] = ArrayRecord({"values": array, name: array})
     assert refused(record) == "unexpected_tensor"
 
 
 def test_missing_tensor_and_limits():
-    record = pack(REPLY, {"values": VALUES})
+    record = pack(REPLY, {"values": VALUES}, IN_ARRAYS)
     assert refused(record, limits=Limits(tensor_bytes=31)) == "oversized"
     assert refused(record, limits=Limits(tensors=0)) == "oversized"
     assert refused(record, limits=Limits(header_bytes=10)) == "oversized"
@@ -143,10 +146,44 @@ def test_missing_tensor_and_limits():
 
 
 def test_the_headers_bound_is_of_bytes():
-    record = pack(REPLY, {"values": VALUES})
+    record = pack(REPLY, {"values": VALUES}, IN_ARRAYS)
     record[HEADER] = ConfigRecord({"json": "é" * 60})
     assert refused(record, limits=Limits(header_bytes=119)) == "oversized"
     assert refused(record, limits=Limits(header_bytes=120)) == "malformed"
+
+
+def with_inline(content):
+    return RecordDict({HEADER: ConfigRecord({"json": REPLY.model_dump_json(), INLINE: content})})
+
+
+def test_small_tensors_are_beside_the_header():
+    """Each record, array and part of one is a request of its own to the SuperLink."""
+    record = pack(REPLY, {"values": VALUES})
+    assert set(record) == {HEADER}
+    size = len(record[HEADER][INLINE])
+    assert set(pack(REPLY, {"values": VALUES}, Limits(inline_bytes=size))) == {HEADER}
+    assert set(pack(REPLY, {"values": VALUES}, Limits(inline_bytes=size - 1))) == {HEADER, TENSORS}
+    assert refused(record, limits=Limits(inline_bytes=size - 1)) == "oversized"
+
+
+@pytest.mark.parametrize(
+    ("tensors", "reason"),
+    [
+        ({}, "missing_tensor"),
+        ({"values": VALUES, "other": VALUES}, "unexpected_tensor"),
+        ({"values": VALUES, "x" * 5000: VALUES}, "unexpected_tensor"),
+        ({"values": VALUES.astype(np.float32)}, "wrong_dtype"),
+        ({"values": VALUES.astype(np.float16)}, "wrong_dtype"),
+        ({"values": VALUES.reshape((1,) * 8 + (8,))}, "wrong_shape"),
+    ],
+)
+def test_inline_tensors_that_break_the_schema_are_refused(tensors, reason):
+    assert refused(with_inline(save(tensors))) == reason
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff" * 8, save({"values": VALUES})[:-1], "text", 1])
+def test_bytes_that_are_no_safetensors_are_refused(content):
+    assert refused(with_inline(content)) == "malformed"
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -154,7 +191,7 @@ def test_values_that_are_not_finite_are_refused(bad):
     value = np.array([1, bad], dtype="<f4")
     with pytest.raises(WireError, match="nan"):
         pack(DELIVER, {"centroids": value})
-    record = pack(DELIVER, {})
+    record = pack(DELIVER, {}, IN_ARRAYS)
     record[TENSORS] = ArrayRecord({"centroids": Array("float32", (2,), STYPE, value.tobytes())})
     assert refused(record, DeliverRequest) == "nan"
 
@@ -178,13 +215,13 @@ def test_bad_headers_are_refused(changes, reason):
 
 @pytest.mark.parametrize("text", ["", "null", "[" * 60_000, "{", '{"round": NaN}', "[]"])
 def test_texts_that_are_no_header_are_refused(text):
-    record = pack(REPLY, {"values": VALUES})
+    record = pack(REPLY, {"values": VALUES}, IN_ARRAYS)
     record[HEADER] = ConfigRecord({"json": text})
     assert refused(record) == "malformed"
 
 
 def test_records_of_another_form_are_refused():
-    good = pack(REPLY, {"values": VALUES})
+    good = pack(REPLY, {"values": VALUES}, IN_ARRAYS)
     assert refused(RecordDict()) == "malformed"
     assert refused(RecordDict({HEADER: good[HEADER]})) == "malformed"
     assert refused(RecordDict({HEADER: good[TENSORS], TENSORS: good[HEADER]})) == "malformed"

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
-from fedcaptor.common.wire import HEADER, STYPE, TENSORS
+from fedcaptor.common.wire import HEADER, STYPE, TENSORS, Limits
+
+IN_ARRAYS = Limits(inline_bytes=0)
 
 
 def record_of(header: str, parts: Sequence[bytes]) -> RecordDict:

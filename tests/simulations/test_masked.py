@@ -24,7 +24,7 @@ from fedcaptor.client.masked_sums import MAX_OPEN, MaskedLedger
 from fedcaptor.client.phone import Phone
 from fedcaptor.common.config import Config, Rounds, load_config
 from fedcaptor.common.errors import PrivacyError, StateError, WireError
-from fedcaptor.common.messages import MaskedRequest, SumFields, SumRequest
+from fedcaptor.common.messages import MaskedReply, MaskedRequest, SumFields, SumRequest
 from fedcaptor.common.privacy.sums import SumSpec
 from fedcaptor.common.secure import keys, messages
 from fedcaptor.common.secure.messages import MASKING, STEPS
@@ -103,7 +103,7 @@ class World:
             raise ConnectionError
         reply = self._app(message, context)
         self.answered[number, request.step] += 1
-        self.seen[number, request.step] = request, tensors, reply.content["fedcaptor.tensors"]["secure"].data
+        self.seen[number, request.step] = request, tensors, unpack(reply.content, MaskedReply)[1]["secure"].tobytes()
         if self.cut(request, number) and self.answered[number, request.step] == 1:
             raise ConnectionError
         return reply

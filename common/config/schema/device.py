@@ -36,6 +36,12 @@ class DeviceSettings(Section):
     graph: Annotated[str, PHONE] = Field(
         "", description="The base model's graph, by `fedcaptor export-graph`: the phone then runs without torch."
     )
+    batch: Annotated[int, PHONE] = Field(
+        8,
+        ge=1,
+        le=1024,
+        description="With a `graph`: images that a network runs on at a time. Memory grows with them, results stay.",
+    )
     model: Annotated[str, PHONE] = Field("", description="The base model's name, as in `model.name`.")
     input_shape: Annotated[tuple[int, ...], PHONE] = Field(
         (), max_length=3, description="The base model's input: channels, height, width."

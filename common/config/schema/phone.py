@@ -62,6 +62,12 @@ class Personal(Section):
     rows: Annotated[int, PHONE] = Field(
         2048, ge=64, description="Observations a layer that merging on the phone uses at most."
     )
+    images: Annotated[int, PHONE] = Field(
+        400,
+        ge=1,
+        description="Most own and reference images together that a submodel is made on, spread evenly: memory and time "
+        "grow with them.",
+    )
     start: Annotated[Literal["cluster", "base"], PHONE] = Field(
         "base", description="Channels to select from: the cluster's, or all."
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -99,6 +100,29 @@ def test_answers_are_those_of_torch_where_rounding_crosses_kinks(name: str) -> N
     seen, expected = (each.observe(OWN, images, rows=256) for each in (onnx, torch))
     plan = allocate(onnx.groups, expected.curves, OWN, Budget(macs=0.5, multiple=1))
     assert (seen.build(plan).predict(others) == expected.build(plan).predict(others)).mean() >= 0.995
+
+
+def test_how_many_images_run_at_a_time_changes_no_result(small: Engines) -> None:
+    one = small[1]
+    few, many = (OnnxEngine(replace(one.network, batch=batch), one.groups) for batch in (3, 64))
+    images = pictures(one, 16)
+    np.testing.assert_allclose(few.scores(images), many.scores(images), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(few.filter_scores(images).scores, many.filter_scores(images).scores, rtol=0, atol=1e-5)
+    seen, expected = (each.observe(OWN, images, rows=64) for each in (few, many))
+    plan = allocate(one.groups, expected.curves, OWN, Budget(macs=0.5, multiple=1))
+    for name, curve in expected.curves.items():
+        np.testing.assert_allclose(seen.curves[name].cost, curve.cost, rtol=0, atol=1e-5 * curve.cost.max())
+    np.testing.assert_allclose(seen.build(plan).scores(images), expected.build(plan).scores(images), rtol=0, atol=1e-3)
+
+
+def test_weights_are_read_where_they_lie(small: Engines) -> None:
+    """No session has a copy of its own, of which there would be one for each submodel that is tried."""
+    engine = small[1]
+    network = engine.network.with_state({name: tensor.copy() for name, tensor in engine.network.state.items()})
+    images = pictures(engine, 4)
+    before = network.scores(images)
+    network.state["classifier.3.bias"][...] += 1
+    np.testing.assert_allclose(network.scores(images), before + 1, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("start", [False, True])

@@ -18,7 +18,7 @@ def test_least_squares_are_those_of_torch(rows: int, constant: bool) -> None:
     """With fewer observations than weights and with more, both beyond one block of the triangular solver."""
     rng = np.random.default_rng(0)
     x, start, wanted = (rng.standard_normal(size).astype(np.float32) for size in ((rows, 300), (7, 300), (rows, 7)))
-    found = own.LeastSquares(x, start, 20, constant).fit(wanted)
+    found = own.LeastSquares(x.copy(), start, 20, constant).fit(wanted)
     expected = twin.LeastSquares(*map(torch.from_numpy, (x, start)), 20, constant).fit(torch.from_numpy(wanted))
     for mine, theirs in zip(found, expected, strict=True):
         np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-4)

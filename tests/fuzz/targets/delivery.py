@@ -20,7 +20,7 @@ from fedcaptor.common.submodel_file import digest
 from fedcaptor.common.wire import TENSORS, pack, unpack
 from tests.client.fake_engine import CLASSES, GROUPS, FakeEngine, pictures
 from tests.fuzz.parts import chosen, join, split
-from tests.fuzz.records import record_of, tensors_of
+from tests.fuzz.records import IN_ARRAYS, record_of, tensors_of
 from tests.fuzz.targets import submodel_file
 
 MODES = ("plan", "choose", "submodel")
@@ -91,4 +91,4 @@ def _encoded(mode: str, tiers: str, tensors: dict[str, np.ndarray]) -> bytes:
     request = DeliverRequest(
         run="a" * 64, round=1, request="b" * 32, mode="plan", weights="e" * 64, clusters=(), digests=()
     )
-    return join(bytes([MODES.index(mode)]), tiers.encode(), *tensors_of(pack(request, tensors)))
+    return join(bytes([MODES.index(mode)]), tiers.encode(), *tensors_of(pack(request, tensors, IN_ARRAYS)))

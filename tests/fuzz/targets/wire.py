@@ -22,7 +22,7 @@ from fedcaptor.common.messages import (
 from fedcaptor.common.privacy.sums import SumSpec
 from fedcaptor.common.wire import pack, unpack
 from tests.fuzz.parts import chosen, join, split
-from tests.fuzz.records import header_of, record_of, tensors_of, text
+from tests.fuzz.records import IN_ARRAYS, header_of, record_of, tensors_of, text
 
 KINDS: tuple[type[Header], ...] = (
     SumRequest,
@@ -66,7 +66,9 @@ def seeds() -> dict[str, bytes]:
         (deliver, {"plan.0": plan, "plan.5": plan, "reference": plan, "centroids": tensors["centroids"]}),
         (DeliverReply(**names, accepted=True, cluster=1), {}),
     ]
-    return {type(header).__name__: _encoded(pack(header, arrays), type(header)) for header, arrays in messages}
+    return {
+        type(header).__name__: _encoded(pack(header, arrays, IN_ARRAYS), type(header)) for header, arrays in messages
+    }
 
 
 def one(data: bytes) -> bool:
