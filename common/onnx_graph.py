@@ -21,6 +21,7 @@ from fedcaptor.common.errors import ModelError
 from fedcaptor.common.files import no_file, write_whole
 from fedcaptor.common.groups import ChannelGroups, State
 from fedcaptor.common.observations import consuming_layers
+from fedcaptor.common.weights_file import narrow
 
 IMAGES = "images"  # normalised, float [N, C, H, W]
 SCORES = "scores"  # logits [N, classes]
@@ -140,20 +141,33 @@ def program(
         "network",
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in inputs if name in read],
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs],
-        [_elsewhere(name, tensors[name].shape) for name in tensors if name in read],
+        [declared(name, tensors[name].shape) for name in tensors if name in read],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=_IR)
 
 
-def _elsewhere(name: str, shape: tuple[int, ...]) -> TensorProto:
+def declared(name: str, shape: tuple[int, ...]) -> TensorProto:
     """Declare a tensor of floats that whoever runs the program gives."""
     tensor = TensorProto(name=name, data_type=TensorProto.FLOAT, dims=shape, data_location=TensorProto.EXTERNAL)
     tensor.external_data.add(key="location", value=name)
     return tensor
 
 
-def embedded(model: ModelProto, tensors: State) -> bytes:
-    """Return a program as the content of an .onnx file that has its weights."""
-    for tensor in model.graph.initializer:
-        tensor.CopyFrom(onnx.numpy_helper.from_array(np.ascontiguousarray(tensors[tensor.name]), tensor.name))
-    return model.SerializeToString()
+def embedded(model: ModelProto, tensors: State, *, half: bool = False) -> bytes:
+    """Return a program as the content of an .onnx file that has its weights.
+
+    `half`: the file has them in half precision, as files of weights do. It computes in single precision all the same:
+    runtimes widen the weights once, when they load it.
+    """
+    complete, widened = ModelProto(), []
+    complete.CopyFrom(model)
+    for tensor in [tensor for tensor in complete.graph.initializer if tensor.name in tensors]:
+        name, value = tensor.name, np.ascontiguousarray(tensors[tensor.name])
+        if half and (narrowed := narrow(value)).dtype == np.float16:
+            widened.append(helper.make_node("Cast", [f"{name} half"], [name], to=TensorProto.FLOAT))
+            name, value = f"{name} half", narrowed
+        tensor.CopyFrom(onnx.numpy_helper.from_array(value, name))
+    nodes = [*widened, *complete.graph.node]
+    del complete.graph.node[:]
+    complete.graph.node.extend(nodes)
+    return complete.SerializeToString()

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 import onnxruntime
-from onnx import ModelProto
+from onnx import ModelProto, TensorProto
 
 from fedcaptor.common.arrays import Array
 
@@ -15,13 +15,13 @@ Values = dict[str, npt.NDArray[np.float32]]
 
 
 class Session:
-    """Run one program with its weights, which are shared, not copied: they must not change meanwhile."""
+    """Run one program. Weights that it declares are shared, not copied: they must not change meanwhile."""
 
     def __init__(self, program: ModelProto, tensors: Mapping[str, Array]) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.enable_cpu_mem_arena = False  # it would keep the largest batch's maps
-        names = [tensor.name for tensor in program.graph.initializer]
+        names = [t.name for t in program.graph.initializer if t.data_location == TensorProto.EXTERNAL]
         self._weights = [
             onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(tensors[name])) for name in names
         ]

@@ -103,6 +103,8 @@ def build_world(config: Config, directory: Path) -> World:
     torch.set_num_threads(1)
     threadpool_limits(1)
     keep_memory_flat()
+    if config.personal.precision == "int8" and config.run.engine == "torch":
+        raise ConfigError('personal.precision is int8, which phones with torch do not have: set run.engine = "onnx"')
     make_folder(directory)
     stored = directory / CONFIG
     if stored.exists() and stored_config(directory) != config:

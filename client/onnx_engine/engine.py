@@ -14,12 +14,13 @@ from fedcaptor.client.engine import Logits
 from fedcaptor.client.onnx_engine.evidence import OnnxEvidence, observe
 from fedcaptor.client.onnx_engine.fitting import LeastSquares
 from fedcaptor.client.onnx_engine.network import Network
-from fedcaptor.client.onnx_engine.submodel import OnnxSubmodel
+from fedcaptor.client.onnx_engine.submodel import OnnxSubmodel, ProgramSubmodel, pixels
 from fedcaptor.common.arrays import Floats, Images, Indices
 from fedcaptor.common.errors import ModelError
 from fedcaptor.common.groups import ChannelGroups, State
 from fedcaptor.common.observations import consumers, consuming_layers, of_channels
-from fedcaptor.common.onnx_graph import COTANGENT, IMAGES, NetworkGraph, effect_of
+from fedcaptor.common.onnx_graph import COTANGENT, IMAGES, NetworkGraph, effect_of, embedded
+from fedcaptor.common.onnx_quantisation import calibration_images, quantised
 from fedcaptor.common.onnx_session import in_batches
 from fedcaptor.common.plan import Plan
 from fedcaptor.common.preference import normalise
@@ -124,7 +125,9 @@ class OnnxEngine:
         own = _own(submodel)
         return OnnxEngine(own.network, subgroups(self.groups, own.plan))
 
-    def widened(self, submodel: engine.Submodel, plan: Plan) -> OnnxSubmodel:
+    def widened(self, submodel: engine.Submodel, plan: Plan) -> engine.Submodel:
+        if isinstance(submodel, ProgramSubmodel):
+            return replace(submodel, groups=self.groups, plan=plan)
         return self._submodel(plan, _own(submodel).network.state)
 
     def tensors(self, submodel: engine.Submodel) -> State:
@@ -134,9 +137,18 @@ class OnnxEngine:
         _require_shapes(tensors, self.groups.shapes(plan.counts()), "the tensors are no slice of the base model")
         return self._submodel(plan, {name: tensors[name] for name in self.groups.tensors})
 
+    def quantised(self, submodel: engine.Submodel, images: Images) -> ProgramSubmodel:
+        shown = pixels(images[calibration_images(len(images))])
+        content = quantised(*_own(submodel).network.program(), shown)
+        return ProgramSubmodel.of(content, self.groups, submodel.plan)
+
     def program(self, submodel: engine.Submodel) -> bytes:
-        """Return a submodel as an .onnx file that maps float images [N, C, H, W] in [0, 1] to scores [N, k]."""
-        return _own(submodel).network.program()
+        if isinstance(submodel, ProgramSubmodel):
+            return submodel.content
+        return embedded(*_own(submodel).network.program(), half=True)
+
+    def of_program(self, plan: Plan, content: bytes) -> ProgramSubmodel:
+        return ProgramSubmodel.of(content, self.groups, plan)
 
     def _submodel(self, plan: Plan, state: State) -> OnnxSubmodel:
         return OnnxSubmodel(self.network.with_state(state), self.groups, plan)
