@@ -11,6 +11,7 @@ from rich.console import Console
 
 from benchmarks import lite0
 from benchmarks.command import command
+from benchmarks.eight_bits import EightBits
 from benchmarks.fallback import Fallback
 from benchmarks.federation import Federation
 from benchmarks.gradients import Gradients
@@ -37,6 +38,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.command("eight_bits")(command(EightBits))
 app.command("fallback")(command(Fallback))
 app.command("federation")(command(Federation))
 app.command("gradients")(command(Gradients))

@@ -146,7 +146,7 @@ class Engine(Protocol):
     def quantised(self, submodel: Submodel, images: Images) -> Submodel | None:
         """Return a submodel in eight bits: ranges of values are those that at least one of the `images` shows.
 
-        It can be run and stored, not changed. An engine that has no eight bits returns None.
+        It can be run and stored, not changed. Returns None where the engine has no eight bits for this network.
         """
         ...
 

@@ -134,7 +134,7 @@ class TorchEngine:
         return None
 
     def of_program(self, plan: Plan, content: bytes) -> Submodel:
-        raise ModelError("PyTorch runs no .onnx file: give the phone its network's graph again, or personalise again")
+        raise ModelError("PyTorch runs no .onnx file: give the phone its network's graph, or delete outcome.json")
 
     def tensors(self, submodel: engine.Submodel) -> State:
         return state_of(_own(submodel).module)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -29,6 +30,8 @@ from fedcaptor.common.softmax import softmax
 from fedcaptor.common.statistics import FilterScores
 from fedcaptor.common.subgroups import subgroups
 from fedcaptor.common.weights_file import load_state, require_finite, statistic, weights_digest
+
+logger = logging.getLogger(__name__)
 
 _BATCH = 32  # images of one backward pass
 _RIDGE = 50  # images that the present weights of refitted outputs count as
@@ -137,10 +140,14 @@ class OnnxEngine:
         _require_shapes(tensors, self.groups.shapes(plan.counts()), "the tensors are no slice of the base model")
         return self._submodel(plan, {name: tensors[name] for name in self.groups.tensors})
 
-    def quantised(self, submodel: engine.Submodel, images: Images) -> ProgramSubmodel:
+    def quantised(self, submodel: engine.Submodel, images: Images) -> ProgramSubmodel | None:
         shown = pixels(images[calibration_images(len(images))])
-        content = quantised(*_own(submodel).network.program(), shown)
-        return ProgramSubmodel.of(content, self.groups, submodel.plan)
+        try:
+            content = quantised(*_own(submodel).network.program(), shown)
+            return ProgramSubmodel.of(content, self.groups, submodel.plan)
+        except Exception as error:  # the quantiser's have no class in common, and float32 serves as well
+            logger.warning("%s has no eight bits: %r", self.groups.model, error)
+            return None
 
     def program(self, submodel: engine.Submodel) -> bytes:
         if isinstance(submodel, ProgramSubmodel):

@@ -19,6 +19,8 @@ from fedcaptor.common.plan import Plan
 
 Scores = npt.NDArray[np.float32]
 
+_REMEDY = "delete outcome.json, the phone personalises again"
+
 
 class _InLabels:
     """Answer in the original labels. `groups`: of the base model; `plan`: its channels and classes that are kept."""
@@ -99,11 +101,10 @@ class ProgramSubmodel(_InLabels):
             outputs = loaded.scores(blank).shape[1]
         except Exception as error:  # those of protobuf and of ONNX Runtime have no class in common
             reason = str(error).partition("\n")[0]
-            raise ModelError(f"the file is no program of a submodel ({reason}): personalise again") from error
-        if outputs != len(loaded.classes):
-            raise ModelError(
-                f"the program has {outputs} outputs, its plan keeps {len(loaded.classes)} classes: personalise again"
-            )
+            raise ModelError(f"the file is no program of a submodel ({reason}): {_REMEDY}") from error
+        kept = len(loaded.classes)
+        if outputs != kept:
+            raise ModelError(f"the program has {outputs} outputs, its plan keeps {kept} classes: {_REMEDY}")
         return loaded
 
     def _scores(self, images: Images) -> Scores:

@@ -181,6 +181,19 @@ def test_a_program_is_complete(small: Engines) -> None:
     assert len(content) < 2 * stored + 20_000  # half precision
 
 
+@pytest.mark.parametrize(
+    "name", ["resnet20", "tests.common.own_networks:gated", "tests.common.own_networks:concatenating"]
+)
+def test_other_operations_have_eight_bits_too(name: str) -> None:
+    """Residual sums, gates, joined maps; random weights, so that scores are compared and not answers."""
+    onnx = engines_of(name)[1]
+    images, whole = pictures(onnx, 40), onnx.whole()
+    small = onnx.quantised(whole, images)
+    assert small is not None
+    wanted = whole.scores(images)
+    assert 0 < np.abs(small.scores(images) - wanted).max() < 0.15 * np.abs(wanted).max()
+
+
 def test_files_of_a_device_give_the_same_engine(files: dict[str, Path], tmp_path: Path) -> None:
     engine = OnnxEngine.of(files["graph"], files["weights"])
     base = tiny.base_model(files["weights"])

@@ -119,6 +119,16 @@ def test_a_phone_without_the_full_model_keeps_eight_bits_too(engine: OnnxEngine,
     assert agreement(widened.predict(photos), OWN[engine.scores(photos)[:, OWN].argmax(1)]) >= 0.98
 
 
+def test_a_network_without_eight_bits_keeps_single_precision(
+    engine: OnnxEngine, photos: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As one with an operation that the quantiser does not know."""
+    monkeypatch.setattr("onnxruntime.quantization.qdq_quantizer.QDQQuantizer.quantize_model", lambda self: 1 / 0)
+    found = personalised(engine, photos)
+    assert (found.kind, found.precision) == ("personal", "float32")
+    assert "small-cnn has no eight bits: ZeroDivisionError" in caplog.text
+
+
 def test_a_damaged_file_is_refused(engine: OnnxEngine, photos: NDArray[np.uint8], tmp_path: Path) -> None:
     found = personalised(engine, photos)
     keep(tmp_path, engine, found, None, 0)
@@ -131,5 +141,5 @@ def test_a_damaged_file_is_refused(engine: OnnxEngine, photos: NDArray[np.uint8]
     for damaged in (b"", b"no program", content[: len(content) // 2]):
         with pytest.raises(ModelError, match="no program of a submodel"):
             engine.of_program(plan, damaged)
-    with pytest.raises(ModelError, match="has 3 outputs, its plan keeps 10 classes: personalise again"):
+    with pytest.raises(ModelError, match=r"has 3 outputs, its plan keeps 10 classes: delete outcome\.json"):
         engine.of_program(Plan.of(engine.groups, {}), content)
