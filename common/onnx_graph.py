@@ -141,33 +141,37 @@ def program(
         "network",
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in inputs if name in read],
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs],
-        [declared(name, tensors[name].shape) for name in tensors if name in read],
+        [_elsewhere(name, tensors[name].shape) for name in tensors if name in read],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=_IR)
 
 
-def declared(name: str, shape: tuple[int, ...]) -> TensorProto:
+def _elsewhere(name: str, shape: tuple[int, ...]) -> TensorProto:
     """Declare a tensor of floats that whoever runs the program gives."""
     tensor = TensorProto(name=name, data_type=TensorProto.FLOAT, dims=shape, data_location=TensorProto.EXTERNAL)
     tensor.external_data.add(key="location", value=name)
     return tensor
 
 
-def embedded(model: ModelProto, tensors: State, *, half: bool = False) -> bytes:
-    """Return a program as the content of an .onnx file that has its weights.
+def embedded(model: ModelProto, tensors: State) -> bytes:
+    """Return a program as the content of an .onnx file that has its weights."""
+    for tensor in model.graph.initializer:
+        tensor.CopyFrom(onnx.numpy_helper.from_array(np.ascontiguousarray(tensors[tensor.name]), tensor.name))
+    return model.SerializeToString()
 
-    `half`: the file has them in half precision, as files of weights do. It computes in single precision all the same:
-    runtimes widen the weights once, when they load it.
+
+def with_half_weights(content: bytes) -> bytes:
+    """Return an .onnx file that has its weights in half precision, as files of weights do: half of the bytes.
+
+    It computes in single precision all the same: runtimes widen the weights once, when they load it.
     """
-    complete, widened = ModelProto(), []
-    complete.CopyFrom(model)
-    for tensor in [tensor for tensor in complete.graph.initializer if tensor.name in tensors]:
-        name, value = tensor.name, np.ascontiguousarray(tensors[tensor.name])
-        if half and (narrowed := narrow(value)).dtype == np.float16:
-            widened.append(helper.make_node("Cast", [f"{name} half"], [name], to=TensorProto.FLOAT))
-            name, value = f"{name} half", narrowed
-        tensor.CopyFrom(onnx.numpy_helper.from_array(value, name))
-    nodes = [*widened, *complete.graph.node]
-    del complete.graph.node[:]
-    complete.graph.node.extend(nodes)
-    return complete.SerializeToString()
+    model, widened = ModelProto.FromString(content), []
+    for tensor in model.graph.initializer:
+        half, name = narrow(onnx.numpy_helper.to_array(tensor)), tensor.name
+        if half.dtype == np.float16:
+            tensor.CopyFrom(onnx.numpy_helper.from_array(half, f"{name} half"))
+            widened.append(helper.make_node("Cast", [tensor.name], [name], to=TensorProto.FLOAT))
+    nodes = [*widened, *model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    return model.SerializeToString()

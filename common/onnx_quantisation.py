@@ -16,8 +16,6 @@ from onnxruntime.quantization.calibrate import TensorsData
 from onnxruntime.quantization.registry import QDQRegistry
 
 from fedcaptor.common.arrays import Array, Indices
-from fedcaptor.common.groups import State
-from fedcaptor.common.onnx_graph import declared, embedded
 from fedcaptor.common.onnx_session import Session
 
 CALIBRATED_ON = 256  # images that ranges are measured on, at most
@@ -29,29 +27,26 @@ def calibration_images(count: int) -> Indices:
     return np.linspace(0, count - 1, min(count, CALIBRATED_ON)).astype(np.int64)
 
 
-def quantised(program: ModelProto, tensors: State, images: Array) -> bytes:
-    """Return the .onnx file of a program in eight bits.
+def quantised(content: bytes, images: Array) -> bytes:
+    """Return an .onnx file as one in eight bits.
 
     Args:
-        program: In single precision; its one input is images.
-        tensors: Weights that it declares.
+        content: A program in single precision with its weights, whose one input is images.
         images: What it is given [N, …], of the kind that it will meet: values beyond the ranges that these show are cut
             off.
     """
-    model, weights = ModelProto(), dict(tensors)
-    model.CopyFrom(program)
+    model = ModelProto.FromString(content)
     for place, node in enumerate(model.graph.node):
         node.name = node.name or f"operation {place}"
-    _join_norms(model.graph, weights)
+    _join_norms(model.graph)
     model = shape_inference.infer_shapes(model)
-    ranges = _ranges(model, weights, images)
     quantiser = QDQQuantizer(
-        ModelProto.FromString(embedded(model, weights)),
+        model,
         per_channel=True,
         reduce_range=False,
         weight_qType=QuantType.QInt8,
         activation_qType=QuantType.QUInt8,
-        tensors_range=ranges,
+        tensors_range=_ranges(model, images),
         nodes_to_quantize=[],
         nodes_to_exclude=[],
         op_types_to_quantize=list(QDQRegistry),
@@ -63,17 +58,7 @@ def quantised(program: ModelProto, tensors: State, images: Array) -> bytes:
     return made.SerializeToString()
 
 
-def detached(content: bytes) -> tuple[ModelProto, State]:
-    """Take an .onnx file apart: a program that declares its weights, and these."""
-    program = ModelProto.FromString(content)
-    floats = [tensor for tensor in program.graph.initializer if tensor.data_type == TensorProto.FLOAT]
-    tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in floats}
-    for tensor in floats:
-        tensor.CopyFrom(declared(tensor.name, tensors[tensor.name].shape))
-    return program, tensors
-
-
-def _ranges(model: ModelProto, tensors: State, images: Array) -> TensorsData:
+def _ranges(model: ModelProto, images: Array) -> TensorsData:
     """Measure the least and the largest of each value that operations read or make."""
     watched = ModelProto()
     watched.CopyFrom(model)
@@ -85,7 +70,7 @@ def _ranges(model: ModelProto, tensors: State, images: Array) -> TensorsData:
         for operation, bound in zip(("ReduceMin", "ReduceMax"), pair, strict=True):
             graph.node.append(helper.make_node(operation, [name], [bound], keepdims=0))
             graph.output.append(helper.make_tensor_value_info(bound, TensorProto.FLOAT, []))
-    session = Session(watched, tensors)
+    session = Session(watched, {})
     seen = [session.run({given.name: images[at : at + _BATCH]}) for at in range(0, len(images), _BATCH)]
     return TensorsData(
         CalibrationMethod.MinMax,
@@ -96,24 +81,26 @@ def _ranges(model: ModelProto, tensors: State, images: Array) -> TensorsData:
     )
 
 
-def _join_norms(graph: GraphProto, tensors: dict[str, Array]) -> None:
+def _join_norms(graph: GraphProto) -> None:
     """Make each batch norm a part of the convolution or linear layer before it, as runtimes do in single precision."""
+    tensors = {tensor.name: tensor for tensor in graph.initializer}
     makers = {name: node for node in graph.node for name in node.output}
     uses = Counter(name for node in graph.node for name in node.input)
     for norm in [node for node in graph.node if node.op_type == "BatchNormalization"]:
         layer = makers.get(norm.input[0])
         if layer is None or layer.op_type not in ("Conv", "Gemm") or uses[norm.input[0]] > 1:
             continue
-        factor, shift, mean, variance = (tensors[name] for name in norm.input[1:])
+        factor, shift, mean, variance = (numpy_helper.to_array(tensors[name]) for name in norm.input[1:])
         factor = factor / np.sqrt(variance + next(each.f for each in norm.attribute if each.name == "epsilon"))
-        weight = tensors[layer.input[1]]
-        bias = tensors[layer.input[2]] if len(layer.input) > 2 else np.float32(0)
-        names = [f"{layer.name} with {norm.name}, {part}" for part in ("weight", "bias")]
-        joined = weight * factor.reshape(-1, *[1] * (weight.ndim - 1)), (bias - mean) * factor + shift
-        for name, value in zip(names, joined, strict=True):
-            tensors[name] = value.astype(np.float32)
-            graph.initializer.append(declared(name, value.shape))
-        layer.input[1:], layer.output[0] = names, norm.output[0]
+        weight, *bias = (numpy_helper.to_array(tensors[name]) for name in layer.input[1:])
+        joined = {
+            f"{layer.name} with {norm.name}, weight": weight * factor.reshape(-1, *[1] * (weight.ndim - 1)),
+            f"{layer.name} with {norm.name}, bias": (sum(bias) - mean) * factor + shift,
+        }
+        graph.initializer.extend(
+            numpy_helper.from_array(value.astype(np.float32), name) for name, value in joined.items()
+        )
+        layer.input[1:], layer.output[0] = joined, norm.output[0]
         graph.node.remove(norm)
     read = {name for node in graph.node for name in node.input}
     for tensor in [tensor for tensor in graph.initializer if tensor.name not in read]:

@@ -20,8 +20,7 @@ from fedcaptor.common.arrays import Floats, Images, Indices
 from fedcaptor.common.errors import ModelError
 from fedcaptor.common.groups import ChannelGroups, State
 from fedcaptor.common.observations import consumers, consuming_layers, of_channels
-from fedcaptor.common.onnx_graph import COTANGENT, IMAGES, NetworkGraph, effect_of, embedded
-from fedcaptor.common.onnx_quantisation import calibration_images, quantised
+from fedcaptor.common.onnx_graph import COTANGENT, IMAGES, NetworkGraph, effect_of, with_half_weights
 from fedcaptor.common.onnx_session import in_batches
 from fedcaptor.common.plan import Plan
 from fedcaptor.common.preference import normalise
@@ -141,9 +140,11 @@ class OnnxEngine:
         return self._submodel(plan, {name: tensors[name] for name in self.groups.tensors})
 
     def quantised(self, submodel: engine.Submodel, images: Images) -> ProgramSubmodel | None:
+        from fedcaptor.common.onnx_quantisation import calibration_images, quantised  # 15 MB that others do without
+
         shown = pixels(images[calibration_images(len(images))])
         try:
-            content = quantised(*_own(submodel).network.program(), shown)
+            content = quantised(_own(submodel).network.program(), shown)
             return ProgramSubmodel.of(content, self.groups, submodel.plan)
         except Exception as error:  # the quantiser's have no class in common, and float32 serves as well
             logger.warning("%s has no eight bits: %r", self.groups.model, error)
@@ -152,7 +153,7 @@ class OnnxEngine:
     def program(self, submodel: engine.Submodel) -> bytes:
         if isinstance(submodel, ProgramSubmodel):
             return submodel.content
-        return embedded(*_own(submodel).network.program(), half=True)
+        return with_half_weights(_own(submodel).network.program())
 
     def of_program(self, plan: Plan, content: bytes) -> ProgramSubmodel:
         return ProgramSubmodel.of(content, self.groups, plan)

@@ -8,11 +8,11 @@ from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
-from onnx import ModelProto, NodeProto, TensorProto, helper
+from onnx import NodeProto, TensorProto, helper
 
 from fedcaptor.common.arrays import Images
 from fedcaptor.common.groups import State
-from fedcaptor.common.onnx_graph import IMAGES, INPUTS, SCORES, NetworkGraph, program, reaching
+from fedcaptor.common.onnx_graph import IMAGES, INPUTS, SCORES, NetworkGraph, embedded, program, reaching
 from fedcaptor.common.onnx_session import Session, Values, in_batches
 
 BATCH = 64  # images of one run
@@ -67,8 +67,8 @@ class Network:
         """Compute logits [N, classes] of uint8 images [N, H, W, C]; N is at least 1."""
         return in_batches(self._scores, {IMAGES: self.normalise(images)}, BATCH)[SCORES]
 
-    def program(self) -> tuple[ModelProto, State]:
-        """Return a program that maps float images [N, C, H, W] in [0, 1] to scores [N, classes], and its weights."""
+    def program(self) -> bytes:
+        """Return an .onnx file that maps float images [N, C, H, W] in [0, 1] to scores [N, classes]."""
         statistics = {
             name: np.array(values, np.float32).reshape(-1, 1, 1)
             for name, values in (("images mean", self.mean), ("images std", self.std))
@@ -81,7 +81,7 @@ class Network:
         complete = program([*first, *self.fitted.forward], [PIXELS], [SCORES], tensors)
         shape: list[str | int | None] = ["N", *self.graph.groups.input_shape]
         complete.graph.input[0].CopyFrom(helper.make_tensor_value_info(PIXELS, TensorProto.FLOAT, shape))
-        return complete, tensors
+        return embedded(complete, tensors)
 
     def visit(self, x: npt.NDArray[np.float32], visits: Mapping[str, Visit]) -> npt.NDArray[np.float32]:
         """Run normalised images [N, C, H, W] through the network, with a stop before each of some layers.

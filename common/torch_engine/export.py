@@ -220,9 +220,9 @@ def _in_onnx_runtime(content: bytes) -> tuple[bytes, Program]:
 
 def _quantised(content: bytes, images: torch.Tensor) -> tuple[bytes, Program]:
     """Turn an .onnx file into one of eight bits."""
-    from fedcaptor.common.onnx_quantisation import detached, quantised
+    from fedcaptor.common.onnx_quantisation import quantised
 
-    return _in_onnx_runtime(quantised(*detached(content), images.numpy()))
+    return _in_onnx_runtime(quantised(content, images.numpy()))
 
 
 WEIGHTS = ".safetensors"
