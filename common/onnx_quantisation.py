@@ -55,6 +55,8 @@ def quantised(content: bytes, images: Array) -> bytes:
     quantiser.quantize_model()
     made: ModelProto = quantiser.model.model
     del made.graph.value_info[:]
+    del made.metadata_props[:]  # the quantiser adds notes of its own
+    made.metadata_props.extend(ModelProto.FromString(content).metadata_props)
     return made.SerializeToString()
 
 
