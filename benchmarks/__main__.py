@@ -12,6 +12,7 @@ from rich.console import Console
 from benchmarks import lite0
 from benchmarks.chaos import Chaos
 from benchmarks.command import command
+from benchmarks.eight_bits import EightBits
 from benchmarks.fallback import Fallback
 from benchmarks.federation import Federation
 from benchmarks.fleet import FleetLoad
@@ -40,6 +41,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("chaos")(command(Chaos))
+app.command("eight_bits")(command(EightBits))
 app.command("fallback")(command(Fallback))
 app.command("federation")(command(Federation))
 app.command("fleet")(command(FleetLoad))

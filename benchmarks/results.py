@@ -28,6 +28,7 @@ PAGES: dict[str, Callable[[Record], Section]] = {
     "moments": partial(section, "moments"),
     "phone": partial(section, "phone"),
     "phone_client": partial(section, "phone_client"),
+    "eight_bits": partial(section, "eight_bits"),
     "memory": partial(section, "memory"),
     "secure_sum": partial(section, "secure_sum"),
     "local_privacy": local_privacy.render,

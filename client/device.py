@@ -117,6 +117,11 @@ class Device:
 
     def __post_init__(self) -> None:
         self.config.privacy.require_protected()
+        if self.config.personal.precision == "int8" and not self.node.get("graph"):
+            raise ConfigError(
+                "personal.precision is int8, which a phone with PyTorch does not have: give the network's graph "
+                "(`fedcaptor export-graph`), or set float32"
+            )
         pinned = self.config.device.weights_digest
         if pinned and (found := digest_of_file(self.weights, self.input_shape[0])) != pinned:
             raise ConfigError(

@@ -143,6 +143,24 @@ class Engine(Protocol):
         """Return a submodel of `within(…)` as one of this engine; `plan` says what it keeps of this base model."""
         ...
 
+    def quantised(self, submodel: Submodel, images: Images) -> Submodel | None:
+        """Return a submodel in eight bits: ranges of values are those that at least one of the `images` shows.
+
+        It can be run and stored, not changed. Returns None where the engine has no eight bits for this network.
+        """
+        ...
+
+    def program(self, submodel: Submodel) -> bytes | None:
+        """Return an .onnx file, to be stored, that maps float images [N, C, H, W] in [0, 1] to scores [N, k].
+
+        An engine that writes no programs returns None; the submodel's tensors are then stored.
+        """
+        ...
+
+    def of_program(self, plan: Plan, content: bytes) -> Submodel:
+        """Make the submodel of `plan` whose `program` this is. Raises ModelError when it cannot be run."""
+        ...
+
     def tensors(self, submodel: Submodel) -> State:
         """Return the submodel's weights by name, to be stored."""
         ...

@@ -24,7 +24,9 @@ DATABASE = "phone.db"
 NOISE_FREE_DATABASE = "noise-free.db"
 OUTCOME_FILE = "outcome.json"
 SUBMODEL_FILE = "submodel.safetensors"
+SUBMODEL_PROGRAM = "submodel.onnx"
 CLUSTER_FILE = "cluster.safetensors"
+CLUSTER_PROGRAM = "cluster.onnx"
 DELIVERY_FILE = "delivery.safetensors"
 IDENTITY_FILE = "identity.key"
 SCORES_FILE = "scores.safetensors"
@@ -37,8 +39,10 @@ NODE_FILE = "node.id"
 CONTENTS = {
     DATABASE: "class usage, privacy ledger, answers that may be asked for again",
     OUTCOME_FILE: "own classes and figures of the last personalisation",
-    SUBMODEL_FILE: "own submodel",
-    CLUSTER_FILE: "the cluster's submodel",
+    SUBMODEL_FILE: "own submodel, as tensors",
+    SUBMODEL_PROGRAM: "own submodel, as a program",
+    CLUSTER_FILE: "the cluster's submodel, as tensors",
+    CLUSTER_PROGRAM: "the cluster's submodel, as a program",
     DELIVERY_FILE: "pending delivery: accepted, not personalised yet",
     IDENTITY_FILE: "key that signs in masked sums",
     SCORES_FILE: "scores of filters by class, until a sum asks for them",

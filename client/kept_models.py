@@ -10,12 +10,14 @@ import numpy as np
 
 from fedcaptor.client.engine import Engine, Submodel
 from fedcaptor.client.fallback import Models
-from fedcaptor.client.folder import CLUSTER_FILE, OUTCOME_FILE, SUBMODEL_FILE
+from fedcaptor.client.folder import CLUSTER_FILE, CLUSTER_PROGRAM, OUTCOME_FILE, SUBMODEL_FILE, SUBMODEL_PROGRAM
 from fedcaptor.client.outcome import Outcome
 from fedcaptor.client.personal import Personalised
-from fedcaptor.common.files import clear_leftovers
+from fedcaptor.common.files import clear_leftovers, write_whole
 from fedcaptor.common.plan import Plan
 from fedcaptor.common.weights_file import load_state, save_state
+
+_OWN, _LARGER = (SUBMODEL_FILE, SUBMODEL_PROGRAM), (CLUSTER_FILE, CLUSTER_PROGRAM)
 
 
 def keep(folder: Path, engine: Engine, result: Personalised, larger: Submodel | None, base_fetches: int) -> Outcome:
@@ -26,11 +28,11 @@ def keep(folder: Path, engine: Engine, result: Personalised, larger: Submodel | 
     `larger`: the cluster's submodel, where it answers what the own one is unsure of. `base_fetches`: how often the
     full model was downloaded again.
     """
-    for name in (SUBMODEL_FILE, CLUSTER_FILE, OUTCOME_FILE):
+    for name in (*_OWN, *_LARGER, OUTCOME_FILE):
         clear_leftovers(folder / name)
     own = result.submodel
-    digest = None if own is None else _save(folder / SUBMODEL_FILE, engine, own)
-    larger_digest = None if larger is None else _save(folder / CLUSTER_FILE, engine, larger)
+    file, digest = _save(folder, _OWN, engine, own)
+    larger_file, larger_digest = _save(folder, _LARGER, engine, larger)
     note = Outcome(
         kind=result.kind,
         classes=tuple(result.classes.tolist()),
@@ -47,11 +49,14 @@ def keep(folder: Path, engine: Engine, result: Personalised, larger: Submodel | 
         larger=None if larger is None else larger.plan.to_json(),
         larger_digest=larger_digest,
         base_fetches=base_fetches,
+        file=file,
+        larger_file=larger_file,
+        outputs=() if own is None else tuple(own.classes.tolist()),
+        precision=result.precision,
     )
     note.write(folder)
-    for name, held in ((SUBMODEL_FILE, own), (CLUSTER_FILE, larger)):
-        if held is None:
-            (folder / name).unlink(missing_ok=True)
+    for name in {*_OWN, *_LARGER} - {file, larger_file}:
+        (folder / name).unlink(missing_ok=True)
     return note
 
 
@@ -66,11 +71,11 @@ def read_models(folder: Path, engine: Engine, mode: str) -> Models:
     note = Outcome.read(folder)
     if note is None:
         return Models(None, None, np.ones(engine.groups.classes), -math.inf, np.zeros(0, np.int64))
-    own, larger = _read(folder / SUBMODEL_FILE, note.plan, note.digest, engine), None
+    own, larger = _read(folder, note.file, note.plan, note.digest, engine), None
     if mode == "kept_full":
         larger = engine.whole()
     elif mode == "cluster":
-        larger = _read(folder / CLUSTER_FILE, note.larger, note.larger_digest, engine)
+        larger = _read(folder, note.larger_file, note.larger, note.larger_digest, engine)
     threshold = -math.inf if note.threshold is None else note.threshold
     return Models(own, larger, np.array(note.prior), threshold, np.array(note.classes))
 
@@ -79,15 +84,29 @@ def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _save(path: Path, engine: Engine, submodel: Submodel) -> str:
-    save_state(path, engine.tensors(submodel), {}, private=True)
-    return _digest(path)
+def _save(
+    folder: Path, names: tuple[str, str], engine: Engine, submodel: Submodel | None
+) -> tuple[str, str] | tuple[None, None]:
+    """Store a submodel, as a program where the engine writes one; returns name and digest of its file."""
+    if submodel is None:
+        return None, None
+    tensors, program = (folder / name for name in names)
+    content = engine.program(submodel)
+    if content is None:
+        save_state(tensors, engine.tensors(submodel), {}, private=True)
+        return tensors.name, _digest(tensors)
+    write_whole(program, content, private=True)
+    return program.name, _digest(program)
 
 
-def _read(path: Path, plan: str | None, digest: str | None, engine: Engine) -> Submodel | None:
-    if plan is None:
+def _read(folder: Path, name: str | None, plan: str | None, digest: str | None, engine: Engine) -> Submodel | None:
+    if plan is None or name is None:
         return None
+    path = folder / name
     if not path.exists() or _digest(path) != digest:  # a kill came between the submodel and its note
         return None
+    kept = Plan.from_json(plan, engine.groups)
+    if name in (SUBMODEL_PROGRAM, CLUSTER_PROGRAM):
+        return engine.of_program(kept, path.read_bytes())
     tensors, _ = load_state(path)
-    return engine.load(Plan.from_json(plan, engine.groups), tensors)
+    return engine.load(kept, tensors)

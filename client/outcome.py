@@ -8,7 +8,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from fedcaptor.client.folder import OUTCOME_FILE
+from fedcaptor.client.folder import CLUSTER_FILE, OUTCOME_FILE, SUBMODEL_FILE
+from fedcaptor.common.config import Precision
 from fedcaptor.common.errors import StateError
 from fedcaptor.common.files import replacing
 
@@ -24,8 +25,10 @@ class Outcome(BaseModel):
     `prior` [C]: how likely the owner meets each class. `agreement`: with the full model on check images, and
     `agreement_cluster` that of the cluster's submodel. `threshold`: out-of-set score below which an image is escalated,
     None for none; `escalated`: share of own images that are. `cluster`: the nearest centroid, -1 without any. `macs`,
-    `parameters`: over those of the full model. `plan`, `digest`: of the own submodel's file, `larger`,
-    `larger_digest`: of the cluster's, None without it. `base_fetches`: times that the full model was downloaded again.
+    `parameters`: over those of the full model. `plan`, `digest`, `file`: of the own submodel, `larger`,
+    `larger_digest`, `larger_file`: of the cluster's, None without it; earlier releases wrote no name of a file.
+    `base_fetches`: times that the full model was downloaded again. `outputs`: labels of the own submodel's outputs, and
+    `precision` what it computes in.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -45,6 +48,10 @@ class Outcome(BaseModel):
     larger: str | None = None
     larger_digest: str | None = None
     base_fetches: int = Field(0, ge=0)
+    file: str | None = SUBMODEL_FILE
+    larger_file: str | None = CLUSTER_FILE
+    outputs: tuple[int, ...] = ()
+    precision: Precision = "float32"
 
     @classmethod
     def read(cls, folder: Path) -> Self | None:

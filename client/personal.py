@@ -15,7 +15,7 @@ from fedcaptor.client.owner import Owner
 from fedcaptor.client.validation import Judgement, Validation
 from fedcaptor.common.arrays import Floats, Images, Indices
 from fedcaptor.common.calibration import Calibration
-from fedcaptor.common.config import Config
+from fedcaptor.common.config import Config, Precision
 from fedcaptor.common.errors import PlanError
 from fedcaptor.common.groups import ChannelGroups
 from fedcaptor.common.plan import Plan
@@ -33,7 +33,7 @@ class Personalised:
     `prior` [C]: its logarithm is added to logits (`Calibration.prior_for_logits` of the owner's usage). `agreement`:
     with the full model limited to the same classes, on the validation set; `agreement_cluster` that of the cluster's
     submodel. `threshold`: an image whose out-of-set score is below it goes to the full model; `escalated`: share of
-    images that do.
+    images that do. `precision`: what `submodel` computes in.
     """
 
     kind: Kind
@@ -45,6 +45,7 @@ class Personalised:
     threshold: float
     escalated: float
     cluster: int
+    precision: Precision = "float32"
 
 
 def personalise(
@@ -99,16 +100,19 @@ def personalise(
         return _kept_full(validation, at_cluster)
     submodel = _refitted(engine, best.submodel, owner.classes, offer, images)
     found = best if submodel is best.submodel else search.judged(submodel)
+    eight_bits = search.in_eight_bits(found, images) if config.personal.precision == "int8" else None
+    found = eight_bits or found
     return Personalised(
         kind,
         owner.classes,
         validation.prior,
-        submodel,
-        best.agreement,
+        found.submodel,
+        found.agreement,
         at_cluster,
         found.threshold,
         found.escalated,
         owner.cluster,
+        "int8" if eight_bits else "float32",
     )
 
 
@@ -174,6 +178,19 @@ class _Search:
             if self.good(tried, allowed) and (best is None or tried.effective_macs < best.effective_macs):
                 best = tried
         return best
+
+    def in_eight_bits(self, found: Judgement, images: Images) -> Judgement | None:
+        """Return the submodel that was `found` good enough in eight bits, None where it is then no longer.
+
+        It may lose as much as `found` was allowed to.
+        """
+        quantised, tolerance = self.engine.quantised(found.submodel, images), self.config.personal.tolerance
+        if quantised is None:
+            return None
+        allowed = next((bound for bound in (tolerance, 2 * tolerance) if self.good(found, bound)), 1.0)
+        tried = self.judged(quantised)
+        saves = tried.effective_macs < 1 or self.too_large
+        return tried if saves and self.good(tried, allowed) else None
 
 
 def _kept_full(validation: Validation, at_cluster: float = 0.0) -> Personalised:

@@ -14,6 +14,7 @@ import torch
 from fedcaptor.client import engine
 from fedcaptor.client.engine import Logits
 from fedcaptor.common.arrays import Floats, Images, Indices
+from fedcaptor.common.errors import ModelError
 from fedcaptor.common.groups import ChannelGroups, State
 from fedcaptor.common.plan import Plan
 from fedcaptor.common.selection import PruningCurve
@@ -125,6 +126,15 @@ class TorchEngine:
 
     def widened(self, submodel: engine.Submodel, plan: Plan) -> Submodel:
         return Submodel(self.base, plan, _own(submodel).module)
+
+    def quantised(self, submodel: engine.Submodel, images: Images) -> None:
+        return None
+
+    def program(self, submodel: engine.Submodel) -> None:
+        return None
+
+    def of_program(self, plan: Plan, content: bytes) -> Submodel:
+        raise ModelError("PyTorch runs no .onnx file: give the phone its network's graph, or delete outcome.json")
 
     def tensors(self, submodel: engine.Submodel) -> State:
         return state_of(_own(submodel).module)

@@ -21,6 +21,7 @@ from fedcaptor.common.errors import ModelError
 from fedcaptor.common.files import no_file, write_whole
 from fedcaptor.common.groups import ChannelGroups, State
 from fedcaptor.common.observations import consuming_layers
+from fedcaptor.common.weights_file import narrow
 
 IMAGES = "images"  # normalised, float [N, C, H, W]
 SCORES = "scores"  # logits [N, classes]
@@ -154,4 +155,21 @@ def embedded(model: ModelProto, tensors: State) -> bytes:
     model.graph.initializer.extend(
         onnx.numpy_helper.from_array(np.ascontiguousarray(tensors[name]), name) for name in weights
     )
+    return model.SerializeToString()
+
+
+def with_half_weights(content: bytes) -> bytes:
+    """Return an .onnx file that has its weights in half precision, as files of weights do: half of the bytes.
+
+    It computes in single precision all the same: runtimes widen the weights once, when they load it.
+    """
+    model, widened = ModelProto.FromString(content), []
+    for tensor in model.graph.initializer:
+        half, name = narrow(onnx.numpy_helper.to_array(tensor)), tensor.name
+        if half.dtype == np.float16:
+            tensor.CopyFrom(onnx.numpy_helper.from_array(half, f"{name} half"))
+            widened.append(helper.make_node("Cast", [tensor.name], [name], to=TensorProto.FLOAT))
+    nodes = [*widened, *model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
     return model.SerializeToString()

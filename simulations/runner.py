@@ -109,6 +109,8 @@ def build_world(config: Config, directory: Path) -> World:
             "rounds of a simulation follow at once, all of them within 90 days; set run.rounds to 1 or more, and "
             "privacy.rounds_per_period to 0 or at least as many"
         )
+    if config.personal.precision == "int8" and config.run.engine == "torch":
+        raise ConfigError('personal.precision is int8, which phones with torch do not have: set run.engine = "onnx"')
     make_folder(directory)
     stored = directory / CONFIG
     if stored.exists() and stored_config(directory) != config:

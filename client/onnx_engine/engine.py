@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -14,12 +15,12 @@ from fedcaptor.client.engine import Logits
 from fedcaptor.client.onnx_engine.evidence import OnnxEvidence, observe
 from fedcaptor.client.onnx_engine.fitting import LeastSquares
 from fedcaptor.client.onnx_engine.network import BATCH, Network
-from fedcaptor.client.onnx_engine.submodel import OnnxSubmodel
+from fedcaptor.client.onnx_engine.submodel import OnnxSubmodel, ProgramSubmodel, pixels
 from fedcaptor.common.arrays import Floats, Images, Indices
 from fedcaptor.common.errors import ModelError
 from fedcaptor.common.groups import ChannelGroups, State
 from fedcaptor.common.observations import consumers, consuming_layers, of_channels
-from fedcaptor.common.onnx_graph import COTANGENT, IMAGES, NetworkGraph, effect_of
+from fedcaptor.common.onnx_graph import COTANGENT, IMAGES, NetworkGraph, effect_of, with_half_weights
 from fedcaptor.common.onnx_session import in_batches
 from fedcaptor.common.plan import Plan
 from fedcaptor.common.preference import normalise
@@ -28,6 +29,8 @@ from fedcaptor.common.softmax import softmax
 from fedcaptor.common.statistics import FilterScores
 from fedcaptor.common.subgroups import subgroups
 from fedcaptor.common.weights_file import load_state, require_finite, statistic, weights_digest
+
+logger = logging.getLogger(__name__)
 
 _RIDGE = 50  # images that the present weights of refitted outputs count as
 
@@ -123,7 +126,9 @@ class OnnxEngine:
         own = _own(submodel)
         return OnnxEngine(own.network, subgroups(self.groups, own.plan))
 
-    def widened(self, submodel: engine.Submodel, plan: Plan) -> OnnxSubmodel:
+    def widened(self, submodel: engine.Submodel, plan: Plan) -> engine.Submodel:
+        if isinstance(submodel, ProgramSubmodel):
+            return replace(submodel, groups=self.groups, plan=plan)
         return self._submodel(plan, _own(submodel).network.state)
 
     def tensors(self, submodel: engine.Submodel) -> State:
@@ -133,9 +138,24 @@ class OnnxEngine:
         _require_shapes(tensors, self.groups.shapes(plan.counts()), "the tensors are no slice of the base model")
         return self._submodel(plan, {name: tensors[name] for name in self.groups.tensors})
 
+    def quantised(self, submodel: engine.Submodel, images: Images) -> ProgramSubmodel | None:
+        from fedcaptor.common.onnx_quantisation import calibration_images, quantised  # 15 MB that others do without
+
+        shown = pixels(images[calibration_images(len(images))])
+        try:
+            content = quantised(_own(submodel).network.program(), shown)
+            return ProgramSubmodel.of(content, self.groups, submodel.plan)
+        except Exception as error:  # the quantiser's have no class in common, and float32 serves as well
+            logger.warning("%s has no eight bits: %r", self.groups.model, error)
+            return None
+
     def program(self, submodel: engine.Submodel) -> bytes:
-        """Return a submodel as an .onnx file that maps float images [N, C, H, W] in [0, 1] to scores [N, k]."""
-        return _own(submodel).network.program()
+        if isinstance(submodel, ProgramSubmodel):
+            return submodel.content
+        return with_half_weights(_own(submodel).network.program())
+
+    def of_program(self, plan: Plan, content: bytes) -> ProgramSubmodel:
+        return ProgramSubmodel.of(content, self.groups, plan)
 
     def _submodel(self, plan: Plan, state: State) -> OnnxSubmodel:
         return OnnxSubmodel(self.network.with_state(state), self.groups, plan)

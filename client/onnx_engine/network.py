@@ -8,7 +8,7 @@ from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
-from onnx import NodeProto, helper
+from onnx import NodeProto, TensorProto, helper
 
 from fedcaptor.common.arrays import Images
 from fedcaptor.common.groups import State
@@ -17,6 +17,7 @@ from fedcaptor.common.onnx_session import Session, Values, in_batches
 
 BATCH = 8
 """Images of one run: memory grows with them, time and results hardly change."""
+PIXELS = "pixels"  # what a complete program takes: float [N, C, H, W] in [0, 1]
 
 Visit = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32] | None]
 """Is given what a layer reads [N, …], gives what it shall read instead; None leaves it as it is."""
@@ -89,11 +90,14 @@ class Network:
             for name, values in (("images mean", self.mean), ("images std", self.std))
         }
         first = [
-            helper.make_node("Sub", ["pixels", "images mean"], ["images shifted"]),
+            helper.make_node("Sub", [PIXELS, "images mean"], ["images shifted"]),
             helper.make_node("Div", ["images shifted", "images std"], [IMAGES]),
         ]
         tensors = {**self.state, **statistics}
-        return embedded(program([*first, *self.fitted.forward], ["pixels"], [SCORES], tensors), tensors)
+        complete = program([*first, *self.fitted.forward], [PIXELS], [SCORES], tensors)
+        shape: list[str | int | None] = ["N", *self.graph.groups.input_shape]
+        complete.graph.input[0].CopyFrom(helper.make_tensor_value_info(PIXELS, TensorProto.FLOAT, shape))
+        return embedded(complete, tensors)
 
     def visit(self, way: Underway, visits: Mapping[str, Visit]) -> npt.NDArray[np.float32]:
         """Run images through the rest of the network, with a stop before each of some layers.

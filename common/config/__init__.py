@@ -11,7 +11,16 @@ from fedcaptor.common.config.schema.base import Positive, Ratio, Reader, Section
 from fedcaptor.common.config.schema.configuration import MARKS, SMALL_COHORTS, Config
 from fedcaptor.common.config.schema.deployment import DeploymentSettings
 from fedcaptor.common.config.schema.device import DeviceSettings
-from fedcaptor.common.config.schema.phone import MAX_TIERS, TIER_NAME, Delivery, Fallback, Personal, Tier, Usage
+from fedcaptor.common.config.schema.phone import (
+    MAX_TIERS,
+    TIER_NAME,
+    Delivery,
+    Fallback,
+    Personal,
+    Precision,
+    Tier,
+    Usage,
+)
 from fedcaptor.common.config.schema.privacy import Privacy
 from fedcaptor.common.config.schema.run import Data, Model, Rounds, Run, Testing
 from fedcaptor.common.config.schema.server import Clusters, Planner, Scores, Visualise
@@ -35,6 +44,7 @@ __all__ = [
     "Planner",
     "Population",
     "Positive",
+    "Precision",
     "Privacy",
     "Ratio",
     "Reader",

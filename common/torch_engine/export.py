@@ -8,14 +8,11 @@ from __future__ import annotations
 import copy
 import io
 import json
-import logging
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile
 
 import numpy as np
@@ -30,7 +27,6 @@ from fedcaptor.common.torch_engine.standalone import Standalone
 
 INPUT, OUTPUT = "images", "scores"
 ABOUT = "fedcaptor.json"  # in a .pt2 file; the same names are entries of an .onnx file's metadata
-QUANTISED_ON = 256  # images that ranges of activations are measured on, at most
 
 
 class Precision(StrEnum):
@@ -223,46 +219,10 @@ def _in_onnx_runtime(content: bytes) -> tuple[bytes, Program]:
 
 
 def _quantised(content: bytes, images: torch.Tensor) -> tuple[bytes, Program]:
-    """Turn an .onnx file into one of eight bits: weights by channel, activations by their ranges on `images`."""
-    import onnx
-    from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
+    """Turn an .onnx file into one of eight bits."""
+    from fedcaptor.common.onnx_quantisation import quantised
 
-    class Reader(CalibrationDataReader):
-        def __init__(self) -> None:
-            self.batches = iter(images.split(32))
-
-        def get_next(self) -> dict[str, object] | None:
-            batch = next(self.batches, None)
-            return None if batch is None else {INPUT: batch.numpy()}
-
-    given = onnx.load_from_string(content)
-    with TemporaryDirectory() as folder, _quiet():
-        result = Path(folder) / "quantised.onnx"
-        quantize_static(
-            onnx.load_from_string(content),
-            result,
-            Reader(),
-            per_channel=True,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-        )
-        model = onnx.load(result)
-    del model.graph.value_info[:]
-    del model.metadata_props[:]
-    model.metadata_props.extend(given.metadata_props)
-    return _in_onnx_runtime(model.SerializeToString())
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the quantiser's advice, which is followed or does not apply, from the reader."""
-    logger = logging.getLogger()
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
+    return _in_onnx_runtime(quantised(content, images.numpy()))
 
 
 WEIGHTS = ".safetensors"
@@ -284,7 +244,9 @@ def _drawn(images: Images | None) -> Images:
     """Choose images, evenly, to measure ranges on. Raises ConfigError where there are none."""
     if images is None or len(images) == 0:
         raise ConfigError("int8 measures ranges on images, 0 are known: give images of the target classes")
-    return images[np.linspace(0, len(images) - 1, min(len(images), QUANTISED_ON)).astype(np.int64)]
+    from fedcaptor.common.onnx_quantisation import calibration_images
+
+    return images[calibration_images(len(images))]
 
 
 def _pixels(submodel: Standalone, images: Images) -> torch.Tensor:

@@ -27,7 +27,7 @@ from fedcaptor.common.secure.terms import Terms
 from fedcaptor.common.secure.topology import fewest_honest
 
 SPEC = SumSpec("usage", 4, clip=1.0, scale=1024.0, noise_multiplier=10.0, cohort=100, min_survivors=80)
-FILES = ("outcome.json", "submodel.safetensors", "cluster.safetensors")
+FILES = ("outcome.json", "submodel.safetensors", "submodel.onnx", "cluster.safetensors", "cluster.onnx")
 SECRET = b"own classes 3 and 5"
 
 

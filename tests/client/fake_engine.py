@@ -69,10 +69,11 @@ class FakeEvidence:
 
 @dataclass
 class FakeEngine:
-    """`tuning`: what a submodel gains by it, as if it were that much larger."""
+    """`tuning`, `eight_bits`: what a submodel gains, as if it were that much larger; None: it has no eight bits."""
 
     groups: ChannelGroups = GROUPS
     tuning: float = 0.0
+    eight_bits: float | None = None
     weights_digest: str = "e" * 64
 
     def scores(self, images: Images) -> Logits:
@@ -107,6 +108,16 @@ class FakeEngine:
 
     def widened(self, submodel: Submodel, plan: Plan) -> FakeSubmodel:
         return FakeSubmodel(plan)
+
+    def quantised(self, submodel: Submodel, images: Images) -> FakeSubmodel | None:
+        assert len(images)
+        return None if self.eight_bits is None else FakeSubmodel(submodel.plan, self.eight_bits)
+
+    def program(self, submodel: Submodel) -> None:
+        return None
+
+    def of_program(self, plan: Plan, content: bytes) -> FakeSubmodel:
+        raise NotImplementedError
 
     def tensors(self, submodel: Submodel) -> dict[str, Array]:
         return {"gain": np.array([0.0], np.float32)}

@@ -26,6 +26,8 @@ NOTE = Outcome(
     plan="{}",
     digest="ab",
     base_fetches=2,
+    larger_file=None,
+    outputs=(1, 4),
 )
 
 
@@ -36,13 +38,15 @@ def test_a_note_comes_back_and_is_for_its_owner_s_eyes_alone(tmp_path: Path) -> 
     assert (tmp_path / OUTCOME_FILE).stat().st_mode & 0o777 == 0o600
 
 
-def test_the_file_has_the_keys_that_phones_have_always_written(tmp_path: Path) -> None:
+def test_the_file_has_the_keys_that_phones_have_always_written_then_later_ones(tmp_path: Path) -> None:
     """In this order, as `json.dumps` writes them: the file's size counts as storage."""
     NOTE.write(tmp_path)
     expected = {
         "kind": "personal", "classes": [1, 4], "prior": [0.05, 0.45, 0.05, 0.4, 0.05], "agreement": 0.97,
         "agreement_cluster": 0.9, "threshold": None, "escalated": 0.125, "cluster": 1, "macs": 0.32,
         "parameters": 0.2, "plan": "{}", "digest": "ab", "larger": None, "larger_digest": None, "base_fetches": 2,
+        "file": "submodel.safetensors", "larger_file": None, "outputs": [1, 4],
+        "precision": "float32",
     }  # fmt: skip
     assert (tmp_path / OUTCOME_FILE).read_text() == json.dumps(expected)
 

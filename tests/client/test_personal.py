@@ -192,3 +192,28 @@ def test_nothing_small_is_kept_as_a_note_alone(tmp_path: Path) -> None:
 def test_the_personal_step_itself_needs_no_torch() -> None:
     code = "import sys; import fedcaptor.client.learner; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+@pytest.mark.parametrize(
+    ("gain", "tolerance", "precision"),
+    [(0.0, 0.1, "int8"), (-0.25, 0.1, "float32"), (-0.25, 0.9, "int8"), (None, 0.1, "float32")],
+)
+def test_eight_bits_are_kept_where_they_are_as_good_as_the_submodel_had_to_be(
+    gain: float | None, tolerance: float, precision: str, tmp_path: Path
+) -> None:
+    """Half of the images are too hard for the submodel in eight bits, which the second tolerance allows."""
+    check = np.concatenate([pictures(1, 1, hard=0.0), pictures(1, 1, hard=0.1)])
+    engine = FakeEngine(eight_bits=gain)
+    found = step(check, engine=engine, precision="int8", tolerance=tolerance)
+    assert (found.kind, found.precision) == ("personal", precision)
+    assert found.agreement == (0.5 if gain and tolerance == 0.9 else 1.0)
+    note = keep(tmp_path, engine, found, None, 0)
+    assert (note.precision, note.file, note.larger_file) == (precision, "submodel.safetensors", None)
+    assert note.outputs == (0, 1)
+    assert step(check, engine=engine, tolerance=tolerance).precision == "float32"  # it was not asked for
+
+
+def test_eight_bits_of_the_last_rung_may_lose_what_the_last_rung_may() -> None:
+    check = np.concatenate([pictures(*[0, 1] * 9), pictures(1, 1, 1, hard=0.99)])
+    found = step(check, engine=FakeEngine(eight_bits=0.0), precision="int8")
+    assert (found.precision, found.agreement) == ("int8", pytest.approx(18 / 21))

@@ -134,7 +134,7 @@ def test_resident_phones_end_with_submodels_and_run_no_code_of_others(fleet: Fle
         outcome = json.loads((folder / "outcome.json").read_text())
         assert outcome["plan"] is not None
         assert set(outcome["classes"]) & set(classes)
-        assert (folder / "submodel.safetensors").stat().st_size < SHIPPED.stat().st_size
+        assert (folder / "submodel.onnx").stat().st_size < SHIPPED.stat().st_size
         log = (folder / "phone.log").read_text()
         assert "connected as node" in log
         assert not any(f"phone{other}" in log for other in range(3) if other != number)

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from fedcaptor.common.config.schema.base import PHONE, SERVER, SIMULATION, Positive, Ratio, Section, Share, one_of
 
 MAX_TIERS = 8
+Precision = Literal["float32", "int8"]
 TIER_NAME = r"^[a-z0-9][a-z0-9_-]{0,31}$"
 
 
@@ -67,6 +68,11 @@ class Personal(Section):
         ge=1,
         description="Most own and reference images together that a submodel is made on, spread evenly: memory and time "
         "grow with them.",
+    )
+    precision: Annotated[Precision, PHONE] = Field(
+        "float32",
+        description="What the submodel computes in. `int8`: whole numbers of eight bits, half of the file's bytes, if "
+        "it is then still good enough on the validation set, else `float32`. For phones with the ONNX engine.",
     )
     start: Annotated[Literal["cluster", "base"], PHONE] = Field(
         "base", description="Channels to select from: the cluster's, or all."

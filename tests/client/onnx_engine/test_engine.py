@@ -15,14 +15,17 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from fedcaptor.client.device import Device
 from fedcaptor.client.onnx_engine import Network, OnnxEngine
 from fedcaptor.client.torch_engine import TorchEngine
-from fedcaptor.common.errors import DataError, ModelError
+from fedcaptor.common.config import load_config
+from fedcaptor.common.errors import ConfigError, DataError, ModelError
 from fedcaptor.common.onnx_graph import NetworkGraph
 from fedcaptor.common.plan import Plan
 from fedcaptor.common.planner import Budget, allocate
 from fedcaptor.common.torch_engine.network_graph import network_graph
 from fedcaptor.common.weights_file import save_state
+from fedcaptor.simulations.runner import build_world
 from tests import tiny
 from tests.common.test_slicing import random_plan, shape_of
 from tests.common.torch_engine.test_factory import base_of
@@ -194,9 +197,25 @@ def test_outputs_of_other_classes_are_refitted(small: Engines) -> None:
 def test_a_program_is_complete(small: Engines) -> None:
     onnx = small[1]
     built, images = onnx.restricted(OWN), pictures(onnx, 5)
-    session = onnxruntime.InferenceSession(onnx.program(built), providers=["CPUExecutionProvider"])
+    content, wanted = onnx.program(built), built.scores(images)
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     pixels = images.transpose(0, 3, 1, 2).astype(np.float32) / 255
-    np.testing.assert_allclose(session.run(["scores"], {"pixels": pixels})[0], built.scores(images), atol=1e-5)
+    np.testing.assert_allclose(session.run(["scores"], {"pixels": pixels})[0], wanted, atol=2e-3 * abs(wanted).max())
+    stored = sum(tensor.size for tensor in onnx.tensors(built).values())
+    assert len(content) < 2 * stored + 20_000  # half precision
+
+
+@pytest.mark.parametrize(
+    "name", ["resnet20", "tests.common.own_networks:gated", "tests.common.own_networks:concatenating"]
+)
+def test_other_operations_have_eight_bits_too(name: str) -> None:
+    """Residual sums, gates, joined maps; random weights, so that scores are compared and not answers."""
+    onnx = engines_of(name)[1]
+    images, whole = pictures(onnx, 40), onnx.whole()
+    small = onnx.quantised(whole, images)
+    assert small is not None
+    wanted = whole.scores(images)
+    assert 0 < np.abs(small.scores(images) - wanted).max() < 0.15 * np.abs(wanted).max()
 
 
 def test_files_of_a_device_give_the_same_engine(files: dict[str, Path], tmp_path: Path) -> None:
@@ -241,12 +260,16 @@ print(result.kind, read_models(device.folder, learner.engine, "kept_full").own.p
 """
 
 
-def test_a_device_records_scores_and_personalises_without_torch(files: dict[str, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+def test_a_device_records_scores_and_personalises_without_torch(
+    precision: str, files: dict[str, Path], tmp_path: Path
+) -> None:
     (tmp_path / "photos").mkdir()
     images, labels = tiny.images(60, 1)
     for n, image in enumerate(images[labels < 2]):
         Image.fromarray(image[..., 0]).save(tmp_path / "photos" / f"{n}.png")
-    (tmp_path / "phone.toml").write_text("[personal]\ntolerance = 0.5\nladder = [0.5]\n[planner]\nmultiple = 1\n")
+    personal = f'tolerance = 0.5\nladder = [0.5]\nprecision = "{precision}"'
+    (tmp_path / "phone.toml").write_text(f"[personal]\n{personal}\n[planner]\nmultiple = 1\n")
     node = {"folder": tmp_path / "own", "images": tmp_path / "photos", "config": tmp_path / "phone.toml", **files}
     node = {name: str(path) for name, path in node.items()} | {"model": tiny.MODEL, "input-shape": "1x12x12"}
     done = subprocess.run(
@@ -255,4 +278,16 @@ def test_a_device_records_scores_and_personalises_without_torch(files: dict[str,
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("personal [")
     assert (tmp_path / "own" / "scores.safetensors").exists()
-    assert (tmp_path / "own" / "submodel.safetensors").exists()
+    assert (tmp_path / "own" / "submodel.onnx").exists()
+    assert json.loads((tmp_path / "own" / "outcome.json").read_text())["precision"] == precision
+
+
+def test_eight_bits_want_a_graph(tmp_path: Path) -> None:
+    (tmp_path / "phone.toml").write_text('[personal]\nprecision = "int8"\n')
+    node = {name: str(tmp_path / name) for name in ("folder", "images", "weights")}
+    node |= {"config": str(tmp_path / "phone.toml"), "model": tiny.MODEL, "input-shape": "1x12x12"}
+    assert Device.of({**node, "graph": str(tmp_path / "network.onnx")}).config.personal.precision == "int8"
+    with pytest.raises(ConfigError, match=r"precision is int8, .*: give the network's graph"):
+        Device.of(node)
+    with pytest.raises(ConfigError, match=r"precision is int8, .*: set run.engine = \"onnx\""):
+        build_world(load_config(None, ["personal.precision=int8"]), tmp_path / "run")

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from fedcaptor.common.errors import ConfigError, ModelError
+from fedcaptor.common.onnx_quantisation import CALIBRATED_ON
 from fedcaptor.common.plan import Plan
 from fedcaptor.common.torch_engine import export as module
 from fedcaptor.common.torch_engine.export import ABOUT, INPUT, OUTPUT, Format, Precision, content, formats_of
@@ -107,7 +108,7 @@ def test_eight_bits_are_for_onnx_and_need_images():
         module.precision_of(True, True)
     with pytest.raises(ConfigError, match="give images of the target classes"):
         module._drawn(None)
-    assert len(module._drawn(np.zeros((1000, 1, 1, 1)))) == module.QUANTISED_ON
+    assert len(module._drawn(np.zeros((1000, 1, 1, 1)))) == CALIBRATED_ON
 
 
 def test_weights_are_read_again(tmp_path):
