@@ -5,6 +5,7 @@ Neither depends on the weights, so that sliced networks stand in for reconstruct
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -26,10 +27,8 @@ ATTEMPTS = 4
 AIM = 0.97  # of the latency budget: what is measured twice differs by that much
 STEP = 0.2  # of the way back from a network that is fast enough, at least: nobody wants the smallest one
 NEAR = 0.85  # of the latency budget: a faster network was cut too far, a larger one is looked for
-LESS, HARDLY = (
-    0.5,
-    0.9,
-)  # to less than half of the MACs in more than nine tenths of the time: cut in vain
+LESS, HARDLY = 0.5, 0.9  # to less than half of the MACs in more than nine tenths of the time: cut in vain
+ROOM = 0.92  # of the time of the larger network that a plan is compared with to tell whether it was cut in vain
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,9 +138,7 @@ def _for_latency(selection: PreparedStrategy, budget: Budget, most: float, table
             f"{fast.measured:.3f}: more cutting does not help, raise the budget"
         )
     for _ in range(ATTEMPTS):
-        share = (AIM * most - fast.measured) / max(slow.measured - fast.measured, 1e-9)
-        target = fast.predicted + min(max(share, STEP), 1.0) * (slow.predicted - fast.predicted)
-        tried = replace(budget, latency=min(target, 1.0))
+        tried = replace(budget, latency=_between(slow, fast, AIM * most, STEP))
         found = point(_planned(selection, tried))
         if found.measured <= most:
             fast, best = found, tried
@@ -152,11 +149,29 @@ def _for_latency(selection: PreparedStrategy, budget: Budget, most: float, table
             if best is None and fast.hardly_faster(slow):
                 break
     if best is None:
-        raise PlanError(
-            f"latency budget is {most}, measured are {slow.measured:.3f} with {slow.macs:.1%} of the MACs and "
-            f"{fast.measured:.3f} with {fast.macs:.1%}, the fewest: more cutting hardly helps, raise the budget"
-        )
+        raise _in_vain(most, slow, fast)
+    roomier = _planned(selection, replace(budget, latency=_between(slow, fast, fast.measured / ROOM)))
+    if fast.macs < LESS * roomier.macs_ratio and fast.hardly_faster(larger := point(roomier)):
+        raise _in_vain(most, larger, fast)
     return best
+
+
+def _between(slow: _Point, fast: _Point, measured: float, least: float = 0.0) -> float:
+    """The seconds by the table at which `measured` is expected, on the line through both points.
+
+    It is `least` of the way back to the slow one, at least.
+    """
+    share = (measured - fast.measured) / max(slow.measured - fast.measured, 1e-9)
+    return min(fast.predicted + max(share, least) * (slow.predicted - fast.predicted), 1.0)
+
+
+def _in_vain(most: float, slow: _Point, fast: _Point) -> PlanError:
+    """Word the error for a budget that takes much cutting for little time."""
+    return PlanError(
+        f"latency budget is {most}, measured are {slow.measured:.3f} with {slow.macs:.1%} of the MACs and "
+        f"{fast.measured:.3f} with {fast.macs:.1%}: more cutting hardly helps, raise the budget to "
+        f"{math.ceil(100 * slow.measured / AIM) / 100:.2f}"
+    )
 
 
 def _planned(selection: PreparedStrategy, budget: Budget) -> Pruned:

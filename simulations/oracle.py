@@ -23,6 +23,7 @@ from fedcaptor.common.torch_engine.forward import logits, normalise
 
 Scores = npt.NDArray[np.float32]
 BATCH = 512  # test images as floats at a time
+MOST_OF_CLASS = 50  # test images of a class that expected accuracies are measured on
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +71,20 @@ class PhoneFigures:
         return len(self.own)
 
 
+@dataclass(frozen=True)
+class Expected:
+    """The accuracies to expect on an owner's further images of own classes; NaN where no test image shows any of them.
+
+    Owners may have one test image or none. So those of all owners are answered, and each class weighs as much as in
+    the owner's usage. Named as in `Accuracies`.
+    """
+
+    full: float
+    full_limited: float
+    submodel: float
+    personalised: float
+
+
 class Oracle:
     """Reads `DIR/oracle` and the phones' folders. `cluster_models` are the clusters' submodels before the personal
     step, for each tier where there are tiers.
@@ -85,6 +100,9 @@ class Oracle:
         self._shares = np.load(oracle / "shares.npy", mmap_mode="r")
         parts = [self._images[i : i + BATCH] for i in range(0, len(self._images), BATCH)]
         self._full = np.concatenate([logits(base.module, normalise(np.array(p), base.mean, base.std)) for p in parts])
+        order = np.argsort(self._labels, kind="stable")
+        of_class = np.arange(len(order)) - np.searchsorted(self._labels[order], self._labels[order])
+        self._sample = order[of_class < MOST_OF_CLASS]
 
     def phone(self, number: int, round: int) -> PhoneFigures:
         """Figures of phone `number` after round `round` (from 1)."""
@@ -94,7 +112,7 @@ class Oracle:
         truth, full = self._labels[index], self._full[index]
         inside = np.isin(truth, own)
         images = np.array(self._images[index])
-        folder = self._directory / "phones" / f"{number:06d}"
+        folder = self._folder(number)
         note = Outcome.read(folder)
         mode = self._config.fallback.mode
         models = read_models(folder, self._engine, mode)
@@ -130,6 +148,28 @@ class Oracle:
             inside=given.scores[inside].astype(np.float32),
             outside=given.scores[~inside].astype(np.float32),
         )
+
+    def expected(self, number: int, round: int) -> Expected:
+        """Expected accuracies of phone `number` after round `round` (from 1)."""
+        shares = self._shares[round - 1, number]
+        index = self._sample[shares[self._labels[self._sample]] > 0]
+        own, truth, full = np.flatnonzero(shares), self._labels[index], self._full[index]
+        weights = shares[truth] / np.bincount(truth, minlength=len(shares))[truth]
+        models = read_models(self._folder(number), self._engine, self._config.fallback.mode)
+        given = answer(self._engine, models, self._config.fallback, np.array(self._images[index]))
+
+        def accuracy(answers: Indices) -> float:
+            return float(np.average(answers == truth, weights=weights)) if len(truth) else float("nan")
+
+        return Expected(
+            full=accuracy(full.argmax(1)),
+            full_limited=accuracy(own[full[:, own].argmax(1)]),
+            submodel=accuracy(given.alone),
+            personalised=accuracy(given.labels),
+        )
+
+    def _folder(self, number: int) -> Path:
+        return self._directory / "phones" / f"{number:06d}"
 
     def _of_cluster(self, cluster: int, phone: int) -> Submodel | None:
         """The submodel of the cluster for the phone's tier."""

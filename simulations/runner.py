@@ -260,14 +260,15 @@ def conclude(
     """Oracle figures, summary and report of a finished run."""
     last = record.last
     oracle = Oracle(world.directory, world.config, world.base, last.catalogue.submodels(world.base))
-    figures = []
+    figures, expected = [], []
     for number in range(world.phones):
         figures.append(oracle.phone(number, last.round))
+        expected.append(oracle.expected(number, last.round))
         on_progress("oracle", number + 1, world.phones)
     earlier = [measured(world.directory, round) for round in range(1, last.round)]
     now = datetime.now(UTC).isoformat(timespec="seconds")
     provenance = records.Provenance(command=command, finished=now, version=version("fedcaptor"))
-    summary = summary_of(world, record, figures, earlier, time.monotonic() - start, peak_rss(), provenance)
+    summary = summary_of(world, record, figures, expected, earlier, time.monotonic() - start, peak_rss(), provenance)
     details = details_of(world, record, figures)
     records.write(world.directory / records.SUMMARY, summary)
     records.write(world.directory / records.DETAILS, details)

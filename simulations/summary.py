@@ -10,7 +10,7 @@ import numpy as np
 
 from fedcaptor.common.tiers import drawn
 from fedcaptor.server.record import RoundRecord, RunRecord
-from fedcaptor.simulations.oracle import PhoneFigures
+from fedcaptor.simulations.oracle import Expected, PhoneFigures
 from fedcaptor.simulations.records import (
     Accuracies,
     Cluster,
@@ -77,6 +77,7 @@ def summary_of(
     world: World,
     run: RunRecord,
     figures: list[PhoneFigures],
+    expected: list[Expected],
     earlier: Sequence[RoundAccuracy],
     seconds: float,
     peak_rss_bytes: int,
@@ -84,7 +85,7 @@ def summary_of(
 ) -> Summary:
     """Headline figures over all phones; accuracies over the phones that have test images.
 
-    `earlier`: accuracies after all rounds but the last.
+    `expected`: those of each phone on further images. `earlier`: accuracies after all rounds but the last.
     """
     refused = run.refused
     download = sum(done.delivered.bytes for done in run.rounds) / world.weights_bytes
@@ -104,6 +105,12 @@ def summary_of(
             full_limited=_spread(figures, "accuracy_full_limited"),
             personalised=_spread(figures, "accuracy"),
             submodel=_spread(figures, "accuracy_submodel"),
+        ),
+        expected_accuracy=Accuracies(
+            full=_spread(expected, "full"),
+            full_limited=_spread(expected, "full_limited"),
+            personalised=_spread(expected, "personalised"),
+            submodel=_spread(expected, "submodel"),
         ),
         accuracy_by_round=(*earlier, round_accuracy(run.last.round, figures)),
         macs_ratio=_mean(figures, "macs_ratio"),
@@ -236,7 +243,7 @@ def _cluster(world: World, last: RoundRecord, number: int) -> Cluster:
     )
 
 
-def _spread(figures: list[PhoneFigures], name: str) -> Spread:
+def _spread(figures: list[PhoneFigures] | list[Expected], name: str) -> Spread:
     values = np.array([getattr(f, name) for f in figures])
     values = values[~np.isnan(values)]
     if len(values) == 0:

@@ -107,6 +107,7 @@ class Summary(Record):
     data: str
     seed: int
     accuracy: Accuracies
+    expected_accuracy: Accuracies | None = None
     accuracy_by_round: tuple[RoundAccuracy, ...] = ()
     macs_ratio: Number
     effective_macs_ratio: Number = None

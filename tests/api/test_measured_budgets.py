@@ -75,6 +75,17 @@ def test_cutting_stops_where_it_hardly_saves_time(selection, monkeypatch) -> Non
         corrected(selection, budget(selection, 0.68), FILES)
 
 
+def test_just_above_the_floor_a_budget_that_keeps_far_more_is_named(selection, monkeypatch) -> None:
+    """Two of twelve channels take 0.667 of the time, three 0.7 with more than twice the MACs."""
+    seen = measuring(monkeypatch, 0.6)
+    named = r"measured are 0\.700 with 10\.8% of the MACs and 0\.667 with 4\.7%: .* raise the budget to 0\.73"
+    with pytest.raises(PlanError, match=named):
+        corrected(selection, budget(selection, 0.68), FILES)
+    planned = selection.submodel(corrected(selection, budget(selection, 0.73), FILES))
+    assert planned.macs_ratio > 0.05
+    assert min(seen[-2:]) > 0.667
+
+
 def test_a_miss_is_one_beyond_the_spread() -> None:
     require_latency(LatencyRatio(0.52, 0.49, 0.6), 0.5)
     require_latency(LatencyRatio(0.9, 0.9, 0.9), None)

@@ -42,7 +42,7 @@ def four(bars: tuple[Path, Path], tmp_path: Path) -> tuple[Oracle, np.ndarray, n
     inside, outside = np.flatnonzero(np.isin(y, [0, 1])), np.flatnonzero(y > 1)
     index = np.full((1, 2, 6), -1)
     index[0, 0, :4] = [*inside[:3], outside[0]]
-    shares = np.array([[[0.5, 0.5, 0, 0, 0, 0], [0, 0, 1, 0, 0, 0]]])
+    shares = np.array([[[0.75, 0.25, 0, 0, 0, 0], [0, 0, 1, 0, 0, 0]]])
     (tmp_path / "oracle").mkdir()
     for name, values in {"images": x, "labels": y, "test": index, "shares": shares}.items():
         np.save(tmp_path / "oracle" / f"{name}.npy", values)
@@ -86,6 +86,20 @@ def test_an_owner_without_test_images_has_no_accuracy(four: tuple[Oracle, np.nda
     assert math.isnan(nobody.effective_macs_ratio)
     assert math.isnan(nobody.auroc)
     assert nobody.macs_ratio == 1
+
+
+def test_expected_accuracy_weighs_everybody_s_images_by_the_owner_s_usage(
+    four: tuple[Oracle, np.ndarray, np.ndarray],
+) -> None:
+    oracle = four[0]
+    right = oracle._full.argmax(1) == oracle._labels
+    wrong = np.flatnonzero(right & (oracle._labels == 0))[0]
+    oracle._full[wrong] = -oracle._full[wrong]  # the network answers one image of class 0 as it should not
+    first = 1 - 1 / (oracle._labels == 0).sum()
+    found, nobody = oracle.expected(0, 1), oracle.expected(1, 1)
+    assert found.full == pytest.approx(0.75 * first + 0.25)
+    assert found.personalised == found.submodel == 1  # by the network itself
+    assert nobody.full == 1  # without a test image of its own
 
 
 def test_auroc_by_hand():
