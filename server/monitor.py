@@ -109,7 +109,7 @@ def _clusters(record: RunRecord, weights_bytes: int) -> list[Cluster]:
         return []
     last, groups = record.last, record.groups
     shares = [tier.share for tier in record.config.tiers] or [1.0]  # nobody hears which phone is of which tier
-    counts = [plan.counts() for plan in last.catalogue.plans]
+    counts = [plan.counts() for plan in last.submodels.plans]
     macs = np.reshape([groups.macs_ratio(c) for c in counts], (-1, len(shares))) @ shares
     parameters = np.reshape([groups.parameters_ratio(c) for c in counts], (-1, len(shares))) @ shares
     return [
