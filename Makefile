@@ -13,7 +13,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-lo
 SECONDS ?= 600
 DEMO := $(BIN)/fedcaptor simulate simulations/scenarios/demo.toml --fresh
 
-.PHONY: setup demo test test-long test-fast attack coverage lint docs site results clean
+.PHONY: setup demo test test-long test-fast attack coverage lint docs stubs site results clean
 
 setup: .venv/ready
 
@@ -62,6 +62,10 @@ lint: setup
 docs: setup # the pages that are made from code
 	$(BIN)/fedcaptor config --reference > docs/configuration.md
 	$(BIN)/fedcaptor messages > docs/messages.md
+
+STUBS := fedcaptor/common/catalogue
+stubs: setup # the code of the catalogue's messages
+	$(BIN)/python -m grpc_tools.protoc -I$(STUBS)=common/catalogue --python_out=. --pyi_out=. $(STUBS)/bytestream.proto
 
 site: setup # the documentation, in site/; needs no network
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
