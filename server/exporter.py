@@ -143,12 +143,17 @@ def start_exporter(directory: Path, host: str = "127.0.0.1", port: int = PORT) -
     There is no authentication: another host than loopback must be asked for and is logged. Raises ConfigError when the
     address cannot be used.
     """
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(SnapshotCollector(directory, public=not is_loopback(host)))
+    return serve_registry(registry, host, port)
+
+
+def serve_registry(registry: CollectorRegistry, host: str, port: int) -> Exporter:
+    """Serve a registry's metrics as `start_exporter` does those of a snapshot."""
     if not host.strip():
         raise ConfigError("the exporter's host is empty, must be an address: give 127.0.0.1, or 0.0.0.0 to serve all")
     if not 0 <= port <= 65535:
         raise ConfigError(f"the exporter's port is {port}, must lie in 0..65535: give another one")
-    registry = CollectorRegistry(auto_describe=False)
-    registry.register(SnapshotCollector(directory, public=not _is_loopback(host)))
     try:
         server, thread = _serve(host, port, registry)
     except OSError as error:
@@ -156,12 +161,13 @@ def start_exporter(directory: Path, host: str = "127.0.0.1", port: int = PORT) -
             f"the exporter cannot listen on {host} port {port} ({error.strerror or error}): "
             "stop what uses it or give another port or host"
         ) from error
-    if not _is_loopback(host):
+    if not is_loopback(host):
         logger.warning("the exporter serves %s without authentication: let the monitoring network alone reach it", host)
     return Exporter(host, int(server.server_address[1]), server, thread)
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Tell whether an address is this machine's own."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
