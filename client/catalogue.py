@@ -12,14 +12,14 @@ from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 
 from fedcaptor.common.catalogue.bytestream_pb2 import ReadRequest, ReadResponse
 from fedcaptor.common.catalogue.manifest import MAX_BYTES, Manifest, opened
-from fedcaptor.common.catalogue.requests import LATEST, READ, metadata
+from fedcaptor.common.catalogue.requests import LATEST, MOST_SECONDS, READ, metadata
 from fedcaptor.common.errors import LinkError
 
-READ_SECONDS = 600.0
-"""How long one read may last; what it left is read by another."""
 _OPTIONS = (
     ("grpc.keepalive_time_ms", 30_000),  # finds a server that is gone without a word
     ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.initial_reconnect_backoff_ms", 100),  # the pauses are ours
+    ("grpc.max_reconnect_backoff_ms", 1_000),
     ("grpc.enable_retries", 0),  # a read is signed for one moment: each attempt is a new one
 )
 
@@ -33,11 +33,13 @@ class Catalogue:
     clock: Callable[[], float] = time.time
 
     def read(self, resource: str, offset: int = 0, limit: int = 0) -> Iterator[bytes]:
-        """Yield a resource's bytes from `offset` on, `limit` at most if it is above 0."""
+        """Yield a resource's bytes from `offset` on, `limit` at most if it is above 0. What a deadline cuts off is left
+        to another read.
+        """
         method = self.channel.unary_stream(READ, ReadRequest.SerializeToString, ReadResponse.FromString)
         request = ReadRequest(resource_name=resource, read_offset=offset, read_limit=limit)
         proof = metadata(self.key, resource, offset, limit, int(self.clock()))
-        call = method(request, timeout=READ_SECONDS, metadata=proof)
+        call = method(request, timeout=MOST_SECONDS, metadata=proof)
         try:
             for response in call:
                 yield response.data

@@ -84,13 +84,13 @@ def patiently(act: Callable[[], T], size: Callable[[], int], sleep: Callable[[fl
 
     It gives up after `ATTEMPTS` in a row in which `size` did not grow.
     """
-    best, failures = size(), 0
+    before, failures = size(), 0
     while True:
         try:
             return act()
         except LinkError as error:
-            failures = 1 if size() > best else failures + 1
-            best = max(best, size())
+            failures = 1 if size() > before else failures + 1
+            before = size()
             if failures == ATTEMPTS or not error.again:
                 raise
             logger.info("%s; trying again", error)
@@ -121,7 +121,7 @@ class _Collection:
     """A file in the making. It holds the leading bytes, and every whole chunk of them is right."""
 
     def __init__(self, entry: FileEntry, file: IO[bytes], local: _Local, read: Read) -> None:
-        self.entry, self.received = entry, 0
+        self.entry, self.received, self._mistakes = entry, 0, 0
         self._file, self._local, self._read = file, local, read
         self._chunks, self._starts = entry.pieces(), [0]
         for chunk in self._chunks:
@@ -166,7 +166,9 @@ class _Collection:
         """Check the chunks that became whole with the bytes from `at` on, and cut them off where one is wrong."""
         if (wrong := self._wrong(bisect_right(self._starts, at) - 1)) is not None:
             self._file.truncate(wrong)
-            raise LinkError(f"the catalogue sent bytes that are not those of {self.entry.name}")
+            self._mistakes += 1  # the first may be of bytes that an earlier process left
+            text = f"the catalogue sent bytes that are not those of {self.entry.name}"
+            raise LinkError(text, again=self._mistakes < ATTEMPTS)
 
     def _wrong(self, first: int) -> int | None:
         """Return where the first wrong chunk from number `first` on begins, None where all that are whole are right."""

@@ -26,6 +26,8 @@ KEY, TIME, SIGNATURE = "fedcaptor-key", "fedcaptor-time", "fedcaptor-signature-b
 """Metadata: the second field of the OpenSSH public key, seconds since 1970, and the signature (DER)."""
 SKEW_SECONDS = 300
 """Most seconds between the phone's clock and the catalogue's."""
+MOST_SECONDS = 600
+"""The longest deadline of a read, which each must have: it ends those that do not come on."""
 KEY_TYPE = "ecdsa-sha2-nistp384"
 PUBLIC = re.compile(r"AAAAE2VjZHNhLXNoYTItbmlzdHAzODQAAAAIbmlzdHAzODQAAABhB[A-Za-z0-9+/]{128,}={0,2}")
 """The second field of a line of that type: type, curve, length and form of the point are always the same."""

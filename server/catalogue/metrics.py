@@ -12,7 +12,7 @@ class Metrics:
         self.registry = CollectorRegistry(auto_describe=False)
         self.requests = self._counter("requests", "Reads that ended, by status code.", ("method", "code"))
         self.sent = self._counter("sent_bytes", "Bytes of files and manifests that were sent.")
-        self.resumes = self._counter("resumes", "Reads that went on inside a file to its end.")
+        self.resumes = self._counter("resumes", "Reads from inside a file to its end: most are resumed.")
         self.failures = self._counter("failures", "Reads that failed for a reason of the server's own.")
 
     def _counter(self, name: str, text: str, labels: tuple[str, ...] = ()) -> Counter:

@@ -19,16 +19,16 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from fedcaptor.common.catalogue.bytestream_pb2 import ReadRequest, ReadResponse
-from fedcaptor.common.catalogue.requests import SERVICE
+from fedcaptor.common.catalogue.requests import MOST_SECONDS, SERVICE
 from fedcaptor.common.errors import ConfigError
 from fedcaptor.server.catalogue.access import Access
 from fedcaptor.server.catalogue.metrics import Metrics
 from fedcaptor.server.catalogue.store import Store
 
-PIECE = 1 << 18
-"""Bytes of a message: as fast as larger ones, with less memory for each connection."""
-STALL_SECONDS = 60.0
-"""How long a phone may take for one piece."""
+FIRST, PIECE = 1 << 14, 1 << 18
+"""Bytes of a message: the first is small and each next one twice as large, up to a size that costs little memory for
+each connection. A message arrives whole or not at all, so on a bad network large ones would bring nothing.
+"""
 _REQUEST_BYTES = 1 << 10
 _OPTIONS = (
     ("grpc.max_receive_message_length", _REQUEST_BYTES),
@@ -38,7 +38,7 @@ _OPTIONS = (
     ("grpc.server_handshake_timeout_ms", 10_000),
     ("grpc.keepalive_time_ms", 30_000),  # finds connections that are gone without a word
     ("grpc.keepalive_timeout_ms", 20_000),
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     ("grpc.so_reuseport", 0),  # a port that is taken is an error, not shared
 )
 
@@ -60,7 +60,6 @@ class ByteStream:
     store: Store
     access: Access
     metrics: Metrics = field(default_factory=Metrics)
-    stall_seconds: float = STALL_SECONDS
 
     def handlers(self) -> grpc.GenericRpcHandler:
         """Return the methods for gRPC's server."""
@@ -82,6 +81,8 @@ class ByteStream:
             code = grpc.StatusCode.INTERNAL
             logger.exception("%r cannot be read", request.resource_name)
             await context.abort(code, "the catalogue cannot read it")
+        except grpc.aio.InternalError:  # what a write raises once the phone, or its deadline, has ended the read
+            raise asyncio.CancelledError from None
         except Exception:
             code = grpc.StatusCode.UNKNOWN
             raise
@@ -95,6 +96,11 @@ class ByteStream:
         if reason is not None:
             logger.warning("a read is refused: %s", reason)
             raise _Denied(grpc.StatusCode.UNAUTHENTICATED, "refused")
+        seconds = context.time_remaining()
+        if seconds is None or seconds > MOST_SECONDS + 1:
+            raise _Denied(
+                grpc.StatusCode.INVALID_ARGUMENT, f"a read needs a deadline, of {MOST_SECONDS} seconds at most"
+            )
         path = self.store.path(request.resource_name)
         if path is None:
             raise _Denied(grpc.StatusCode.INVALID_ARGUMENT, "a resource is manifests/latest or blobs/ and a SHA-256")
@@ -103,19 +109,14 @@ class ByteStream:
             if start and end == size:
                 self.metrics.resumes.inc()
             os.posix_fadvise(file, start, end - start, os.POSIX_FADV_WILLNEED)  # no read waits long for the disk
-            loop = asyncio.get_running_loop()
-            try:
-                async with asyncio.timeout(self.stall_seconds) as stall:
-                    while start < end:
-                        piece = os.pread(file, min(PIECE, end - start), start)
-                        if not piece:
-                            raise OSError(f"{path} became shorter")
-                        await context.write(ReadResponse(data=piece))
-                        start += len(piece)
-                        self.metrics.sent.inc(len(piece))
-                        stall.reschedule(loop.time() + self.stall_seconds)
-            except TimeoutError:
-                raise _Denied(grpc.StatusCode.DEADLINE_EXCEEDED, "too slow: go on with another read") from None
+            most = FIRST
+            while start < end:
+                piece = os.pread(file, min(most, end - start), start)
+                if not piece:
+                    raise OSError(f"{path} became shorter")
+                await context.write(ReadResponse(data=piece))  # waits while the phone does not read on
+                self.metrics.sent.inc(len(piece))
+                start, most = start + len(piece), min(2 * most, PIECE)
 
 
 @contextmanager
