@@ -25,9 +25,9 @@ from fedcaptor.server.catalogue.access import Access
 from fedcaptor.server.catalogue.metrics import Metrics
 from fedcaptor.server.catalogue.store import Store
 
-FIRST, PIECE = 1 << 14, 1 << 18
-"""Bytes of a message: the first is small and each next one twice as large, up to a size that costs little memory for
-each connection. A message arrives whole or not at all, so on a bad network large ones would bring nothing.
+PIECE = 1 << 15
+"""Bytes of a message. It arrives whole or not at all, so that a bad network brings something if it is small; and larger
+ones cost memory for each connection and are not faster.
 """
 _REQUEST_BYTES = 1 << 10
 _OPTIONS = (
@@ -64,7 +64,9 @@ class ByteStream:
     def handlers(self) -> grpc.GenericRpcHandler:
         """Return the methods for gRPC's server."""
         read = grpc.unary_stream_rpc_method_handler(
-            self.read, request_deserializer=ReadRequest.FromString, response_serializer=ReadResponse.SerializeToString
+            self.read,
+            request_deserializer=ReadRequest.FromString,
+            response_serializer=None,  # made in `_message`
         )
         return grpc.method_handlers_generic_handler(SERVICE, {"Read": read})
 
@@ -98,9 +100,8 @@ class ByteStream:
             raise _Denied(grpc.StatusCode.UNAUTHENTICATED, "refused")
         seconds = context.time_remaining()
         if seconds is None or seconds > MOST_SECONDS + 1:
-            raise _Denied(
-                grpc.StatusCode.INVALID_ARGUMENT, f"a read needs a deadline, of {MOST_SECONDS} seconds at most"
-            )
+            text = f"a read needs a deadline, of {MOST_SECONDS} seconds at most"
+            raise _Denied(grpc.StatusCode.INVALID_ARGUMENT, text)
         path = self.store.path(request.resource_name)
         if path is None:
             raise _Denied(grpc.StatusCode.INVALID_ARGUMENT, "a resource is manifests/latest or blobs/ and a SHA-256")
@@ -109,14 +110,11 @@ class ByteStream:
             if start and end == size:
                 self.metrics.resumes.inc()
             os.posix_fadvise(file, start, end - start, os.POSIX_FADV_WILLNEED)  # no read waits long for the disk
-            most = FIRST
             while start < end:
-                piece = os.pread(file, min(most, end - start), start)
-                if not piece:
-                    raise OSError(f"{path} became shorter")
-                await context.write(ReadResponse(data=piece))  # waits while the phone does not read on
-                self.metrics.sent.inc(len(piece))
-                start, most = start + len(piece), min(2 * most, PIECE)
+                size = min(PIECE, end - start)
+                await context.write(_message(file, start, size))  # waits while the phone does not read on
+                self.metrics.sent.inc(size)
+                start += size
 
 
 @contextmanager
@@ -130,6 +128,14 @@ def _opened(path: Path) -> Iterator[tuple[int, int]]:
         yield file, os.fstat(file).st_size
     finally:
         os.close(file)
+
+
+def _message(file: int, start: int, size: int) -> bytes:
+    """Return a serialised ReadResponse: while a slow phone lets it wait, there is no other copy."""
+    piece = os.pread(file, size, start)
+    if len(piece) < size:
+        raise OSError("the file became shorter")
+    return bytes(ReadResponse(data=piece).SerializeToString())
 
 
 def _range(request: ReadRequest, size: int) -> tuple[int, int]:

@@ -80,7 +80,7 @@ def test_a_hundred_cuts_at_random_places_end_with_the_right_bytes(server: Served
     large = random_file(server.folder / "network.onnx", 12 << 20)
     publish(server, large)
     rng = random.Random(0)
-    budgets = itertools.chain((rng.randrange(24 << 10, 128 << 10) for _ in range(100)), itertools.repeat(1 << 40))
+    budgets = itertools.chain((rng.randrange(40 << 10, 128 << 10) for _ in range(100)), itertools.repeat(1 << 40))
     with cutting(server.port, budgets) as (port, used):
         file = phone(server, port)
         received = {one.target.name: one.received for one in fetch(file, no_sleep)}

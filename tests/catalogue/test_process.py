@@ -1,4 +1,4 @@
-"""The catalogue as a process of its own, alone and behind nginx, and a resident phone that fetches before it checks in."""
+"""The catalogue as a process, alone and behind nginx, and a resident phone that fetches before it checks in."""
 
 from __future__ import annotations
 

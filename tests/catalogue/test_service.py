@@ -23,6 +23,7 @@ from fedcaptor.client.node_key import node_key
 from fedcaptor.common.catalogue.bytestream_pb2 import ReadRequest, ReadResponse
 from fedcaptor.common.catalogue.requests import LATEST, READ, SIGNATURE, TIME, blob, metadata
 from fedcaptor.common.errors import ConfigError, LinkError
+from fedcaptor.server.catalogue.service import PIECE, serving
 from tests.catalogue.serving import OPERATOR, PUBLIC, Served, prepare, random_file, served
 
 pytestmark = pytest.mark.slow
@@ -180,8 +181,6 @@ def test_nobody_writes(phone: Catalogue) -> None:
 def test_a_taken_port_is_said_to_be(server: Served) -> None:
     import asyncio
 
-    from fedcaptor.server.catalogue.service import serving
-
     async def second() -> None:
         async with serving(server.service, "127.0.0.1", server.port, None, 1):
             pass
@@ -227,7 +226,7 @@ def test_a_hundred_slow_phones_hold_a_piece_each(server: Served) -> None:
     channels = [grpc.secure_channel(f"localhost:{server.port}", credentials, options) for _ in range(100)]
     calls = [Catalogue(channel, key).read(resource) for channel in channels]
     try:
-        assert sum(len(next(call)) for call in calls) == 100 << 14
+        assert sum(len(next(call)) for call in calls) == 100 * PIECE
         seen = server.count("sent_bytes")
         while (now := server.count("sent_bytes")) > seen:
             seen = now
