@@ -14,7 +14,7 @@ SECONDS ?= 600
 PACKAGES := nginx prometheus prometheus-alertmanager
 DEMO := $(BIN)/fedcaptor simulate simulations/scenarios/demo.toml --fresh
 
-.PHONY: setup demo test test-long test-fast attack tools coverage lint docs site results clean
+.PHONY: setup demo test test-long test-fast attack tools coverage lint docs stubs site results clean
 
 setup: .venv/ready
 
@@ -69,6 +69,10 @@ docs: setup # the pages that are made from code
 	$(BIN)/fedcaptor config --reference > docs/configuration.md
 	$(BIN)/fedcaptor messages > docs/messages.md
 	$(BIN)/fedcaptor dashboards deploy/monitoring/dashboards
+
+STUBS := fedcaptor/common/catalogue
+stubs: setup # the code of the catalogue's messages
+	$(BIN)/python -m grpc_tools.protoc -I$(STUBS)=common/catalogue --python_out=. --pyi_out=. $(STUBS)/bytestream.proto
 
 site: setup # the documentation, in site/; needs no network
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

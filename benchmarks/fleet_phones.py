@@ -17,10 +17,12 @@ from threading import Event, Lock, Thread
 from flwr.app import Context, Message, MetricRecord, RecordDict
 
 from fedcaptor.client.app import make_app
-from fedcaptor.client.fleet import LinkError, connected, node_key
+from fedcaptor.client.fleet import connected
+from fedcaptor.client.node_key import node_key
 from fedcaptor.client.phone import Phone
 from fedcaptor.client.resident import SOON
 from fedcaptor.common.config import load_config
+from fedcaptor.common.errors import LinkError
 from fedcaptor.simulations.phones import simulated_phone
 from fedcaptor.simulations.runner import build_world
 

@@ -17,7 +17,7 @@ from fedcaptor.common.errors import StateError
 from fedcaptor.common.messages import DeliverRequest
 from fedcaptor.common.torch_engine.base import Submodel
 from fedcaptor.server import phases
-from fedcaptor.server.catalogue import Catalogue
+from fedcaptor.server.cluster_submodels import ClusterSubmodels
 from fedcaptor.server.flow import Flow, Phases
 from fedcaptor.server.record import Delivered, RoundRecord
 from fedcaptor.server.start import open_run, run_digest
@@ -77,7 +77,7 @@ def serve_fleet(
         ) as flow,
     ):
         record = flow.run()
-    return Served(record.last, record.last.catalogue.submodels(world.base), courier.deliveries, record.epsilon)
+    return Served(record.last, record.last.submodels.submodels(world.base), courier.deliveries, record.epsilon)
 
 
 def _phases(whole: Phases, profiles: Profiles, planned: bool, delivered: bool) -> Phases:
@@ -88,8 +88,8 @@ def _phases(whole: Phases, profiles: Profiles, planned: bool, delivered: bool) -
             profiles.append(phases.visual_profiles(flow))
         return phases.prefer_by(flow, profiles[0])
 
-    def no_plan(flow: Flow, round: int, centroids: Floats, preference: Array | None) -> Catalogue:
-        return Catalogue((), (), (), ())
+    def no_plan(flow: Flow, round: int, centroids: Floats, preference: Array | None) -> ClusterSubmodels:
+        return ClusterSubmodels((), (), (), ())
 
     found = replace(whole, prefer=prefer)
     if not delivered:

@@ -17,6 +17,7 @@ from rich.table import Column, Table
 import fedcaptor
 from fedcaptor._extras import explained
 from fedcaptor._progress import shown_on
+from fedcaptor.cli.catalogue import app as catalogue
 from fedcaptor.cli.deploy import app as deploy
 from fedcaptor.cli.options import AsJson, ModelName, Source, Weights, formerly
 from fedcaptor.cli.phone import app as phone
@@ -30,6 +31,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(catalogue, name="catalogue", no_args_is_help=True)
 app.add_typer(deploy, name="deploy", no_args_is_help=True)
 app.add_typer(phone, name="phone", no_args_is_help=True)
 app.add_typer(privacy, name="privacy", no_args_is_help=True)

@@ -60,6 +60,23 @@ def run(
     resident.run()
 
 
+@app.command()
+def fetch(
+    config: Annotated[Path, typer.Option("--config", help="The phone's file, with `device.catalogue`.")],
+) -> None:
+    """Fetch the phone's weights and graph from the operator's catalogue, where it has newer ones.
+
+    A download that was cut goes on where it was. `phone run` does the same before it checks in.
+    """
+    import logging
+
+    from fedcaptor.client.fetch import fetch as bring
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    for one in bring(config):
+        print(f"{one.target}: {one.size:,} bytes, {one.received:,} of them over the network")
+
+
 @app.command(cls=Command)
 def log(
     folder: Folder, lines: Annotated[int, typer.Option("--lines", min=1, help="Newest lines to show.")] = 50

@@ -18,6 +18,7 @@ from fedcaptor.client.reply_timing import ReplyTiming
 from fedcaptor.client.usage import last_day_of
 from fedcaptor.common.config import Config, load_config
 from fedcaptor.common.errors import ConfigError
+from fedcaptor.common.files import no_file
 from fedcaptor.common.secure.register import enrolled_by, operator_key, operator_of
 from fedcaptor.common.statistics import SCORES
 from fedcaptor.common.tiers import as_tier
@@ -122,6 +123,17 @@ class Device:
                 "personal.precision is int8, which a phone with PyTorch does not have: give the network's graph "
                 "(`fedcaptor export-graph`), or set float32"
             )
+        if not self.config.device.catalogue:  # else they may still have to be fetched
+            self._require_pinned()
+
+    def require_files(self) -> None:
+        """Raise ConfigError where weights or graph are missing, or the weights are not those that the settings pin."""
+        for path in (self.weights, Path(self.node.get("graph") or self.weights)):
+            if (problem := no_file(path)) is not None:
+                raise ConfigError(problem)
+        self._require_pinned()
+
+    def _require_pinned(self) -> None:
         pinned = self.config.device.weights_digest
         if pinned and (found := digest_of_file(self.weights, self.input_shape[0])) != pinned:
             raise ConfigError(

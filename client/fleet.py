@@ -13,14 +13,11 @@ import ssl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 from threading import Event, Lock, Thread
 from typing import TYPE_CHECKING
 
 import httpx
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
-from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 from flwr.app import Message
 from flwr.app.message.message import remove_content_from_message
 from flwr.common.constant import HEARTBEAT_DEFAULT_INTERVAL, TIMESTAMP_HEADER
@@ -59,8 +56,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from flwr.supercore.version import package_name, package_version
 from flwr.supernode.fleet_http_client import FleetHttpClient
 
-from fedcaptor.common.errors import ConfigError, FedcaptorError
-from fedcaptor.common.secure.key_files import read_key
+from fedcaptor.common.errors import LinkError
 
 if TYPE_CHECKING:
     from flwr.proto.message_pb2 import ObjectTree
@@ -69,10 +65,6 @@ MAX_OBJECTS = 4096
 """Most parts of one message; Flower cuts arrays into parts of 5 MB."""
 _BEAT_SECONDS = 0.8 * HEARTBEAT_DEFAULT_INTERVAL
 _PART_SECONDS = 0.2  # before a part of a message is asked for again that the server has announced, but not sent yet
-
-
-class LinkError(FedcaptorError):
-    """Raised where the SuperLink cannot be reached or refuses this node; the text says what to change."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,14 +182,6 @@ def connected(
             stop.set()
             with suppress(httpx.HTTPError, RuntimeError):
                 client.DeactivateNode(DeactivateNodeRequest(node_id=link.node_id))
-
-
-def node_key(path: Path) -> EllipticCurvePrivateKey:
-    """Read a node's private key, ECDSA in OpenSSH's format without a password. Raises ConfigError where it is none."""
-    key = read_key(path, partial(load_ssh_private_key, password=None))
-    if not isinstance(key, EllipticCurvePrivateKey):
-        raise ConfigError(f"{path} holds no node key: make one with `ssh-keygen -t ecdsa -b 384 -N '' -f FILE`")
-    return key
 
 
 def _within(most: int, tree: ObjectTree, pull: Callable[[str], bytes]) -> Callable[[str], bytes]:

@@ -33,6 +33,7 @@ SCORES_FILE = "scores.safetensors"
 WORK_LOG = "work.log"
 WORK_LOCK = "work.lock"
 RESIDENT_LOCK = "resident.lock"
+FETCH_LOCK = "fetch.lock"
 LOG_FILE = "phone.log"
 NODE_FILE = "node.id"
 

@@ -1,4 +1,4 @@
-"""Refuse signed deliveries that are older than one which the phone knows: a rollback."""
+"""Refuse signed deliveries and manifests that are older than one which the phone knows: a rollback."""
 
 from __future__ import annotations
 
@@ -12,12 +12,25 @@ CREATE TABLE IF NOT EXISTS ledger_issued (
     digest TEXT NOT NULL
 )
 """
+_MANIFEST = "CREATE TABLE IF NOT EXISTS ledger_manifest (serial INTEGER NOT NULL, digest TEXT NOT NULL)"
 
 
 class IssueLedger(Ledger):
-    """Extend the ledger by the newest signed delivery of each mode; erasing keeps it."""
+    """Extend the ledger by the newest signed delivery of each mode and the newest manifest; erasing keeps them."""
 
-    SCHEMA = (*Ledger.SCHEMA, _TABLE)
+    SCHEMA = (*Ledger.SCHEMA, _TABLE, _MANIFEST)
+
+    def require_newest_manifest(self, serial: int, digest: str) -> None:
+        """Keep the serial number of the catalogue's verified manifest; it is on the disk when this returns.
+
+        Raises WireError for one that is older, or another one of the same number.
+        """
+        with self._file.transaction() as connection:
+            newest = connection.execute("SELECT serial, digest FROM ledger_manifest").fetchone()
+            if newest is not None and (serial < newest[0] or (serial == newest[0] and digest != newest[1])):
+                raise WireError("replayed", f"manifest {serial} came after manifest {newest[0]}, which it must follow")
+            connection.execute("DELETE FROM ledger_manifest")
+            connection.execute("INSERT INTO ledger_manifest VALUES (?, ?)", (serial, digest))
 
     def require_newest(self, mode: str, issued: int, digest: str) -> None:
         """Keep the number of a verified delivery; it is on the disk when this returns.

@@ -58,7 +58,7 @@ CREATE TABLE IF NOT EXISTS ledger_answers (
     "CREATE TABLE IF NOT EXISTS ledger_off (id INTEGER PRIMARY KEY CHECK (id = 1))",
     "CREATE TABLE IF NOT EXISTS ledger_named (request TEXT NOT NULL UNIQUE, at REAL NOT NULL, cluster INTEGER)",
 )
-_KEPT_ON_ERASE = {"ledger_charges", "ledger_off", "ledger_named", "ledger_issued"}
+_KEPT_ON_ERASE = {"ledger_charges", "ledger_off", "ledger_named", "ledger_issued", "ledger_manifest"}
 
 
 @dataclass(frozen=True)
@@ -213,8 +213,8 @@ class Ledger(OnPhoneFile):
     def erase(self) -> None:
         """Empty every table of the file, a usage log's too, except charges and the switch: erasing refunds nothing.
 
-        For this reason it stays known how often a cluster was named, but not which one, and which signed delivery was
-        the newest.
+        For this reason it stays known how often a cluster was named, but not which one, and which signed delivery and
+        manifest were the newest.
         """
         with self._file.transaction() as connection:
             connection.execute("UPDATE ledger_named SET cluster = NULL")

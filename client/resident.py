@@ -9,6 +9,7 @@ import logging
 import os
 import random
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,11 +23,12 @@ from flwr.common.constant import ErrorCode
 from fedcaptor.client.app import make_app
 from fedcaptor.client.background import InChildProcess
 from fedcaptor.client.device import Device
-from fedcaptor.client.fleet import Link, LinkError, connected, node_key
+from fedcaptor.client.fleet import Link, connected
 from fedcaptor.client.folder import NODE_FILE, RESIDENT_LOCK
+from fedcaptor.client.node_key import node_key
 from fedcaptor.client.phone import Phone
 from fedcaptor.client.process_lock import acquire
-from fedcaptor.common.errors import ConfigError, StateError
+from fedcaptor.common.errors import ConfigError, FedcaptorError, LinkError, StateError
 from fedcaptor.common.files import read_bounded, write_whole
 
 logger = logging.getLogger(__name__)
@@ -34,6 +36,8 @@ logger = logging.getLogger(__name__)
 SOON = 0.2  # seconds until the next look after a message: the server is likely to ask again
 _LONGEST_WAIT = 300.0  # between two attempts to connect
 _MAX_CERTIFICATE_BYTES = 1 << 20
+_FETCH_SECONDS = 3600.0
+_LOOK_SECONDS = 0.2
 
 
 @dataclass
@@ -43,6 +47,7 @@ class Resident:
     device: Device
     once: float | None = None
     stop: Event = field(default_factory=Event)
+    _next_fetch: float = 0.0
 
     def run(self) -> None:
         """Check in again and again. Raises ConfigError on settings that cannot work, StateError where the phone's
@@ -62,9 +67,10 @@ class Resident:
                         return
                     self.stop.wait(settings.condition_seconds)
                     continue
-                if phone.background is not None:
-                    phone.background.prepare("")  # so that the first vector need not wait
                 try:
+                    self._fetch()
+                    if phone.background is not None:
+                        phone.background.prepare("")  # so that the first vector need not wait
                     most, last_id = self.device.config.delivery.max_bytes, _last_id(number)
                     with connected(settings.superlink, certificates, key, most, last_id) as link:
                         write_whole(number, str(link.node_id).encode(), private=True)
@@ -103,6 +109,34 @@ class Resident:
             if self.once is not None and idle >= self.once:
                 return
             self.stop.wait(min(settings.poll_seconds, SOON + idle / 4) * random.uniform(0.8, 1))
+
+    def _fetch(self) -> None:
+        """Bring weights and graph up to date, where there is a catalogue, but no more often than each hour.
+
+        Raises LinkError where the phone lacks them and can do nothing without.
+        """
+        if not self.device.config.device.catalogue:
+            return
+        if time.monotonic() >= self._next_fetch:
+            self._next_fetch = time.monotonic() + _FETCH_SECONDS
+            self._run_fetch()
+        try:
+            self.device.require_files()
+        except FedcaptorError as error:
+            self._next_fetch = 0.0
+            raise LinkError(str(error)) from None
+
+    def _run_fetch(self) -> None:
+        """Fetch in a process of its own, which gives its memory back; what came when it is stopped is kept."""
+        command = [sys.executable, "-m", "fedcaptor.client.fetch", self.device.node["file"]]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as child:
+            while child.poll() is None:
+                if self.stop.wait(_LOOK_SECONDS):
+                    child.terminate()
+            assert child.stdout is not None
+            text = child.stdout.read(1 << 12).decode(errors="replace").strip()
+        if text:
+            logger.log(logging.WARNING if child.returncode else logging.INFO, "%s", text)
 
     def _allowed(self) -> bool:
         """Tell whether the configured condition holds."""

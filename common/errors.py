@@ -37,6 +37,14 @@ class NormalisationWarning(UserWarning):
     """Images are perhaps not normalised as in the network's training; the message says how to tell."""
 
 
+class LinkError(FedcaptorError):
+    """A server cannot be reached or refuses this phone; the text says what to change. `again`: time may help."""
+
+    def __init__(self, text: str, again: bool = True) -> None:
+        super().__init__(text)
+        self.again = again
+
+
 class WireError(FedcaptorError):
     """A message is malformed. `reason` is a short code from `messages.REASONS`, safe as a metric label."""
 

@@ -40,7 +40,7 @@ class Stream(Enum):
     PARTITION = 6, ()
     """The order of the images that a partitioner divides (`simulations/owners.py`)."""
     REFERENCE = 7, ()
-    """The reference images that the server offers to all phones (`server/catalogue.py`)."""
+    """The reference images that the server offers to all phones (`server/cluster_submodels.py`)."""
     SUMMED_NOISE = 11, ()
     """The noise of whole sums that are drawn at once (`benchmarks/local_privacy.py`)."""
     LOCAL_ANSWERS = 12, ()

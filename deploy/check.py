@@ -97,7 +97,8 @@ def _weights(deployment: Deployment) -> Iterator[Finding]:
     other = []
     for folder in deployment.phone_folders():
         pinned = load_config(folder / "phone.toml").device.weights_digest
-        if pinned != digest or digest_of_file(folder / deployment.weights.name, channels) != digest:
+        fetched = folder / deployment.weights.name
+        if pinned != digest or (fetched.is_file() and digest_of_file(fetched, channels) != digest):
             other.append(folder.name)
     if other:
         names = ", ".join(other[:5]) + (", …" if len(other) > 5 else "")

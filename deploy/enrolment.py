@@ -11,6 +11,7 @@ from fedcaptor.deploy import superlink
 from fedcaptor.deploy.folder import Deployment
 from fedcaptor.deploy.phones import write_phone
 from fedcaptor.deploy.processes import status
+from fedcaptor.deploy.render import write_catalogue_keys
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _MAX_BYTES = 1 << 14
@@ -35,7 +36,7 @@ def enrol(deployment: Deployment, name: str, public_key: Path) -> Path:
         raise ConfigError(f"a phone {name} is enrolled already: choose another name, or revoke it first")
     folder = write_phone(deployment, name)
     write_whole(target, key.strip() + b"\n")
-    _tell_superlink(deployment)
+    _tell_services(deployment)
     return folder
 
 
@@ -46,9 +47,10 @@ def revoke(deployment: Deployment, name: str) -> None:
         known = ", ".join(list(deployment.enrolled_keys())[:5]) or "none"
         raise ConfigError(f"no phone {name[:80]!r} is enrolled: enrolled are {known}, …")
     key.unlink()
-    _tell_superlink(deployment)
+    _tell_services(deployment)
 
 
-def _tell_superlink(deployment: Deployment) -> None:
+def _tell_services(deployment: Deployment) -> None:
+    write_catalogue_keys(deployment)
     if any(service.name == "superlink" and service.state == "running" for service in status(deployment)):
         superlink.enrol(deployment)

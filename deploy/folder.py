@@ -113,6 +113,16 @@ class Deployment:
         return self.root / "phones"
 
     @property
+    def catalogue(self) -> Path:
+        """The signed files that phones fetch: base weights and graph."""
+        return self.state / "catalogue"
+
+    @property
+    def catalogue_keys(self) -> Path:
+        """The public keys of phones that may fetch, a line each: those in `enrolled`."""
+        return self.services / "enrolled"
+
+    @property
     def services(self) -> Path:
         return self.root / "services"
 

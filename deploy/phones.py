@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -37,14 +35,14 @@ def write_phone(deployment: Deployment, name: str) -> Path:
     folder, config, settings = deployment.phones / name, deployment.config, deployment.settings
     folder.mkdir(parents=True, exist_ok=True)
     graph = deployment.graph.is_file()
-    for file in (deployment.roots, deployment.weights, *([deployment.graph] if graph else [])):
-        _place(file, folder / file.name)
+    write_whole(folder / deployment.roots.name, deployment.roots.read_bytes())
     device = {
         "superlink": f"{settings.host}:{settings.port}",
         "root_certificates": deployment.roots.name,
         "key": KEY,
         "folder": config.device.folder or "own",
         "images": config.device.images or "images",
+        "catalogue": f"{settings.host}:{settings.port}",  # weights and graph come from there
         "weights": deployment.weights.name,
         "weights_digest": digest_of_file(deployment.weights, config.device.input_shape[0]),
         "graph": deployment.graph.name if graph else "",
@@ -70,12 +68,3 @@ def write_images(folder: Path, classes: Iterable[int], each: int = 40) -> None:
     for label in classes:
         for number in mine[data.y[mine] == label][:each]:
             Image.fromarray(data.x[number, :, :, 0]).save(folder / f"{number:06d}.png")
-
-
-def _place(source: Path, target: Path) -> None:
-    """Make `target` the same file as `source`, without another copy where the disk allows it."""
-    target.unlink(missing_ok=True)
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)

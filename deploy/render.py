@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import getpass
+import hashlib
 import os
 import shlex
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,11 @@ import jinja2
 from fedcaptor.common.assets import asset
 from fedcaptor.common.files import write_whole
 from fedcaptor.common.flower import QUIET
+from fedcaptor.common.secure.keys import identity_of
+from fedcaptor.common.secure.register import signing_key
 from fedcaptor.deploy.folder import Deployment
 from fedcaptor.deploy.services import Service, services_of
+from fedcaptor.server.catalogue.store import Store
 
 MARK = "FEDCAPTOR_DEPLOYMENT"
 """The environment variable, with the deployment's folder, by which its processes are found again."""
@@ -62,6 +67,8 @@ def render(deployment: Deployment) -> None:
         _write(deployment.services / name, name, **places)
     if not (deployment.services / "alertmanager.yml").exists():
         _write(deployment.services / "alertmanager.yml", "alertmanager.yml")
+    write_catalogue_keys(deployment)
+    publish(deployment)
     _write(
         deployment.services / "supervisord.conf",
         "supervisord.conf",
@@ -72,6 +79,22 @@ def render(deployment: Deployment) -> None:
     on_servers = [service for service in services if not service.name.startswith("phone")]
     _write_units(deployment, on_servers)
     _write_compose(deployment, on_servers)
+
+
+def write_catalogue_keys(deployment: Deployment) -> None:
+    """Tell the catalogue who is enrolled; it reads the file again when it changes."""
+    keys = deployment.enrolled_keys().values()
+    write_whole(deployment.catalogue_keys, b"".join(key.strip() + b"\n" for key in keys))
+
+
+def publish(deployment: Deployment) -> None:
+    """Publish weights and graph in the catalogue, signed, unless they are what it has."""
+    store, operator = Store(deployment.catalogue), signing_key(deployment.operator_key)
+    files = [path for path in (deployment.weights, deployment.graph) if path.is_file()]
+    digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    published = store.manifest(identity_of(operator))
+    if published is None or digests != {entry.name: entry.digest for entry in published.files}:
+        store.add(files, operator, time.time())
 
 
 def _write_units(deployment: Deployment, services: list[Service]) -> None:

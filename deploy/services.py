@@ -50,6 +50,17 @@ def services_of(deployment: Deployment) -> list[Service]:
         f"https://{here}:{settings.superlink_port}/health",
         verified=True,
     )
+    catalogue = Service(
+        "catalogue",
+        "signed files for phones",
+        (
+            str(ours("fedcaptor")),
+            *("catalogue", "serve", "--folder", str(deployment.catalogue), "--keys", str(deployment.catalogue_keys)),
+            *("--host", here, "--port", str(settings.catalogue_port)),
+            *("--metrics-port", str(settings.catalogue_metrics_port)),
+        ),
+        f"http://{here}:{settings.catalogue_metrics_port}/metrics",
+    )
     front = _foreign(
         "front",
         "proxy that phones see",
@@ -95,7 +106,7 @@ def services_of(deployment: Deployment) -> list[Service]:
         "prometheus-alertmanager",
         required=False,
     )
-    return [superlink, front, exporter, prometheus, alertmanager, *_phones(deployment)]
+    return [superlink, catalogue, front, exporter, prometheus, alertmanager, *_phones(deployment)]
 
 
 def _phones(deployment: Deployment) -> Iterator[Service]:

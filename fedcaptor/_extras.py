@@ -9,9 +9,9 @@ from fedcaptor.common.errors import MissingError
 
 _EXTRA_OF = {
     "torch": ("torch", "torchvision", "torch_pruning", "sklearn", "scipy", "threadpoolctl"),
-    "phone": ("flwr", "cryptography", "onnx", "onnxruntime"),
+    "phone": ("flwr", "cryptography", "onnx", "onnxruntime", "grpc", "google"),
     "onnx": ("onnxscript",),
-    "server": ("grpc", "dp_accounting", "sqlalchemy", "prometheus_client"),
+    "server": ("grpc_health", "grpc_reflection", "dp_accounting", "sqlalchemy", "prometheus_client"),
     "dashboards": ("grafana_foundation_sdk",),
     "simulation": ("jinja2", "plotly", "pandas", "psutil", "filelock", "ray"),
 }

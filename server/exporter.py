@@ -262,7 +262,18 @@ def start_exporter(
     Without `access` anybody who reaches the port may scrape: another host than loopback must be asked for and is logged
     then. Raises ConfigError when the address or a file cannot be used.
     """
-    access, public = access or Access(), not _is_loopback(host)
+    access, public = access or Access(), not is_loopback(host)
+    for certificate in certificates:
+        expiry_of(certificate)
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(RunsCollector(directory, public, certificates))
+    ProcessCollector(registry=registry)
+    return serve_registry(registry, host, port, access)
+
+
+def serve_registry(registry: CollectorRegistry, host: str, port: int, access: Access | None = None) -> Exporter:
+    """Serve a registry's metrics as `start_exporter` does those of runs."""
+    access, public = access or Access(), not is_loopback(host)
     if not host.strip():
         raise ConfigError("the exporter's host is empty, must be an address: give 127.0.0.1, or 0.0.0.0 to serve all")
     if not 0 <= port <= 65535:
@@ -270,11 +281,6 @@ def start_exporter(
     tls = access.context()
     if public and access.password is not None and tls is None:
         raise ConfigError(f"the password would cross the network to {host} in plain text: give a certificate and key")
-    for certificate in certificates:
-        expiry_of(certificate)
-    registry = CollectorRegistry(auto_describe=False)
-    registry.register(RunsCollector(directory, public, certificates))
-    ProcessCollector(registry=registry)
     app = access.guarded(make_wsgi_app(registry))
     try:
         server, thread = _serve(host, port, app, tls)
@@ -288,7 +294,8 @@ def start_exporter(
     return Exporter(host, int(server.server_address[1]), tls is not None, server, thread)
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Tell whether an address is this machine's own."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

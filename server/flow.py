@@ -27,7 +27,7 @@ from fedcaptor.common.statistics import Statistic
 from fedcaptor.common.torch_engine.base import BaseModel
 from fedcaptor.server.budget import Step, steps_of
 from fedcaptor.server.calibrate import calibrate
-from fedcaptor.server.catalogue import Catalogue
+from fedcaptor.server.cluster_submodels import ClusterSubmodels
 from fedcaptor.server.collect import Courier, Tally
 from fedcaptor.server.journal import Journal, Result
 from fedcaptor.server.masked import Lost
@@ -80,16 +80,16 @@ class Phases:
     - `cluster(flow, round, centroids, counts)` returns centroids [K, classes] and phones of each [K], from those of the
       round before; the first round has no centroids (None).
     - `prefer(flow)` returns the filter preference [F, classes], once a run; None where there is none.
-    - `plan(flow, round, centroids, preference)` returns the catalogue of submodels.
-    - `deliver(flow, round, centroids, catalogue, preference)` returns what one phone fetched.
+    - `plan(flow, round, centroids, preference)` returns the submodels of all clusters.
+    - `deliver(flow, round, centroids, submodels, preference)` returns what one phone fetched.
     - `evaluate(flow, round, centroids)` returns sums of the phones' outcomes [K, figures], or None.
     - `collect(flow, round, centroids)` returns other registered statistics, by name.
     """
 
     cluster: Callable[[Flow, int, Floats | None, Floats], tuple[Floats, Floats]]
     prefer: Callable[[Flow], Array | None]
-    plan: Callable[[Flow, int, Floats, Array | None], Catalogue]
-    deliver: Callable[[Flow, int, Floats, Catalogue, Array | None], Delivered]
+    plan: Callable[[Flow, int, Floats, Array | None], ClusterSubmodels]
+    deliver: Callable[[Flow, int, Floats, ClusterSubmodels, Array | None], Delivered]
     evaluate: Callable[[Flow, int, Floats], Floats | None]
     collect: Callable[[Flow, int, Floats], dict[str, Any]]
 
@@ -151,12 +151,12 @@ class Flow:
             centroids, counts = self.phases.cluster(self, round, centroids, counts)
             if round == 1:
                 preference = self.phases.prefer(self)
-            catalogue = self.phases.plan(self, round, centroids, preference)
-            delivered = self.phases.deliver(self, round, centroids, catalogue, preference)
+            submodels = self.phases.plan(self, round, centroids, preference)
+            delivered = self.phases.deliver(self, round, centroids, submodels, preference)
             fleet = self.phases.evaluate(self, round, centroids)
             self.statistics |= self.phases.collect(self, round, centroids)
             epsilon = self._epsilons[0]
-            self._rounds.append(RoundRecord(round, centroids, counts, catalogue, fleet, delivered, epsilon))
+            self._rounds.append(RoundRecord(round, centroids, counts, submodels, fleet, delivered, epsilon))
             self.journal.phase(round, "end", _nothing)
             self.on_phase(self.record)
         return self.record

@@ -408,6 +408,6 @@ def _tiers(record: RunRecord, last: RoundRecord) -> tuple[Tier, ...]:
 
 def _ratios(record: RunRecord, last: RoundRecord) -> tuple[np.ndarray, np.ndarray]:
     """Return MACs and parameters of the delivered submodels as ratios of the full model's, each [clusters, tiers]."""
-    counts, tiers = [plan.counts() for plan in last.catalogue.plans], len(record.config.tiers) or 1
+    counts, tiers = [plan.counts() for plan in last.submodels.plans], len(record.config.tiers) or 1
     macs = np.reshape([record.groups.macs_ratio(kept) for kept in counts], (-1, tiers))
     return macs, np.reshape([record.groups.parameters_ratio(kept) for kept in counts], (-1, tiers))

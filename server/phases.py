@@ -19,9 +19,8 @@ from fedcaptor.common.statistics import BUILT_IN, COOCCURRENCE, OUTCOME, SCORES,
 from fedcaptor.common.torch_engine.forward import normalise as to_input
 from fedcaptor.common.torch_engine.scores import taylor_scores
 from fedcaptor.common.weights_file import narrow
-from fedcaptor.server import catalogue as catalogues
-from fedcaptor.server import clusters, local
-from fedcaptor.server.catalogue import Catalogue
+from fedcaptor.server import cluster_submodels, clusters, local
+from fedcaptor.server.cluster_submodels import ClusterSubmodels
 from fedcaptor.server.flow import Flow, Phases
 from fedcaptor.server.journal import Result
 from fedcaptor.server.painting import Visualisation
@@ -125,7 +124,7 @@ def visual_profiles(flow: Flow) -> Array:
     return np.concatenate([stored[f"profile.{group.name}"] for group in groups.prunable])
 
 
-def plan(flow: Flow, round: int, centroids: Floats, preference: Array | None) -> Catalogue:
+def plan(flow: Flow, round: int, centroids: Floats, preference: Array | None) -> ClusterSubmodels:
     """Plan and build every cluster's submodel, from the server's reference images."""
     config, groups = flow.config, flow.base.groups
 
@@ -137,23 +136,25 @@ def plan(flow: Flow, round: int, centroids: Floats, preference: Array | None) ->
                 flow.base, centroid, flow.reference, config.planner, factors, config.run.seed, config.tiers
             )
             flow.on_progress("plans", k + 1, len(centroids))
-        return catalogues.pack(made, groups)
+        return cluster_submodels.pack(made, groups)
 
-    return catalogues.unpack(*flow.phase(round, "plans", compute), groups)
+    return cluster_submodels.unpack(*flow.phase(round, "plans", compute), groups)
 
 
-def deliver(flow: Flow, round: int, centroids: Floats, made: Catalogue, preference: Array | None) -> Delivered:
-    """Offer the catalogue to all phones, and as many reference images as `delivery.download` leaves room for."""
+def deliver(flow: Flow, round: int, centroids: Floats, made: ClusterSubmodels, preference: Array | None) -> Delivered:
+    """Offer the plans to all phones, and as many reference images as `delivery.download` leaves room for."""
     config, courier, base = flow.config, flow.courier, flow.base
 
     def compute() -> Result:
         plans = made.plans if config.delivery.plans else []
-        tensors = catalogues.offered(config, base.groups, centroids, plans, preference, flow.calibration)
+        tensors = cluster_submodels.offered(config, base.groups, centroids, plans, preference, flow.calibration)
         room = config.delivery.download * sum(narrow(tensor).nbytes for tensor in base.state.values())
         room -= sum(tensor.nbytes for tensor in tensors.values())
         pack = packed(flow.reference, config.personal.reference, room, config.run.seed)
         tensors |= pack.tensors if pack else {}
-        request = catalogues.offer(config, courier, round, tensors, plans, base.weights_digest, issued(flow, round))
+        request = cluster_submodels.offer(
+            config, courier, round, tensors, plans, base.weights_digest, issued(flow, round)
+        )
         if config.delivery.mode == "submodel":
             tally = deliver_submodels(courier, request, tensors, made.plans, made.states, flow.nodes)
         else:

@@ -9,7 +9,7 @@ from typing import Any
 from fedcaptor.common.arrays import Array, Floats
 from fedcaptor.common.config import Config
 from fedcaptor.common.groups import ChannelGroups
-from fedcaptor.server.catalogue import Catalogue
+from fedcaptor.server.cluster_submodels import ClusterSubmodels
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class RoundRecord:
     round: int
     centroids: Floats
     counts: Floats
-    catalogue: Catalogue
+    submodels: ClusterSubmodels
     fleet: Floats | None
     delivered: Delivered
     epsilon: float | None

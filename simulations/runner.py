@@ -259,7 +259,7 @@ def conclude(
 ) -> dict[str, Any]:
     """Oracle figures, summary and report of a finished run."""
     last = record.last
-    oracle = Oracle(world.directory, world.config, world.base, last.catalogue.submodels(world.base))
+    oracle = Oracle(world.directory, world.config, world.base, last.submodels.submodels(world.base))
     figures, expected = [], []
     for number in range(world.phones):
         figures.append(oracle.phone(number, last.round))

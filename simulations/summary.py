@@ -196,7 +196,7 @@ def details_of(world: World, run: RunRecord, figures: list[PhoneFigures]) -> Det
     return Details(
         class_names=tuple(world.data.names),
         phones=Phones(**phones),
-        clusters=tuple(_cluster(world, last, number) for number in range(len(last.catalogue.plans))),
+        clusters=tuple(_cluster(world, last, number) for number in range(len(last.submodels.plans))),
         rounds=rounds_of(run),
         phases=tuple(Phase(**phase.as_dict()) for phase in run.phases),
         sums=tuple(PrivateSum(**each) for each in run.sums),
@@ -228,7 +228,7 @@ def _scores(figures: list[PhoneFigures]) -> Scores | None:
 
 def _cluster(world: World, last: RoundRecord, number: int) -> Cluster:
     """The plan `number` of the last round: of one cluster, for one tier where there are tiers."""
-    tiers, groups, plan = world.config.tiers, world.base.groups, last.catalogue.plans[number]
+    tiers, groups, plan = world.config.tiers, world.base.groups, last.submodels.plans[number]
     k, t = divmod(number, len(tiers) or 1)
     return Cluster(
         cluster=k,
@@ -238,8 +238,8 @@ def _cluster(world: World, last: RoundRecord, number: int) -> Cluster:
         classes=plan.classes(groups).tolist(),
         macs_ratio=groups.macs_ratio(plan.counts()),
         parameters_ratio=groups.parameters_ratio(plan.counts()),
-        disagreement=last.catalogue.disagreement[number],
-        layers=tuple(Layer(**row) for row in last.catalogue.why[number]),
+        disagreement=last.submodels.disagreement[number],
+        layers=tuple(Layer(**row) for row in last.submodels.why[number]),
     )
 
 

@@ -1,9 +1,8 @@
 """Sign deliveries with the operator's Ed25519 key, and tell whether one is signed.
 
-What is signed follows DSSE, version 1 (`PAE` in its protocol.md): a payload type, by which nothing else that the key
-signs passes as a delivery, and the payload, each with its length. As the payload may be half a gigabyte, its SHA-256 in
-hex stands for it, over the whole request: header without the signature, and tensors. The signature travels in the
-header and not in DSSE's JSON envelope.
+What is signed follows DSSE (`fedcaptor.common.secure.dsse`). As the payload may be half a gigabyte, its SHA-256 in hex
+stands for it, over the whole request: header without the signature, and tensors. The signature travels in the header
+and not in DSSE's JSON envelope.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fedcaptor.common.arrays import Tensors
 from fedcaptor.common.errors import WireError
 from fedcaptor.common.messages import DeliverRequest, request_digest
+from fedcaptor.common.secure.dsse import pae
 from fedcaptor.common.secure.keys import signed
 
 PAYLOAD_TYPE = "application/vnd.fedcaptor.delivery.v1"
@@ -43,4 +43,4 @@ def _digest(request: DeliverRequest, tensors: Tensors) -> str:
 
 
 def _text(digest: str) -> bytes:
-    return f"DSSEv1 {len(PAYLOAD_TYPE)} {PAYLOAD_TYPE} {len(digest)} {digest}".encode()
+    return pae(PAYLOAD_TYPE, digest.encode())

@@ -15,10 +15,11 @@ from flwr.proto.message_pb2 import ObjectTree
 
 from fedcaptor.client import resident
 from fedcaptor.client.device import Device
-from fedcaptor.client.fleet import MAX_OBJECTS, LinkError, _within, node_key
+from fedcaptor.client.fleet import MAX_OBJECTS, _within
+from fedcaptor.client.node_key import node_key
 from fedcaptor.client.resident import Resident, only_one
 from fedcaptor.common.config import load_config
-from fedcaptor.common.errors import ConfigError, StateError
+from fedcaptor.common.errors import ConfigError, LinkError, StateError
 from fedcaptor.simulations.local_grid import LocalGrid
 
 

@@ -60,12 +60,10 @@ def readable_key(deployment: Deployment) -> None:
 def other_weights(deployment: Deployment) -> None:
     from safetensors.numpy import load_file, save_file
 
-    path = deployment.phones / "phone-02" / "base.safetensors"
-    tensors = load_file(path)
+    tensors = load_file(deployment.weights)
     name = next(iter(tensors))
     tensors[name] = tensors[name] + 1
-    path.unlink()
-    save_file(tensors, path)
+    save_file(tensors, deployment.phones / "phone-02" / "base.safetensors")
 
 
 def damaged_database(deployment: Deployment) -> None:

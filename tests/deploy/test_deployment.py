@@ -21,7 +21,9 @@ from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 
 from benchmarks.deployment import free_port
-from fedcaptor.client.fleet import LinkError, connected, node_key
+from fedcaptor.client.fleet import connected
+from fedcaptor.client.node_key import node_key
+from fedcaptor.common.errors import LinkError
 from fedcaptor.deploy.create import Wanted, create
 from fedcaptor.deploy.folder import Deployment
 from fedcaptor.deploy.phones import make_node_key

@@ -20,8 +20,10 @@ from benchmarks.deployment import (
     write_phone,
 )
 from fedcaptor.client.device import Device
-from fedcaptor.client.fleet import LinkError, connected, node_key
+from fedcaptor.client.fleet import connected
+from fedcaptor.client.node_key import node_key
 from fedcaptor.common.assets import asset
+from fedcaptor.common.errors import LinkError
 from fedcaptor.simulations.runner import SHIPPED
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]

@@ -21,7 +21,7 @@ from fedcaptor.common.privacy.sums import SumSpec
 from fedcaptor.common.statistics import COOCCURRENCE, OUTCOME, OUTCOME_FIGURES, USAGE
 from fedcaptor.server import phases as ours
 from fedcaptor.server.activity import Activity
-from fedcaptor.server.catalogue import Catalogue
+from fedcaptor.server.cluster_submodels import ClusterSubmodels
 from fedcaptor.server.collect import Tally
 from fedcaptor.server.flow import Flow, Phases
 from fedcaptor.server.masked import Lost
@@ -33,7 +33,7 @@ from tests.server.test_budget import GROUPS
 SETTINGS = ["privacy.min_cohort=20", "privacy.noise=false", "scores.enabled=false", "clusters.k=2"]
 NODES = list(range(60))
 BASE: Any = SimpleNamespace(groups=GROUPS, weights_digest="e" * 64)
-NOTHING = Catalogue((), (), (), ())
+NOTHING = ClusterSubmodels((), (), (), ())
 
 
 class Grid:
@@ -83,7 +83,7 @@ class Courier:
 def phases(delivered: list[int]) -> Phases:
     """Sums as ours; nothing is preferred or planned, and a delivery is noted."""
 
-    def deliver(flow: Flow, round: int, centroids: Any, made: Catalogue, preference: Any) -> Delivered:
+    def deliver(flow: Flow, round: int, centroids: Any, made: ClusterSubmodels, preference: Any) -> Delivered:
         delivered.append(round)
         return Delivered(10.0)
 

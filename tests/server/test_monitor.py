@@ -16,7 +16,7 @@ import pytest
 from fedcaptor.common.config import Config, load_config
 from fedcaptor.server import monitor as monitors
 from fedcaptor.server import snapshot
-from fedcaptor.server.catalogue import Catalogue
+from fedcaptor.server.cluster_submodels import ClusterSubmodels
 from fedcaptor.server.monitor import Monitor, figures_of
 from fedcaptor.server.record import Delivered, PhaseRecord, RoundRecord, RunRecord
 from fedcaptor.server.snapshot import Figure, Snapshot
@@ -33,8 +33,8 @@ def plan(kept: int) -> Any:
 
 
 def done(round: int, fleet: np.ndarray | None = None) -> RoundRecord:
-    catalogue = Catalogue([plan(2), plan(1)], (), (), ())
-    return RoundRecord(round, CENTROIDS, np.array([30.5, 9.5]), catalogue, fleet, Delivered(250.0), 1.5)
+    submodels = ClusterSubmodels([plan(2), plan(1)], (), (), ())
+    return RoundRecord(round, CENTROIDS, np.array([30.5, 9.5]), submodels, fleet, Delivered(250.0), 1.5)
 
 
 def record(*rounds: RoundRecord, config: Config | None = None, **changes: Any) -> RunRecord:
@@ -155,7 +155,13 @@ def test_tiers_count_by_their_share() -> None:
         update={"tiers": (SimpleNamespace(name="low", share=0.25), SimpleNamespace(name="high", share=0.75))}
     )
     one = RoundRecord(
-        1, np.ones((1, 10)) / 10, np.ones(1), Catalogue([plan(1), plan(2)], (), (), ()), None, Delivered(1.0), None
+        1,
+        np.ones((1, 10)) / 10,
+        np.ones(1),
+        ClusterSubmodels([plan(1), plan(2)], (), (), ()),
+        None,
+        Delivered(1.0),
+        None,
     )
     figures = figures_of(record(one, config=config), 1000)
     small, large = (GROUPS.parameters_ratio({"a": kept}) for kept in (1, 2))

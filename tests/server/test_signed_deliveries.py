@@ -19,7 +19,7 @@ from fedcaptor.common.secure.keys import identity_of
 from fedcaptor.common.submodel_file import decode
 from fedcaptor.common.wire import unpack
 from fedcaptor.server import phases
-from fedcaptor.server.catalogue import Catalogue
+from fedcaptor.server.cluster_submodels import ClusterSubmodels
 from fedcaptor.server.planning import Reference
 from fedcaptor.server.start import courier_of, open_run
 from fedcaptor.simulations.local_grid import LocalGrid
@@ -34,7 +34,9 @@ BASE: Any = SimpleNamespace(
     groups=GROUPS, weights_digest=FakeEngine().weights_digest, state={}, scores=FakeEngine().scores
 )
 STATE = decode(np.frombuffer(submodel_file.file(), np.uint8), GROUPS, submodel_file.PLAN)
-MADE = Catalogue([submodel_file.PLAN, Plan.of(GROUPS, {"a": [0], "b": [0, 1], "c": [0, 1]})], [STATE, STATE], (), ())
+MADE = ClusterSubmodels(
+    [submodel_file.PLAN, Plan.of(GROUPS, {"a": [0], "b": [0, 1], "c": [0, 1]})], [STATE, STATE], (), ()
+)
 CENTROIDS = np.eye(2, CLASSES)
 
 

@@ -43,7 +43,7 @@ def lived_through(config: Config, directory: Path, meddle: Callable[[Path], None
     meddle(directory / "oracle")
     clock = VirtualClock()
     record = run_rounds(world, local_grid(world, clock), lambda *_: None, clock)
-    assert len(record.last.catalogue.plans) == 2  # two preference clusters: every kind of sum has its blocks
+    assert len(record.last.submodels.plans) == 2  # two preference clusters: every kind of sum has its blocks
     return world
 
 

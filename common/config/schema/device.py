@@ -18,9 +18,15 @@ class DeviceSettings(Section):
     superlink: Annotated[str, PHONE] = Field(
         "", description="Address of the SuperLink or the proxy before it: `host:port`."
     )
+    catalogue: Annotated[str, PHONE] = Field(
+        "",
+        description="Address of the catalogue of signed files, `host:port`: before it checks in the phone fetches from "
+        "there what has the names of its `weights` and `graph`. Empty: it fetches nothing.",
+    )
     root_certificates: Annotated[str, PHONE] = Field(
         "",
-        description="PEM file of the authorities for the SuperLink's certificate; empty = the system's.",
+        description="PEM file of the authorities for the SuperLink's and the catalogue's certificates; "
+        "empty = the system's.",
     )
     key: Annotated[str, PHONE] = Field(
         "", description="The node's private key, which the operator registered: ECDSA in OpenSSH's format."
@@ -51,8 +57,8 @@ class DeviceSettings(Section):
     )
     operator: Annotated[str, PHONE] = Field(
         "",
-        description="The operator's public Ed25519 key, 64 hex digits or a PEM file. It signs the register, and "
-        "deliveries: this phone takes no others.",
+        description="The operator's public Ed25519 key, 64 hex digits or a PEM file. It signs the register, deliveries "
+        "and the catalogue's manifest: this phone takes no others.",
     )
     condition: Annotated[str, PHONE] = Field(
         "",

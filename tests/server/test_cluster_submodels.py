@@ -1,4 +1,4 @@
-"""The catalogue of a round: packed for the journal and back, and what of it phones are offered."""
+"""The submodels of a round: packed for the journal and back, and what of it phones are offered."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fedcaptor.common.plan_bits import unpack_plan
 from fedcaptor.common.planner import Budget
 from fedcaptor.common.torch_engine.base import BaseModel
 from fedcaptor.common.torch_engine.prune import prune
-from fedcaptor.server import catalogue, phases
+from fedcaptor.server import cluster_submodels, phases
 from fedcaptor.server.calibrate import calibrate
 from fedcaptor.server.flow import Flow
 from fedcaptor.server.planning import ClusterPlan, Reference
@@ -48,7 +48,7 @@ def made(base: BaseModel) -> list[ClusterPlan]:
 
 @pytest.mark.slow
 def test_what_is_packed_comes_back_with_ready_networks(base: BaseModel, made: list[ClusterPlan]) -> None:
-    back = catalogue.unpack(*catalogue.pack(made, base.groups), base.groups)
+    back = cluster_submodels.unpack(*cluster_submodels.pack(made, base.groups), base.groups)
     assert [plan.digest for plan in back.plans] == [one.plan.digest for one in made]
     assert (list(back.why), list(back.disagreement)) == ([[{"group": "a"}]] * 2, [0.0, 0.01])
     for one, submodel in zip(made, back.submodels(base), strict=True):
@@ -59,21 +59,21 @@ def test_an_offer_holds_what_is_configured_and_the_same_plans(base: BaseModel, m
     config = load_config()
     centroids, preference = np.full((2, 10), 0.1), np.ones((4, 10))
     plans = [one.plan for one in made]
-    tensors = catalogue.offered(config, base.groups, centroids, plans, preference, CALIBRATION)
+    tensors = cluster_submodels.offered(config, base.groups, centroids, plans, preference, CALIBRATION)
     assert set(tensors) == {"calibration", "centroids", "preference", "plan.0", "plan.1"}
     kept = unpack_plan(tensors["plan.1"], base.groups)
     assert kept[base.groups.output.name].tolist() == [3, 5, 7]
     calibration = Calibration.unpack(tensors["calibration"], 10)
     assert calibration.temperature == 1.5
     np.testing.assert_allclose(calibration.bias, CALIBRATION.bias, rtol=1e-6)
-    request = catalogue.offer(config, COURIER, 2, tensors, plans, "e" * 64)
+    request = cluster_submodels.offer(config, COURIER, 2, tensors, plans, "e" * 64)
     assert (request.round, request.mode, request.weights, request.clusters) == (2, "plan", "e" * 64, (0, 1))
     assert request.digests == tuple(plan.digest for plan in plans)
 
 
 def test_what_is_switched_off_is_not_offered(base: BaseModel) -> None:
     config = load_config(None, ["scores.weight=0"])
-    tensors = catalogue.offered(config, base.groups, np.ones((1, 10)), [], np.ones((4, 10)), CALIBRATION)
+    tensors = cluster_submodels.offered(config, base.groups, np.ones((1, 10)), [], np.ones((4, 10)), CALIBRATION)
     assert set(tensors) == {"calibration", "centroids"}
 
 
@@ -96,9 +96,8 @@ def delivered(base: BaseModel, made: list[ClusterPlan], *overrides: str) -> Tens
         tallied=lambda round, name, tally, tensors: ({"tally": {"bytes_down": 1}}, tensors),
     )
     flow.calibration = Flow.__dict__["calibration"].func(flow)
-    phases.deliver(
-        flow, 1, np.full((2, 10), 0.1), catalogue.unpack(*catalogue.pack(made, base.groups), base.groups), None
-    )
+    ready = cluster_submodels.unpack(*cluster_submodels.pack(made, base.groups), base.groups)
+    phases.deliver(flow, 1, np.full((2, 10), 0.1), ready, None)
     return sent[0]
 
 

@@ -24,7 +24,7 @@ Tensors = dict[str, npt.NDArray[Any]]
 
 
 @dataclass(frozen=True, eq=False)
-class Catalogue:
+class ClusterSubmodels:
     """Hold all plans of a round; that of cluster k and tier t is at k · tiers + t (`common.tiers`), at k without tiers.
 
     `states`: the submodels' tensors. `why`: what each layer kept and for which reason. `disagreement`: share of
@@ -51,7 +51,7 @@ def pack(made: Sequence[ClusterPlan], groups: ChannelGroups) -> Result:
     return {"why": [one.why for one in made], "disagreement": [one.disagreement for one in made]}, tensors
 
 
-def unpack(outcome: Mapping[str, Any], tensors: Tensors, groups: ChannelGroups) -> Catalogue:
+def unpack(outcome: Mapping[str, Any], tensors: Tensors, groups: ChannelGroups) -> ClusterSubmodels:
     """Decode what `pack` encoded."""
     count = len(outcome["why"])
     plans = [Plan.of(groups, unpack_plan(tensors[f"{n}/plan"], groups)) for n in range(count)]
@@ -60,7 +60,7 @@ def unpack(outcome: Mapping[str, Any], tensors: Tensors, groups: ChannelGroups) 
         number, _, name = key.partition("/state/")
         if name:
             states[int(number)][name] = tensor
-    return Catalogue(plans, states, outcome["why"], outcome["disagreement"])
+    return ClusterSubmodels(plans, states, outcome["why"], outcome["disagreement"])
 
 
 def offered(

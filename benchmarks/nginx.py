@@ -1,0 +1,65 @@
+"""An nginx of its own on loopback, for tests and benchmarks that compare with it or stand behind it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_UNPACKED = Path(__file__).resolve().parents[1] / ".tools" / "usr" / "sbin" / "nginx"
+
+
+def nginx_program() -> str | None:
+    """Return the program: on PATH, or unpacked in the checkout's `.tools`; None where there is none."""
+    return shutil.which("nginx") or (str(_UNPACKED) if os.access(_UNPACKED, os.X_OK) else None)
+
+
+@contextmanager
+def nginx(folder: Path, port: int, server: str, workers: int = 1) -> Iterator[subprocess.Popen[bytes]]:
+    """Run nginx with TLS on a loopback port until the block ends; gives its process.
+
+    `folder` has `server.pem` and `server.key`, and takes all its files; `server`: what stands in its `server` block.
+    """
+    program = nginx_program()
+    assert program is not None
+    configuration = folder / "nginx.conf"
+    places = "".join(
+        f"{kind}_temp_path {folder / 'temporary'};\n" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    configuration.write_text(f"""
+daemon off;
+worker_processes {workers};
+pid {folder / "nginx.pid"};
+error_log {folder / "nginx.log"} warn;
+events {{ worker_connections 4096; }}
+http {{
+  access_log off;
+  {places}
+  server {{
+    listen 127.0.0.1:{port} ssl http2;
+    ssl_certificate {folder / "server.pem"};
+    ssl_certificate_key {folder / "server.key"};
+    {server}
+  }}
+}}
+""")
+    with subprocess.Popen([program, "-c", configuration, "-p", folder, "-e", folder / "nginx.log"]) as process:
+        try:
+            _wait(process, port)
+            yield process
+        finally:
+            process.terminate()
+
+
+def _wait(process: subprocess.Popen[bytes], port: int) -> None:
+    while process.poll() is None:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.05)
+    raise RuntimeError("nginx ended before it listened")
