@@ -66,3 +66,13 @@ def test_deliveries_are_signed_by_the_configured_operator_alone(
     path.write_text("nothing")
     with pytest.raises(ConfigError, match="no private Ed25519 key"):
         Settings.of(run_config)
+
+
+def test_a_run_without_a_last_round_is_started_for_some(run_config: dict[str, str], tmp_path: Path) -> None:
+    assert [Settings.of({**run_config, "rounds": rounds}).rounds for rounds in (0, 3)] == [0, 3]
+    with pytest.raises(ConfigError, match="rounds is -1"):
+        Settings.of({**run_config, "rounds": -1})
+    (tmp_path / "config.toml").write_text("[run]\nrounds = 0\n[privacy]\nrounds_per_period = 4\n")
+    assert Settings.of({**run_config, "rounds": 1}).rounds == 1
+    with pytest.raises(ConfigError, match=r"rounds is 0, .* with run\.rounds 0, .* at least 1"):
+        Settings.of(run_config)

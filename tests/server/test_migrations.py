@@ -58,7 +58,7 @@ def columns(url: str) -> set[str]:
 def check_golden(url: str) -> None:
     """All that the old version stored is there, and its sum goes on."""
     journal = Journal(url, DIGEST)
-    assert journal.stored(0, "nodes") == ({"nodes": [7, 2**64 - 1]}, {})
+    assert journal.stored(1, "nodes") == ({"nodes": [7, 2**64 - 1]}, {})
     stored = journal.stored(1, "usage-0")
     assert stored is not None
     assert stored[0] == {"counts": [3, 4], "epsilon": 0.5}

@@ -20,6 +20,7 @@ from fedcaptor.server.period import DAY_SECONDS, Charge, counted, day_of, fits_f
 from fedcaptor.server.record import RunRecord
 from fedcaptor.server.start import open_run, run_digest
 from fedcaptor.simulations.local_grid import VirtualClock
+from fedcaptor.simulations.runner import build_world
 from tests.server.test_budget import GROUPS
 from tests.server.test_flow import BASE, NODES, Courier, Grid, phases
 
@@ -218,6 +219,13 @@ def test_an_open_end_needs_a_budget_that_is_renewed() -> None:
     assert load_config(None, ["privacy.rounds_per_period=0"]).digest == load_config().digest
     with pytest.raises(ConfigError, match=r"delivery\.fetches is 2, below the 3 rounds"):
         load_config(None, [*OPEN_ENDED, "delivery.mode=submodel", "delivery.fetches=2"])
+
+
+@pytest.mark.parametrize("settings", [["run.rounds=0"], ["run.rounds=4"]])
+def test_a_simulation_is_over_within_one_period(settings: list[str], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"privacy\.rounds_per_period 3: the rounds of a simulation follow at once"):
+        build_world(load_config(None, [*OPEN_ENDED, *settings]), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_charges_count_until_a_period_after_they_were_over() -> None:

@@ -1,6 +1,6 @@
-"""Make the table of dates, by which a run's budget is one of 90 days.
+"""Note when phases were over, and when sums were lost; each round has its phones.
 
-What was stored before has no date, and counts in any 90 days.
+What was before has no date, and counts in every period. The phones of the run become those of its first round.
 """
 
 from alembic import op
@@ -11,7 +11,7 @@ down_revision = "0001"
 
 
 def upgrade() -> None:
-    """Make it; a database may have it from before there were migrations."""
+    """Make the table, which may be there from before there were migrations, and move the lists of phones."""
     op.create_table(
         "dates",
         Column("round", Integer, primary_key=True, autoincrement=False),
@@ -20,3 +20,4 @@ def upgrade() -> None:
         Column("at", Float, nullable=False),
         if_not_exists=True,
     )
+    op.execute("UPDATE phases SET round = 1 WHERE round = 0 AND phase LIKE 'nodes%'")
