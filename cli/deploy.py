@@ -118,16 +118,23 @@ def status(folder: Folder, as_json: AsJson = False) -> None:
 def run(
     folder: Folder,
     name: Annotated[str, typer.Option(help="Name of the run; an unfinished one goes on, else the next number.")] = "",
-    rounds: Annotated[int, typer.Option(min=0, help="At most so many rounds now; 0 = all that are left.")] = 0,
+    rounds: Annotated[
+        int, typer.Option(min=0, help="At most so many rounds now; 0 = all that are left, one of a run without end.")
+    ] = 0,
+    every: Annotated[
+        float | None, typer.Option(min=0.001, help="Days from the end of a round to the next, for ever.")
+    ] = None,
 ) -> None:
     """Start a run or go on with it, and follow it to its end. The exit status is 0 only if it completed.
 
     Ctrl-C leaves the run to itself: the same command follows it again.
     """
     from fedcaptor.deploy.folder import Deployment
-    from fedcaptor.deploy.runs import next_name, run
+    from fedcaptor.deploy.runs import next_name, run, run_on_schedule
 
     deployment = Deployment.open(folder)
+    if every is not None:
+        run_on_schedule(deployment, every, _say)
     name = name or next_name(deployment)
     _say(f"run {name}")
     run(deployment, name, _say, rounds)
@@ -150,6 +157,44 @@ def check(folder: Folder, as_json: AsJson = False) -> None:
             table.add_row(marks[finding.level], finding.check, finding.text, finding.remedy)
         Console().print(table)
     raise typer.Exit(any(finding.level == "error" for finding in found))
+
+
+@app.command()
+def dashboard(
+    folder: Folder,
+    out: Annotated[Path | None, typer.Option(help="Folder for the pages; DIR/dashboards without it.")] = None,
+    hours: Annotated[float, typer.Option(min=0.01, max=8760, help="How far back they go.")] = 24.0,
+) -> None:
+    """Write the dashboards as pages, with the figures that the deployment's Prometheus has now."""
+    from fedcaptor.deploy.folder import Deployment
+    from fedcaptor.simulations.report.board_page import Prometheus, write_board_pages
+
+    deployment = Deployment.open(folder)
+    prometheus = Prometheus(f"http://127.0.0.1:{deployment.settings.prometheus_port}")
+    for page in write_board_pages(out or deployment.root / "dashboards", prometheus, hours):
+        print(page)
+
+
+@app.command()
+def backup(
+    folder: Folder,
+    file: Annotated[Path, typer.Argument(help="File to write; it holds the private keys, so keep it as these.")],
+) -> None:
+    """Copy the deployment to one file, while it runs: description, keys, model, phones, databases."""
+    from fedcaptor.deploy.archive import backup
+    from fedcaptor.deploy.folder import Deployment
+
+    backup(Deployment.open(folder), file)
+    _say(f"{file} holds private keys: keep it where {folder} could be kept")
+
+
+@app.command()
+def restore(file: Annotated[Path, typer.Argument(help="File that `backup` wrote.")], folder: Folder) -> None:
+    """Make a deployment of a backup, in a folder that does not exist; the old one must not run any more."""
+    from fedcaptor.deploy.archive import restore
+
+    restore(file, folder)
+    _say(f"next: fedcaptor deploy up {folder}")
 
 
 @app.command()

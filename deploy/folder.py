@@ -78,6 +78,13 @@ class Deployment:
         return self.root / "front.pem"
 
     @property
+    def front_certificates(self) -> tuple[Path, Path]:
+        """The certificate that phones see, and its key."""
+        if self.front_certificate.is_file():
+            return self.front_certificate, self.front_key
+        return self.certificate, self.certificate_key
+
+    @property
     def front_key(self) -> Path:
         return self.secrets / "front.key"
 

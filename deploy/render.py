@@ -47,12 +47,12 @@ def render(deployment: Deployment) -> None:
     for folder in folders:
         folder.mkdir(parents=True, exist_ok=True)
     services, settings = services_of(deployment), deployment.settings
-    own = deployment.front_certificate.is_file()
+    certificate, key = deployment.front_certificates
     places: dict[str, Any] = {
         "settings": settings,
         "authority": deployment.authority,
-        "certificate": deployment.front_certificate if own else deployment.certificate,
-        "key": deployment.front_key if own else deployment.certificate_key,
+        "certificate": certificate,
+        "key": key,
         "listen": f"[{settings.bind}]:{settings.port}" if ":" in settings.bind else f"{settings.bind}:{settings.port}",
         "folder": deployment.root,
         "state": deployment.state,

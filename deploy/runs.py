@@ -7,20 +7,24 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from fedcaptor.common.errors import StateError
+from fedcaptor.common.errors import FedcaptorError, StateError
 from fedcaptor.deploy.folder import Deployment
 from fedcaptor.deploy.superlink import FlowerRun, SuperLink, SuperLinkError, connected
 from fedcaptor.server import snapshot
 
 _LOOK_SECONDS = 1.0
 _AWAY_SECONDS = 120.0
+_RETRY_SECONDS = 3600.0
+_DAY_SECONDS = 86_400.0
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _WORDS = re.compile(r"^(?:INFO|WARNING|ERROR) *:\s*(?!DEPRECATED|Start `flwr|Exit Code)(.+)$")
 
 
 def run(deployment: Deployment, name: str, say: Callable[[str], object], rounds: int = 0) -> None:
-    """Start the run `name`, or go on with it, and wait for its end. `rounds`: at most so many now, 0 = all.
+    """Start the run `name`, or go on with it, and wait for its end.
+
+    `rounds`: at most so many now; 0 = all that are left, or one of a run that has no last one.
 
     A run whose process was killed is started again and goes on where it was, `deployment.restarts` times. Raises
     StateError where the run failed or could not be started; what it had finished is kept.
@@ -61,6 +65,7 @@ def _run_config(deployment: Deployment, name: str, folder: Path, rounds: int) ->
         "folder": str(folder),
         "weights": str(deployment.weights),
         "nodes": deployment.settings.phones,
+        "rounds": rounds or int(deployment.config.run.rounds == 0),
     }
 
 
@@ -84,6 +89,34 @@ def _follow(superlink: SuperLink, run_id: int, say: Callable[[str], object]) -> 
             if time.monotonic() - away > _AWAY_SECONDS:
                 raise
         time.sleep(_LOOK_SECONDS)
+
+
+def run_on_schedule(
+    deployment: Deployment,
+    every_days: float,
+    say: Callable[[str], object],
+    sleep: Callable[[float], object] = time.sleep,
+    clock: Callable[[], float] = time.time,
+) -> None:
+    """Start a round when so many days have passed since the last one ended, for ever.
+
+    A run with a last round is run whole, and then the next one. What cannot begin, as too few phones are there or the
+    budget is spent, is tried again every hour.
+    """
+    while True:
+        name = next_name(deployment)
+        ends = [found.heartbeat for path in deployment.runs.glob("*") if (found := last_snapshot(path)) is not None]
+        last = last_snapshot(deployment.runs / name)
+        begun = last is not None and last.status in ("running", "stopped", "failed")
+        due = clock() if begun or not ends else max(ends) + every_days * _DAY_SECONDS
+        if due > clock():
+            say(f"the next round is due in {(due - clock()) / _DAY_SECONDS:.2f} days")
+            sleep(due - clock())
+        try:
+            run(deployment, name, say, rounds=int(deployment.config.run.rounds == 0))
+        except FedcaptorError as error:
+            say(f"{error}; trying again in {_RETRY_SECONDS / 3600:.0f} hour")
+            sleep(_RETRY_SECONDS)
 
 
 def last_snapshot(folder: Path) -> snapshot.Snapshot | None:

@@ -74,7 +74,7 @@ def services_of(deployment: Deployment) -> list[Service]:
         (
             str(ours("fedcaptor")),
             *("exporter", str(deployment.runs), "--port", str(settings.exporter_port)),
-            *("--certificate", str(deployment.certificate)),
+            *("--certificate", str(deployment.front_certificates[0])),
         ),
         f"http://{here}:{settings.exporter_port}/metrics",
     )
@@ -106,7 +106,13 @@ def services_of(deployment: Deployment) -> list[Service]:
         "prometheus-alertmanager",
         required=False,
     )
-    return [superlink, catalogue, front, exporter, prometheus, alertmanager, *_phones(deployment)]
+    rounds = Service(
+        "rounds",
+        "starts rounds when they are due",
+        (str(ours("fedcaptor")), "deploy", "run", str(deployment.root), "--every", f"{settings.every_days:g}"),
+    )
+    scheduled = [rounds] if settings.every_days else []
+    return [superlink, catalogue, front, exporter, prometheus, alertmanager, *scheduled, *_phones(deployment)]
 
 
 def _phones(deployment: Deployment) -> Iterator[Service]:

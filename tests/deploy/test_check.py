@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from benchmarks.deployment import free_port
@@ -62,7 +63,7 @@ def other_weights(deployment: Deployment) -> None:
 
     tensors = load_file(deployment.weights)
     name = next(iter(tensors))
-    tensors[name] = tensors[name] + 1
+    tensors[name] = np.asarray(tensors[name] + 1)
     save_file(tensors, deployment.phones / "phone-02" / "base.safetensors")
 
 

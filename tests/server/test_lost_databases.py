@@ -32,6 +32,7 @@ from tests.postgresql import PASSWORD, PostgreSQL, programs
 
 DIGEST = "a" * 64
 CHILDREN = get_context("fork")
+TIMES = "seconds", "started", "at"
 
 
 def work(journal: Journal) -> None:
@@ -56,7 +57,7 @@ def contents(url: str) -> dict[str, list[tuple[Any, ...]]]:
     found = {}
     with connect(url).connect() as connection:
         for table in metadata.sorted_tables:
-            kept = [column for column in table.c if column.name not in ("at", "seconds", "started")]
+            kept = [column for column in table.c if column.name not in TIMES]
             found[table.name] = sorted(
                 tuple(row) for row in connection.execute(table.select().with_only_columns(*kept))
             )

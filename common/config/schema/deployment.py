@@ -40,6 +40,12 @@ class DeploymentSettings(Section):
         200, ge=1, description="Most requests of one address in a second; phones behind one router share an address."
     )
     connections: Annotated[int, SERVER] = Field(200, ge=1, description="Most connections of one address at a time.")
+    every_days: Annotated[float, SERVER] = Field(
+        0.0,
+        ge=0,
+        le=365,
+        description="`deploy up` starts a round so many days after the last one ended; 0 = `deploy run` alone does.",
+    )
     restarts: Annotated[int, SERVER] = Field(
         5, ge=0, description="How often `deploy run` starts a run again whose process was killed."
     )
