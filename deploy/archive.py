@@ -51,6 +51,8 @@ def restore(file: Path, root: Path) -> Deployment:
         raise ConfigError(problem)
     if root.exists() and any(root.iterdir()):
         raise ConfigError(f"{root} is not empty: give a folder that does not exist")
+    # The modes of folders in an archive are not kept.
+    Deployment(root).secrets.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
         with tarfile.open(file) as archive:
             archive.extractall(root, filter="data")

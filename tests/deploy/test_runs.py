@@ -1,0 +1,118 @@
+"""Runs of a deployment: which one is next, when a round is due, and what a backup brings back."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+import stat
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.deployment import free_port
+from fedcaptor.common.errors import ConfigError, StateError
+from fedcaptor.deploy import runs
+from fedcaptor.deploy.archive import backup, restore
+from fedcaptor.deploy.create import Wanted, create
+from fedcaptor.deploy.folder import Deployment
+from fedcaptor.deploy.runs import next_name, run_on_schedule
+from fedcaptor.server import snapshot
+from tests.server.test_exporter import make
+
+pytestmark = pytest.mark.slow
+DAY = 86_400.0
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Deployment:
+    return create(tmp_path_factory.mktemp("deployment") / "own", Wanted(2, port=free_port(), demo=True))
+
+
+@pytest.fixture
+def deployment(made: Deployment, tmp_path: Path) -> Deployment:
+    return Deployment.open(Path(shutil.copytree(made.root, tmp_path / "copy")))
+
+
+def ended(deployment: Deployment, name: str, status: Any, at: float) -> None:
+    folder = deployment.runs / name
+    folder.mkdir(exist_ok=True)
+    snapshot.write(folder / snapshot.FILE, make(status=status, heartbeat=at))
+
+
+@pytest.mark.parametrize(
+    ("status", "name"),
+    [
+        ("running", "run-0001"),
+        ("waiting", "run-0001"),
+        ("stopped", "run-0001"),
+        ("failed", "run-0001"),
+        ("ended", "run-0002"),
+    ],
+)
+def test_an_unfinished_run_goes_on_and_an_ended_one_is_followed_by_the_next(
+    deployment: Deployment, status: str, name: str
+) -> None:
+    assert next_name(deployment) == "run-0001"
+    ended(deployment, "run-0001", status, 0.0)
+    assert next_name(deployment) == name
+
+
+class Over(Exception):
+    """Ends a schedule that has no end."""
+
+
+def test_rounds_begin_when_they_are_due_and_failures_are_tried_again(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, begun, said = [1000 * DAY], [], []
+
+    def run(deployment: Deployment, name: str, say: Any, rounds: int) -> None:
+        begun.append((now[0] / DAY, name))
+        if len(begun) == 2:
+            raise StateError("too few phones")
+        if len(begun) == 4:
+            raise Over
+        ended(deployment, name, "ended", now[0])
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+
+    monkeypatch.setattr(runs, "run", run)
+    with pytest.raises(Over):
+        run_on_schedule(deployment, 7.0, said.append, sleep, lambda: now[0])
+    assert begun == [
+        (1000, "run-0001"),
+        (1007, "run-0002"),
+        (pytest.approx(1007 + 1 / 24), "run-0002"),
+        (pytest.approx(1014 + 1 / 24), "run-0003"),
+    ]
+    assert "too few phones; trying again in 1 hour" in said
+
+
+def test_a_backup_of_a_deployment_brings_all_of_it_back(deployment: Deployment, tmp_path: Path) -> None:
+    state = deployment.runs / "run-0001" / "state.db"
+    state.parent.mkdir()
+    with closing(sqlite3.connect(state)) as database, closing(sqlite3.connect(deployment.superlink_database)) as other:
+        for each in (database, other):
+            each.execute("CREATE TABLE kept (x)")
+            each.execute("INSERT INTO kept VALUES (42)")
+            each.commit()
+        database.execute("INSERT INTO kept VALUES (43)")  # a transaction under way
+        backup(deployment, tmp_path / "copy.tar")
+    assert stat.S_IMODE((tmp_path / "copy.tar").stat().st_mode) == 0o600
+    back = restore(tmp_path / "copy.tar", tmp_path / "back")
+    for file in (back.runs / "run-0001" / "state.db", back.superlink_database):
+        with closing(sqlite3.connect(file)) as database:
+            assert database.execute("SELECT x FROM kept").fetchall() == [(42,)]
+    assert back.enrolled_keys() == deployment.enrolled_keys()
+    assert stat.S_IMODE(back.operator_key.stat().st_mode) == 0o600
+    assert back.operator_key.read_bytes() == deployment.operator_key.read_bytes()
+    assert stat.S_IMODE(back.secrets.stat().st_mode) == 0o700
+    with pytest.raises(ConfigError, match="is not empty"):
+        restore(tmp_path / "copy.tar", tmp_path / "back")
+    content = (tmp_path / "copy.tar").read_bytes()
+    (tmp_path / "cut.tar").write_bytes(content[: len(content) // 2])
+    with pytest.raises(ConfigError, match="damaged"):
+        restore(tmp_path / "cut.tar", tmp_path / "other")
