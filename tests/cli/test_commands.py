@@ -242,6 +242,12 @@ PRUNE = ["prune", "small-cnn", "--weights", str(SHIPPED), "--classes"]
         (["simulate", "--set", "population.phones=30"], "the cohort has 30 phones, privacy.min_cohort is 50"),
         (["report", "."], "error: "),
         (["exporter", ".", "--host", "not an address"], "error: the exporter cannot listen on not an address"),
+        (["exporter", ".", "--tls-key", "key.pem"], "error: TLS needs a certificate and its key: give both files"),
+        (["exporter", ".", "--certificate", "front.pem"], "error: front.pem does not exist: correct the path"),
+        (
+            ["dashboards", ".", "--prometheus", "localhost"],
+            "error: the address of Prometheus is 'localhost', must begin",
+        ),
         (["prune", "small-cnn"], "Missing option '--weights'"),
         (["train", "--out", "a.safetensors"], "Missing argument 'MODEL'"),
         (["models", "vgg17"], "error: model is 'vgg17', must be one of alexnet, resnet20"),
@@ -339,6 +345,17 @@ def test_every_registered_model_says_what_it_was_designed_for() -> None:
 
 def test_every_command_has_help() -> None:
     text = ran("--help")
-    for command in ("train", "inspect", "models", "prune", "atlas", "simulate", "report", "exporter", "config"):
+    for command in (
+        "train",
+        "inspect",
+        "models",
+        "prune",
+        "atlas",
+        "simulate",
+        "report",
+        "exporter",
+        "dashboards",
+        "config",
+    ):
         assert command in text
         assert "--help" in ran(command, "--help")

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from prometheus_client import CollectorRegistry, Counter, start_http_server
+from prometheus_client import start_http_server
 
 from fedcaptor.common.config import load_config
 from fedcaptor.common.errors import ConfigError, StateError
+from fedcaptor.server.catalogue.metrics import Metrics
 from fedcaptor.server.exporter import start_exporter
 from fedcaptor.server.panels import BOARDS, Query
 from fedcaptor.simulations.report.board_page import Prometheus, filled, write_board_pages
@@ -80,13 +81,12 @@ def started(stack: ExitStack, command: list[Any], log: Path) -> subprocess.Popen
 
 
 def catalogue(stack: ExitStack) -> int:
-    """A process's metrics under the names that the catalogue has; returns the port."""
-    registry = CollectorRegistry()
-    requests = Counter("fedcaptor_catalogue_requests", "Requests.", ["method", "code"], registry=registry)
-    requests.labels("Fetch", "OK").inc()
-    for name in ("sent_bytes", "resumes", "failures"):
-        Counter(f"fedcaptor_catalogue_{name}", "Of the catalogue.", registry=registry).inc()
-    server, _ = start_http_server(0, "127.0.0.1", registry)
+    """The catalogue's own counters, as after one read that was resumed; returns the port that they are served on."""
+    metrics = Metrics()
+    metrics.requests.labels("Read", "OK").inc()
+    metrics.resumes.inc()
+    metrics.sent.inc(1000)
+    server, _ = start_http_server(0, "127.0.0.1", metrics.registry)
     stack.callback(server.server_close)
     stack.callback(server.shutdown)
     return int(server.server_address[1])

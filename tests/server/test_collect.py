@@ -13,7 +13,15 @@ from flwr.app import Context, Message, RecordDict
 
 from fedcaptor.common.config import Faults, Rounds
 from fedcaptor.common.errors import PrivacyError
-from fedcaptor.common.messages import DeliverReply, DeliverRequest, SumReply, SumRequest, digest_of
+from fedcaptor.common.messages import (
+    DeliverReply,
+    DeliverRequest,
+    Header,
+    SumFields,
+    SumReply,
+    SumRequest,
+    digest_of,
+)
 from fedcaptor.common.privacy.sums import SumSpec, encode
 from fedcaptor.common.wire import pack, unpack
 from fedcaptor.server.collect import Courier, Tally
@@ -232,6 +240,43 @@ def test_malformed_replies_never_ends_a_round() -> None:
     assert tally.replies + refused + tally.dropped == 200
     assert refused > 40
     assert len(tally.refused) >= 3
+
+
+@pytest.mark.parametrize(
+    ("faults", "result"),
+    [({"dropout": 1.0}, "offline"), ({"silence": 1.0}, "late"), ({"malformed": 1.0}, "refused"), ({}, "ok")],
+)
+def test_each_message_has_one_result(faults: dict[str, float], result: str) -> None:
+    clock = VirtualClock()
+    grid = LocalGrid(phone({}), PHONES, faults=Faults(**faults), clock=clock.time, sleep=clock.sleep)
+    courier = courier_of(grid, clock, attempts=2)
+    node = {"run": RUN, "round": 1, "request": "c" * 64, "kind": "usage", "sum": SumFields.of(SPEC)}
+    waiting = dict.fromkeys(grid.get_node_ids(), SumRequest(**node))
+
+    def take(reply: Message, node: int, request: Header) -> None:
+        unpack(reply.content, SumReply)
+
+    tally = courier._exchange("query.sum", waiting, lambda node: pack(waiting[node], {}), take, PHONES, math.inf)
+    sent = PHONES * (1 if result == "ok" else 2)
+    assert tally.messages == {f"sum/{result}": sent}
+    assert tally.traffic["sum/down"] == tally.bytes_down > 0
+    assert tally.traffic["sum/up"] == tally.bytes_up
+    now = courier.activity.now
+    assert (now.step, now.asked, now.online, now.replied) == ("sum", PHONES, PHONES, tally.replies)
+
+
+def test_a_phone_that_answers_with_an_error_declines() -> None:
+    def declines(message: Message, context: Context) -> Message:
+        raise PrivacyError("no")
+
+    with pytest.raises(PrivacyError):
+        asked(courier_of(LocalGrid(declines, PHONES)))
+    grid = LocalGrid(declines, PHONES)
+    courier = courier_of(grid)
+    request = DeliverRequest(run=RUN, round=1, request="c" * 64, mode="plan", weights="d" * 64, clusters=(), digests=())
+    _, tally = courier.deliver(request, {"centroids": np.eye(2, dtype=np.float32)}, grid.get_node_ids())
+    assert tally.messages == {"deliver/declined": PHONES}
+    assert Tally.of(tally.as_dict()).messages == tally.messages
 
 
 def test_deliveries_are_confirmed_or_refused() -> None:
