@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from benchmarks import lite0
+from benchmarks.catalogue import Catalogue
 from benchmarks.chaos import Chaos
 from benchmarks.command import command
 from benchmarks.eight_bits import EightBits
@@ -40,6 +41,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.command("catalogue")(command(Catalogue))
 app.command("chaos")(command(Chaos))
 app.command("eight_bits")(command(EightBits))
 app.command("fallback")(command(Fallback))

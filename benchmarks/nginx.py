@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import grp
 import os
+import pwd
 import shutil
 import socket
 import subprocess
@@ -20,20 +22,23 @@ def nginx_program() -> str | None:
 
 
 @contextmanager
-def nginx(folder: Path, port: int, server: str, workers: int = 1) -> Iterator[subprocess.Popen[bytes]]:
+def nginx(folder: Path, port: int, server: str) -> Iterator[subprocess.Popen[bytes]]:
     """Run nginx with TLS on a loopback port until the block ends; gives its process.
 
-    `folder` has `server.pem` and `server.key`, and takes all its files; `server`: what stands in its `server` block.
+    `folder` takes its files, and it or the one above has `server.pem` and `server.key`; `server`: what stands in its
+    `server` block.
     """
     program = nginx_program()
     assert program is not None
-    configuration = folder / "nginx.conf"
+    configuration, keys = folder / "nginx.conf", folder if (folder / "server.pem").exists() else folder.parent
     places = "".join(
         f"{kind}_temp_path {folder / 'temporary'};\n" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     )
+    own = f"user {pwd.getpwuid(os.getuid()).pw_name} {grp.getgrgid(os.getgid()).gr_name};" if os.getuid() == 0 else ""
     configuration.write_text(f"""
+{own}
 daemon off;
-worker_processes {workers};
+worker_processes 1;
 pid {folder / "nginx.pid"};
 error_log {folder / "nginx.log"} warn;
 events {{ worker_connections 4096; }}
@@ -42,8 +47,8 @@ http {{
   {places}
   server {{
     listen 127.0.0.1:{port} ssl http2;
-    ssl_certificate {folder / "server.pem"};
-    ssl_certificate_key {folder / "server.key"};
+    ssl_certificate {keys / "server.pem"};
+    ssl_certificate_key {keys / "server.key"};
     {server}
   }}
 }}

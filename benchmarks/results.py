@@ -10,7 +10,16 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.charts import draw
-from benchmarks.pages import fallback, federation, gradients, local_privacy, poisoning, private_vs_open, pruning
+from benchmarks.pages import (
+    catalogue,
+    fallback,
+    federation,
+    gradients,
+    local_privacy,
+    poisoning,
+    private_vs_open,
+    pruning,
+)
 from benchmarks.pages.section import Section, filled, section
 from benchmarks.record import Record, read_record
 from fedcaptor.common.errors import StateError
@@ -30,6 +39,7 @@ PAGES: dict[str, Callable[[Record], Section]] = {
     "phone_client": partial(section, "phone_client"),
     "eight_bits": partial(section, "eight_bits"),
     "memory": partial(section, "memory"),
+    "catalogue": catalogue.render,
     "secure_sum": partial(section, "secure_sum"),
     "local_privacy": local_privacy.render,
     "poisoning": poisoning.render,

@@ -49,7 +49,9 @@ def prepare(folder: Path) -> Store:
     folder.mkdir(parents=True, exist_ok=True)
     write_certificates(folder)
     write_node_key(folder / "phone.key")
-    (folder / "enrolled").write_bytes(b"# phones\n" + (folder / "phone.pub").read_bytes() + b" somebody@phone\n")
+    (folder / "enrolled").write_bytes(
+        b"# phones\n" + (folder / "phone.pub").read_bytes().strip() + b" somebody@phone\n"
+    )
     private = OPERATOR.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     (folder / "operator.pem").write_bytes(private)
     public = OPERATOR.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
