@@ -1,4 +1,4 @@
-"""What all of Flower's processes are started with."""
+"""What Flower's processes are started with, and how a run's log tells a failure."""
 
 from __future__ import annotations
 
@@ -13,3 +13,5 @@ QUIET = {
 """Environment variables that keep them from talking to anybody outside, from looking for a proxy on loopback, and from
 a thread for each core.
 """
+FAILED = "the run failed: "
+"""Begins the log's line of an error that starting the run again would not mend."""

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fedcaptor.common.errors import FedcaptorError, StateError
+from fedcaptor.common.flower import FAILED
 from fedcaptor.deploy.folder import Deployment
 from fedcaptor.deploy.superlink import FlowerRun, SuperLink, SuperLinkError, connected
 from fedcaptor.server import snapshot
@@ -31,38 +32,38 @@ def run(deployment: Deployment, name: str, say: Callable[[str], object], rounds:
     """
     if not _NAME.fullmatch(name):
         raise StateError(f"the run's name is {name[:80]!r}, must be letters, digits, '.', '_' or '-': choose another")
-    folder, settings = deployment.runs / name, deployment.settings
+    settings = deployment.settings
     for attempt in range(settings.restarts + 1):
+        failures: list[str] = []
+
+        def hear(text: str, failures: list[str] = failures) -> None:
+            say(text)
+            if text.startswith(FAILED):
+                failures.append(text.removeprefix(FAILED))
+
         with connected(deployment) as superlink:
-            begun = time.time()
             under_way = superlink.unfinished(name)
             if under_way is not None:
                 say(f"run {name} is under way: following it")
-            run_id = under_way.run_id if under_way else superlink.start(_run_config(deployment, name, folder, rounds))
-            ended = _follow(superlink, run_id, say)
+            run_id = under_way.run_id if under_way else superlink.start(_run_config(deployment, name, rounds))
+            ended = _follow(superlink, run_id, hear)
         if ended is not None and ended.completed:
             return
-        last = last_snapshot(folder)
+        if failures:
+            raise StateError(f"run {name} failed: {failures[-1]}")
+        if ended is not None and ended.stopped:
+            raise StateError(f"run {name} was stopped: the same command goes on with it")
         why = ended.details.strip() if ended is not None else "the SuperLink forgot it"
-        if last is not None and last.status == "failed" and last.heartbeat >= begun:
-            raise StateError(f"run {name} failed; its last lines above say why, all of them are in the SuperLink's log")
-        if ended is not None and not _was_killed(ended, last, begun):
-            raise StateError(f"run {name} failed: {why}; see `fedcaptor deploy logs {deployment.root} superlink`")
         say(f"run {name} lost its process ({why}): starting it again, {settings.restarts - attempt} times at most")
         time.sleep(min(30.0, 2.0**attempt))
     raise StateError(f"run {name} lost its process {settings.restarts + 1} times: see the logs, then run it again")
 
 
-def _was_killed(ended: FlowerRun, last: snapshot.Snapshot | None, begun: float) -> bool:
-    """Whether the run's process died: one that ends by itself says so in its snapshot."""
-    return last is not None and last.status == "running" and last.heartbeat >= begun
-
-
-def _run_config(deployment: Deployment, name: str, folder: Path, rounds: int) -> dict[str, str | int]:
+def _run_config(deployment: Deployment, name: str, rounds: int) -> dict[str, str | int]:
     return {
         "config": str(deployment.description),
         "name": name,
-        "folder": str(folder),
+        "folder": str(deployment.runs / name),
         "weights": str(deployment.weights),
         "nodes": deployment.settings.phones,
         "rounds": rounds or int(deployment.config.run.rounds == 0),

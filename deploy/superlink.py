@@ -55,11 +55,12 @@ class Node:
 
 @dataclass(frozen=True)
 class FlowerRun:
-    """A run as the SuperLink knows it."""
+    """A run as the SuperLink knows it. `stopped`: by `flwr stop`."""
 
     run_id: int
     ended: bool
     completed: bool
+    stopped: bool
     details: str
 
 
@@ -120,8 +121,10 @@ class SuperLink:
 
 def _run(found: Run) -> FlowerRun:
     status = found.status
-    ended = status.status == Status.FINISHED
-    return FlowerRun(found.run_id, ended, ended and status.sub_status == SubStatus.COMPLETED, status.details)
+    ended, how = status.status == Status.FINISHED, status.sub_status
+    return FlowerRun(
+        found.run_id, ended, ended and how == SubStatus.COMPLETED, how == SubStatus.STOPPED, status.details
+    )
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from fedcaptor.common.config import Config, load_config
 from fedcaptor.common.data.source import load
 from fedcaptor.common.data.splits import split
 from fedcaptor.common.errors import ConfigError, FedcaptorError, StateError
+from fedcaptor.common.flower import FAILED
 from fedcaptor.common.secure.keys import identity_of
 from fedcaptor.common.secure.register import Register, enrolled_by, operator_of, signing_key
 from fedcaptor.common.torch_engine.base import BaseModel
@@ -197,7 +198,7 @@ def main(grid: Grid, context: Context) -> None:
     try:
         record = run_server(Settings.of(context.run_config), grid)
     except FedcaptorError as error:
-        logger.error("%s", error)
+        logger.error("%s%s", FAILED, error)
         raise
     state = "the run has ended" if record.over else "the run goes on when it is started again"
     logger.info("%d rounds ended, %d clusters; %s", len(record.rounds), len(record.last.centroids), state)
