@@ -16,7 +16,7 @@ from fedcaptor.common.onnx_graph import IMAGES, INPUTS, SCORES, NetworkGraph, em
 from fedcaptor.common.onnx_session import Session, Values, in_batches
 
 BATCH = 8
-"""Images of one run: memory grows with them, time and results hardly change."""
+"""Images of one run: memory grows with them, results stay and little time is saved."""
 
 Visit = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32] | None]
 """Is given what a layer reads [N, …], gives what it shall read instead; None leaves it as it is."""
