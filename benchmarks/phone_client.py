@@ -43,19 +43,20 @@ class PhoneClient(Benchmark):
     `resident`: one process a phone, `fedcaptor phone run`; `supernode`: Flower's SuperNode, which starts a process for
     each message. The small CNN and embedded images. A resident phone records its images before the run begins.
 
-    Example: python -m benchmarks phone_client --phones 4 --json benchmarks/results/phone_client.json
+    Example: python -m benchmarks phone_client --json benchmarks/results/phone_client.json
     """
 
     ways: Annotated[str, Option(help="resident, supernode.")] = "resident,supernode"
-    phones: Annotated[str, Option(help="Numbers of phones.")] = "4"
+    phones: Annotated[str, Option(help="Numbers of resident phones.")] = "10"
+    supernodes: Annotated[str, Option(help="Numbers of SuperNodes, each of which takes more of the machine.")] = "4"
     engines: Annotated[str, Option(help="What resident phones run networks with: torch, onnx.")] = "onnx"
     pace: Annotated[float, Option(min=0, help="delivery.answer_seconds of all phones."), SHARED] = 0.0
 
     def row_keys(self) -> list[Row]:
         return [
             {"way": way, "model": "small-cnn", "engine": engine, "phones": count}
-            for count in numbers(self.phones)
             for way in self.ways.split(",")
+            for count in numbers(self.phones if way == "resident" else self.supernodes)
             for engine in (self.engines.split(",") if way == "resident" else ["torch"])
         ]
 

@@ -140,8 +140,7 @@ class LeastSquares:
         self.constant, self.by_rows = constant, len(x) < x.shape[1]
         gram = (self.x @ self.x.T if self.by_rows else self.x.T @ self.x).astype(np.float64)
         # Beside the ridge what single precision may have lost, and a floor for dead layers.
-        total = float(np.square(self.x).sum())
-        gram.flat[:: len(gram) + 1] += total * (ridge / x.size + 1e-6) + 1e-8 * len(x)
+        gram.flat[:: len(gram) + 1] += np.trace(gram) * (ridge / x.size + 1e-6) + 1e-8 * len(x)
         self.factor = np.linalg.cholesky(gram).astype(np.float32)
 
     def fit(self, wanted: Matrix) -> tuple[Matrix, Matrix]:

@@ -16,7 +16,7 @@ from fedcaptor.common.onnx_graph import IMAGES, INPUTS, SCORES, NetworkGraph, em
 from fedcaptor.common.onnx_session import Session, Values, in_batches
 
 BATCH = 8
-"""Images of one run: memory grows with them, time and results hardly change."""
+"""Images of one run: memory grows with them, results stay and little time is saved."""
 PIXELS = "pixels"  # what a complete program takes: float [N, C, H, W] in [0, 1]
 
 Visit = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32] | None]
