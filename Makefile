@@ -11,7 +11,7 @@ TORCH_PINS = $(shell sed -n 's/^ *"\(torch==[^"]*\)", "\(torchvision==[^"]*\)",$
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 # How long `make attack` fuzzes each target.
 SECONDS ?= 600
-PACKAGES := nginx prometheus prometheus-alertmanager
+PACKAGES := nginx prometheus prometheus-alertmanager postgresql-15 postgresql-client-15 libpq5
 DEMO := $(BIN)/fedcaptor simulate simulations/scenarios/demo.toml --fresh
 
 .PHONY: setup demo test test-long test-fast attack tools coverage lint docs stubs site results clean
@@ -51,7 +51,7 @@ attack: setup # fuzz each target for SECONDS, then all attacks on what docs/priv
 	$(PYTEST) $$($(BIN)/python -m tests.attacks) || broken="$$broken attacks"; \
 	test -z "$$broken" || { echo "broken:$$broken"; exit 1; }
 
-tools: # nginx, Prometheus and Alertmanager of Debian in .tools: unpacked, not installed, so no service starts
+tools: # nginx, Prometheus, Alertmanager and PostgreSQL of Debian in .tools: unpacked, not installed, so no service starts
 	@mkdir -p .tools/packages
 	@cd .tools/packages && apt-get download -qq $(PACKAGES)
 	@for package in .tools/packages/*.deb; do dpkg -x $$package .tools || exit 1; done

@@ -206,6 +206,29 @@ def test_ten_phones_end_with_submodels_of_their_own_and_a_killed_service_loses_n
     assert not [f for f in json.loads(command("check", deployment, "--json")) if f["level"] == "error"]
 
 
+def test_prometheus_has_the_runs_figures_and_alertmanager_its_alerts(deployment: Deployment) -> None:
+    for name in ("prometheus", "prometheus-alertmanager"):
+        program(name)
+    settings = deployment.settings
+
+    def value(expression: str) -> float | None:
+        url = f"http://127.0.0.1:{settings.prometheus_port}/api/v1/query"
+        (found,) = httpx.get(url, params={"query": expression}, trust_env=False).json()["data"]["result"] or [None]
+        return float(found["value"][1]) if found else None
+
+    def alerts() -> set[str]:
+        url = f"http://127.0.0.1:{settings.alertmanager_port}/api/v2/alerts"
+        return {alert["labels"]["alertname"] for alert in httpx.get(url, trust_env=False).json()}
+
+    assert until(lambda: value('fedcaptor_run_status{run="run-0001", status="ended"}') == 1, 60)
+    assert 0 < (value('fedcaptor_fleet_macs_ratio{run="run-0001"}') or 0) < 1
+    assert value("sum(fedcaptor_catalogue_sent_bytes_total)") > PHONES * deployment.weights.stat().st_size
+    assert until(lambda: "NoiseOff" in alerts(), 120)  # a demonstration's sums have none
+    pages = command("dashboard", deployment).split()
+    assert len(pages) == 2
+    assert all("run-0001" in Path(page).read_text() for page in pages)
+
+
 def test_a_run_that_cannot_succeed_ends_with_an_error(deployment: Deployment) -> None:
     text = deployment.description.read_text()
     deployment.description.write_text(text.replace("small_cohorts = true", "small_cohorts = false"))
