@@ -126,7 +126,8 @@ class _Collection:
         self._chunks, self._starts = entry.pieces(), [0]
         for chunk in self._chunks:
             self._starts.append(self._starts[-1] + chunk.size)
-        if (wrong := self._wrong(0)) is not None:  # left by a process that was killed
+        file.truncate(min(self.size(), entry.size))  # what a process that was killed left, as far as it is right
+        if (wrong := self._wrong(0)) is not None:
             file.truncate(wrong)
 
     def size(self) -> int:
@@ -173,8 +174,6 @@ class _Collection:
     def _wrong(self, first: int) -> int | None:
         """Return where the first wrong chunk from number `first` on begins, None where all that are whole are right."""
         size = self.size()
-        if size > self.entry.size:
-            return self.entry.size
         self._file.seek(self._starts[first])
         for start, chunk in zip(self._starts[first:], self._chunks[first:], strict=False):
             if start + chunk.size > size:
