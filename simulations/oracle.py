@@ -14,12 +14,12 @@ from sklearn.metrics import roc_auc_score
 from fedcaptor.client.fallback import ABSTAINED, answer
 from fedcaptor.client.kept_models import holds_full, read_models
 from fedcaptor.client.outcome import Kind, Outcome
-from fedcaptor.client.torch_engine import TorchEngine
 from fedcaptor.common.arrays import Floats, Indices
 from fedcaptor.common.config import Config
 from fedcaptor.common.tiers import drawn
 from fedcaptor.common.torch_engine.base import BaseModel, Submodel
 from fedcaptor.common.torch_engine.forward import logits, normalise
+from fedcaptor.simulations.phones import phone_engine
 
 Scores = npt.NDArray[np.float32]
 BATCH = 512  # test images as floats at a time
@@ -92,7 +92,7 @@ class Oracle:
 
     def __init__(self, directory: Path, config: Config, base: BaseModel, cluster_models: list[Submodel]) -> None:
         self._directory, self._config, self._clusters = directory, config, cluster_models
-        self._engine = TorchEngine(base)
+        self._engine = phone_engine(directory, config, base)
         oracle = directory / "oracle"
         self._images: Any = np.load(oracle / "images.npy", mmap_mode="r")
         self._labels = np.load(oracle / "labels.npy")

@@ -30,13 +30,13 @@ def simulated_phone(directory: Path, config: Config, base: BaseModel, number: in
 
     def learner() -> Learner:
         feed = MappedFeed(directory / "population", number)
-        return Learner(folder, _engine(directory, config, base), feed, own, durable=False)
+        return Learner(folder, phone_engine(directory, config, base), feed, own, durable=False)
 
     return Phone(folder, learner, own, seed=(config.run.seed, number), durable=False)
 
 
-def _engine(directory: Path, config: Config, base: BaseModel) -> Engine:
-    """Return what runs the base model on phones."""
+def phone_engine(directory: Path, config: Config, base: BaseModel) -> Engine:
+    """Return what runs the base model on the phones of a population."""
     return _onnx_engine(directory / GRAPH, base) if config.run.engine == "onnx" else of_this_thread(base)
 
 

@@ -69,7 +69,7 @@ class Personal(Section):
         description="Most own and reference images together that a submodel is made on, spread evenly: memory and time "
         "grow with them.",
     )
-    precision: Annotated[Precision, PHONE] = Field(
+    precision: Annotated[Precision, PHONE, SIMULATION] = Field(
         "float32",
         description="What the submodel computes in. `int8`: whole numbers of eight bits, half of the file's bytes, if "
         "it is then still good enough on the validation set, else `float32`. For phones with the ONNX engine.",
