@@ -16,6 +16,7 @@ from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import numpy as np
+import onnx
 import psutil
 from typer import Option
 
@@ -23,11 +24,10 @@ from benchmarks.command import SHARED, Benchmark
 from benchmarks.deployment import free_port
 from benchmarks.progress import OnPhase
 from benchmarks.record import Row
-from fedcaptor.client.folder import SUBMODEL_FILE, open_ledger
+from fedcaptor.client.folder import open_ledger
 from fedcaptor.client.outcome import Outcome
 from fedcaptor.common.config import load_config
 from fedcaptor.common.errors import FedcaptorError
-from fedcaptor.common.weights_file import load_state
 from fedcaptor.deploy.create import Wanted, create
 from fedcaptor.deploy.folder import Deployment
 from fedcaptor.deploy.processes import down, processes_of, status, up
@@ -202,12 +202,13 @@ def _phones(deployment: Deployment, names: list[str]) -> dict[str, Any]:
             note = Outcome.read(own)
             if note is None:
                 missing.append(folder.name)
-            elif note.digest is not None:
-                file = (own / SUBMODEL_FILE).read_bytes()
-                load_state(own / SUBMODEL_FILE)
-                delivered += hashlib.sha256(file).hexdigest() == note.digest
-                wrong += [folder.name] * (hashlib.sha256(file).hexdigest() != note.digest)
-        except (FedcaptorError, OSError) as error:
+            elif note.file is not None:
+                content = (own / note.file).read_bytes()
+                same = hashlib.sha256(content).hexdigest() == note.digest
+                onnx.checker.check_model(content)
+                delivered += same
+                wrong += [folder.name] * (not same)
+        except (FedcaptorError, OSError, onnx.checker.ValidationError) as error:
             wrong.append(f"{folder.name}: {error}"[:200])
         with open_ledger(own, load_config(folder / "phone.toml").privacy) as ledger:
             charges = Counter(charge.kind for charge in ledger.entries())

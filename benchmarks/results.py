@@ -37,6 +37,8 @@ PAGES: dict[str, Callable[[Record], Section]] = {
     "moments": partial(section, "moments"),
     "phone": partial(section, "phone"),
     "phone_client": partial(section, "phone_client"),
+    "fleet": partial(section, "fleet"),
+    "chaos": partial(section, "chaos"),
     "eight_bits": partial(section, "eight_bits"),
     "memory": partial(section, "memory"),
     "catalogue": catalogue.render,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -198,7 +199,9 @@ def test_ten_phones_end_with_submodels_of_their_own_and_a_killed_service_loses_n
         assert until((own / "outcome.json").exists, 120), logs(deployment)
         outcome = json.loads((own / "outcome.json").read_text())
         if outcome["plan"] is not None:
-            assert (own / "submodel.safetensors").stat().st_size < deployment.weights.stat().st_size
+            file = own / outcome["file"]
+            assert hashlib.sha256(file.read_bytes()).hexdigest() == outcome["digest"]
+            assert file.stat().st_size < deployment.weights.stat().st_size
     plans = [json.loads((f / "own" / "outcome.json").read_text())["plan"] for f in deployment.phone_folders()]
     assert sum(plan is not None for plan in plans) >= PHONES - 1
     found = json.loads(command("status", deployment, "--json"))
