@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import numpy as np
-import onnx
+import onnxruntime
 import psutil
 from typer import Option
 
@@ -205,10 +205,10 @@ def _phones(deployment: Deployment, names: list[str]) -> dict[str, Any]:
             elif note.file is not None:
                 content = (own / note.file).read_bytes()
                 same = hashlib.sha256(content).hexdigest() == note.digest
-                onnx.checker.check_model(content)
+                onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])  # raises what it likes
                 delivered += same
                 wrong += [folder.name] * (not same)
-        except (FedcaptorError, OSError, onnx.checker.ValidationError) as error:
+        except Exception as error:
             wrong.append(f"{folder.name}: {error}"[:200])
         with open_ledger(own, load_config(folder / "phone.toml").privacy) as ledger:
             charges = Counter(charge.kind for charge in ledger.entries())
