@@ -16,10 +16,11 @@ One TOML file configures a simulation, a server or a phone. A key that is not gi
 `fedcaptor config FILE` checks a file and prints all its values; `--set section.key=value` overrides one of them where a
 command takes it.
 
-*Read by* says who uses a key: the **server**, a **phone**, or what is special to a **simulation** (its owners, its
-faults, the figures of its summary). A simulation runs a server and phones too, so it takes all keys. A phone's file
-needs the phone's keys alone: `fedcaptor config FILE --for phone` writes it. Server and phones need not have the same
-file: a phone keeps to its own values, and declines a request that does not fit them.
+*Read by* says who uses a key: the **server**, a **phone**, what is special to a **simulation** (its owners, its faults,
+the figures of its summary), or what runs the services of a **deployment** (`fedcaptor deploy`). A simulation runs a
+server and phones too, so it takes all keys. A phone's file needs the phone's keys alone: `fedcaptor config FILE --for
+phone` writes it. Server and phones need not have the same file: a phone keeps to its own values, and declines a request
+that does not fit them.
 """
 
 

@@ -17,16 +17,18 @@ Positive = Annotated[float, Field(gt=0)]
 
 
 class Reader(StrEnum):
-    """A part of the system that reads a key: the server, a phone, or what only a simulation does (the population of
-    owners, faults, the figures of a summary). A simulation runs a server and phones as well.
+    """A part of the system that reads a key: the server, a phone, what only a simulation does (the population of
+    owners, faults, the figures of a summary), or what runs a deployment's services. A simulation runs a server and
+    phones as well.
     """
 
     server = "server"
     phone = "phone"
     simulation = "simulation"
+    deployment = "deployment"
 
 
-SERVER, PHONE, SIMULATION = Reader.server, Reader.phone, Reader.simulation
+SERVER, PHONE, SIMULATION, DEPLOYMENT = Reader.server, Reader.phone, Reader.simulation, Reader.deployment
 
 
 def one_of(*known: str) -> AfterValidator:

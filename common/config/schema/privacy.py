@@ -55,7 +55,7 @@ class Privacy(Section):
         "shares that do not open: each phone is charged again. The noise leaves room in `epsilon` for so many of the "
         "most expensive sum. 1 is sensible for devices; without any, such a sum ends the run.",
     )
-    rounds_per_period: Annotated[int, SERVER] = Field(
+    rounds_per_period: Annotated[int, SERVER, SIMULATION] = Field(
         0,
         ge=0,
         le=1000,
