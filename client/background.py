@@ -26,7 +26,7 @@ _POLL_SECONDS = 0.1
 _NICENESS = 19
 _LEAN = {
     "OPENBLAS_NUM_THREADS": "1",  # one core, as ONNX Runtime has
-    "MALLOC_MMAP_THRESHOLD_": str(1 << 17),  # glibc raises it by itself, and then keeps most of what is freed
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 20),  # glibc raises it by itself, and then keeps most of what is freed
 }
 
 

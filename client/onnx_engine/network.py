@@ -15,7 +15,7 @@ from fedcaptor.common.groups import State
 from fedcaptor.common.onnx_graph import IMAGES, INPUTS, SCORES, NetworkGraph, embedded, program, reaching
 from fedcaptor.common.onnx_session import Session, Values, in_batches
 
-BATCH = 8
+BATCH = 16
 """Images of one run: memory grows with them, results stay and little time is saved."""
 PIXELS = "pixels"  # what a complete program takes: float [N, C, H, W] in [0, 1]
 

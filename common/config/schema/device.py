@@ -43,7 +43,7 @@ class DeviceSettings(Section):
         "", description="The base model's graph, by `fedcaptor export-graph`: the phone then runs without torch."
     )
     batch: Annotated[int, PHONE] = Field(
-        8,
+        16,
         ge=1,
         le=1024,
         description="With a `graph`: images that a network runs on at a time. Memory grows with them, results stay.",
