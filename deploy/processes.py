@@ -45,7 +45,6 @@ class Running:
     state: str
     pid: int = 0
     since: float = 0.0
-    restarts: int = 0
     note: str = ""
 
 
@@ -75,9 +74,8 @@ def up(deployment: Deployment, say: Callable[[str], object]) -> list[Running]:
             supervisor = _start_supervisor(deployment)
         else:
             _reload(supervisor)
-        phones = [service for service in services if service.name.startswith("phone")]
-        others = [service for service in services if service not in phones]
-        _start(supervisor, deployment, others, say)
+        phones = [service for service in services if service.phone]
+        _start(supervisor, deployment, [service for service in services if not service.phone], say)
         added, removed = superlink.enrol(deployment)
         if added or removed:
             say(f"{added} phones enrolled at the SuperLink, {removed} shut out")

@@ -76,7 +76,7 @@ def render(deployment: Deployment) -> None:
         environment=",".join(f'{name}="{_escaped(value)}"' for name, value in environment_of(deployment).items()),
         **{name: _escaped(str(value)) for name, value in places.items() if isinstance(value, Path)},
     )
-    on_servers = [service for service in services if not service.name.startswith("phone")]
+    on_servers = [service for service in services if not service.phone]
     _write_units(deployment, on_servers)
     _write_compose(deployment, on_servers)
 

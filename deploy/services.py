@@ -15,6 +15,7 @@ class Service:
     """A process that is kept running. `ready`: a URL on loopback that answers once it is; empty: started is enough.
 
     `verified`: TLS by the deployment's own authority. `package`: the Debian package of a program that was not found.
+    `phone`: it is a phone, to be started when it is enrolled.
     """
 
     name: str
@@ -24,6 +25,7 @@ class Service:
     verified: bool = False
     package: str = ""
     required: bool = True
+    phone: bool = False
 
     @property
     def missing(self) -> bool:
@@ -120,7 +122,7 @@ def _phones(deployment: Deployment) -> Iterator[Service]:
     if deployment.settings.local_phones:
         for folder in deployment.phone_folders():
             command = (str(ours("fedcaptor")), "phone", "run", "--config", str(folder / "phone.toml"))
-            yield Service(folder.name, "phone on this machine", command)
+            yield Service(folder.name, "phone on this machine", command, phone=True)
 
 
 def _foreign(
