@@ -81,5 +81,7 @@ def test_an_older_file_gets_its_table_and_too_many_rounds_are_refused(tmp_path, 
         connection.execute("DROP TABLE ledger_named")
     with opened(tmp_path, clock) as ledger:
         assert ledger.named("a", 1, lambda: 2) == 2
-    with pytest.raises(ConfigError, match=r"delivery\.fetches is 2, below run\.rounds 3: raise it"):
+    with pytest.raises(
+        ConfigError, match=r"delivery\.fetches is 2, below the 3 rounds of a run or of 90 days .*: raise it"
+    ):
         load_config(None, ["delivery.mode=submodel", "delivery.fetches=2", "run.rounds=3"])

@@ -68,4 +68,4 @@ def test_a_server_with_other_weights_is_refused_with_words_for_the_owner():
     other = SimpleNamespace(groups=BASE.groups, weights_digest="f" * 64)
     with pytest.raises(WireError, match=r"weights e{12}, this phone has f{12}: install") as raised:
         read_offer(request, tensors, other, BOUNDS)
-    assert raised.value.reason == "wrong_digest"
+    assert raised.value.reason == "wrong_weights"

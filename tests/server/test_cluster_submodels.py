@@ -21,6 +21,7 @@ from fedcaptor.common.torch_engine.base import BaseModel
 from fedcaptor.common.torch_engine.prune import prune
 from fedcaptor.server import cluster_submodels, phases
 from fedcaptor.server.calibrate import calibrate
+from fedcaptor.server.collect import Tally
 from fedcaptor.server.flow import Flow
 from fedcaptor.server.planning import ClusterPlan, Reference
 
@@ -81,10 +82,10 @@ def delivered(base: BaseModel, made: list[ClusterPlan], *overrides: str) -> Tens
     """What the phase sends to a fleet of one phone."""
     sent: list[Tensors] = []
 
-    def deliver(request: DeliverRequest, tensors: Tensors, nodes: list[int]) -> tuple[None, None]:
+    def deliver(request: DeliverRequest, tensors: Tensors, nodes: list[int]) -> tuple[None, Tally]:
         assert request.request == COURIER.request_id("1", "deliver", digest_of(tensors))
         sent.append(tensors)
-        return None, None
+        return None, Tally()
 
     flow: Any = SimpleNamespace(
         config=load_config(None, [*overrides]),
@@ -92,6 +93,7 @@ def delivered(base: BaseModel, made: list[ClusterPlan], *overrides: str) -> Tens
         base=base,
         reference=REFERENCE,
         nodes=[7],
+        others=set(),
         phase=lambda round, name, compute: compute(),
         tallied=lambda round, name, tally, tensors: ({"tally": {"bytes_down": 1}}, tensors),
     )

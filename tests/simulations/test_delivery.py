@@ -151,7 +151,9 @@ def test_the_server_keeps_clusters_and_learns_no_more(run: Run) -> None:
     outcome, size = next((json.loads(row.outcome), row.size) for row in rows if row.phase == "deliver")
     assert set(outcome) == {"tally", "reference"}
     assert set(outcome["reference"]) == {"images", "coding"}  # the server's own
-    assert all(isinstance(value, int) for name, value in outcome["tally"].items() if name != "refused")
+    tally, counters = outcome["tally"], ("refused", "messages", "traffic")
+    assert all(isinstance(value, int) for name, value in tally.items() if name not in counters)
+    assert all(isinstance(value, int) for name in counters for value in tally[name].values())
     assert outcome["tally"]["replies"] == 2 * PHONES - 1
     assert size < 64  # no tensors
 

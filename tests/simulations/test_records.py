@@ -49,6 +49,24 @@ SUMMARY_OF_A_RUN = """{
    "p5": null
   }
  },
+ "expected_accuracy": {
+  "full": {
+   "mean": 0.9110640347660334,
+   "p5": 0.8238505747126437
+  },
+  "full_limited": {
+   "mean": 0.9637501406992913,
+   "p5": 1.0
+  },
+  "personalised": {
+   "mean": null,
+   "p5": null
+  },
+  "submodel": {
+   "mean": 0.9512,
+   "p5": null
+  }
+ },
  "accuracy_by_round": [
   {
    "round": 1,
