@@ -19,6 +19,7 @@ from fedcaptor.client.usage import last_day_of
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+PARTS = ("cli", "client", "common", "deploy", "server", "simulations")
 ABSENT = ("torch", "scipy", "sklearn", "dp_accounting", "ray", "plotly", "pandas", "jinja2", "common", "benchmarks")
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
@@ -62,16 +63,19 @@ def test_a_wheel_holds_one_package_and_its_files(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     top = {name.partition("/")[0] for name in names}
     assert {name for name in top if not name.endswith(".dist-info")} == {"fedcaptor"}
-    for part in ("cli", "client", "server", "simulations", "common"):
+    for part in PARTS:
         assert f"fedcaptor/{part}/__init__.py" in names
     folders = {name.rpartition("/")[0] for name in names if name.endswith("/__init__.py")}
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
     parts = {name.rpartition("/")[0] for name in tracked if name.endswith("/__init__.py")}
-    ours = {part for part in parts if part.partition("/")[0] in ("cli", "client", "server", "simulations", "common")}
+    ours = {part for part in parts if part.partition("/")[0] in PARTS}
     assert folders == {"fedcaptor", *(f"fedcaptor/{part}" for part in ours)}
     for file in (
         "py.typed",
         "common/data/embedded/fashion_mnist.npz",
+        "deploy/flower-app/pyproject.toml",
+        "deploy/monitoring/rules/alerts.yml",
+        "deploy/templates/nginx.conf",
         "simulations/models/small_cnn_fashion.safetensors",
         "simulations/report/templates/report.html.j2",
         "simulations/scenarios/demo.toml",
