@@ -14,7 +14,7 @@ SECONDS ?= 600
 PACKAGES := nginx prometheus prometheus-alertmanager postgresql-15 postgresql-client-15 libpq5
 DEMO := $(BIN)/fedcaptor simulate simulations/scenarios/demo.toml --fresh
 
-.PHONY: setup demo test test-long test-fast attack tools coverage lint docs stubs site results clean
+.PHONY: setup demo test test-long test-cluster test-fast attack tools coverage lint docs stubs site results clean
 
 setup: .venv/ready
 
@@ -38,7 +38,10 @@ test: setup
 	$(PYTEST) -m "not long"
 
 test-long: setup # the rest: whole runs through Flower's processes, stops and kills, pages from first line to last
-	$(PYTEST) -m long
+	$(PYTEST) -m "long and not cluster"
+
+test-cluster: setup # Ray's engine on a cluster of two nodes on loopback
+	$(PYTEST) -m cluster
 
 test-fast: setup # without real processes, browsers and computations of more than a second
 	$(PYTEST) -m "not slow and not long"

@@ -19,7 +19,7 @@ from fedcaptor.common.config import load_config
 from fedcaptor.simulations.ray_engine import LOOPBACK, QUIET, simulate_ray
 from fedcaptor.simulations.runner import simulate
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.cluster]
 
 SCENARIO = asset("simulations/scenarios/flower.toml")
 PHONES = 4
