@@ -7,7 +7,7 @@ import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -110,8 +110,17 @@ def status(folder: Folder, as_json: AsJson = False) -> None:
             )
         Console().print(table)
         Console().print(f"phones: {found.online} online of {found.enrolled} enrolled", highlight=False)
-        Console().print(f"run: {found.run}" if found.run else "run: none yet", highlight=False)
+        Console().print(_of_run(found.run), highlight=False)
     raise typer.Exit(0 if found.healthy else 1)
+
+
+def _of_run(run: dict[str, Any]) -> str:
+    if not run:
+        return "run: none yet"
+    figure = run["fleet"]["macs_ratio"]
+    macs = f", MACs {figure['value']:.1%} ± {figure['stddev']:.1%} of the full model's" if figure else ""
+    epsilon = "without noise" if run["epsilon"] is None else f"ε = {run['epsilon']:.3g}"
+    return f"run: {run['name']} {run['status']}, round {run['round']} with {run['phones']} phones, {epsilon}{macs}"
 
 
 @app.command()

@@ -19,7 +19,7 @@ _RETRY_SECONDS = 3600.0
 _DAY_SECONDS = 86_400.0
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
-_WORDS = re.compile(r"^(?:INFO|WARNING|ERROR) *:\s*(?!DEPRECATED|Start `flwr|Exit Code)(.+)$")
+_WORDS = re.compile(r"^(?:INFO|WARNING|ERROR) *:\s*+(?!DEPRECATED|Start `flwr|Exit Code)(.+)$")
 
 
 def run(deployment: Deployment, name: str, say: Callable[[str], object], rounds: int = 0) -> None:
