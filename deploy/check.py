@@ -6,8 +6,9 @@ import os
 import shutil
 import sqlite3
 import stat
+import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -27,6 +28,7 @@ from fedcaptor.server.journal import Journal
 Level = Literal["ok", "warning", "error"]
 _WARN_DAYS = 30.0
 _MIN_FREE = 1 << 30
+_CLOCK_SECONDS = 60.0
 _PACKAGES = ("fedcaptor", "flwr", "torch", "onnxruntime", "supervisor", "sqlalchemy", "cryptography")
 
 
@@ -43,13 +45,27 @@ class Finding:
 def check(deployment: Deployment) -> list[Finding]:
     """Check certificates, keys, weights, services, ports, phones, databases, disk and versions."""
     found: list[Finding] = []
-    for looked in (_certificates, _keys, _weights, _services, _phones, _database, _disk, _ledgers):
+    for looked in (_clock, _certificates, _keys, _weights, _services, _phones, _database, _disk, _ledgers):
         try:
             found += looked(deployment)
         except (FedcaptorError, OSError) as error:
             found.append(Finding(looked.__name__.lstrip("_"), "error", str(error), "see the text"))
     versions = ", ".join(f"{name} {version(name)}" for name in _PACKAGES)
     return [*found, Finding("versions", "ok", versions)]
+
+
+def _clock(deployment: Deployment) -> Iterator[Finding]:
+    """Look for traces of a later time: a clock that went back refuses phones, certificates and signed deliveries."""
+    times = [read_certificate(deployment.certificate).not_valid_before_utc.timestamp()]
+    for path in (*deployment.runs.rglob("*"), *deployment.logs.glob("*")):
+        with suppress(FileNotFoundError):  # services write meanwhile
+            times.append(path.stat().st_mtime)
+    ahead = max(times) - time.time()
+    if ahead > _CLOCK_SECONDS:
+        text = f"the clock is {ahead / 60:.0f} minutes behind what the deployment wrote before"
+        yield Finding("clock", "error", text, "set it by NTP: phones are refused when it is off by five minutes")
+    else:
+        yield Finding("clock", "ok", f"{time.strftime('%Y-%m-%d %H:%M:%S', time.gmtime())} UTC")
 
 
 def _certificates(deployment: Deployment) -> Iterator[Finding]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 import sqlite3
+import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -54,6 +56,12 @@ def for_another_host(deployment: Deployment) -> None:
     deployment.description.write_text(text)
 
 
+def clock_went_back(deployment: Deployment) -> None:
+    file = deployment.logs / "superlink.log"
+    file.touch()
+    os.utime(file, (time.time() + 3600,) * 2)
+
+
 def readable_key(deployment: Deployment) -> None:
     deployment.operator_key.chmod(0o644)
 
@@ -84,6 +92,7 @@ def damaged_database(deployment: Deployment) -> None:
     [
         (expired, "certificates", "valid for -0 days"),
         (for_another_host, "certificates", "not for phones.example.org"),
+        (clock_went_back, "clock", "60 minutes behind"),
         (readable_key, "keys", "can be read by others"),
         (other_weights, "weights", "phone-02"),
         (damaged_database, "database", "is damaged"),
