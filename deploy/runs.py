@@ -5,13 +5,17 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import TypeVar
 
 from fedcaptor.common.errors import FedcaptorError, StateError
 from fedcaptor.common.flower import FAILED
 from fedcaptor.deploy.folder import Deployment
-from fedcaptor.deploy.superlink import FlowerRun, SuperLink, SuperLinkError, connected
+from fedcaptor.deploy.superlink import FlowerRun, SuperLink, SuperLinkAwayError, connected
 from fedcaptor.server import snapshot
+
+T = TypeVar("T")
 
 _LOOK_SECONDS = 1.0
 _AWAY_SECONDS = 120.0
@@ -42,10 +46,7 @@ def run(deployment: Deployment, name: str, say: Callable[[str], object], rounds:
                 failures.append(text.removeprefix(FAILED))
 
         with connected(deployment) as superlink:
-            under_way = superlink.unfinished(name)
-            if under_way is not None:
-                say(f"run {name} is under way: following it")
-            run_id = under_way.run_id if under_way else superlink.start(_run_config(deployment, name, rounds))
+            run_id = _patiently(lambda: _begun(superlink, _run_config(deployment, name, rounds), say))
             ended = _follow(superlink, run_id, hear)
         if ended is not None and ended.completed:
             return
@@ -70,25 +71,39 @@ def _run_config(deployment: Deployment, name: str, rounds: int) -> dict[str, str
     }
 
 
-def _follow(superlink: SuperLink, run_id: int, say: Callable[[str], object]) -> FlowerRun | None:
-    """Tell what a run logs until it ends; return how, None where the SuperLink has forgotten it.
+def _begun(superlink: SuperLink, config: dict[str, str | int], say: Callable[[str], object]) -> int:
+    """Start a run, or find the one of its name that is under way; return its number."""
+    if (under_way := superlink.unfinished(str(config["name"]))) is not None:
+        say(f"run {config['name']} is under way: following it")
+        return under_way.run_id
+    return superlink.start(config)
 
-    A SuperLink that is away is waited for: it is started again by its supervisor.
-    """
-    after, away = 0.0, time.monotonic()
+
+def _patiently(call: Callable[[], T]) -> T:
+    """Call again while the SuperLink is away: its supervisor starts it again."""
+    end = time.monotonic() + _AWAY_SECONDS
     while True:
         try:
+            return call()
+        except SuperLinkAwayError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(_LOOK_SECONDS)
+
+
+def _follow(superlink: SuperLink, run_id: int, say: Callable[[str], object]) -> FlowerRun | None:
+    """Tell what a run logs until it ends; return how, None where the SuperLink has forgotten it."""
+    after = 0.0
+    while True:
+        with suppress(SuperLinkAwayError):
             for text, latest in superlink.log(run_id, after):
                 after = max(after, latest)
                 for line in _COLOUR.sub("", text).splitlines():
                     if found := _WORDS.match(line):
                         say(found[1])
-            found_run, away = superlink.run(run_id), time.monotonic()
-            if found_run is None or found_run.ended:
-                return found_run
-        except SuperLinkError:
-            if time.monotonic() - away > _AWAY_SECONDS:
-                raise
+        found_run = _patiently(lambda: superlink.run(run_id))
+        if found_run is None or found_run.ended:
+            return found_run
         time.sleep(_LOOK_SECONDS)
 
 

@@ -44,6 +44,10 @@ class SuperLinkError(StateError):
     """Raised where the SuperLink does not answer or refuses; the text says what to do."""
 
 
+class SuperLinkAwayError(SuperLinkError):
+    """Raised where nobody answers: it may be starting again."""
+
+
 @dataclass(frozen=True)
 class Node:
     """A phone as the SuperLink knows it. `status`: registered, online, offline or unregistered."""
@@ -180,4 +184,4 @@ def _explained() -> Iterator[None]:
         reason = error.response.text[:300] or error.response.status_code
         raise SuperLinkError(f"the SuperLink refuses: {reason}") from None
     except (httpx.HTTPError, RuntimeError) as error:
-        raise SuperLinkError(f"the SuperLink does not answer ({error}): see `fedcaptor deploy status`") from None
+        raise SuperLinkAwayError(f"the SuperLink does not answer ({error}): see `fedcaptor deploy status`") from None

@@ -5,7 +5,8 @@ from __future__ import annotations
 import shutil
 import sqlite3
 import stat
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from fedcaptor.deploy.archive import backup, restore
 from fedcaptor.deploy.create import Wanted, create
 from fedcaptor.deploy.folder import Deployment
 from fedcaptor.deploy.runs import next_name, run_on_schedule
+from fedcaptor.deploy.superlink import FlowerRun, SuperLinkAwayError
 from fedcaptor.server import snapshot
 from tests.server.test_exporter import make
 
@@ -57,6 +59,46 @@ def test_an_unfinished_run_goes_on_and_an_ended_one_is_followed_by_the_next(
     assert next_name(deployment) == "run-0001"
     ended(deployment, "run-0001", status, 0.0)
     assert next_name(deployment) == name
+
+
+class Link:
+    """A SuperLink that is away again and again, once after it took the run and before it said so."""
+
+    def __init__(self) -> None:
+        self.calls, self.started = 0, 0
+
+    def _answer(self) -> None:
+        self.calls += 1
+        if self.calls % 3:
+            raise SuperLinkAwayError("nobody is there")
+
+    def unfinished(self, name: str) -> FlowerRun | None:
+        self._answer()
+        return FlowerRun(7, False, False, False, "") if self.started else None
+
+    def start(self, config: dict[str, Any]) -> int:
+        self.started += 1
+        raise SuperLinkAwayError("gone before the reply")
+
+    def log(self, run_id: int, after: float) -> Iterator[tuple[str, float]]:
+        yield "INFO :  the run failed: too few phones\nINFO :  DEPRECATED FEATURE: x\n", after + 1
+        raise SuperLinkAwayError("cut")
+
+    def run(self, run_id: int) -> FlowerRun:
+        self._answer()
+        return FlowerRun(run_id, True, False, False, "an exception")
+
+
+def test_a_superlink_that_is_away_is_waited_for_and_gets_the_run_once(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link, said = Link(), []
+    monkeypatch.setattr(runs, "connected", lambda deployment: nullcontext(link))
+    monkeypatch.setattr(runs.time, "sleep", lambda seconds: None)
+    with pytest.raises(StateError, match="run run-0001 failed: too few phones"):
+        runs.run(deployment, "run-0001", said.append)
+    assert link.started == 1
+    assert said == ["run run-0001 is under way: following it", "the run failed: too few phones"]
 
 
 class Over(Exception):
