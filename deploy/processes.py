@@ -136,6 +136,10 @@ def processes_of(deployment: Deployment) -> list[psutil.Process]:
             marked = process.environ().get(MARK) == str(deployment.root)
             if process.pid not in mine and (marked or any(front in word for word in process.cmdline())):
                 found |= {each.pid: each for each in (process, *process.children(recursive=True))}
+            elif process.cmdline()[:1] == ["nginx: worker process"]:  # its master was killed: it keeps the port
+                ports = {connection.laddr.port for connection in process.net_connections("tcp")}
+                if deployment.settings.port in ports:
+                    found[process.pid] = process
     return list(found.values())
 
 
