@@ -26,6 +26,7 @@ from benchmarks.deployment import free_port
 from fedcaptor.client.fleet import connected
 from fedcaptor.client.node_key import node_key
 from fedcaptor.common.errors import LinkError
+from fedcaptor.deploy import processes
 from fedcaptor.deploy.create import Wanted, create
 from fedcaptor.deploy.folder import Deployment
 from fedcaptor.deploy.phones import make_node_key
@@ -178,6 +179,19 @@ def test_a_second_up_says_what_runs(deployment: Deployment) -> None:
     for service in status(deployment):
         if service.state != "missing":
             assert f"{service.name} runs already" in said
+
+
+def test_a_front_whose_master_was_killed_comes_back_and_leaves_nothing(deployment: Deployment) -> None:
+    def front() -> processes.Running:
+        return next(service for service in status(deployment) if service.name == "front")
+
+    killed = front().pid
+    workers = psutil.Process(killed).children()
+    os.kill(killed, signal.SIGKILL)
+    assert until(lambda: front().state == "running" and front().pid != killed, 30), front_log(deployment)
+    with httpx.Client(verify=context(deployment), trust_env=False) as plain:
+        assert plain.get(f"https://{address(deployment)}/").status_code == 404
+    assert {worker.pid for worker in workers} <= {process.pid for process in processes_of(deployment)}
 
 
 def test_ten_phones_end_with_submodels_of_their_own_and_a_killed_service_loses_nothing(deployment: Deployment) -> None:
