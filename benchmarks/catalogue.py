@@ -25,7 +25,7 @@ from typer import Option
 
 from benchmarks.command import SHARED, Benchmark
 from benchmarks.deployment import free_port, write_certificates, write_node_key
-from benchmarks.nginx import nginx, nginx_program
+from benchmarks.nginx import nginx
 from benchmarks.options import Models
 from benchmarks.progress import OnPhase
 from benchmarks.record import Row
@@ -41,6 +41,7 @@ from fedcaptor.common.torch_engine.base import BaseModel
 from fedcaptor.common.torch_engine.network import state_of
 from fedcaptor.common.torch_engine.prune import Evidence
 from fedcaptor.common.weights_file import content_of
+from fedcaptor.deploy.programs import find
 from fedcaptor.server.catalogue.store import Store
 
 SERVERS = ("nginx", "catalogue", "catalogue behind nginx")
@@ -103,7 +104,7 @@ class Catalogue(Benchmark):
         Store(folder / "store").add([folder / SMALL, folder / LARGE], OPERATOR, 1)
         with ExitStack() as stack:
             servers = [
-                _Server(stack, folder, name) for name in SERVERS if name == "catalogue" or nginx_program() is not None
+                _Server(stack, folder, name) for name in SERVERS if name == "catalogue" or find("nginx") is not None
             ]
             for done in range(REPEATS):
                 on_phase("downloads", done, REPEATS)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import grp
 import os
 import pwd
-import shutil
 import socket
 import subprocess
 import time
@@ -13,12 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-_UNPACKED = Path(__file__).resolve().parents[1] / ".tools" / "usr" / "sbin" / "nginx"
-
-
-def nginx_program() -> str | None:
-    """Return the program: on PATH, or unpacked in the checkout's `.tools`; None where there is none."""
-    return shutil.which("nginx") or (str(_UNPACKED) if os.access(_UNPACKED, os.X_OK) else None)
+from fedcaptor.deploy.programs import find
 
 
 @contextmanager
@@ -28,7 +22,7 @@ def nginx(folder: Path, port: int, server: str) -> Iterator[subprocess.Popen[byt
     `folder` takes its files, and it or the one above has `server.pem` and `server.key`; `server`: what stands in its
     `server` block.
     """
-    program = nginx_program()
+    program = find("nginx")
     assert program is not None
     configuration, keys = folder / "nginx.conf", folder if (folder / "server.pem").exists() else folder.parent
     places = "".join(

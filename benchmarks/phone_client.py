@@ -18,7 +18,16 @@ import psutil
 from typer import Option
 
 from benchmarks.command import SHARED, Benchmark
-from benchmarks.deployment import Fleet, registered_key, small_run, start_phone, start_run, start_superlink, write_phone
+from benchmarks.deployment import (
+    Fleet,
+    cpu_seconds,
+    registered_key,
+    small_run,
+    start_phone,
+    start_run,
+    start_superlink,
+    write_phone,
+)
 from benchmarks.progress import OnPhase
 from benchmarks.record import Row, numbers
 from fedcaptor.common.errors import StateError
@@ -82,12 +91,12 @@ def _round(fleet: Fleet, way: str, engine: str, phones: int, pace: float) -> dic
     _wait(lambda: sum(log in p.read_text() for p in fleet.folder.glob("phone-*.log")) == phones, fleet)
     time.sleep(10 if way == "resident" else 3)  # the images are recorded meanwhile
     idle = [process.memory_info().rss for process in processes]
-    before = [_cpu(process) for process in processes]
+    before = [cpu_seconds(process) for process in processes]
     with _Peaks(processes) as peaks:
         run = start_run(fleet, settings, phones)
         if run.wait(3600):
             raise StateError(f"the run failed: {fleet.logs()}")
-    after = [_cpu(process) for process in processes]
+    after = [cpu_seconds(process) for process in processes]
     journal = Journal(f"sqlite:///{fleet.folder / 'server' / 'state.db'}", _digest(fleet.folder))
     seconds = {name: passed for (round, name), passed in journal.seconds().items() if round == 1}
     journal.close()
@@ -132,12 +141,6 @@ def _memory(process: psutil.Process) -> int:
         except psutil.Error:
             continue
     return total
-
-
-def _cpu(process: psutil.Process) -> float:
-    """Return the CPU seconds of a process and of its children that ended."""
-    times = process.cpu_times()
-    return float(times.user + times.system + times.children_user + times.children_system)
 
 
 def _by_kind(folder: Path) -> dict[str, float]:

@@ -223,11 +223,15 @@ def logs(
         raise ConfigError(f"no log of {service!r}: there are {', '.join(files) or 'none yet'}")
     shown = {name: path for name, path in files.items() if service in ("", name)}
     ends = {}
+
+    def show(name: str, lines: list[str]) -> None:
+        for line in lines:
+            print(line if service else f"{name}: {line}")
+
     for name, path in shown.items():
         text = path.read_text(errors="replace")
         ends[name] = path.stat().st_size
-        for line in text.splitlines()[-lines:]:
-            print(f"{name}: {line}" if not service else line)
+        show(name, text.splitlines()[-lines:])
     while follow:
         sys.stdout.flush()
         time.sleep(0.5)
@@ -238,8 +242,7 @@ def logs(
                 file.seek(ends[name])
                 new = file.read()
             ends[name] += len(new)
-            for line in new.decode(errors="replace").splitlines():
-                print(f"{name}: {line}" if not service else line)
+            show(name, new.decode(errors="replace").splitlines())
 
 
 @app.command()

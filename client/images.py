@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from fedcaptor.common.arrays import Images
+from fedcaptor.common.arrays import Images, evenly
 from fedcaptor.common.data.source import entries, photo
 from fedcaptor.common.errors import DataError
 
@@ -82,7 +82,7 @@ class FolderFeed:
 
 def spread(images: Images, most: int) -> Images:
     """Return `most` of the images, evenly spread, or all where they are fewer."""
-    return images[np.linspace(0, len(images) - 1, most).astype(int)] if len(images) > most else images
+    return images[evenly(len(images), most)] if len(images) > most else images
 
 
 def _changed(file: Path) -> float:

@@ -1,4 +1,4 @@
-"""Name the array types that modules have in common."""
+"""Name the array types that modules have in common, and choose among many."""
 
 from __future__ import annotations
 
@@ -18,3 +18,8 @@ Bits = NDArray[np.uint8]
 """Packed bits, or bytes."""
 Tensors = Mapping[str, Array]
 """Arrays by name, as messages carry them."""
+
+
+def evenly(count: int, most: int) -> Indices:
+    """Choose `most` of `count` places, evenly spread, or all where they are fewer."""
+    return np.linspace(0, count - 1, min(count, most)).astype(np.int64)

@@ -15,7 +15,7 @@ from onnxruntime.quantization import CalibrationMethod, QDQQuantizer, QuantType
 from onnxruntime.quantization.calibrate import TensorsData
 from onnxruntime.quantization.registry import QDQRegistry
 
-from fedcaptor.common.arrays import Array, Indices
+from fedcaptor.common.arrays import Array, Indices, evenly
 from fedcaptor.common.onnx_session import Session
 
 CALIBRATED_ON = 256  # images that ranges are measured on, at most
@@ -24,7 +24,7 @@ _BATCH = 8
 
 def calibration_images(count: int) -> Indices:
     """Choose among `count` images those that ranges are measured on, evenly."""
-    return np.linspace(0, count - 1, min(count, CALIBRATED_ON)).astype(np.int64)
+    return evenly(count, CALIBRATED_ON)
 
 
 def quantised(content: bytes, images: Array) -> bytes:

@@ -12,8 +12,8 @@ from fedcaptor.common.files import no_file, replacing
 from fedcaptor.deploy.folder import Deployment
 from fedcaptor.deploy.processes import environment_given
 from fedcaptor.server import backup as databases
+from fedcaptor.server.database import STATE
 
-STATE = "FEDCAPTOR_STATE"
 _FOREIGN = "state-database"  # in the archive: the copy of a state database that is elsewhere
 _LEFT_OUT = ("logs", "front", "state/prometheus", "state/alertmanager", "state/supervisor.pid", "state/work", ".lock")
 

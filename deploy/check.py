@@ -23,7 +23,7 @@ from fedcaptor.deploy.certificates import days_left, names_of, read_certificate
 from fedcaptor.deploy.folder import Deployment
 from fedcaptor.deploy.processes import environment_given, status, strangers_ports
 from fedcaptor.deploy.superlink import SuperLinkError, connected, der_of
-from fedcaptor.server.journal import Journal
+from fedcaptor.server.database import STATE, require_answer
 
 Level = Literal["ok", "warning", "error"]
 _WARN_DAYS = 30.0
@@ -164,9 +164,9 @@ def _phones(deployment: Deployment) -> Iterator[Finding]:
 
 
 def _database(deployment: Deployment) -> Iterator[Finding]:
-    url = environment_given(deployment).get("FEDCAPTOR_STATE", "")
+    url = environment_given(deployment).get(STATE, "")
     if url:
-        Journal(url, "").close()
+        require_answer(url)
         yield Finding("database", "ok", "the state database answers")
     for path in [deployment.superlink_database, *([] if url else deployment.runs.glob("*/state.db"))]:
         if path.is_file():

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import shutil
-import socket
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ from fedcaptor.common.torch_engine.network_graph import network_graph
 from fedcaptor.deploy.certificates import LOOPBACK, make_authority, make_server_certificate, names_of, read_certificate
 from fedcaptor.deploy.folder import Deployment
 from fedcaptor.deploy.phones import KEY, make_node_key, write_demo_images, write_phone
+from fedcaptor.deploy.processes import is_listened_on
 from fedcaptor.deploy.render import render
 from fedcaptor.server.start import budget_of
 from fedcaptor.simulations.runner import SHIPPED
@@ -72,10 +71,9 @@ def create(root: Path, wanted: Wanted) -> Deployment:
     The description is written last. Raises ConfigError, DataError or ModelError naming what is wrong, PrivacyError
     where so few phones cannot keep what is promised to them.
     """
-    deployment = Deployment(root.absolute())
-    if deployment.description.exists():
+    if Deployment(root.absolute()).description.exists():
         raise ConfigError(
-            f"{root} holds a deployment already: change {deployment.description} and start it by "
+            f"{root} holds a deployment already: change its deployment.toml and start it by "
             f"`fedcaptor deploy up {root}`, or choose another folder"
         )
     config = _configured(wanted)
@@ -85,6 +83,7 @@ def create(root: Path, wanted: Wanted) -> Deployment:
     _, height, width, channels = load(config.data.source).x.shape
     shape = channels, height, width
     config = load_config(config, [f"device.input_shape={list(shape)}"])
+    deployment = Deployment(root.absolute(), config)
     base = BaseModel.load(weights or SHIPPED, config.model.name, shape)
     budget = budget_of(config, base.groups, wanted.phones)  # refuses cohorts that cannot keep the promise
     wanted.say(f"{wanted.phones} phones, {budget.cohort} asked in a sum")
@@ -98,17 +97,17 @@ def create(root: Path, wanted: Wanted) -> Deployment:
         network_graph(base).save(deployment.graph)
     except ModelError as error:
         wanted.say(f"phones need torch: {error}")
-    write_whole(deployment.description, _description(config).encode())
     deployment.enrolled.mkdir(exist_ok=True)
     for number in range(wanted.phones if wanted.keys else 0):
         name = f"phone-{number + 1:0{max(2, len(str(wanted.phones)))}d}"
         folder = write_phone(deployment, name)
-        if not (folder / KEY).exists():
-            make_node_key(folder / KEY, deployment.enrolled / f"{name}.pub")
+        if not (public := deployment.enrolled / f"{name}.pub").exists():  # it is written after the private one
+            make_node_key(folder / KEY, public)
         if wanted.demo:
             write_demo_images(folder / "images", number)
     render(deployment)
-    return deployment
+    write_whole(deployment.description, _description(config).encode())
+    return Deployment.open(deployment.root)
 
 
 def _configured(wanted: Wanted) -> Config:
@@ -139,21 +138,11 @@ def _free_ports(front: int) -> dict[str, int]:
     for name, info in DeploymentSettings.model_fields.items():
         if name.endswith("_port"):
             port = int(info.default)
-            while port in taken or not _is_free(port):
+            while port in taken or is_listened_on(port):
                 port += 1
             taken.add(port)
             chosen[name] = port
     return chosen
-
-
-def _is_free(port: int) -> bool:
-    with closing(socket.socket()) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-        return True
 
 
 def issue_certificate(deployment: Deployment, host: str = "") -> None:

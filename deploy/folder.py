@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -23,9 +23,12 @@ class Deployment:
     - `phones/`: one folder for each phone, made here to be copied to it.
     - `services/`: configuration of the services, made from the description.
     - `state/`: databases, runs, metrics; `logs/`: one log for each service.
+
+    `given`: the description while it is not written yet.
     """
 
     root: Path
+    given: Config | None = field(default=None, compare=False, repr=False)
 
     @classmethod
     def open(cls, root: Path) -> Deployment:
@@ -39,7 +42,7 @@ class Deployment:
     @cached_property
     def config(self) -> Config:
         """The description, checked."""
-        return load_config(self.description)
+        return self.given or load_config(self.description)
 
     @property
     def settings(self) -> DeploymentSettings:

@@ -147,11 +147,15 @@ def strangers_ports(deployment: Deployment) -> dict[str, int]:
     """Return the ports on which somebody listens, by their keys; to be asked while no service runs."""
     found = {}
     for name, port in deployment.settings.model_dump().items():
-        if name == "port" or name.endswith("_port"):
-            with closing(socket.socket()) as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    found[name] = port
+        if (name == "port" or name.endswith("_port")) and is_listened_on(port):
+            found[name] = port
     return found
+
+
+def is_listened_on(port: int) -> bool:
+    """Tell whether somebody accepts connections on a loopback port."""
+    with closing(socket.socket()) as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def _running(service: Service, known: dict[str, Any] | None) -> Running:

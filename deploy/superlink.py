@@ -23,7 +23,6 @@ from flwr.proto.control_pb2 import (
     ListRunsRequest,
     RegisterNodeRequest,
     StartRunRequest,
-    StopRunRequest,
     StreamLogsRequest,
     UnregisterNodeRequest,
 )
@@ -97,11 +96,6 @@ class SuperLink:
         request = StartRunRequest(fab=fab_to_proto(fab), override_config=user_config_to_proto(dict(run_config)))
         with _explained():
             return int(self._client.StartRun(request).run_id)
-
-    def stop(self, run_id: int) -> None:
-        """Stop a run."""
-        with _explained():
-            self._client.StopRun(StopRunRequest(run_id=run_id))
 
     def run(self, run_id: int) -> FlowerRun | None:
         """Tell how a run is; None for one that the SuperLink does not know, as its database is another one."""

@@ -26,6 +26,7 @@ from fedcaptor.common.flower import FAILED
 from fedcaptor.common.secure.keys import identity_of
 from fedcaptor.common.secure.register import Register, enrolled_by, operator_of, signing_key
 from fedcaptor.common.torch_engine.base import BaseModel
+from fedcaptor.server.database import STATE
 from fedcaptor.server.monitor import Monitor, described
 from fedcaptor.server.planning import Reference
 from fedcaptor.server.record import RunRecord
@@ -34,10 +35,6 @@ from fedcaptor.server.start import courier_of, least_phones, open_run, run_diges
 logger = logging.getLogger("flwr")  # Flower forwards this one to `flwr run --stream`
 
 SETTLED_SECONDS = 1.0
-STATE = "FEDCAPTOR_STATE"
-"""The environment variable with the state database's URL: run configuration goes to every phone, and this may hold a
-password.
-"""
 SIGNING_KEY = "FEDCAPTOR_SIGNING_KEY"
 """The environment variable with the path of the operator's private key, which signs deliveries."""
 

@@ -13,6 +13,10 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from fedcaptor.common.errors import StateError
 
+STATE = "FEDCAPTOR_STATE"
+"""The environment variable with the state database's URL: run configuration goes to every phone, and this may hold a
+password.
+"""
 LOCKED_SECONDS = 60
 """How long SQLite waits for another process: what it waits to store may have taken hours. `?timeout=` in a URL wins."""
 OPENING = 0x666564636170  # key of PostgreSQL's advisory lock: ours alone among all applications of a database
@@ -85,6 +89,12 @@ def _sqlite(place: URL) -> Engine:
         connection.exec_driver_sql("BEGIN IMMEDIATE")  # whoever reads first and writes then must not lose its turn
 
     return engine
+
+
+def require_answer(url: str) -> None:
+    """Raise StateError unless the database can be reached; nothing is made or changed in it."""
+    with explained("the state database does not answer"), connect(url).connect() as connection:
+        connection.execute(select(1))
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks import catalogue
 from benchmarks.catalogue import SERVERS, Catalogue, updated
-from benchmarks.nginx import nginx_program
+from fedcaptor.deploy.programs import find
 
 pytestmark = pytest.mark.slow
 
@@ -29,7 +29,7 @@ def test_servers_are_measured_side_by_side(tmp_path: Path, monkeypatch: pytest.M
     benchmark = Catalogue(models="resnet20", small=1000, large=8 << 20, downloads=8, parallel=2, connections=3)
     with benchmark.measuring(lambda name, done, total: None) as measure:
         rows = {server: measure({"server": server}) for server in SERVERS}
-    present = SERVERS if nginx_program() else ("catalogue",)
+    present = SERVERS if find("nginx") else ("catalogue",)
     assert {server for server, row in rows.items() if row} == set(present)
     for server in present:
         assert rows[server]["downloads_per_second"] > 0

@@ -18,8 +18,9 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from benchmarks.deployment import free_port
-from benchmarks.nginx import nginx, nginx_program
+from benchmarks.nginx import nginx
 from fedcaptor.client.fetch import fetch
+from fedcaptor.deploy.programs import find
 from fedcaptor.server.catalogue.service import ByteStream
 from fedcaptor.server.catalogue.store import Store
 from fedcaptor.simulations.runner import SHIPPED
@@ -97,7 +98,7 @@ def test_settings_that_cannot_work_are_told(folder: Path, options: tuple[str, st
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.skipif(nginx_program() is None, reason="nginx is neither on PATH nor in .tools")
+@pytest.mark.skipif(find("nginx") is None, reason="nginx is neither on PATH nor in .tools")
 def test_phones_fetch_through_nginx_and_nothing_else_passes(folder: Path) -> None:
     front = free_port()
     with (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import socket
 import sqlite3
 import time
@@ -14,23 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.deployment import free_port
 from fedcaptor.deploy.certificates import make_server_certificate
 from fedcaptor.deploy.check import Finding, check
-from fedcaptor.deploy.create import Wanted, create
 from fedcaptor.deploy.folder import Deployment
+from fedcaptor.server.journal import Journal
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Deployment:
-    return create(tmp_path_factory.mktemp("deployment") / "own", Wanted(2, port=free_port(), demo=True))
-
-
-@pytest.fixture
-def deployment(made: Deployment, tmp_path: Path) -> Deployment:
-    return Deployment.open(Path(shutil.copytree(made.root, tmp_path / "copy")))
 
 
 def bad(deployment: Deployment) -> list[Finding]:
@@ -117,3 +105,14 @@ def test_a_stranger_on_a_port_is_found(deployment: Deployment) -> None:
         (finding,) = bad(Deployment.open(deployment.root))
     assert finding.text == f"{port} is taken by another process"
     assert "deployment.prometheus_port" in finding.remedy
+
+
+def test_a_look_at_the_state_database_leaves_it_to_the_run(deployment: Deployment, tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'state.db'}"
+    deployment.environment_file.write_text(f"FEDCAPTOR_STATE={url}\n")
+    assert not bad(deployment)
+    Journal(url, "a" * 64).close()
+    assert not bad(deployment)
+    deployment.environment_file.write_text(f"FEDCAPTOR_STATE=sqlite:///{tmp_path}/missing/state.db\n")
+    (finding,) = bad(deployment)
+    assert "does not answer" in finding.text

@@ -30,12 +30,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Deployment:
     return create(tmp_path_factory.mktemp("deployment") / "own", Wanted(4, demo=True))
 
 
-@pytest.fixture
-def deployment(made: Deployment, tmp_path: Path) -> Deployment:
-    """A copy, to change."""
-    return Deployment.open(Path(shutil.copytree(made.root, tmp_path / "copy")))
-
-
 def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
@@ -93,6 +87,20 @@ def test_a_second_making_is_refused_and_an_interrupted_one_keeps_its_keys(made: 
     again = create(half, Wanted(4, demo=True))
     assert again.authority.read_bytes() == made.authority.read_bytes()
     assert again.enrolled_keys() == made.enrolled_keys()
+
+
+def test_what_an_interruption_left_is_no_deployment_and_is_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = Wanted(2, demo=True)
+    with monkeypatch.context() as patched:
+        patched.setattr("fedcaptor.deploy.create.render", lambda deployment: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            create(tmp_path / "own", wanted)
+    keys = Deployment(tmp_path / "own").enrolled_keys()
+    with pytest.raises(ConfigError, match="fedcaptor deploy init"):
+        Deployment.open(tmp_path / "own")
+    assert create(tmp_path / "own", wanted).enrolled_keys() == keys
 
 
 def test_a_folder_without_a_deployment_is_said_so(tmp_path: Path) -> None:

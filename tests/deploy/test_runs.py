@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sqlite3
 import stat
 from collections.abc import Iterator
@@ -12,11 +11,9 @@ from typing import Any
 
 import pytest
 
-from benchmarks.deployment import free_port
 from fedcaptor.common.errors import ConfigError, StateError
 from fedcaptor.deploy import runs
 from fedcaptor.deploy.archive import backup, restore
-from fedcaptor.deploy.create import Wanted, create
 from fedcaptor.deploy.folder import Deployment
 from fedcaptor.deploy.runs import next_name, run_on_schedule
 from fedcaptor.deploy.superlink import FlowerRun, SuperLinkAwayError
@@ -25,16 +22,6 @@ from tests.server.test_exporter import make
 
 pytestmark = pytest.mark.slow
 DAY = 86_400.0
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Deployment:
-    return create(tmp_path_factory.mktemp("deployment") / "own", Wanted(2, port=free_port(), demo=True))
-
-
-@pytest.fixture
-def deployment(made: Deployment, tmp_path: Path) -> Deployment:
-    return Deployment.open(Path(shutil.copytree(made.root, tmp_path / "copy")))
 
 
 def ended(deployment: Deployment, name: str, status: Any, at: float) -> None:
