@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -64,8 +65,8 @@ def _both(fleet: Fleet, phones: int, seed: int) -> dict[str, Any]:
     settings, port = small_run(phones, f"{SETTINGS}[run]\nseed = {seed}\n"), start_superlink(fleet)
     registered_keys(fleet, [f"node{number}" for number in range(phones)])
     (fleet.folder / "config.toml").write_text(settings)
-    fleet.start("python", "-m", "benchmarks.fleet_phones", fleet.folder, port, phones, log="phones")
-    _wait(fleet, phones)
+    served = Path(__file__).with_name("fleet_phones.py")
+    _wait(fleet, phones, fleet.start("python", served, fleet.folder, port, phones, log="phones"))
     ours = _measured(fleet, phones, lambda: start_run(fleet, settings, phones))
     payload = (ours["received_bytes"] + ours["sent_bytes"]) / (2 * ours["messages"])
     rounds = round(ours["messages"] / phones)
@@ -106,9 +107,11 @@ def _counted(fleet: Fleet) -> dict[str, int]:
     return dict(json.loads((fleet.folder / "phones.json").read_text()))
 
 
-def _wait(fleet: Fleet, phones: int) -> None:
+def _wait(fleet: Fleet, phones: int, process: subprocess.Popen[bytes]) -> None:
     end, file = time.monotonic() + _CONNECTED_SECONDS, fleet.folder / "phones.json"
     while not file.exists() or _counted(fleet)["connected"] < phones:
+        if process.poll() is not None:
+            raise StateError(f"the phones' process ended with {process.returncode}: {fleet.logs()}")
         if time.monotonic() > end:
             raise StateError(f"not all phones are connected after {_CONNECTED_SECONDS} s: {fleet.logs()}")
         time.sleep(0.2)

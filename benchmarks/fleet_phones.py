@@ -1,4 +1,4 @@
-"""Many resident phones in one process, each with a connection and a key of its own; run as a module.
+"""Many resident phones in one process, each with a connection and a key of its own; run as a program.
 
 They answer FedCAPTOR's questions as simulated phones do, and Flower's `train` by what they were sent.
 """
