@@ -122,7 +122,7 @@ class Fleet:
 
 @dataclass(frozen=True, eq=False)
 class FleetPhone:
-    """A phone of a fleet, as statistics ask it. Nobody personalises: there is no outcome."""
+    """A phone of a fleet, as statistics ask it. Nobody personalises or measures looks."""
 
     fleet: Fleet
     number: int
@@ -140,6 +140,12 @@ class FleetPhone:
         of_class = (np.arange(self.groups.classes)[:, None] == seen).astype(np.float64)
         totals = (of_class @ outputs.scores[images]).T.astype(np.float32)
         return FilterScores(normalise([totals[rows] for rows in layer_slices(self.groups)]), of_class.any(1))
+
+    def look(self) -> None:
+        return None
+
+    def moments(self) -> None:
+        return None
 
     def outcome(self) -> None:
         return None

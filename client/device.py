@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedcaptor.client import kept_scores, pending_delivery
+from fedcaptor.client import kept_scores, own_look, pending_delivery
 from fedcaptor.client.background import InChildProcess
 from fedcaptor.client.folder import DATABASE, phone_ledger
 from fedcaptor.client.ledger import Ledger
@@ -165,6 +165,8 @@ class Device:
 
     def _due(self, kind: str) -> bool:
         """Tell whether `work` would do anything; this needs no network."""
+        if kind in own_look.KINDS:
+            return own_look.day_of(self.folder) != today() or pending_delivery.exists(self.folder)
         scored = kind != SCORES.kind or kept_scores.day_of(self.folder) == today()
         recorded = last_day_of(self.folder / DATABASE) == today()
         return not (scored and recorded) or pending_delivery.exists(self.folder)

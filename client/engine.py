@@ -93,6 +93,19 @@ class Engine(Protocol):
         """Return labels [N] of uint8 images [N, H, W, C]; N may be 0."""
         ...
 
+    def moments(self, images: Images) -> Floats:
+        """Return the moments (`common.domain`) of the batch norms on at least two images, each norm in turn reading
+        what the one before makes of its new statistics; none for a network without batch norms.
+        """
+        ...
+
+    def adapted(self, moments: Floats) -> Engine:
+        """Return an engine whose base model has its batch norms moved by `moments`; its `weights_digest` stays.
+
+        Raises DataError when they are not as many as the network's.
+        """
+        ...
+
     def filter_scores(self, images: Images) -> FilterScores:
         """Score all prunable filters by class on at least one image; the model's own predictions stand for labels."""
         ...

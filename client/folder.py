@@ -30,6 +30,8 @@ CLUSTER_PROGRAM = "cluster.onnx"
 DELIVERY_FILE = "delivery.safetensors"
 IDENTITY_FILE = "identity.key"
 SCORES_FILE = "scores.safetensors"
+LOOK_FILE = "look.safetensors"
+ADAPTATION_FILE = "adaptation.safetensors"
 WORK_LOG = "work.log"
 WORK_LOCK = "work.lock"
 RESIDENT_LOCK = "resident.lock"
@@ -47,6 +49,8 @@ CONTENTS = {
     DELIVERY_FILE: "pending delivery: accepted, not personalised yet",
     IDENTITY_FILE: "key that signs in masked sums",
     SCORES_FILE: "scores of filters by class, until a sum asks for them",
+    LOOK_FILE: "how the photos look, until a sum asks for it",
+    ADAPTATION_FILE: "published looks, and the base model's adaptation to each",
     WORK_LOG: "why the phone's own work failed the last time, if it did",
     NODE_FILE: "the phone's number at the SuperLink",
     LOG_FILE: "what the resident process did, and why it could not",

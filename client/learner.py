@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from fedcaptor.client import kept_scores, pending_delivery
+from fedcaptor.client import kept_scores, own_look, pending_delivery
 from fedcaptor.client.engine import Engine, Submodel
 from fedcaptor.client.fallback import answer
 from fedcaptor.client.folder import DATABASE
@@ -19,11 +20,12 @@ from fedcaptor.client.images import ImageFeed
 from fedcaptor.client.kept_models import holds_full, keep, read_models
 from fedcaptor.client.offer import Offer, read_offer
 from fedcaptor.client.outcome import Outcome
+from fedcaptor.client.own_look import OwnLook
 from fedcaptor.client.personal import Personalised, personalise
 from fedcaptor.client.usage import UsageLog
 from fedcaptor.client.validation import chance_below
 from fedcaptor.common import statistics
-from fedcaptor.common.arrays import Images, Tensors
+from fedcaptor.common.arrays import Floats, Images, Tensors
 from fedcaptor.common.config import Config
 from fedcaptor.common.distances import class_shares
 from fedcaptor.common.errors import StateError, WireError
@@ -42,14 +44,14 @@ class _View:
     """Give a statistic what it may ask of the phone in one round."""
 
     def __init__(self, learner: Learner, round: int) -> None:
-        self._learner, self._round, self._usage = learner, round, learner.usage(round)
+        self._learner, self._round = learner, round
 
     @property
     def groups(self) -> ChannelGroups:
-        return self._learner.engine.groups
+        return self._learner.shipped.groups
 
     def usage(self) -> npt.NDArray[np.float64]:
-        return self._usage
+        return self._learner.usage(self._round)
 
     def filter_scores(self) -> FilterScores | None:
         return self._learner.filter_scores(self._round)
@@ -58,13 +60,21 @@ class _View:
         note = self._learner.outcome()
         return None if note is None else note.figures()
 
+    def look(self) -> Floats | None:
+        own = self._learner.own_look(self._round)
+        return None if own is None else own.look
+
+    def moments(self) -> Floats | None:
+        own = self._learner.own_look(self._round)
+        return None if own is None else own.moments
+
     def images(self) -> Images:
         return self._learner.feed.use(self._learner.day(self._round))
 
 
 @dataclass(frozen=True, eq=False)
 class Learner:
-    """Hold a phone's storage (`folder`), the `engine` that runs the full model, and the `feed` of its images.
+    """Hold a phone's storage (`folder`), an engine of the base model as it was `shipped`, and the `feed` of its images.
 
     `day`: the phone's own day in a round of the server; a simulated phone lives a day a round. `replying`: a reply
     waits, which must take the same time for every owner: what was recorded and scored before counts, and no image is
@@ -72,30 +82,47 @@ class Learner:
     """
 
     folder: Path
-    engine: Engine
+    shipped: Engine
     feed: ImageFeed
     config: Config
     durable: bool = True
     day: Callable[[int], int] = lambda round: round
     replying: bool = False
 
+    @cached_property
+    def engine(self) -> Engine:
+        """Run the full model, adapted to how the phone's photos look where that was published."""
+        return own_look.adapted_engine(self.folder, self.shipped) if self.config.domain.enabled else self.shipped
+
     def vector(self, request: SumRequest, tensors: Tensors) -> npt.NDArray[np.float64]:
         """Return the phone's vector in a sum, before clipping and noise. Raises WireError on unfit tensors."""
         return statistics.asked(request.kind, tensors).vector(_View(self, request.round), tensors)
 
     def work(self, kind: str) -> None:
-        """Do what is due outside replies: record the day's images, score filters for a sum of that `kind`, personalise.
+        """Do what is due outside replies for a sum of that `kind`, and personalise.
 
-        A delivery that comes meanwhile is worked on as well.
+        The day's images are recorded, filters scored. For sums of looks and moments these are measured, and nothing is
+        recorded: the sums tell how the base model is to be adapted before it is asked for classes. A delivery that
+        comes meanwhile is worked on as well.
         """
         day = self.day(0)
-        self.record(day)
+        if kind in own_look.KINDS:
+            self.own_look(0)
+        else:
+            self.record(day)
         if kind == SCORES.kind and kept_scores.day_of(self.folder) != day:
             found = self._scored(day)
             if found is not None:
                 kept_scores.store(self.folder, found, day)
         while pending_delivery.exists(self.folder):
             self.finish()
+
+    def own_look(self, round: int) -> OwnLook | None:
+        """Measure how the day's photos look, once; None without photos, and where a reply waits for what was not."""
+        day = self.day(round)
+        if self.replying or own_look.day_of(self.folder) == day:
+            return own_look.read(self.folder)
+        return own_look.measure(self.folder, self.shipped, self.feed.use(day)[: self.config.domain.images], day)
 
     def filter_scores(self, round: int) -> FilterScores | None:
         """Score the filters on the day's images.
@@ -126,6 +153,13 @@ class Learner:
         read_offer(request, tensors, self.engine, self.config.delivery)
         pending_delivery.store(self.folder, request, tensors, self.durable)
 
+    def adapt(self, request: DeliverRequest, tensors: Tensors) -> None:
+        """Keep an adaptation of the base model. Raises WireError when it is missing or does not fit the base model."""
+        offer = read_offer(request, tensors, self.shipped, self.config.delivery)
+        if offer.adaptation is None:
+            raise WireError("missing_tensor", "looks, look_source and moments are needed")
+        own_look.keep_adaptation(self.folder, offer.adaptation, self.shipped.weights_digest)
+
     def finish(self) -> None:
         """Personalise with the pending delivery, if any, unless habits have not drifted since the last time.
 
@@ -151,7 +185,8 @@ class Learner:
         if settled or counts.sum() == 0:
             return
         offer = read_offer(request, tensors, self.engine, self.config.delivery)
-        self._personalise(request, offer.of_tier(self.config.personal.tier), counts)
+        look = None if offer.adaptation is None else own_look.chosen(self.folder, offer.adaptation)
+        self._personalise(request, offer.of(self.config.personal.tier, look or 0), counts)
         with self._log() as log:
             log.mark()
 

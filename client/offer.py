@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fedcaptor.client.engine import Engine, Submodel
-from fedcaptor.common.arrays import Images, Indices, Tensors
+from fedcaptor.common.adaptation import Adaptation
+from fedcaptor.common.arrays import Array, Images, Indices, Tensors
 from fedcaptor.common.calibration import Calibration
 from fedcaptor.common.config import Delivery as DeliveryBounds
 from fedcaptor.common.data import mosaic
@@ -29,7 +30,8 @@ class Offer:
     """Hold what every phone receives alike: a plan and a usage centroid per cluster, the server's own reference images
     [R, H, W, C] with labels [R], the filter preference [F, C] and the base model's calibration (None: unknown). Where a
     phone fetches its cluster's `submodel`, plan and centroid are those of this cluster alone. With `tiers`, names of
-    device tiers, there is a plan per cluster and tier.
+    device tiers, there is a plan per cluster and tier. With an `adaptation` there is one of each look too, and a
+    calibration of each.
     """
 
     plans: Sequence[Plan] = ()
@@ -40,14 +42,28 @@ class Offer:
     calibration: Calibration | None = None
     submodel: Submodel | None = None
     tiers: tuple[str, ...] = ()
+    adaptation: Adaptation | None = None
+    calibrations: Sequence[Calibration] = ()
 
-    def of_tier(self, tier: str) -> Offer:
-        """Return what a phone of one device tier takes. Raises WireError where there is no plan for it."""
-        if not self.tiers or not self.plans:
-            return self
-        if tier not in self.tiers:
+    def of(self, tier: str, look: int = 0) -> Offer:
+        """Return what a phone takes that is of one device tier, and whose photos have one of the looks: reference
+        images are re-rendered in it. Raises WireError where there is no plan for the tier.
+        """
+        tiers, looks = self.tiers or ("",), self.looks
+        if self.tiers and self.plans and tier not in tiers:
             raise WireError("malformed", "no plan is for this phone's tier")
-        return replace(self, plans=self.plans[self.tiers.index(tier) :: len(self.tiers)], tiers=())
+        each, place = len(self.plans) // looks, tiers.index(tier) if tier in tiers else 0
+        plans = self.plans[look * each : (look + 1) * each][place :: len(tiers)]
+        taken = replace(self, plans=plans, tiers=(), adaptation=None)
+        if self.adaptation is None:
+            return taken
+        reference = None if self.reference is None else self.adaptation.render(self.reference, look)
+        return replace(taken, reference=reference, calibration=self.calibrations[look] if self.calibrations else None)
+
+    @property
+    def looks(self) -> int:
+        """Return how many looks there are plans for."""
+        return 1 if self.adaptation is None else len(self.adaptation.looks)
 
 
 def read_offer(request: DeliverRequest, tensors: Tensors, engine: Engine, bounds: DeliveryBounds) -> Offer:
@@ -80,7 +96,9 @@ def read_offer(request: DeliverRequest, tensors: Tensors, engine: Engine, bounds
     many, tiers = request.mode != "submodel", request.tiers or ("",)
     centroids = tensors.get("centroids", np.zeros((0, groups.classes)))
     file, labels = tensors.get("reference"), tensors.get("reference_labels")
-    expected = len(centroids) * len(tiers)
+    adaptation = Adaptation.of(tensors, groups)
+    looks = 1 if adaptation is None else len(adaptation.looks)
+    expected = len(centroids) * len(tiers) * looks
     if centroids.ndim != 2 or centroids.shape[1] != groups.classes or (many and plans and len(plans) != expected):
         raise WireError("wrong_shape", f"centroids are {centroids.shape}, {len(plans)} plans, {groups.classes} classes")
     if len(centroids) and not (centroids.min() >= 0 and (np.abs(centroids.sum(1) - 1) <= _ROUNDING).all()):
@@ -97,14 +115,33 @@ def read_offer(request: DeliverRequest, tensors: Tensors, engine: Engine, bounds
         _require_within("of one class", int(np.bincount(labels).max()), bounds.max_class_images, "max_class_images")
     packed = tensors.get("calibration")
     try:
-        calibration = None if packed is None else Calibration.unpack(packed, groups.classes)
+        rows: Sequence[Array] = () if packed is None else _rows(packed, looks)
+        calibrations = [Calibration.unpack(row, groups.classes) for row in rows]
         reference = None
         if file is not None and labels is not None:
             reference = mosaic.decode(file, len(labels), groups.input_shape)
     except DataError as error:
         raise WireError("wrong_shape", str(error)) from None
-    offer = Offer(plans, centroids, reference, labels, preference, calibration, tiers=request.tiers)
+    offer = Offer(
+        plans,
+        centroids,
+        reference,
+        labels,
+        preference,
+        calibrations[0] if calibrations else None,
+        tiers=request.tiers,
+        adaptation=adaptation,
+        calibrations=calibrations,
+    )
     return offer if many else _with_submodel(offer, request, tensors, engine)
+
+
+def _rows(packed: Array, looks: int) -> Sequence[Array]:
+    """Return a calibration for each look [L, …]; without looks there is one. Raises WireError for another number."""
+    rows = packed[None] if packed.ndim == 1 else packed
+    if len(rows) != looks:
+        raise WireError("wrong_shape", f"{len(rows)} calibrations are given for {looks} looks")
+    return list(rows)
 
 
 def _require_within(what: str, found: int, most: int, key: str) -> None:

@@ -128,7 +128,7 @@ class Phone:
 
         def draw() -> Bits:
             learner = self._informed()  # loads the network: not where the answer is stored
-            classes = learner.engine.groups.classes
+            classes = learner.shipped.groups.classes
             if spec.classes != classes:
                 raise WireError("wrong_shape", f"the question is over {spec.classes} classes, not {classes}")
             return spec.draw(learner.usage(request.round), self._noise(spec.digest))
@@ -143,6 +143,9 @@ class Phone:
         than another one, PrivacyError when the server asks for the cluster of a phone that was configured to slice for
         itself, or asks too often.
         """
+        if request.mode == "adapt":
+            self._adapt(request, tensors)
+            return None
         if (request.mode == "plan") != (self.config.delivery.mode == "plan"):
             raise PrivacyError(f"delivery is by {request.mode}, must be by {self.config.delivery.mode}: declined")
         if request.mode == "choose":
@@ -151,6 +154,12 @@ class Phone:
         self.learner().accept(request, tensors)  # takes the same time for every owner
         self._work.personalise()
         return None
+
+    def _adapt(self, request: DeliverRequest, tensors: Tensors) -> None:
+        if not self.config.domain.enabled:
+            raise PrivacyError("the base model is to be adapted, domain.enabled is false: declined")
+        self._require_signed(request, tensors)
+        self.learner().adapt(request, tensors)  # takes the same time for every owner
 
     def _named(self, request: DeliverRequest, tensors: Tensors) -> int:
         self._require_signed(request, tensors)

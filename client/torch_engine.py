@@ -14,6 +14,7 @@ import torch
 from fedcaptor.client import engine
 from fedcaptor.client.engine import Logits
 from fedcaptor.common.arrays import Floats, Images, Indices
+from fedcaptor.common.domain import moments_of
 from fedcaptor.common.errors import ModelError
 from fedcaptor.common.groups import ChannelGroups, State
 from fedcaptor.common.plan import Plan
@@ -24,6 +25,7 @@ from fedcaptor.common.torch_engine import factory, outputs, prune, tuning
 from fedcaptor.common.torch_engine.base import BaseModel, Submodel
 from fedcaptor.common.torch_engine.forward import logits, normalise
 from fedcaptor.common.torch_engine.network import state_of
+from fedcaptor.common.torch_engine.recalibrate import recalibrate
 from fedcaptor.common.torch_engine.scores import normalised, taylor_scores
 
 
@@ -66,9 +68,13 @@ class TorchEvidence:
 
 @dataclass(frozen=True, eq=False)
 class TorchEngine:
-    """Run the full network `base`. One thread at a time may call: evidence and scores put hooks on it."""
+    """Run the full network `base`. One thread at a time may call: evidence and scores put hooks on it.
+
+    `shipped`: what `base` was adapted from; None: `base` is as it was shipped.
+    """
 
     base: BaseModel
+    shipped: BaseModel | None = None
 
     @property
     def groups(self) -> ChannelGroups:
@@ -76,7 +82,13 @@ class TorchEngine:
 
     @property
     def weights_digest(self) -> str:
-        return self.base.weights_digest
+        return (self.shipped or self.base).weights_digest
+
+    def moments(self, images: Images) -> Floats:
+        return moments_of(self.base.state, state_of(recalibrate(self.whole(), images).module))
+
+    def adapted(self, moments: Floats) -> TorchEngine:
+        return TorchEngine(self.base.adapted(moments), self.shipped or self.base)
 
     def scores(self, images: Images) -> Logits:
         if len(images) == 0:

@@ -24,7 +24,8 @@ from fedcaptor.common.statistics import kinds
 
 VERSION: Literal[5] = 5
 MAX_CLUSTERS = 32
-MAX_PLANS = MAX_CLUSTERS * MAX_TIERS
+MAX_LOOKS = 8
+MAX_PLANS = MAX_CLUSTERS * MAX_LOOKS * MAX_TIERS
 MAX_PHONES = 10_000_000
 
 REASONS: Mapping[str, str] = MappingProxyType(
@@ -139,12 +140,17 @@ class SumRequest(Header):
     """The server asks a phone to add its vector to one plain sum, in which the server sees each vector.
 
     `centroids` [K, classes]: usage and outcome sums hold a block for each cluster; a usage sum without them asks for
-    class co-occurrence. `pool` [F]: cluster of each filter, for a sum of scores.
+    class co-occurrence. `pool` [F]: cluster of each filter, for a sum of scores. `look_source` [n]: the look of the
+    server's images, from which sums of looks count; `looks` [L, n]: those that phones find themselves in. `expected`
+    [L, m]: the batch norms' moments that the server expects of each look, from which sums of moments count.
     """
 
     TENSORS: ClassVar[Rules] = _rules(
         centroids=TensorRule(("float32",), 1 << 22),
         pool=TensorRule(("int32",), 1 << 22),
+        look_source=TensorRule(("float32",), 1 << 8),
+        looks=TensorRule(("float32",), 1 << 12),
+        expected=TensorRule(("float32",), 1 << 22),
     )
 
     message: Literal["sum_request"] = "sum_request"
@@ -172,7 +178,7 @@ class MaskedRequest(Header):
     """The server asks a phone for the next of the six steps of one masked sum.
 
     `secure`: the step's message to this very phone, laid out in `common/secure/messages.py`. Step 3 brings what the
-    vector depends on, `centroids` and `pool` as in `sum_request`; every step names their digest. Only `step` and the
+    vector depends on, all other tensors of a `sum_request`; every step names their digest. Only `step` and the
     tensors differ between steps: keys and signatures are bound to all the rest.
     """
 
@@ -180,6 +186,9 @@ class MaskedRequest(Header):
         secure=TensorRule(("uint8",), 1 << 20, required=True),
         centroids=TensorRule(("float32",), 1 << 22),
         pool=TensorRule(("int32",), 1 << 22),
+        look_source=TensorRule(("float32",), 1 << 8),
+        looks=TensorRule(("float32",), 1 << 12),
+        expected=TensorRule(("float32",), 1 << 22),
     )
 
     message: Literal["masked_request"] = "masked_request"
@@ -187,7 +196,7 @@ class MaskedRequest(Header):
     sum: SumFields
     attempt: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$", description="used once: each try is a sum of its own")]
     step: Annotated[int, Field(ge=0, lt=STEPS, description="counts from 0")] = 0
-    tensors: Digest = Field(description="digest of `centroids` and `pool`")
+    tensors: Digest = Field(description="digest of all tensors but `secure`")
     dropout: Annotated[float, Field(ge=0, le=0.5, allow_inf_nan=False, description="share of phones that may be lost")]
     corrupted: Annotated[
         float, Field(ge=0, le=0.5, allow_inf_nan=False, description="share that may side with the server")
@@ -205,7 +214,7 @@ class MaskedRequest(Header):
     def question(self, tensors: Mapping[str, NDArray[Any]]) -> SumRequest:
         """Return the plain sum's request that this one stands for. Raises WireError on other tensors than announced."""
         if digest_of({name: tensors[name] for name in tensors.keys() & SumRequest.TENSORS.keys()}) != self.tensors:
-            raise WireError("wrong_digest", "centroids or pool are not those that the sum was announced with")
+            raise WireError("wrong_digest", "the tensors are not those that the sum was announced with")
         return SumRequest(run=self.run, round=self.round, request=self.request, kind=self.kind, sum=self.sum)
 
 
@@ -256,10 +265,11 @@ class LocalReply(Header):
 
 
 class DeliverRequest(Header):
-    """The server offers a phone submodels, in one of three modes.
+    """The server offers a phone submodels, or an adaptation of the base model, in one of four modes.
 
     `plan` brings the plans of all clusters; `choose` asks for the nearest centroid; `submodel` brings the file of the
-    cluster that the phone chose.
+    cluster that the phone chose; `adapt` brings `looks`, `look_source` and `moments` alone, before anything is asked
+    that depends on the base model.
 
     `reference` with `reference_labels` [R]: the server's own images, side by side in the bytes of one PNG or JPEG
     picture (`common/data/mosaic.py`). `preference` [F, classes]: which filters serve which classes. `calibration`
@@ -267,6 +277,10 @@ class DeliverRequest(Header):
     cluster n, packed bits over all groups. `submodel.n`: safetensors bytes, padded to a size bucket by white space in
     their header. `digests`: of each cluster's plan, or of plan and file together where the file is sent. With `tiers`
     (names of all device tiers) n is cluster · number of tiers + tier, and `clusters` holds these numbers.
+
+    `looks` [L, n]: kinds of photos, of which a phone takes the nearest. Their `moments` [L, m] move the base model's
+    batch norms (`common/domain.py`). `look_source` [n]: the look of the reference images, which the phone re-renders in
+    its own. With looks `calibration` has a row for each, and clusters are counted in the first look, then in the next.
 
     `issued` and `signature` are left out where nobody signs. The signature (Ed25519) is of the text
     `DSSEv1 37 application/vnd.fedcaptor.delivery.v1 64 D`. D is the SHA-256 in hex of the header's JSON text without
@@ -277,7 +291,10 @@ class DeliverRequest(Header):
     TENSORS: ClassVar[Rules] = _rules(
         centroids=TensorRule(("float32",), 1 << 22),
         preference=TensorRule(("float32",), 1 << 24),
-        calibration=TensorRule(("float32",), (1 << 16) + 1),
+        calibration=TensorRule(("float32",), ((1 << 16) + 1) * MAX_LOOKS),
+        looks=TensorRule(("float32",), 1 << 12),
+        look_source=TensorRule(("float32",), 1 << 8),
+        moments=TensorRule(("float32",), 1 << 22),
         reference=TensorRule(("uint8",), 1 << 26),
         reference_labels=TensorRule(("int32",), 1 << 20),
         plan__each=TensorRule(("uint8",), 1 << 22),
@@ -285,7 +302,7 @@ class DeliverRequest(Header):
     )
 
     message: Literal["deliver_request"] = "deliver_request"
-    mode: Literal["plan", "choose", "submodel"]
+    mode: Literal["plan", "choose", "submodel", "adapt"]
     weights: Digest = Field(description="digest of the base model's weights: a phone with others refuses the delivery")
     clusters: Annotated[tuple[Annotated[int, Field(ge=0, lt=MAX_PLANS)], ...], Field(max_length=MAX_PLANS)]
     digests: Annotated[tuple[Digest, ...], Field(max_length=MAX_PLANS)]

@@ -41,6 +41,12 @@ class Stream(Enum):
     """The order of the images that a partitioner divides (`simulations/owners.py`)."""
     REFERENCE = 7, ()
     """The reference images that the server offers to all phones (`server/cluster_submodels.py`)."""
+    DOMAIN = 8, ()
+    """The reference images that the server adapts the base model with (`server/adapt.py`)."""
+    LOOK = 9, ("phone",)
+    """The look of a simulated phone's photos (`simulations/looks.py`)."""
+    CORRUPTIONS = 10, ("look",)
+    """The noise in the photos of a look."""
     SUMMED_NOISE = 11, ()
     """The noise of whole sums that are drawn at once (`benchmarks/local_privacy.py`)."""
     LOCAL_ANSWERS = 12, ()

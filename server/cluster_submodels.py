@@ -26,6 +26,7 @@ Tensors = dict[str, npt.NDArray[Any]]
 @dataclass(frozen=True, eq=False)
 class ClusterSubmodels:
     """Hold all plans of a round; that of cluster k and tier t is at k · tiers + t (`common.tiers`), at k without tiers.
+    Where photos have looks, all those of the first look come first.
 
     `states`: the submodels' tensors. `why`: what each layer kept and for which reason. `disagreement`: share of
     validation images on which a submodel differs from the full model, None where no tolerance was asked for.
@@ -69,13 +70,17 @@ def offered(
     centroids: npt.NDArray[np.float64],
     plans: Sequence[Plan],
     preference: npt.NDArray[Any] | None,
-    calibration: Calibration,
+    calibrations: Sequence[Calibration],
 ) -> Tensors:
     """Collect what is offered to all phones alike, but for reference images (`server.reference`).
 
     `DeliverRequest` names and describes the tensors.
     """
-    tensors: Tensors = {"centroids": centroids.astype(np.float32), "calibration": calibration.packed()}
+    packed = np.stack([each.packed() for each in calibrations])
+    tensors: Tensors = {
+        "centroids": centroids.astype(np.float32),
+        "calibration": packed if len(packed) > 1 else packed[0],
+    }
     if preference is not None and config.scores.weight > 0:
         tensors["preference"] = preference.astype(np.float32)
     for n, plan in enumerate(plans):

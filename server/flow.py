@@ -7,7 +7,8 @@ phones a round has is decided when it begins, and what it costs is looked at bef
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, count
@@ -16,6 +17,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from fedcaptor.common.adaptation import Adaptation
 from fedcaptor.common.arrays import Array, Floats, Tensors
 from fedcaptor.common.calibration import Calibration
 from fedcaptor.common.config import Config
@@ -77,6 +79,7 @@ PhonesOf = Callable[[int, Callable[[Sequence[int]], Budget]], tuple[Sequence[int
 class Phases:
     """List the phases of a round in their order; each takes the flow and may be exchanged. `server/phases.py` has ours.
 
+    - `adapt(flow, round)` returns how the base model is adapted to phones' photos; None where it is not.
     - `cluster(flow, round, centroids, counts)` returns centroids [K, classes] and phones of each [K], from those of the
       round before; the first round has no centroids (None).
     - `prefer(flow)` returns the filter preference [F, classes], once a run; None where there is none.
@@ -86,6 +89,7 @@ class Phases:
     - `collect(flow, round, centroids)` returns other registered statistics, by name.
     """
 
+    adapt: Callable[[Flow, int], Adaptation | None]
     cluster: Callable[[Flow, int, Floats | None, Floats], tuple[Floats, Floats]]
     prefer: Callable[[Flow], Array | None]
     plan: Callable[[Flow, int, Floats, Array | None], ClusterSubmodels]
@@ -127,12 +131,24 @@ class Flow:
         self._phases: list[PhaseRecord] = []
         self._rounds: list[RoundRecord] = []
         self.atlas: dict[str, Array] = {}
+        self.adaptation: Adaptation | None = None
         self.statistics: dict[str, Any] = {}
 
+    def in_looks(self) -> Iterator[tuple[BaseModel, Reference]]:
+        """Yield, for each look of phones' photos, the base model as adapted to it, and the reference images rendered in
+        it; without an adaptation both as they are, once.
+        """
+        if self.adaptation is None:
+            yield self.base, self.reference
+            return
+        for look, moments in enumerate(self.adaptation.moments):
+            base = self.base.adapted(moments) if moments.any() else self.base
+            yield base, Reference(self.adaptation.render(self.reference.x, look), self.reference.y)
+
     @cached_property
-    def calibration(self) -> Calibration:
-        """Return the base model's calibration by the reference images, fitted once a run."""
-        return calibrate(self.base.scores(self.reference.x), self.reference.y)
+    def calibrations(self) -> list[Calibration]:
+        """Return the base model's calibration by the reference images, in each look; fitted once a run."""
+        return [calibrate(base.scores(reference.x), reference.y) for base, reference in self.in_looks()]
 
     def run(self, rounds: int = 0) -> RunRecord:
         """Run all rounds that are left, or at most so many `rounds` further ones; earlier ones are read back.
@@ -148,6 +164,7 @@ class Flow:
                     break
                 self._further += 1
             self._begin(round)
+            self.adaptation = self.phases.adapt(self, round)
             centroids, counts = self.phases.cluster(self, round, centroids, counts)
             if round == 1:
                 preference = self.phases.prefer(self)
@@ -277,6 +294,18 @@ class Flow:
         self._count_in_vain(step, spec)
         self.charge(spec, self.journal.date(step.round, step.name))
         return step.statistic.decode(np.asarray(stored["total"]), self.base.groups)
+
+    def issued(self, round: int) -> int:
+        """Return the number of a round's deliveries, 0 where nobody signs them.
+
+        It is the time in seconds since 1970, above that of the round before, and a restarted server gives it again.
+        """
+        if self.courier.operator is None:
+            return 0
+        earlier = self.journal.stored(round - 1, "issued")
+        least = 1 + earlier[0]["issued"] if earlier else 1
+        found, _ = self.journal.phase(round, "issued", lambda: ({"issued": max(least, int(time.time()))}, {}))
+        return int(found["issued"])
 
     def _count_in_vain(self, step: Step, spec: Any) -> None:
         """Take those sums of a step into the run's ε that phones were charged for, though they came to nothing."""

@@ -407,7 +407,10 @@ def _tiers(record: RunRecord, last: RoundRecord) -> tuple[Tier, ...]:
 
 
 def _ratios(record: RunRecord, last: RoundRecord) -> tuple[np.ndarray, np.ndarray]:
-    """Return MACs and parameters of the delivered submodels as ratios of the full model's, each [clusters, tiers]."""
-    counts, tiers = [plan.counts() for plan in last.submodels.plans], len(record.config.tiers) or 1
-    macs = np.reshape([record.groups.macs_ratio(kept) for kept in counts], (-1, tiers))
-    return macs, np.reshape([record.groups.parameters_ratio(kept) for kept in counts], (-1, tiers))
+    """Return MACs and parameters of the delivered submodels as ratios of the full model's, each [clusters, tiers], the
+    mean over looks.
+    """
+    counts = [plan.counts() for plan in last.submodels.plans]
+    shape = -1, len(last.centroids), len(record.config.tiers) or 1
+    macs = np.reshape([record.groups.macs_ratio(kept) for kept in counts], shape)
+    return macs.mean(0), np.reshape([record.groups.parameters_ratio(kept) for kept in counts], shape).mean(0)

@@ -1,11 +1,10 @@
-"""Implement the phases of a round, in the server's order: cluster, prefer, plan, deliver, evaluate, collect.
+"""Implement the phases of a round, in the server's order: adapt, cluster, prefer, plan, deliver, evaluate, collect.
 
 Each is a function of the flow and may be exchanged, see `fedcaptor.server.flow.Phases`.
 """
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +19,7 @@ from fedcaptor.common.torch_engine.forward import normalise as to_input
 from fedcaptor.common.torch_engine.scores import taylor_scores
 from fedcaptor.common.weights_file import narrow
 from fedcaptor.server import cluster_submodels, clusters, local
+from fedcaptor.server.adapt import adapt
 from fedcaptor.server.cluster_submodels import ClusterSubmodels
 from fedcaptor.server.flow import Flow, Phases
 from fedcaptor.server.journal import Result
@@ -125,17 +125,17 @@ def visual_profiles(flow: Flow) -> Array:
 
 
 def plan(flow: Flow, round: int, centroids: Floats, preference: Array | None) -> ClusterSubmodels:
-    """Plan and build every cluster's submodel, from the server's reference images."""
+    """Plan and build every cluster's submodel, from the server's reference images; in each look, if there are looks."""
     config, groups = flow.config, flow.base.groups
 
     def compute() -> Result:
         made: list[ClusterPlan] = []
-        for k, centroid in enumerate(centroids):
-            factors = importance(groups, preference, centroid, config.scores.weight)
-            made += plan_cluster(
-                flow.base, centroid, flow.reference, config.planner, factors, config.run.seed, config.tiers
-            )
-            flow.on_progress("plans", k + 1, len(centroids))
+        looks = 1 if flow.adaptation is None else len(flow.adaptation.looks)
+        for base, reference in flow.in_looks():
+            for centroid in centroids:
+                factors = importance(groups, preference, centroid, config.scores.weight)
+                made += plan_cluster(base, centroid, reference, config.planner, factors, config.run.seed, config.tiers)
+                flow.on_progress("plans", len(made), looks * len(centroids) * max(len(config.tiers), 1))
         return cluster_submodels.pack(made, groups)
 
     return cluster_submodels.unpack(*flow.phase(round, "plans", compute), groups)
@@ -147,13 +147,15 @@ def deliver(flow: Flow, round: int, centroids: Floats, made: ClusterSubmodels, p
 
     def compute() -> Result:
         plans = made.plans if config.delivery.plans else []
-        tensors = cluster_submodels.offered(config, base.groups, centroids, plans, preference, flow.calibration)
+        tensors = cluster_submodels.offered(config, base.groups, centroids, plans, preference, flow.calibrations)
+        if flow.adaptation is not None:
+            tensors |= flow.adaptation.tensors
         room = config.delivery.download * sum(narrow(tensor).nbytes for tensor in base.state.values())
         room -= sum(tensor.nbytes for tensor in tensors.values())
         pack = packed(flow.reference, config.personal.reference, room, config.run.seed)
         tensors |= pack.tensors if pack else {}
         request = cluster_submodels.offer(
-            config, courier, round, tensors, plans, base.weights_digest, issued(flow, round)
+            config, courier, round, tensors, plans, base.weights_digest, flow.issued(round)
         )
         if config.delivery.mode == "submodel":
             tally = deliver_submodels(courier, request, tensors, made.plans, made.states, flow.nodes)
@@ -167,18 +169,6 @@ def deliver(flow: Flow, round: int, centroids: Floats, made: ClusterSubmodels, p
     outcome, _ = flow.phase(round, "deliver", compute)
     size = float(outcome["tally"]["bytes_down"]) / max(len(flow.nodes), 1)
     return Delivered(size, **outcome["reference"], other_weights=frozenset(outcome.get("other_weights", ())))
-
-
-def issued(flow: Flow, round: int) -> int:
-    """Return the number of a round's deliveries, 0 where nobody signs them.
-
-    It is the time in seconds since 1970, above that of the round before, and a restarted server gives it again.
-    """
-    if flow.courier.operator is None:
-        return 0
-    earlier = flow.journal.stored(round - 1, "issued")
-    least = 1 + earlier[0]["issued"] if earlier else 1
-    return int(flow.journal.phase(round, "issued", lambda: ({"issued": max(least, int(time.time()))}, {}))[0]["issued"])
 
 
 def evaluate(flow: Flow, round: int, centroids: Floats) -> Floats | None:
@@ -204,7 +194,7 @@ def rounded(centroids: Floats) -> Floats:
     return np.round(centroids, 6).astype(np.float32).astype(np.float64)
 
 
-BY_SUMS = Phases(cluster_by_sums, prefer, plan, deliver, evaluate, collect)
+BY_SUMS = Phases(adapt, cluster_by_sums, prefer, plan, deliver, evaluate, collect)
 BY_ANSWERS = replace(BY_SUMS, cluster=cluster_by_answers)
 
 

@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.metrics import roc_auc_score
 
+from fedcaptor.client import own_look
+from fedcaptor.client.engine import Engine
 from fedcaptor.client.fallback import ABSTAINED, answer
 from fedcaptor.client.kept_models import holds_full, read_models
 from fedcaptor.client.outcome import Kind, Outcome
@@ -18,8 +20,9 @@ from fedcaptor.common.arrays import Floats, Indices
 from fedcaptor.common.config import Config
 from fedcaptor.common.tiers import drawn
 from fedcaptor.common.torch_engine.base import BaseModel, Submodel
-from fedcaptor.common.torch_engine.forward import logits, normalise
+from fedcaptor.simulations.looks import drawn as drawn_look
 from fedcaptor.simulations.phones import phone_engine
+from fedcaptor.simulations.population import images_file
 
 Scores = npt.NDArray[np.float32]
 BATCH = 512  # test images as floats at a time
@@ -31,8 +34,10 @@ class PhoneFigures:
     """The figures of one phone. Accuracies are on test images of the owner's true classes, NaN without such images.
 
     `kind` says what the phone has: a "personal" submodel, its "cluster"'s, or the "full" model alone. `own` are the
-    owner's true classes. `accuracy_submodel` is that of the submodel which answers all images itself, `accuracy` that
-    with escalations; where there is no submodel, the full model's answers count in both.
+    owner's true classes, `look` is the number of the look of the photos. `accuracy_shipped` is that of the full model
+    as it was shipped, `accuracy_full` as it is adapted to the look. `accuracy_submodel` is that of the submodel which
+    answers all images itself, `accuracy` that with escalations; where there is no submodel, the full model's answers
+    count in both.
     `escalated` is the share of all test images that the submodel is unsure of, NaN without any. The larger model that
     the phone keeps answers these, and its MACs count in `effective_macs_ratio`. `accuracy_cluster_limited` limits the
     answers of the cluster's submodel to the classes that the phone estimates as its owner's. `abstained_outside` is the
@@ -44,6 +49,8 @@ class PhoneFigures:
 
     kind: Kind
     own: tuple[int, ...]
+    look: int
+    accuracy_shipped: float
     accuracy_full: float
     accuracy_full_limited: float
     accuracy_submodel: float
@@ -79,6 +86,7 @@ class Expected:
     the owner's usage. Named as in `Accuracies`.
     """
 
+    shipped: float
     full: float
     full_limited: float
     submodel: float
@@ -92,32 +100,45 @@ class Oracle:
 
     def __init__(self, directory: Path, config: Config, base: BaseModel, cluster_models: list[Submodel]) -> None:
         self._directory, self._config, self._clusters = directory, config, cluster_models
-        self._engine = phone_engine(directory, config, base)
+        self._shipped = phone_engine(directory, config, base)
         oracle = directory / "oracle"
-        self._images: Any = np.load(oracle / "images.npy", mmap_mode="r")
+        looks = range(max(len(config.looks), 1))
+        self._images: list[Any] = [np.load(images_file(oracle, look), mmap_mode="r") for look in looks]
         self._labels = np.load(oracle / "labels.npy")
         self._test = np.load(oracle / "test.npy", mmap_mode="r")
         self._shares = np.load(oracle / "shares.npy", mmap_mode="r")
-        parts = [self._images[i : i + BATCH] for i in range(0, len(self._images), BATCH)]
-        self._full = np.concatenate([logits(base.module, normalise(np.array(p), base.mean, base.std)) for p in parts])
+        self._full: dict[tuple[int, Engine], Scores] = {}
         order = np.argsort(self._labels, kind="stable")
         of_class = np.arange(len(order)) - np.searchsorted(self._labels[order], self._labels[order])
         self._sample = order[of_class < MOST_OF_CLASS]
+
+    def _scores(self, engine: Engine, look: int) -> Scores:
+        """The logits of a full model on all test photos of a look."""
+        if (look, engine) not in self._full:
+            parts = range(0, len(self._labels), BATCH)
+            found = [engine.scores(np.array(self._images[look][i : i + BATCH])) for i in parts]
+            self._full[look, engine] = np.concatenate(found)
+        return self._full[look, engine]
+
+    def _engine(self, number: int) -> Engine:
+        """The full model of a phone, as it is adapted to its photos."""
+        domain = self._config.domain.enabled
+        return own_look.adapted_engine(self._folder(number), self._shipped) if domain else self._shipped
 
     def phone(self, number: int, round: int) -> PhoneFigures:
         """Figures of phone `number` after round `round` (from 1)."""
         row = self._test[round - 1, number]
         index = row[row >= 0]
         own = np.flatnonzero(self._shares[round - 1, number])
-        truth, full = self._labels[index], self._full[index]
+        look, engine, folder = drawn_look(self._config, number), self._engine(number), self._folder(number)
+        truth, full = self._labels[index], self._scores(engine, look)[index]
         inside = np.isin(truth, own)
-        images = np.array(self._images[index])
-        folder = self._folder(number)
+        images = np.array(self._images[look][index])
         note = Outcome.read(folder)
         mode = self._config.fallback.mode
-        models = read_models(folder, self._engine, mode)
+        models = read_models(folder, engine, mode)
         submodel = models.own
-        given = answer(self._engine, models, self._config.fallback, images)
+        given = answer(engine, models, self._config.fallback, images)
         at_cluster = self._of_cluster(note.cluster, number) if note else None
         of_cluster = limited = full.argmax(1)
         if note and at_cluster:
@@ -127,6 +148,8 @@ class Oracle:
         return PhoneFigures(
             kind=note.kind if note and submodel else "full",
             own=tuple(own.tolist()),
+            look=look,
+            accuracy_shipped=_share((self._scores(self._shipped, look)[index].argmax(1) == truth)[inside]),
             accuracy_full=_share((full.argmax(1) == truth)[inside]),
             accuracy_full_limited=_share((own[full[:, own].argmax(1)] == truth)[inside]),
             accuracy_submodel=_share((given.alone == truth)[inside]),
@@ -153,15 +176,17 @@ class Oracle:
         """Expected accuracies of phone `number` after round `round` (from 1)."""
         shares = self._shares[round - 1, number]
         index = self._sample[shares[self._labels[self._sample]] > 0]
-        own, truth, full = np.flatnonzero(shares), self._labels[index], self._full[index]
+        look, engine = drawn_look(self._config, number), self._engine(number)
+        own, truth, full = np.flatnonzero(shares), self._labels[index], self._scores(engine, look)[index]
         weights = shares[truth] / np.bincount(truth, minlength=len(shares))[truth]
-        models = read_models(self._folder(number), self._engine, self._config.fallback.mode)
-        given = answer(self._engine, models, self._config.fallback, np.array(self._images[index]))
+        models = read_models(self._folder(number), engine, self._config.fallback.mode)
+        given = answer(engine, models, self._config.fallback, np.array(self._images[look][index]))
 
         def accuracy(answers: Indices) -> float:
             return float(np.average(answers == truth, weights=weights)) if len(truth) else float("nan")
 
         return Expected(
+            shipped=accuracy(self._scores(self._shipped, look)[index].argmax(1)),
             full=accuracy(full.argmax(1)),
             full_limited=accuracy(own[full[:, own].argmax(1)]),
             submodel=accuracy(given.alone),
@@ -172,10 +197,14 @@ class Oracle:
         return self._directory / "phones" / f"{number:06d}"
 
     def _of_cluster(self, cluster: int, phone: int) -> Submodel | None:
-        """The submodel of the cluster for the phone's tier."""
+        """The submodel of the cluster for the phone's tier and the look that it takes its photos to have."""
         tiers, tier = self._config.tiers, drawn(self._config, phone)
+        adaptation = own_look.adaptation_of(self._folder(phone), self._shipped)
+        looks = 1 if adaptation is None else len(adaptation.looks)
+        look = 0 if adaptation is None else own_look.chosen(self._folder(phone), adaptation) or 0
         number = cluster * max(len(tiers), 1) + (tiers.index(tier) if tier else 0)
-        return self._clusters[number] if 0 <= number < len(self._clusters) else None
+        each = len(self._clusters) // looks
+        return self._clusters[look * each + number] if 0 <= number < each else None
 
 
 def _cluster_answers(submodel: Submodel, images: npt.NDArray[np.uint8], own: Sequence[int]) -> tuple[Indices, Indices]:

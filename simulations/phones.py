@@ -18,6 +18,8 @@ from fedcaptor.common.config import Config
 from fedcaptor.common.errors import DataError
 from fedcaptor.common.tiers import as_tier, drawn
 from fedcaptor.common.torch_engine.base import BaseModel
+from fedcaptor.simulations import looks
+from fedcaptor.simulations.population import images_file
 
 GRAPH = "network.onnx"  # in a run's folder, where phones run networks with ONNX Runtime
 
@@ -29,7 +31,7 @@ def simulated_phone(directory: Path, config: Config, base: BaseModel, number: in
     own = config if tier is None else as_tier(config, tier.name)
 
     def learner() -> Learner:
-        feed = MappedFeed(directory / "population", number)
+        feed = MappedFeed(directory / "population", number, looks.drawn(config, number))
         return Learner(folder, phone_engine(directory, config, base), feed, own, durable=False)
 
     return Phone(folder, learner, own, seed=(config.run.seed, number), durable=False)
@@ -49,10 +51,13 @@ def _onnx_engine(graph: Path, base: BaseModel) -> Engine:
 
 
 class MappedFeed:
-    """A simulated phone's share of `DIR/population`, mapped, not loaded. Rounds count from 1."""
+    """A simulated phone's share of `DIR/population`, mapped, not loaded. Rounds count from 1.
 
-    def __init__(self, directory: Path, phone: int) -> None:
-        self._directory, self._phone = directory, phone
+    `look`: number of the look of its photos.
+    """
+
+    def __init__(self, directory: Path, phone: int, look: int = 0) -> None:
+        self._directory, self._phone, self._look = directory, phone, look
 
     def use(self, round: int) -> Images:
         return self._images("use", round)
@@ -75,7 +80,7 @@ class MappedFeed:
         return np.array(row[row >= 0])
 
     def _images(self, part: str, round: int) -> Images:
-        return np.array(_mapped(self._directory / "images.npy")[self._index(part, round)])
+        return np.array(_mapped(images_file(self._directory, self._look))[self._index(part, round)])
 
 
 @lru_cache(maxsize=16)

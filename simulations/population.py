@@ -7,12 +7,14 @@ which phone code never opens. Phones share images within a part (use, check, tes
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from fedcaptor.common.arrays import Array, Indices
+from fedcaptor.common.arrays import Array, Images, Indices
+from fedcaptor.common.config import Look
 from fedcaptor.common.config import Population as Settings
 from fedcaptor.common.data.source import Dataset
 from fedcaptor.common.data.splits import pool
@@ -20,6 +22,7 @@ from fedcaptor.common.errors import ConfigError, DataError
 from fedcaptor.common.files import write_whole
 from fedcaptor.common.random_streams import Stream, stream
 from fedcaptor.simulations.habits import Shares, shares_by_law
+from fedcaptor.simulations.looks import in_look
 from fedcaptor.simulations.owners import by_round, natural_owners, partitioned, shares_of
 
 
@@ -43,8 +46,12 @@ def prepare(
     rounds: int,
     seed: int,
     corrections: float = 0.0,
+    looks: Sequence[Look] = (),
 ) -> int:
-    """Write the population of all rounds; returns the number of phones. A finished one is kept as it is."""
+    """Write the population of all rounds; returns the number of phones. A finished one is kept as it is.
+
+    With `looks` there are photos of all images in each of them, the test images' too.
+    """
     done = directory / "population" / "phones.json"
     if done.exists():
         return int(json.loads(done.read_text())["phones"])
@@ -57,17 +64,27 @@ def prepare(
     visible.mkdir(parents=True, exist_ok=True)
     oracle.mkdir(parents=True, exist_ok=True)
     seen = np.concatenate([parts["use"], parts["check"]])
-    np.save(visible / "images.npy", data.x[seen])
+    _save_images(visible, data.x[seen], looks, seed)
     np.save(visible / "use.npy", _renumber(met.use, seen))
     np.save(visible / "check.npy", _renumber(met.check, seen))
     np.save(visible / "corrections.npy", _corrections(met.use, data.y, corrections, seed))
-    np.save(oracle / "images.npy", data.x[parts["test"]])
+    _save_images(oracle, data.x[parts["test"]], looks, seed)
     np.save(oracle / "labels.npy", data.y[parts["test"]])
     np.save(oracle / "test.npy", _renumber(met.test, parts["test"]))
     np.save(oracle / "shares.npy", met.shares)
     phones = met.use.shape[1]
     write_whole(done, json.dumps({"phones": phones, "classes": len(data.names)}).encode())
     return int(phones)
+
+
+def images_file(folder: Path, look: int) -> Path:
+    """Return the file of the photos in a look, by its number; without looks the number is 0."""
+    return folder / (f"images-{look}.npy" if look else "images.npy")
+
+
+def _save_images(folder: Path, images: Images, looks: Sequence[Look], seed: int) -> None:
+    for number in range(max(len(looks), 1)):
+        np.save(images_file(folder, number), in_look(images, looks, number, seed) if looks else images)
 
 
 def _renumber(images: Indices, part: Indices) -> Indices:

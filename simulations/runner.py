@@ -135,6 +135,7 @@ def build_world(config: Config, directory: Path) -> World:
         config.run.rounds,
         config.run.seed,
         config.usage.corrections,
+        config.looks,
     )
     with replacing(stored) as temporary:
         temporary.write_text(config.model_dump_json(indent=1))

@@ -17,6 +17,7 @@ from fedcaptor.simulations.records import (
     ClusterOnly,
     Details,
     Layer,
+    LookFigures,
     OutOfSet,
     Phase,
     Phones,
@@ -105,12 +106,14 @@ def summary_of(
             full_limited=_spread(figures, "accuracy_full_limited"),
             personalised=_spread(figures, "accuracy"),
             submodel=_spread(figures, "accuracy_submodel"),
+            shipped=_spread(figures, "accuracy_shipped"),
         ),
         expected_accuracy=Accuracies(
             full=_spread(expected, "full"),
             full_limited=_spread(expected, "full_limited"),
             personalised=_spread(expected, "personalised"),
             submodel=_spread(expected, "submodel"),
+            shipped=_spread(expected, "shipped"),
         ),
         accuracy_by_round=(*earlier, round_accuracy(run.last.round, figures)),
         macs_ratio=_mean(figures, "macs_ratio"),
@@ -132,6 +135,7 @@ def summary_of(
         marks=tuple(world.config.marks(simulated=True)),
         provenance=provenance,
         **({"tiers": _tiers(world, figures)} if world.config.tiers else {}),
+        **({"looks": _looks(world, figures)} if world.config.looks else {}),
     )
 
 
@@ -185,6 +189,22 @@ def _tiers(world: World, figures: list[PhoneFigures]) -> tuple[TierFigures, ...]
     return tuple(rows)
 
 
+def _looks(world: World, figures: list[PhoneFigures]) -> tuple[LookFigures, ...]:
+    rows = []
+    for number, look in enumerate(world.config.looks):
+        own = [f for f in figures if f.look == number]
+        rows.append(
+            LookFigures(
+                **look.model_dump(),
+                phones=len(own),
+                shipped=_mean(own, "accuracy_shipped"),
+                full=_mean(own, "accuracy_full"),
+                personalised=_mean(own, "accuracy"),
+            )
+        )
+    return tuple(rows)
+
+
 def details_of(world: World, run: RunRecord, figures: list[PhoneFigures]) -> Details:
     """What the report draws: figures of each phone without its identity, clusters, phases, sums."""
     last = run.last
@@ -229,7 +249,7 @@ def _scores(figures: list[PhoneFigures]) -> Scores | None:
 def _cluster(world: World, last: RoundRecord, number: int) -> Cluster:
     """The plan `number` of the last round: of one cluster, for one tier where there are tiers."""
     tiers, groups, plan = world.config.tiers, world.base.groups, last.submodels.plans[number]
-    k, t = divmod(number, len(tiers) or 1)
+    k, t = divmod(number % (len(last.centroids) * max(len(tiers), 1)), len(tiers) or 1)
     return Cluster(
         cluster=k,
         tier=tiers[t].name if tiers else "",

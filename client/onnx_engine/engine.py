@@ -14,9 +14,10 @@ from fedcaptor.client import engine
 from fedcaptor.client.engine import Logits
 from fedcaptor.client.onnx_engine.evidence import OnnxEvidence, observe
 from fedcaptor.client.onnx_engine.fitting import LeastSquares
-from fedcaptor.client.onnx_engine.network import BATCH, Network
+from fedcaptor.client.onnx_engine.network import BATCH, Network, Underway, Visit
 from fedcaptor.client.onnx_engine.submodel import OnnxSubmodel, ProgramSubmodel, pixels
 from fedcaptor.common.arrays import Floats, Images, Indices
+from fedcaptor.common.domain import adapted, moments_of, norms
 from fedcaptor.common.errors import ModelError
 from fedcaptor.common.groups import ChannelGroups, State
 from fedcaptor.common.observations import consumers, consuming_layers, of_channels
@@ -37,10 +38,14 @@ _RIDGE = 50  # images that the present weights of refitted outputs count as
 
 @dataclass(frozen=True, eq=False)
 class OnnxEngine:
-    """Run the full network `network`, whose channel groups are `groups`. Any number of threads may call."""
+    """Run the full network `network`, whose channel groups are `groups`. Any number of threads may call.
+
+    `shipped`: what `network` was adapted from; None: it is as it was shipped.
+    """
 
     network: Network
     groups: ChannelGroups
+    shipped: Network | None = None
 
     @classmethod
     def of(cls, graph: Path, weights: Path, batch: int = BATCH) -> OnnxEngine:
@@ -57,8 +62,28 @@ class OnnxEngine:
 
     @cached_property
     def weights_digest(self) -> str:
-        network = self.network
+        network = self.shipped or self.network
         return weights_digest(network.state, network.mean, network.std)
+
+    def moments(self, images: Images) -> Floats:
+        measured = self.network.with_state(dict(self.network.state))
+
+        def visit(norm: str) -> Visit:
+            def measure(x: Logits) -> None:
+                axes = (0, *range(2, x.ndim))
+                measured.state[f"{norm}.running_mean"] = x.mean(axes, dtype=np.float64).astype(np.float32)
+                measured.state[f"{norm}.running_var"] = x.var(axes, ddof=1, dtype=np.float64).astype(np.float32)
+
+            return measure
+
+        found = norms(self.groups.tensors)
+        if found:
+            measured.visit(Underway.of(measured.normalise(images)), {norm: visit(norm) for norm in found})
+        return moments_of(self.network.state, measured.state)
+
+    def adapted(self, moments: Floats) -> OnnxEngine:
+        network = self.network.with_state(adapted(self.network.state, moments))
+        return OnnxEngine(network, self.groups, self.shipped or self.network)
 
     def scores(self, images: Images) -> Logits:
         if len(images) == 0:

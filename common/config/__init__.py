@@ -23,8 +23,8 @@ from fedcaptor.common.config.schema.phone import (
 )
 from fedcaptor.common.config.schema.privacy import Privacy
 from fedcaptor.common.config.schema.run import Data, Model, Rounds, Run, Testing
-from fedcaptor.common.config.schema.server import Clusters, Planner, Scores, Visualise
-from fedcaptor.common.config.schema.simulated import Faults, Population
+from fedcaptor.common.config.schema.server import Clusters, Domain, Planner, Scores, Visualise
+from fedcaptor.common.config.schema.simulated import Faults, Look, Population
 
 __all__ = [
     "MARKS",
@@ -37,8 +37,10 @@ __all__ = [
     "Delivery",
     "DeploymentSettings",
     "DeviceSettings",
+    "Domain",
     "Fallback",
     "Faults",
+    "Look",
     "Model",
     "Personal",
     "Planner",

@@ -16,6 +16,7 @@ from fedcaptor.common.statistics.base import (
     in_block,
     nearest,
 )
+from fedcaptor.common.statistics.domain import LOOK, MOMENTS
 from fedcaptor.common.statistics.outcome import OUTCOME, OUTCOME_FIGURES, outcome_means
 from fedcaptor.common.statistics.scores import SCORES
 from fedcaptor.common.statistics.usage import COOCCURRENCE, USAGE
@@ -23,6 +24,8 @@ from fedcaptor.common.statistics.usage import COOCCURRENCE, USAGE
 __all__ = [
     "BUILT_IN",
     "COOCCURRENCE",
+    "LOOK",
+    "MOMENTS",
     "OUTCOME",
     "OUTCOME_FIGURES",
     "SCORES",
@@ -86,7 +89,7 @@ def unregister(name: str) -> None:
     del _registry[name]
 
 
-BUILT_IN = (COOCCURRENCE, USAGE, SCORES, OUTCOME)
+BUILT_IN = (LOOK, MOMENTS, COOCCURRENCE, USAGE, SCORES, OUTCOME)
 """The statistics that every run by sums asks for, in the order of a round."""
 
 for _statistic in BUILT_IN:

@@ -47,6 +47,12 @@ class PhoneView(Protocol):
     def outcome(self) -> Mapping[str, float] | None:
         """Figures of the phone's own submodel, by the names in `OUTCOME`; None before the first personalisation."""
 
+    def look(self) -> Floats | None:
+        """The look [n] of the owner's photos (`common.look`); None without any."""
+
+    def moments(self) -> Floats | None:
+        """The moments of the base model's batch norms on the owner's photos (`common.domain`); None without photos."""
+
     def images(self) -> Images:
         """The owner's images of the round, uint8 [N, H, W, C]."""
 

@@ -6,7 +6,7 @@ import copy
 import json
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
-from fedcaptor.common.arrays import Images, Indices
+from fedcaptor.common.arrays import Array, Images, Indices
 from fedcaptor.common.class_names import Names
+from fedcaptor.common.domain import adapted
 from fedcaptor.common.errors import ModelError, NormalisationWarning
 from fedcaptor.common.groups import ChannelGroups, State
 from fedcaptor.common.plan import Plan
@@ -128,6 +129,14 @@ class BaseModel:
     def scores(self, images: Images) -> npt.NDArray[np.float32]:
         """Compute logits, float32 [N, classes], of uint8 images [N, H, W, C]."""
         return logits(self.module, normalise(images, self.mean, self.std))
+
+    def adapted(self, moments: Array) -> BaseModel:
+        """Return the model with its batch norms moved by moments (`common.domain`); it shares all other tensors.
+
+        Raises DataError when they are not as many as the network's.
+        """
+        state = adapted(self.state, moments)
+        return replace(self, state=state, module=network(self.skeleton(), state, share=True))
 
     def rebuild(self, state: State) -> nn.Module:
         """Build a network of this architecture with other, possibly sliced, tensors."""

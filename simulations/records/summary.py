@@ -16,13 +16,15 @@ class Spread(Record):
 
 class Accuracies(Record):
     """Accuracy on each owner's classes: of the full model, of that limited to these classes, of what phones answer with
-    escalations and, `submodel`, without any. Files of older versions lack the last.
+    escalations and, `submodel`, without any. `shipped`: of the full model before it was adapted to how photos look.
+    Files of older versions lack the last two.
     """
 
     full: Spread
     full_limited: Spread
     personalised: Spread
     submodel: Spread = Field(default_factory=Spread)
+    shipped: Spread = Field(default_factory=Spread)
 
 
 class RoundAccuracy(Record):
@@ -88,6 +90,18 @@ class TierFigures(Record):
     accuracy: Spread = Field(default_factory=Spread)
 
 
+class LookFigures(Record):
+    """A look of photos as configured, and the accuracies of its phones, named as in `Accuracies`."""
+
+    name: str
+    share: Number = None
+    corruptions: tuple[str, ...] = ()
+    phones: int = 0
+    shipped: Number = None
+    full: Number = None
+    personalised: Number = None
+
+
 class ReferenceImages(Record):
     """The server's images that a phone received in the last round: how many, and how they were coded (png, jpeg)."""
 
@@ -96,7 +110,9 @@ class ReferenceImages(Record):
 
 
 class Summary(Record):
-    """Figures over all phones; accuracies are over those that have test images. `tiers` is absent without tiers."""
+    """Figures over all phones; accuracies are over those that have test images. `tiers` is absent without tiers,
+    `looks` without looks.
+    """
 
     phones: int
     phones_scored: int | None = None
@@ -123,3 +139,4 @@ class Summary(Record):
     marks: tuple[str, ...] = ()
     provenance: Provenance | None = None
     tiers: tuple[TierFigures, ...] | None = None
+    looks: tuple[LookFigures, ...] | None = None

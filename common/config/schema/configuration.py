@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Self
 
 from pydantic import Field, model_validator
@@ -13,8 +14,8 @@ from fedcaptor.common.config.schema.device import DeviceSettings
 from fedcaptor.common.config.schema.phone import MAX_TIERS, Delivery, Fallback, Personal, Tier, Usage
 from fedcaptor.common.config.schema.privacy import Privacy
 from fedcaptor.common.config.schema.run import Data, Model, Rounds, Run, Testing
-from fedcaptor.common.config.schema.server import Clusters, Planner, Scores, Visualise
-from fedcaptor.common.config.schema.simulated import Faults, Population
+from fedcaptor.common.config.schema.server import Clusters, Domain, Planner, Scores, Visualise
+from fedcaptor.common.config.schema.simulated import MAX_LOOKS, Faults, Look, Population
 
 SMALL_COHORTS = "small cohorts"
 """The mark of a run whose sums may be of few phones."""
@@ -42,6 +43,7 @@ class Config(Section):
     scores: Scores = Scores()
     visualise: Visualise = Visualise()
     clusters: Clusters = Clusters()
+    domain: Domain = Domain()
     planner: Planner = Planner()
     personal: Personal = Personal()
     delivery: Delivery = Delivery()
@@ -53,15 +55,13 @@ class Config(Section):
     device: DeviceSettings = DeviceSettings()
     deployment: DeploymentSettings = DeploymentSettings()
     tiers: Annotated[tuple[Tier, ...], Field(max_length=MAX_TIERS)] = ()
+    looks: Annotated[tuple[Look, ...], Field(max_length=MAX_LOOKS)] = ()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         names = [tier.name for tier in self.tiers]
-        total = sum(tier.share for tier in self.tiers)
-        if len(set(names)) != len(names):
-            raise ValueError(f"tiers are named {', '.join(names)}: give each a name of its own")
-        if names and abs(total - 1) > 1e-6:
-            raise ValueError(f"the shares of tiers sum to {total:.4g}, must sum to 1: correct them")
+        _require_whole("tiers", self.tiers)
+        _require_whole("looks", self.looks)
         if self.personal.tier and self.personal.tier not in names:
             raise ValueError(f"personal.tier is {self.personal.tier!r}, tiers are {', '.join(names) or 'not given'}")
         if self.run.rounds == self.privacy.rounds_per_period == 0:
@@ -76,7 +76,24 @@ class Config(Section):
             )
         if names and self.delivery.mode != "plan":
             raise ValueError(f"tiers need delivery.mode plan, not {self.delivery.mode}: a fetched file names the tier")
+        if self.domain.enabled and (self.delivery.mode != "plan" or self.privacy.sums == "local"):
+            raise ValueError(
+                f"domain.enabled needs delivery.mode plan and privacy.sums masked or plain, not {self.delivery.mode} "
+                f"and {self.privacy.sums}: a fetched file would name the look of a phone's photos, and looks are summed"
+            )
+        if (spent := sum(self.privacy_shares)) >= 1:
+            raise ValueError(
+                f"privacy.outcome_share, scores_share, look_share and moments_share take {spent:g} of the budget and "
+                "leave nothing for usage: lower one below a sum of 1"
+            )
         return self
+
+    @property
+    def privacy_shares(self) -> tuple[float, float, float, float]:
+        """Shares of the budget for outcomes, scores, looks and moments, 0 for what is not asked; usage has the rest."""
+        look = self.privacy.look_share if self.domain.enabled else 0.0
+        moments = self.privacy.moments_share if self.domain.enabled and self.domain.moments else 0.0
+        return self.privacy.outcome_share, self.privacy.scores_share if self.scores.enabled else 0.0, look, moments
 
     @property
     def planned_rounds(self) -> int:
@@ -103,3 +120,12 @@ class Config(Section):
         if self.testing.small_cohorts:
             marks.append(SMALL_COHORTS)
         return marks
+
+
+def _require_whole(section: str, parts: Sequence[Tier] | Sequence[Look]) -> None:
+    """Raise ValueError where parts of the phones share a name, or are more or fewer than all of them."""
+    names, total = [part.name for part in parts], sum(part.share for part in parts)
+    if len(set(names)) != len(names):
+        raise ValueError(f"{section} are named {', '.join(names)}: give each a name of its own")
+    if parts and abs(total - 1) > 1e-6:
+        raise ValueError(f"the shares of {section} sum to {total:.4g}, must sum to 1: correct them")

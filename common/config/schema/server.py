@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from fedcaptor.common.config.schema.base import PHONE, SERVER, Ratio, Section, Share, one_of
+from fedcaptor.common.config.schema.base import PHONE, SERVER, SIMULATION, Ratio, Section, Share, one_of
 
 
 class Scores(Section):
@@ -52,6 +52,26 @@ class Clusters(Section):
     iterations: Annotated[int, SERVER] = Field(
         2, ge=1, le=5, description="Private k-means iterations in the first round; later rounds take one."
     )
+
+
+class Domain(Section):
+    """How phones' photos look, where that differs from the images that the network was trained on."""
+
+    enabled: Annotated[bool, SERVER, PHONE, SIMULATION] = Field(
+        False,
+        description="Learn how phones' photos look, in private sums, and adapt batch norms, plans and reference images "
+        "to it. It costs a part of the budget, and brings nothing where photos look like the training images.",
+    )
+    looks: Annotated[int, SERVER] = Field(4, ge=1, le=8, description="Most looks that are told apart.")
+    iterations: Annotated[int, SERVER] = Field(
+        3, ge=1, le=10, description="Private k-means iterations over looks; with one look there is one."
+    )
+    moments: Annotated[bool, SERVER] = Field(
+        True,
+        description="Correct the batch norms by one sum of phones' own statistics, as far as it stands out of its "
+        "noise: with a few hundred phones hardly, with thousands it does.",
+    )
+    images: Annotated[int, PHONE] = Field(64, ge=2, description="Most images that a phone measures its look on.")
 
 
 class Planner(Section):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from fedcaptor.common.config.schema.base import SERVER, SIMULATION, Positive, Section, Share, one_of
+from fedcaptor.common.config.schema.base import SERVER, SIMULATION, Positive, Ratio, Section, Share, one_of
 
 
 class Population(Section):
@@ -94,3 +94,52 @@ class Faults(Section):
         if total > 1 + 1e-9:
             raise ValueError(f"dropout, silence, stall and malformed add up to {total:g}: lower one below a sum of 1")
         return self
+
+
+CORRUPTIONS = {
+    "blur": (0.1, 5.0),
+    "noise": (0.005, 0.5),
+    "contrast": (0.05, 3.0),
+    "light": (0.05, 2.0),
+    "warmth": (-0.9, 0.9),
+    "jpeg": (1, 95),
+}
+"""Names of corruptions with their least and largest strength; `fedcaptor.simulations.looks` has their formulas."""
+
+MAX_LOOKS = 8
+
+
+def strength_of(corruption: str) -> tuple[str, float]:
+    """Read name and strength of a corruption, such as `blur=1.0`. Raises ValueError naming what is known."""
+    name, _, text = corruption.partition("=")
+    if name not in CORRUPTIONS:
+        raise ValueError(f"corruption {name[:40]!r} is unknown, known are {', '.join(CORRUPTIONS)}")
+    least, most = CORRUPTIONS[name]
+    try:
+        strength = float(text)
+    except ValueError:
+        strength = float("nan")
+    if not least <= strength <= most:
+        raise ValueError(
+            f"{name} is {text[:40]!r}, must lie in {least:g}..{most:g}: write {name}={least:g}, for example"
+        )
+    return name, strength
+
+
+def _corruption(value: str) -> str:
+    strength_of(value)
+    return value
+
+
+class Look(Section):
+    """A kind of camera or light, `[[looks]]`: the photos of its phones are not like the server's images."""
+
+    name: Annotated[str, SIMULATION] = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$", description="Such as `blurred`.")
+    share: Annotated[Ratio, SIMULATION] = Field(description="Share of the phones; the shares of all looks sum to 1.")
+    corruptions: Annotated[tuple[Annotated[str, AfterValidator(_corruption)], ...], SIMULATION] = Field(
+        (),
+        max_length=8,
+        description="What happens to a photo, one after the other: `blur=σ` in pixels, `noise=σ` and `contrast=factor` "
+        "and `light=factor` of grey levels in [0, 1], `warmth` from -0.9 (blue) to 0.9 (red), `jpeg=quality`; none: "
+        "photos stay as they are.",
+    )

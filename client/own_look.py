@@ -1,0 +1,116 @@
+"""How a phone's photos look, measured outside replies, and which of the published looks is theirs."""
+
+from __future__ import annotations
+
+import logging
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from fedcaptor.client.folder import ADAPTATION_FILE, LOOK_FILE
+from fedcaptor.common.adaptation import Adaptation
+from fedcaptor.common.arrays import Array, Floats, Images
+from fedcaptor.common.errors import WireError
+from fedcaptor.common.files import write_whole
+from fedcaptor.common.look import look_of
+from fedcaptor.common.statistics import LOOK, MOMENTS
+
+if TYPE_CHECKING:
+    from fedcaptor.client.engine import Engine
+
+logger = logging.getLogger(__name__)
+
+KINDS = (LOOK.kind, MOMENTS.kind)
+"""Sums of how photos look."""
+
+_DAY, _WEIGHTS = "day", "weights"  # metadata keys
+
+
+class OwnLook(NamedTuple):
+    """The look [n] of a day's photos, and the base model's moments [m] on them."""
+
+    look: Floats
+    moments: Floats
+
+
+def measure(folder: Path, shipped: Engine, images: Images, day: int) -> OwnLook | None:
+    """Measure a day's images with the model as it was shipped, and store it. Returns None below two images."""
+    if len(images) < 2:
+        return None
+    found = OwnLook(look_of(images), shipped.moments(images))
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder / LOOK_FILE, save(found._asdict(), {_DAY: str(day)}), private=True)
+    return found
+
+
+def day_of(folder: Path) -> int:
+    """Return the day of what was measured last, -1 where nothing was or it cannot be read."""
+    return int(_metadata(folder / LOOK_FILE).get(_DAY, -1))
+
+
+def read(folder: Path) -> OwnLook | None:
+    """Return what was measured last, None where nothing was or it cannot be read."""
+    tensors = _tensors(folder / LOOK_FILE)
+    return OwnLook(tensors["look"], tensors["moments"]) if tensors else None
+
+
+def keep_adaptation(folder: Path, adaptation: Adaptation, weights: str) -> None:
+    """Keep a published adaptation of the base model with these weights, in place of an earlier one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    arrays = {name: np.ascontiguousarray(tensor) for name, tensor in adaptation.tensors.items()}
+    write_whole(folder / ADAPTATION_FILE, save(arrays, {_WEIGHTS: weights}), private=True)
+
+
+def adaptation_of(folder: Path, shipped: Engine) -> Adaptation | None:
+    """Return the kept adaptation; None where there is none, it is of other weights, or it cannot be read."""
+    path = folder / ADAPTATION_FILE
+    if not path.exists() or _metadata(path).get(_WEIGHTS) != shipped.weights_digest:
+        return None
+    try:
+        return Adaptation.of(_tensors(path), shipped.groups)
+    except WireError as error:
+        logger.warning("%s does not fit (%s): the next delivery replaces it", path, error)
+        return None
+
+
+def chosen(folder: Path, adaptation: Adaptation) -> int | None:
+    """Return the number of the published look that is nearest to the phone's own; None before that was measured."""
+    own = read(folder)
+    return None if own is None else adaptation.nearest(own.look)
+
+
+def adapted_engine(folder: Path, shipped: Engine) -> Engine:
+    """Return an engine with the base model as it is adapted to the phone's photos, or as it was shipped."""
+    adaptation = adaptation_of(folder, shipped)
+    look = None if adaptation is None else chosen(folder, adaptation)
+    if adaptation is None or look is None or not adaptation.moments[look].any():
+        return shipped
+    key: Any = shipped  # engines are compared by identity
+    return _adapted(key, np.ascontiguousarray(adaptation.moments[look], np.float64).tobytes())
+
+
+@lru_cache(maxsize=16)
+def _adapted(shipped: Any, moments: bytes) -> Engine:
+    """Make an engine once for all phones of a look that answer in one thread of a simulation."""
+    adapted: Engine = shipped.adapted(np.frombuffer(moments))
+    return adapted
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    try:
+        with safe_open(path, framework="np") as file:
+            return dict(file.metadata() or {})
+    except (SafetensorError, OSError):
+        return {}
+
+
+def _tensors(path: Path) -> dict[str, Array]:
+    try:
+        with safe_open(path, framework="np") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
+    except (SafetensorError, OSError):
+        return {}

@@ -1,0 +1,165 @@
+"""Adapt the base model to how phones' photos look, before phones are asked for anything that depends on it.
+
+Looks come from private sums. The server re-renders its own labelled images in each look, and takes the batch norms'
+moments from them; a further private sum corrects these, as far as it stands out of its noise. What the labelled images
+do not bear out is not published.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from fedcaptor.common import domain
+from fedcaptor.common.adaptation import Adaptation
+from fedcaptor.common.arrays import Array, Floats, Images, Indices
+from fedcaptor.common.look import look_of
+from fedcaptor.common.messages import DeliverRequest, digest_of
+from fedcaptor.common.plan import Plan
+from fedcaptor.common.random_streams import Stream, stream
+from fedcaptor.common.statistics import LOOK, MOMENTS
+from fedcaptor.common.statistics.domain import look_scale, moments_scale
+from fedcaptor.common.torch_engine.base import BaseModel, Submodel
+from fedcaptor.common.torch_engine.network import state_of
+from fedcaptor.common.torch_engine.recalibrate import recalibrate
+from fedcaptor.server.looks import first_looks, next_looks
+from fedcaptor.server.planning import Reference
+
+if TYPE_CHECKING:
+    from fedcaptor.server.flow import Flow
+    from fedcaptor.server.journal import Result
+
+MEASURED, HELD = 600, 400
+"""Reference images, of all classes alike, that moments are taken from, and that judge them."""
+
+_SURE = 2.0  # standard errors by which an adapted model must be better than the shipped one
+_BETWEEN_PHONES = 0.03  # variance of a moment between phones, which their few classes make
+
+
+def adapt(flow: Flow, round: int) -> Adaptation | None:
+    """Return how the base model is adapted, once a run, and publish it to the phones of every round; None where it is
+    not to be.
+    """
+    if not flow.config.domain.enabled:
+        return None
+    source = look_of(flow.reference.x).astype(np.float32)
+    looks, phones = _looks(flow, source)
+    expected = flow.phase(1, "expected", lambda: _expected(flow, source, looks))[1]["moments"]
+    corrections = _corrections(flow, looks, expected)
+    stored = flow.phase(1, "adaptation", lambda: _decided(flow, source, looks, phones, expected, corrections))[1]
+    adaptation = Adaptation(stored["looks"], stored["look_source"], stored["moments"])
+    flow.phase(round, "adapt", lambda: _published(flow, round, adaptation))
+    return adaptation
+
+
+def _looks(flow: Flow, source: Array) -> tuple[Array, Floats]:
+    """Return the looks [L, n] in single precision, and about how many phones have each [L]."""
+    settings, budget, scale = flow.config.domain, flow.budget, look_scale(flow.base.groups)
+    found = first_looks(_drawn(flow)[0].x, flow.config.run.seed) if settings.looks > 1 else np.zeros((1, len(source)))
+    phones, steps = np.zeros(len(found)), flow.steps(1, LOOK)
+    for step in steps:
+        sent = (source + found).astype(np.float32)
+        blocks = flow.sum(step, {"look_source": source, "looks": sent}, len(sent))
+        deviation = budget.spec(step, len(sent)).deviation
+        floor = flow.config.privacy.min_cohort if step is steps[-1] else 0.0
+        found, phones = next_looks(blocks, deviation, scale, settings.looks, floor)
+    return (source + found).astype(np.float32), phones
+
+
+def _expected(flow: Flow, source: Array, looks: Array) -> Result:
+    """Take the moments [L, m] of the server's images, re-rendered in each look."""
+    measured, size = _drawn(flow)[0], domain.length(flow.base.groups.tensors)
+    moments = np.zeros((len(looks), size), np.float32)
+    for number, target in enumerate(looks if size else ()):
+        moments[number] = _moments(flow.base, _in_look(measured.x, source, target))
+        flow.on_progress("expected", number + 1, len(looks))
+    return {}, {"moments": moments}
+
+
+def _corrections(flow: Flow, looks: Array, expected: Array) -> Floats:
+    """Return what phones' own moments add to the expected ones [L, m], shrunk as far as it is noise."""
+    groups = flow.base.groups
+    found = np.zeros(expected.shape)
+    if expected.shape[1] == 0:
+        return found
+    for step in flow.steps(1, MOMENTS):
+        sums = flow.sum(step, {"looks": looks, "expected": expected}, len(looks))
+        deviation = flow.budget.spec(step, len(looks)).deviation * moments_scale(groups)
+        for number, phones in enumerate(np.maximum(sums.phones, 1.0)):
+            noise = np.square(deviation / phones) + _BETWEEN_PHONES / phones
+            found[number] = domain.shrunk(groups.tensors, sums.sums[number] / phones, noise)
+    return found
+
+
+class _Answers(NamedTuple):
+    """Which of the held images a model answers rightly [N]."""
+
+    right: Array
+
+    @classmethod
+    def of(cls, base: BaseModel, images: Images, labels: Indices) -> _Answers:
+        return cls(base.scores(images).argmax(1) == labels)
+
+    def better(self, other: _Answers, errors: float) -> bool:
+        """Tell whether these are better by more than so many standard errors of the paired difference."""
+        gain = self.right.astype(np.float64) - other.right
+        return bool(gain.mean() > errors * gain.std(ddof=1) / np.sqrt(len(gain)))
+
+
+def _decided(flow: Flow, source: Array, looks: Array, phones: Floats, expected: Array, corrections: Floats) -> Result:
+    """Keep of the moments what re-rendered, labelled images bear out: none of a look, the expected ones, or all."""
+    held, base, rows = _drawn(flow)[1], flow.base, []
+    moments = np.zeros(expected.shape, np.float32)
+    for number, target in enumerate(looks):
+        images = _in_look(held.x, source, target)
+        shipped = _Answers.of(base, images, held.y)
+        row: dict[str, Any] = {"phones": float(phones[number]), "shipped": float(shipped.right.mean())}
+        if expected.shape[1]:
+            by_look = _Answers.of(base.adapted(expected[number]), images, held.y)
+            if by_look.better(shipped, _SURE):
+                moments[number] = expected[number]
+                if corrections[number].any():
+                    both = np.clip(expected[number] + corrections[number], -domain.LARGEST, domain.LARGEST)
+                    corrected = _Answers.of(base.adapted(both), images, held.y)
+                    if not by_look.better(corrected, 1.0):
+                        moments[number] = both
+        adapted = _Answers.of(base.adapted(moments[number]), images, held.y) if expected.shape[1] else shipped
+        rows.append({**row, "adapted": float(adapted.right.mean())})
+        flow.on_progress("adaptation", number + 1, len(looks))
+    return {"looks": rows}, {"looks": looks, "look_source": source, "moments": moments}
+
+
+def _published(flow: Flow, round: int, adaptation: Adaptation) -> Result:
+    tensors, courier = adaptation.tensors, flow.courier
+    request = DeliverRequest(
+        run=courier.run,
+        round=round,
+        request=courier.request_id(str(round), "adapt", digest_of(tensors)),
+        mode="adapt",
+        weights=flow.base.weights_digest,
+        clusters=(),
+        digests=(),
+        issued=flow.issued(round),
+    )
+    _, tally = courier.deliver(request, tensors, flow.nodes)
+    return flow.tallied(round, "adapt", tally, {})
+
+
+def _drawn(flow: Flow) -> tuple[Reference, Reference]:
+    """Draw reference images to measure moments on, and others that judge them; of every class as many."""
+    reference, rng = flow.reference, stream(flow.config.run.seed, Stream.DOMAIN)
+    each = -(-(MEASURED + HELD) // max(len(np.unique(reference.y)), 1))
+    chosen = rng.permutation(reference.pack(each, rng))
+    part = len(chosen) * MEASURED // (MEASURED + HELD)
+    measured, held = chosen[:part], chosen[part:]
+    return Reference(reference.x[measured], reference.y[measured]), Reference(reference.x[held], reference.y[held])
+
+
+def _in_look(images: Images, source: Array, target: Array) -> Images:
+    return Adaptation(target[None], source, np.zeros((1, 0))).render(images, 0)
+
+
+def _moments(base: BaseModel, images: Images) -> Floats:
+    whole = Submodel(base, Plan.of(base.groups, {}), base.module)
+    return domain.moments_of(base.state, state_of(recalibrate(whole, images).module))
