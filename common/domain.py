@@ -52,9 +52,7 @@ def adapted(trained: State, moments: Array) -> State:
     """
     shapes = {name: tensor.shape for name, tensor in trained.items()}
     if moments.shape != (length(shapes),):
-        raise DataError(
-            f"moments have the shape {moments.shape}, {length(shapes)} are needed: use those of this network"
-        )
+        raise DataError(f"moments are {moments.shape}, must be {(length(shapes),)}: use those of this network")
     state = dict(trained)
     for name, shift, ratio in parts(shapes, moments):
         variance = trained[name + _VARIANCE] + _LEAST

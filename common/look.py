@@ -105,7 +105,7 @@ def _filtered(means: Floats, spectra: Spectra, noise: Spectra, change: Floats) -
     power = np.maximum((had + _FLOOR) * ratio - _FLOOR, 0)
     contrast = np.exp(np.log(ratio[:, :_LOW]).mean(1) / 2)[:, None]  # of channels
     gain = contrast * np.sqrt(np.minimum(power / np.maximum(had * np.square(contrast), _LEAST), 1))
-    added = np.sqrt(np.maximum(power - had * np.square(gain), 0) / _power(noise))
+    added = np.sqrt(np.maximum(power - had * np.square(gain), 0) / np.maximum(_power(noise), _LEAST))
     own = means.var(0) + _FLOOR
     spread = np.sqrt(np.maximum(own * np.exp(change[:, 1]) - _FLOOR, 0) / own)
     brightness = means.mean(0) + change[:, 0] / _TENTHS + (means - means.mean(0)) * spread

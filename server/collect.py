@@ -35,6 +35,7 @@ from fedcaptor.common.messages import (
 from fedcaptor.common.privacy.local import Bits, LocalSpec
 from fedcaptor.common.privacy.sums import SumSpec
 from fedcaptor.common.secure.delivery import sign
+from fedcaptor.common.statistics import asked as asked_for
 from fedcaptor.common.wire import pack, unpack
 from fedcaptor.server import plausible
 from fedcaptor.server.activity import Activity
@@ -154,7 +155,7 @@ class Courier:
             terms = {"dropout": self.masking.dropout, "corrupted": self.masking.corrupted, "tensors": digest}
             total, tally = self._masked({**asked, **terms}, self.masking, tensors, list(nodes), log or SumLog())
         try:
-            plausible.check(total, spec, tally.replies)
+            plausible.check(total, spec, tally.replies, asked_for(kind, tensors).signed)
         except PrivacyError as error:
             raise Lost("discarded", str(error)) from None
         return total, tally

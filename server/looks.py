@@ -16,7 +16,7 @@ from fedcaptor.common.statistics.domain import COUNTED, ByLook
 ALIKE = 2.0
 """Looks closer than this are one: photos of a phone's few classes differ by about as much."""
 
-_DOUBT = 2.0  # standard deviations of noise by which a number of phones must be above zero
+_DOUBT = 2.0  # standard deviations of noise by which a number of phones, and a look, must stand out of it
 
 
 def first_looks(images: Images, seed: int) -> Floats:
@@ -28,7 +28,7 @@ def first_looks(images: Images, seed: int) -> Floats:
     mean = x.mean((1, 2), keepdims=True)
     noisy = x + rng.normal(0, 0.1, x.shape).astype(np.float32)
     changed = [x, 0.6 * x, 1 - 0.6 * (1 - x), mean + 0.5 * (x - mean), blurred, noisy]
-    looks = np.stack([look_of(np.rint(np.clip(each, 0, 1) * 255).astype(np.uint8)) for each in changed])
+    looks: Floats = np.stack([look_of(np.rint(np.clip(each, 0, 1) * 255).astype(np.uint8)) for each in changed])
     return looks - looks[0]
 
 
@@ -51,8 +51,8 @@ def next_looks(found: ByLook, deviation: float, scale: float, most: int, floor: 
     order = np.sort(np.argsort(-phones, kind="stable")[:most])
     looks, phones = looks[order], phones[order]
     energy, noise = np.square(looks).sum(1), _noise(looks, phones, scale * deviation)
-    kept_share = 1 - np.divide(noise, energy, out=np.ones_like(energy), where=energy > 0)
-    return looks * np.maximum(kept_share, 0)[:, None], phones
+    stands_out = energy > noise * (1 + _DOUBT * math.sqrt(2 / looks.shape[1]))
+    return looks * np.where(stands_out, 1 - noise / np.maximum(energy, 1e-12), 0.0)[:, None], phones
 
 
 def _merged(looks: Floats, phones: Floats, deviation: float) -> tuple[Floats, Floats]:
@@ -73,4 +73,5 @@ def _merged(looks: Floats, phones: Floats, deviation: float) -> tuple[Floats, Fl
 
 def _noise(looks: Floats, phones: Floats, deviation: float) -> Floats:
     """Return the expected squared norm of the noise in each look [L]."""
-    return looks.shape[1] * np.square(deviation / phones)
+    noise: Floats = looks.shape[1] * np.square(deviation / phones)
+    return noise

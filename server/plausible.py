@@ -1,4 +1,4 @@
-"""Check that honest phones can have made a sum: clipped vectors without negative entries, and their noise shares.
+"""Check that honest phones can have made a sum: clipped vectors, mostly without negative entries, and noise shares.
 
 Noise: discrete Gaussians are sub-Gaussian, and so is their sum in every direction. Norm: Hsu, Kakade and Zhang, "A tail
 inequality for quadratic forms of subgaussian random vectors", 2012, theorem 1. Entries: a union bound.
@@ -26,8 +26,11 @@ class Bounds:
     largest: float
 
 
-def bounds(spec: SumSpec, replies: int) -> Bounds:
-    """Return bounds that a sum of `replies` honest vectors exceeds with probability `P_FALSE` at most."""
+def bounds(spec: SumSpec, replies: int, signed: bool = False) -> Bounds:
+    """Return bounds that a sum of `replies` honest vectors exceeds with probability `P_FALSE` at most.
+
+    `signed`: their entries may be negative.
+    """
     deviation, d = math.sqrt(replies * spec.share_variance), spec.length
     t = math.log(2 / P_FALSE)  # half for the norm, half for the entries
     tail = deviation * math.sqrt(d + 2 * math.sqrt(d * t) + 2 * t)
@@ -35,14 +38,14 @@ def bounds(spec: SumSpec, replies: int) -> Bounds:
     signal = replies * spec.sensitivity
     rounding = replies * math.sqrt(d) if spec.rotated else 0.0  # an entry of 0 is moved by its phone's rounding
     slack = 1e-9 * signal / spec.scale  # float rounding in decoding
-    parts = signal + tail, -(entry + rounding), signal + entry
+    parts = signal + tail, -(signal if signed else rounding) - entry, signal + entry
     norm, least, largest = (x / spec.scale for x in parts)
     return Bounds(norm + slack, least - slack, largest + slack)
 
 
-def check(total: NDArray[np.float64], spec: SumSpec, replies: int) -> None:
-    """Raise PrivacyError when honest phones cannot have made the decoded sum `total` [length]."""
-    allowed = bounds(spec, replies)
+def check(total: NDArray[np.float64], spec: SumSpec, replies: int, signed: bool = False) -> None:
+    """Raise PrivacyError when honest phones cannot have made the decoded sum `total` [length]; as `bounds`."""
+    allowed = bounds(spec, replies, signed)
     norm, least, largest = float(np.linalg.norm(total)), float(total.min()), float(total.max())
     for what, value, bound, holds in (
         ("norm", norm, allowed.norm, norm <= allowed.norm),

@@ -75,7 +75,8 @@ class Statistic(ABC):
     the registry; `kind` travels in messages and names the part of the privacy budget, which several statistics may
     share: then `tensors`, the names of what a request must bring, tells them apart. `clip` is the joint L2 bound of one
     phone's vector. A `rotated` vector is spread by a public rotation and rounded at random, which suits long and dense
-    ones; others are truncated towards zero. `first` is the number of the kind's first sum in a round.
+    ones; others are truncated towards zero. Entries of a `signed` one may be negative. `first` is the number of the
+    kind's first sum in a round.
     """
 
     name: ClassVar[str]
@@ -83,6 +84,7 @@ class Statistic(ABC):
     tensors: ClassVar[frozenset[str]] = frozenset()
     clip: ClassVar[float] = 1.0
     rotated: ClassVar[bool] = False
+    signed: ClassVar[bool] = False
     first: ClassVar[int] = 0
 
     @abstractmethod

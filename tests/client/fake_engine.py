@@ -82,6 +82,12 @@ class FakeEngine:
     def predict(self, images: Images) -> Indices:
         return np.asarray(self.scores(images).argmax(1))
 
+    def moments(self, images: Images) -> Array:
+        return np.zeros(0)
+
+    def adapted(self, moments: Array) -> FakeEngine:
+        return self
+
     def filter_scores(self, images: Images) -> FilterScores:
         present = np.bincount(self.predict(images), minlength=CLASSES) > 0
         filters = sum(group.channels for group in GROUPS.prunable)

@@ -139,7 +139,7 @@ def test_a_damaged_answer_is_not_sent(tmp_path, clock):
 
 
 class MeetsOne:
-    engine = SimpleNamespace(groups=SimpleNamespace(classes=CLASSES))
+    shipped = SimpleNamespace(groups=SimpleNamespace(classes=CLASSES))
 
     def usage(self, round):
         return np.eye(CLASSES)[7]

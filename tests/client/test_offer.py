@@ -40,19 +40,19 @@ def kept(offer):
 
 def test_plans_are_numbered_by_cluster_then_tier():
     request, tensors = offered(("low", "middle", "high"))
-    assert kept(read_offer(request, tensors, BASE, BOUNDS).of_tier("low")) == [1, 4]
-    assert kept(read_offer(request, tensors, BASE, BOUNDS).of_tier("high")) == [3, 6]
+    assert kept(read_offer(request, tensors, BASE, BOUNDS).of("low")) == [1, 4]
+    assert kept(read_offer(request, tensors, BASE, BOUNDS).of("high")) == [3, 6]
 
 
 def test_without_tiers_the_number_is_the_cluster():
-    assert kept(read_offer(*offered(()), BASE, BOUNDS).of_tier("")) == [1, 2]
-    assert kept(read_offer(*offered(()), BASE, BOUNDS).of_tier("low")) == [1, 2]
+    assert kept(read_offer(*offered(()), BASE, BOUNDS).of("")) == [1, 2]
+    assert kept(read_offer(*offered(()), BASE, BOUNDS).of("low")) == [1, 2]
 
 
 @pytest.mark.parametrize("tier", ["", "huge"])
 def test_an_offer_without_the_phones_tier_is_refused(tier):
     with pytest.raises(WireError, match="tier"):
-        read_offer(*offered(("low", "high")), BASE, BOUNDS).of_tier(tier)
+        read_offer(*offered(("low", "high")), BASE, BOUNDS).of(tier)
 
 
 def test_a_missing_plan_is_refused():

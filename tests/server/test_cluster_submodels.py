@@ -22,7 +22,6 @@ from fedcaptor.common.torch_engine.prune import prune
 from fedcaptor.server import cluster_submodels, phases
 from fedcaptor.server.calibrate import calibrate
 from fedcaptor.server.collect import Tally
-from fedcaptor.server.flow import Flow
 from fedcaptor.server.planning import ClusterPlan, Reference
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -60,7 +59,7 @@ def test_an_offer_holds_what_is_configured_and_the_same_plans(base: BaseModel, m
     config = load_config()
     centroids, preference = np.full((2, 10), 0.1), np.ones((4, 10))
     plans = [one.plan for one in made]
-    tensors = cluster_submodels.offered(config, base.groups, centroids, plans, preference, CALIBRATION)
+    tensors = cluster_submodels.offered(config, base.groups, centroids, plans, preference, [CALIBRATION])
     assert set(tensors) == {"calibration", "centroids", "preference", "plan.0", "plan.1"}
     kept = unpack_plan(tensors["plan.1"], base.groups)
     assert kept[base.groups.output.name].tolist() == [3, 5, 7]
@@ -74,7 +73,7 @@ def test_an_offer_holds_what_is_configured_and_the_same_plans(base: BaseModel, m
 
 def test_what_is_switched_off_is_not_offered(base: BaseModel) -> None:
     config = load_config(None, ["scores.weight=0"])
-    tensors = cluster_submodels.offered(config, base.groups, np.ones((1, 10)), [], np.ones((4, 10)), CALIBRATION)
+    tensors = cluster_submodels.offered(config, base.groups, np.ones((1, 10)), [], np.ones((4, 10)), [CALIBRATION])
     assert set(tensors) == {"calibration", "centroids"}
 
 
@@ -92,12 +91,14 @@ def delivered(base: BaseModel, made: list[ClusterPlan], *overrides: str) -> Tens
         courier=SimpleNamespace(**vars(COURIER), deliver=deliver),
         base=base,
         reference=REFERENCE,
+        adaptation=None,
+        issued=lambda round: 0,
         nodes=[7],
         others=set(),
         phase=lambda round, name, compute: compute(),
         tallied=lambda round, name, tally, tensors: ({"tally": {"bytes_down": 1}}, tensors),
     )
-    flow.calibration = Flow.__dict__["calibration"].func(flow)
+    flow.calibrations = [calibrate(base.scores(REFERENCE.x), REFERENCE.y)]
     ready = cluster_submodels.unpack(*cluster_submodels.pack(made, base.groups), base.groups)
     phases.deliver(flow, 1, np.full((2, 10), 0.1), ready, None)
     return sent[0]

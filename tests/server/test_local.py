@@ -125,7 +125,7 @@ def test_the_budget_is_one_answer_and_bounded_memory() -> None:
 
 
 class MeetsTwo:
-    engine = SimpleNamespace(groups=SimpleNamespace(classes=CLASSES))
+    shipped = SimpleNamespace(groups=SimpleNamespace(classes=CLASSES))
 
     def __init__(self, number: int) -> None:
         self.number = number

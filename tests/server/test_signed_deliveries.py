@@ -18,6 +18,7 @@ from fedcaptor.common.plan import Plan
 from fedcaptor.common.secure.keys import identity_of
 from fedcaptor.common.submodel_file import decode
 from fedcaptor.common.wire import unpack
+from fedcaptor.server import flow as flow_module
 from fedcaptor.server import phases
 from fedcaptor.server.cluster_submodels import ClusterSubmodels
 from fedcaptor.server.planning import Reference
@@ -82,7 +83,7 @@ def _never() -> Any:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     def set_to(seconds: int) -> None:
-        monkeypatch.setattr(phases, "time", SimpleNamespace(time=lambda: seconds + 0.5))
+        monkeypatch.setattr(flow_module, "time", SimpleNamespace(time=lambda: seconds + 0.5))
 
     return set_to
 

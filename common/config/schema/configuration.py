@@ -81,19 +81,15 @@ class Config(Section):
                 f"domain.enabled needs delivery.mode plan and privacy.sums masked or plain, not {self.delivery.mode} "
                 f"and {self.privacy.sums}: a fetched file would name the look of a phone's photos, and looks are summed"
             )
-        if (spent := sum(self.privacy_shares)) >= 1:
+        spent = self.privacy.outcome_share + self.privacy.scores_share
+        if self.domain.enabled:
+            spent += self.privacy.look_share + self.privacy.moments_share * self.domain.moments
+        if spent >= 1:
             raise ValueError(
-                f"privacy.outcome_share, scores_share, look_share and moments_share take {spent:g} of the budget and "
-                "leave nothing for usage: lower one below a sum of 1"
+                f"outcome_share, scores_share and, where domain.enabled, look_share and moments_share take {spent:g}, "
+                "and leave nothing for usage: lower one below a sum of 1"
             )
         return self
-
-    @property
-    def privacy_shares(self) -> tuple[float, float, float, float]:
-        """Shares of the budget for outcomes, scores, looks and moments, 0 for what is not asked; usage has the rest."""
-        look = self.privacy.look_share if self.domain.enabled else 0.0
-        moments = self.privacy.moments_share if self.domain.enabled and self.domain.moments else 0.0
-        return self.privacy.outcome_share, self.privacy.scores_share if self.scores.enabled else 0.0, look, moments
 
     @property
     def planned_rounds(self) -> int:

@@ -90,6 +90,23 @@ def test_numbers_are_those_of_torch(name: str) -> None:
     assert (built.macs_ratio, built.parameters_ratio) == (wanted.macs_ratio, wanted.parameters_ratio)
 
 
+@pytest.mark.parametrize("name", ["small-cnn", "resnet20", "alexnet"])
+def test_batch_norms_are_measured_and_moved_as_with_torch(name: str) -> None:
+    """AlexNet has none."""
+    torch, onnx = engines_of(name)
+    images = pictures(onnx, 20)
+    mine, theirs = onnx.moments(images), torch.moments(images)
+    np.testing.assert_allclose(mine, theirs, rtol=0, atol=0.01)
+    adapted, wanted = onnx.adapted(theirs), torch.adapted(theirs)
+    np.testing.assert_allclose(adapted.scores(images), wanted.scores(images), rtol=0, atol=1e-3)
+    assert adapted.weights_digest == wanted.weights_digest == torch.weights_digest
+    if len(mine):
+        assert np.abs(adapted.scores(images) - onnx.scores(images)).max() > 0.01
+        np.testing.assert_allclose(adapted.moments(images), 0, atol=0.01)
+        with pytest.raises(DataError, match="use those of this network"):
+            onnx.adapted(theirs[:-1])
+
+
 @pytest.mark.long
 @pytest.mark.parametrize(
     "name", ["vgg16", "torchvision/resnet18", "torchvision/mobilenet_v2", "benchmarks.lite0:efficientnet_lite0"]

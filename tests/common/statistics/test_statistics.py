@@ -14,6 +14,8 @@ from fedcaptor.common.groups import ChannelGroups, Group
 from fedcaptor.common.preference import cluster_means, layer_slices, normalise
 from fedcaptor.common.statistics import (
     COOCCURRENCE,
+    LOOK,
+    MOMENTS,
     OUTCOME,
     OUTCOME_FIGURES,
     SCORES,
@@ -37,7 +39,8 @@ SHARES = arrays.arrays(float, st.integers(1, 12), elements=st.floats(0, 1e6))
 
 def groups_of(channels: list[int], classes: int) -> ChannelGroups:
     layers = [Group(f"g{i}", count, (), ()) for i, count in enumerate(channels)]
-    return ChannelGroups("by hand", (1, 1, 1), (*layers, Group("classes", classes, (), (), output=True)), (), {})
+    tensors = {"norm.running_mean": (2,), "norm.running_var": (2,)}
+    return ChannelGroups("by hand", (1, 1, 1), (*layers, Group("classes", classes, (), (), output=True)), (), tensors)
 
 
 def test_cooccurrence_by_hand() -> None:
@@ -121,6 +124,12 @@ class Phone:
     def outcome(self) -> dict[str, float] | None:
         return self._outcome or None
 
+    def look(self) -> np.ndarray | None:
+        return np.arange(6.0) if self._outcome else None
+
+    def moments(self) -> np.ndarray | None:
+        return np.full(4, 0.3)
+
     def images(self) -> np.ndarray:
         return np.zeros((0, 1, 1, 1), np.uint8)
 
@@ -173,6 +182,10 @@ def test_a_phone_that_cannot_score_adds_zeros_of_the_same_length() -> None:
         (SCORES, {"pool": np.array([0, 1])}, "wrong_shape"),
         (SCORES, {"pool": np.array([0, -1, 0])}, "wrong_shape"),
         (SCORES, {"pool": np.array([0, 1, 9])}, "oversized"),
+        (LOOK, {"look_source": np.zeros(6), "looks": np.zeros((2, 5))}, "wrong_shape"),
+        (LOOK, {"look_source": np.zeros(6), "looks": np.zeros((9, 6))}, "wrong_shape"),
+        (LOOK, {"look_source": np.zeros(5), "looks": np.zeros((2, 6))}, "wrong_shape"),
+        (MOMENTS, {"looks": np.zeros((2, 6)), "expected": np.zeros((1, 4))}, "wrong_shape"),
     ],
 )
 def test_tensors_that_do_not_fit_are_refused(statistic: Statistic, tensors: dict[str, np.ndarray], reason: str) -> None:
@@ -183,7 +196,13 @@ def test_tensors_that_do_not_fit_are_refused(statistic: Statistic, tensors: dict
 @pytest.mark.parametrize("statistic", registered(), ids=lambda statistic: statistic.name)
 @pytest.mark.parametrize("blocks", [1, 3])
 def test_a_vector_has_the_length_that_the_budget_is_planned_for(statistic: Statistic, blocks: int) -> None:
-    tensors = {"centroids": np.full((blocks, 3), 1 / 3), "pool": np.minimum(np.arange(3), blocks - 1)}
+    tensors = {
+        "centroids": np.full((blocks, 3), 1 / 3),
+        "pool": np.minimum(np.arange(3), blocks - 1),
+        "look_source": np.zeros(6),
+        "looks": np.zeros((blocks, 6)),
+        "expected": np.zeros((blocks, 4)),
+    }
     scores = FilterScores(np.ones((3, 3)), np.ones(3, bool))
     vector = statistic.vector(Phone(GROUPS, [0.2, 0.5, 0.3], scores, **FIGURES), tensors)
     assert vector.shape == (statistic.length(GROUPS, blocks),)
@@ -191,8 +210,30 @@ def test_a_vector_has_the_length_that_the_budget_is_planned_for(statistic: Stati
     assert np.linalg.norm(vector) <= statistic.clip + 1e-9
 
 
+def test_looks_and_moments_are_differences_in_the_block_of_the_nearest_look_and_count_phones() -> None:
+    looks = {"looks": np.stack([np.full(6, 9.0), np.arange(6) + 0.5]), "look_source": np.arange(6) - 1.0}
+    phone = Phone(GROUPS, [1, 0, 0], **FIGURES)
+    phones, sums = LOOK.decode(LOOK.vector(phone, looks), GROUPS)
+    np.testing.assert_allclose(phones, [0, 1])
+    np.testing.assert_allclose(sums, [[0] * 6, [1] * 6])
+    expected = {**looks, "expected": np.stack([np.zeros(4), np.full(4, 0.2)])}
+    phones, sums = MOMENTS.decode(MOMENTS.vector(phone, expected), GROUPS)
+    np.testing.assert_allclose(phones, [0, 1])
+    np.testing.assert_allclose(sums, [[0] * 4, [0.1] * 4])
+
+
+@pytest.mark.parametrize("size", [1.0, 1e3, 1e30])
+def test_no_look_and_no_moments_weigh_more_than_a_phone(size: float) -> None:
+    """Whatever photos a phone has: what it adds has norm 1 at most, the entry that counts it included."""
+    phone = Phone(GROUPS, [1, 0, 0], **FIGURES)
+    phone.look, phone.moments = lambda: np.full(6, size), lambda: np.full(4, -size)  # type: ignore[method-assign]
+    tensors = {"looks": np.zeros((2, 6)), "look_source": np.zeros(6), "expected": np.zeros((2, 4))}
+    for statistic in (LOOK, MOMENTS):
+        assert np.linalg.norm(statistic.vector(phone, tensors)) <= 1 + 1e-9
+
+
 def test_kind_and_tensors_of_a_request_name_its_statistic() -> None:
-    assert kinds() == ("usage", "scores", "outcome")  # docs/messages.md
+    assert kinds() == ("look", "moments", "usage", "scores", "outcome")  # docs/messages.md
     assert asked("usage", ()) is COOCCURRENCE
     assert asked("usage", ("centroids",)) is USAGE
     assert asked("scores", ("pool",)) is SCORES

@@ -71,7 +71,7 @@ def one(data: bytes) -> bool:
     )
     try:
         request, arrays = unpack(record_of(request.model_dump_json(), rest), DeliverRequest)
-        offer = read_offer(request, arrays, ENGINE, CONFIG.delivery).of_tier("low" if tiers else "")
+        offer = read_offer(request, arrays, ENGINE, CONFIG.delivery).of("low" if tiers else "")
     except WireError:
         return False
     if request.mode != "choose":
