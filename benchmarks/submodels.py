@@ -15,6 +15,7 @@ from torch import nn
 
 from fedcaptor.common.errors import FedcaptorError, PlanError
 from fedcaptor.common.groups import ChannelGroups
+from fedcaptor.common.memory import peak_rss
 from fedcaptor.common.plan import Plan
 from fedcaptor.common.slicer import slice_state
 from fedcaptor.common.torch_engine.base import BaseModel
@@ -23,7 +24,6 @@ from fedcaptor.common.torch_engine.network import state_of
 from fedcaptor.common.torch_engine.prune import Evidence
 from fedcaptor.common.torch_engine.registry import build
 from fedcaptor.common.torch_engine.trace import trace
-from fedcaptor.simulations.memory import peak_rss
 
 CLASSES, MULTIPLE = 10, 8
 Shape = tuple[int, int, int]

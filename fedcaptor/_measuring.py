@@ -25,6 +25,7 @@ from fedcaptor.common.arrays import Images
 from fedcaptor.common.class_names import fitting_names, labels_of, named
 from fedcaptor.common.data.source import Dataset, load
 from fedcaptor.common.data.splits import split
+from fedcaptor.common.energy import energy_ratio
 from fedcaptor.common.errors import ConfigError
 from fedcaptor.common.files import write_whole
 from fedcaptor.common.latency import LatencyTable
@@ -203,6 +204,7 @@ def _figures(submodel: Submodel, images: Images, truth: np.ndarray) -> dict[str,
         "accuracy": _share(submodel.predict(images) == truth),
         "macs_ratio": round(submodel.macs_ratio, 4),
         "parameters_ratio": round(submodel.parameters_ratio, 4),
+        "energy_ratio": round(energy_ratio(submodel.base.groups, submodel.plan.counts()), 4),
     }
 
 
