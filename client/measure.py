@@ -112,7 +112,7 @@ def measured(path: Path, request: Request, clock: Callable[[], float] = time.per
     Raises ModelError for a file that is no program of images, DataError for unfit `data`.
     """
     notes: list[str] = []
-    cores, told = _on_fast_cores(request, notes), Cores(request.sysfs)
+    cores, told = on_fast_cores(request.sysfs, request.threads, notes), Cores(request.sysfs)
     before_loading, start = peak_rss(), clock()
     content = _content(path)
     session = load(content, request.threads, str(path))
@@ -227,13 +227,13 @@ def percentile(values: np.ndarray, share: float) -> float:
     return float(np.sort(values)[max(int(np.ceil(share * len(values))) - 1, 0)])
 
 
-def _on_fast_cores(request: Request, notes: list[str]) -> tuple[int, ...]:
+def on_fast_cores(sysfs: Path, threads: int, notes: list[str]) -> tuple[int, ...]:
     """Let this process, and threads that it starts, run on the fastest cores alone; return those that it may use."""
     if not hasattr(os, "sched_getaffinity"):
         notes.append("cores: this system does not tell on which cores a process runs")
         return ()
     allowed = os.sched_getaffinity(0)
-    fastest = Cores(request.sysfs).fastest(allowed, request.threads)
+    fastest = Cores(sysfs).fastest(allowed, threads)
     if fastest is None:
         notes.append("cores: cpufreq cannot be read, which cores are fast is not known")
     elif set(fastest) != allowed:

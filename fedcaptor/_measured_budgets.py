@@ -15,11 +15,12 @@ from fedcaptor.common.errors import PlanError
 from fedcaptor.common.latency import LatencyTable
 from fedcaptor.common.plan import Plan
 from fedcaptor.common.planner import Budget, FileSize, allocate, smallest_counts
+from fedcaptor.common.timing import LatencyRatio
 from fedcaptor.common.torch_engine.base import BaseModel
 from fedcaptor.common.torch_engine.base import Submodel as Pruned
 from fedcaptor.common.torch_engine.export import Format, content
 from fedcaptor.common.torch_engine.factory import sliced
-from fedcaptor.common.torch_engine.latency import LatencyRatio, measured_latency_ratio
+from fedcaptor.common.torch_engine.latency import measured_latency_ratio
 from fedcaptor.common.torch_engine.standalone import Standalone
 from fedcaptor.common.torch_engine.strategies import PreparedStrategy
 

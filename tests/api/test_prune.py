@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader, TensorDataset
 import fedcaptor
 from fedcaptor import _evidence, _measured_budgets, _verification
 from fedcaptor.common.planner import Budget
+from fedcaptor.common.timing import LatencyRatio
 from fedcaptor.common.torch_engine.forward import normalise
-from fedcaptor.common.torch_engine.latency import LatencyRatio
 from fedcaptor.common.torch_engine.prune import prune as prune_base
 from fedcaptor.common.torch_engine.tuning import Judgement
 from tests import tiny

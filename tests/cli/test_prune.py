@@ -15,7 +15,7 @@ from fedcaptor.cli.main import app
 from fedcaptor.common.assets import asset
 from fedcaptor.common.errors import ConfigError, DataError, ModelError, NormalisationWarning, PlanError
 from fedcaptor.common.latency import LatencyTable, LayerTimes
-from fedcaptor.common.torch_engine.latency import LatencyRatio
+from fedcaptor.common.timing import LatencyRatio
 from fedcaptor.common.torch_engine.standalone import Standalone
 from fedcaptor.common.torch_engine.strategies import STRATEGIES
 from fedcaptor.common.weights_file import load_state, save_state
@@ -242,7 +242,7 @@ def test_a_latency_is_planned_by_the_table_beside_the_weights(tmp_path, monkeypa
     def table(base, multiple, on_layer):
         measured.append(multiple)
         lengths = {layer.name: LayerTimes((1,), (1, layer.full_outputs), ((0.0, 1.0),)) for layer in base.groups.layers}
-        return LatencyTable(base.name, base.groups.input_shape, base.groups.digest, "by hand", 1, lengths)
+        return LatencyTable(base.name, base.groups.input_shape, base.groups.digest, "torch", "by hand", 1, lengths)
 
     monkeypatch.setattr(_verification, "measure_table", table)
     options = ["--weights", str(weights), "--latency", "0.5"]
