@@ -54,9 +54,7 @@ def measure_table(
         between = rest * written[name] / sum(written.values()) * np.array(layer.outputs) / layer.outputs[-1]
         times = monotone(alone[name] * scale + between)
         found[name] = LayerTimes(layer.inputs, layer.outputs, tuple(map(tuple, times.tolist())))
-    return LatencyTable(
-        programs.model, programs.input_shape, programs.digest, ONNX_RUNTIME, _machine(), 1, found, call
-    )
+    return LatencyTable(programs.model, programs.input_shape, programs.digest, ONNX_RUNTIME, _machine(), 1, found, call)
 
 
 def _seconds(programs: LatencyPrograms, name: str, most: int, clock: Clock) -> float:
