@@ -24,8 +24,9 @@ from benchmarks.options import Budgets, Models
 from benchmarks.progress import OnPhase
 from benchmarks.record import Row, numbers, ratios
 from benchmarks.submodels import random_base, random_plans
-from fedcaptor.client.measure import Request, example, load, measured_alone, percentile, repeated
+from fedcaptor.client.measure import Request, measured_alone, percentile, repeated
 from fedcaptor.client.onnx_engine import Network, OnnxEngine
+from fedcaptor.client.program import example, load
 from fedcaptor.common.energy import energy_ratio
 from fedcaptor.common.errors import ModelError
 from fedcaptor.common.memory import peak_rss

@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-from fedcaptor.client.measure import example, load, on_fast_cores
+from fedcaptor.client.measure import on_fast_cores
+from fedcaptor.client.program import example, load
 from fedcaptor.client.sysfs import SYSFS
 from fedcaptor.common.errors import FedcaptorError
 from fedcaptor.common.files import check_writable

@@ -17,19 +17,21 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime
 
+from fedcaptor.client.program import accuracy, content_of, example, load, precision
 from fedcaptor.client.sysfs import SYSFS, Cores, EnergyMeter, temperature
-from fedcaptor.common.errors import DataError, FedcaptorError, ModelError
+from fedcaptor.common.errors import FedcaptorError, ModelError
 from fedcaptor.common.memory import peak_rss
+from fedcaptor.common.timing import Clock
 
 WARM_UP_SECONDS, MOST_SECONDS = 0.5, 150.0
 SLOWER = 0.9  # of the frequency before: less is throttling
-_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
 
 
 @dataclass(frozen=True)
@@ -106,29 +108,51 @@ class Measured:
     notes: tuple[str, ...]
 
 
-def measured(path: Path, request: Request, clock: Callable[[], float] = time.perf_counter) -> Measured:
+def measured(path: Path, request: Request, clock: Clock = time.perf_counter) -> Measured:
     """Measure a program in this process, of which it should be the only one.
 
     Raises ModelError for a file that is no program of images, DataError for unfit `data`.
     """
     notes: list[str] = []
-    cores, told = on_fast_cores(request.sysfs, request.threads, notes), Cores(request.sysfs)
-    before_loading, start = peak_rss(), clock()
-    content = _content(path)
-    session = load(content, request.threads, str(path))
+    cores = on_fast_cores(request.sysfs, request.threads, notes)
+    before, start = peak_rss(), clock()
+    content, name = content_of(path), str(path)
+    session = load(content, request.threads, name)
     load_seconds = clock() - start
-    given = example(session, str(path))
-    outputs = [session.get_outputs()[0].name]
-
-    def run() -> None:
-        session.run(outputs, given)
-
+    run = partial(session.run, [session.get_outputs()[0].name], example(session, name))
     repeated(run, request.warm_up, WARM_UP_SECONDS, clock)
-    heat, speed = temperature(request.sysfs), told.megahertz(cores)
+    times, device = _on_device(run, request, cores, notes, clock)
+    peak = peak_rss()
+    return Measured(
+        model=path.name,
+        runtime="onnxruntime",
+        runtime_version=onnxruntime.__version__,
+        precision=precision(session, content),
+        threads=request.threads,
+        cores=cores,
+        runs=len(times),
+        latency_ms_median=1e3 * float(np.median(times[:, 0])),
+        latency_ms_p90=1e3 * percentile(times[:, 0], 0.9),
+        cpu_ms_median=1e3 * float(np.median(times[:, 1])),
+        load_ms=1e3 * load_seconds,
+        loaded_rss_bytes=before,
+        peak_rss_bytes=peak,
+        **device,
+        accuracy=None if request.data is None else accuracy(session, request.data, name),
+        file_bytes=len(content),
+        notes=tuple(notes),
+    )
+
+
+def _on_device(
+    run: Callable[[], object], request: Request, cores: Sequence[int], notes: list[str], clock: Clock
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Time a program: seconds as of `repeated`, and what the device tells meanwhile, by `Measured`'s names."""
+    heat, speed = temperature(request.sysfs), Cores(request.sysfs).megahertz(cores)
     meter = EnergyMeter(request.sysfs, clock)
     times = repeated(run, request.runs, request.seconds, clock, meter.sample)
     joules = meter.stop()
-    heat_after, speed_after = temperature(request.sysfs), told.megahertz(cores)
+    heat_after, speed_after = temperature(request.sysfs), Cores(request.sysfs).megahertz(cores)
     if meter.problem:
         notes.append(meter.problem)
     if heat_after is None:
@@ -137,31 +161,14 @@ def measured(path: Path, request: Request, clock: Callable[[], float] = time.per
         notes.append("frequency: cpufreq cannot be read, throttling would not be seen")
     elif speed_after < SLOWER * speed:
         notes.append(f"throttled: the cores went from {speed:.0f} to {speed_after:.0f} MHz while it ran")
-    peak = peak_rss()
-    return Measured(
-        model=path.name,
-        runtime="onnxruntime",
-        runtime_version=onnxruntime.__version__,
-        precision=_precision(session, content),
-        threads=request.threads,
-        cores=cores,
-        runs=len(times),
-        latency_ms_median=1e3 * float(np.median(times[:, 0])),
-        latency_ms_p90=1e3 * percentile(times[:, 0], 0.9),
-        cpu_ms_median=1e3 * float(np.median(times[:, 1])),
-        load_ms=1e3 * load_seconds,
-        loaded_rss_bytes=before_loading,
-        peak_rss_bytes=peak,
-        energy_joules=None if joules is None else joules / len(times),
-        energy_source=meter.source,
-        temperature_c=heat_after,
-        temperature_before_c=heat,
-        megahertz=speed_after,
-        megahertz_before=speed,
-        accuracy=None if request.data is None else _accuracy(session, given, request.data, path),
-        file_bytes=len(content),
-        notes=tuple(notes),
-    )
+    return times, {
+        "energy_joules": None if joules is None else joules / len(times),
+        "energy_source": meter.source,
+        "temperature_c": heat_after,
+        "temperature_before_c": heat,
+        "megahertz": speed_after,
+        "megahertz_before": speed,
+    }
 
 
 def measured_alone(path: Path, request: Request) -> dict[str, Any]:
@@ -178,34 +185,11 @@ def measured_alone(path: Path, request: Request) -> dict[str, Any]:
     return dict(row)
 
 
-def load(content: bytes, threads: int, name: str) -> onnxruntime.InferenceSession:
-    """Load a program on the processor. Raises ModelError, with `name`, for one that ONNX Runtime does not take."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.log_severity_level = 3
-    try:
-        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime's have no class in common
-        reason = str(error).partition("\n")[0]
-        raise ModelError(f"{name} is no program that ONNX Runtime runs ({reason}): give an .onnx file") from error
-
-
-def example(session: onnxruntime.InferenceSession, name: str) -> dict[str, np.ndarray]:
-    """Draw a program's one input, the same each time; dimensions that may vary are 1. Raises ModelError."""
-    inputs = session.get_inputs()
-    if len(inputs) != 1 or inputs[0].type not in _TYPES or len(inputs[0].shape) < 2:
-        told = ", ".join(f"{value.name} {value.type} {value.shape}" for value in inputs)
-        raise ModelError(f"{name} takes {told or 'nothing'}, must take images alone: give a program with its weights")
-    shape = [size if isinstance(size, int) and size > 0 else 1 for size in inputs[0].shape]
-    pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    return {inputs[0].name: _as(pixels, inputs[0].type)}
-
-
 def repeated(
-    run: Callable[[], None],
+    run: Callable[[], object],
     least: int,
     seconds: float,
-    clock: Callable[[], float] = time.perf_counter,
+    clock: Clock = time.perf_counter,
     between: Callable[[], None] = lambda: None,
 ) -> np.ndarray:
     """Run at least so often and so long, and at most `MOST_SECONDS`: seconds on the wall and of the processor [n, 2].
@@ -242,44 +226,6 @@ def on_fast_cores(sysfs: Path, threads: int, notes: list[str]) -> tuple[int, ...
         except OSError as error:
             notes.append(f"cores: the system does not let this process choose ({error.strerror})")
     return tuple(sorted(os.sched_getaffinity(0)))
-
-
-def _content(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ModelError(f"{path} cannot be read ({error.strerror}): give an .onnx file") from error
-
-
-def _precision(session: onnxruntime.InferenceSession, content: bytes) -> str:
-    """Tell the numbers that a program computes in: by its notes, or by operations that only eight bits need."""
-    noted = session.get_modelmeta().custom_metadata_map.get("precision")
-    if noted is not None:
-        return str(json.loads(noted))
-    return "int8" if b"DequantizeLinear" in content else "float32"
-
-
-def _as(pixels: np.ndarray, kind: str) -> np.ndarray:
-    return pixels if kind == "tensor(uint8)" else (pixels / np.float32(255)).astype(_TYPES[kind])
-
-
-def _accuracy(session: onnxruntime.InferenceSession, given: dict[str, np.ndarray], data: Path, path: Path) -> float:
-    """Return the share of labelled images that a program answers right, of the images whose label it knows."""
-    from fedcaptor.common.data.source import load as images_of  # Pillow, which nothing else needs
-
-    found, (name, shown) = images_of(str(data)), next(iter(given.items()))
-    images = np.moveaxis(found.x, -1, 1)
-    if images.shape[1:] != shown.shape[1:]:
-        raise DataError(f"{data} has images {images.shape[1:]}, {path} takes {shown.shape[1:]}: give such images")
-    kind, wanted = session.get_inputs()[0].type, session.get_outputs()[0].name
-    answers = [int(session.run([wanted], {name: _as(image[None], kind)})[0].argmax()) for image in images]
-    noted = session.get_modelmeta().custom_metadata_map.get("labels")
-    outputs = session.get_outputs()[0].shape[-1]
-    labels = np.array(json.loads(noted)) if noted is not None else np.arange(outputs)
-    known = np.isin(found.y, labels)
-    if not known.any():
-        raise DataError(f"{data} has no image of the {len(labels)} classes that {path} knows: give some")
-    return float((labels[answers] == found.y)[known].mean())
 
 
 def _arguments(words: Sequence[str] | None) -> argparse.Namespace:

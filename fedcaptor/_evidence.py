@@ -201,7 +201,9 @@ class Evidence:
             measured |= more
         if budget.table is not None:
             counts = pruned.plan.counts()
-            measured["latency_ratio_predicted"] = round(predicted_latency_ratio(self.base.groups, budget.table, counts), 4)
+            measured["latency_ratio_predicted"] = round(
+                predicted_latency_ratio(self.base.groups, budget.table, counts), 4
+            )
         if (most := latency_here(budget)) is not None:
             found = measured_latency_ratio(pruned.module, self.base.module, self.base.groups.input_shape)
             require_latency(found, most)

@@ -11,7 +11,7 @@ from onnx import helper
 
 from fedcaptor.client import latency_table
 from fedcaptor.client.latency_table import measure_table
-from fedcaptor.client.measure import example, load
+from fedcaptor.client.program import example, load
 from fedcaptor.common.errors import ModelError
 from fedcaptor.common.groups import ChannelGroups, Consumer, Group, Layer, TensorSlice
 from fedcaptor.common.latency import LatencyTable

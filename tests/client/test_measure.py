@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from itertools import count
 from pathlib import Path
 
@@ -111,6 +113,14 @@ def test_what_is_no_program_of_images_is_refused(tmp_path: Path) -> None:
         measured(tmp_path / "junk.onnx", Request(sysfs=tmp_path))
     with pytest.raises(ModelError, match="must take images alone"):
         measured(program(tmp_path / "two.onnx", inputs=2), Request(sysfs=tmp_path))
+
+
+@pytest.mark.slow
+def test_numpy_and_onnx_runtime_are_all_that_a_phone_needs() -> None:
+    asked = "import sys, fedcaptor.client.latency_table, fedcaptor.client.measure; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True).stdout.split()
+    assert {"numpy", "onnxruntime"} < set(loaded)
+    assert not {"torch", "onnx", "flwr", "pydantic", "PIL", "safetensors", "typer"} & set(loaded)
 
 
 @pytest.mark.slow
