@@ -72,7 +72,7 @@ class OnDevice(Benchmark):
     multiples: Annotated[
         str, Option(help="Kept channels are multiples of it. All but the last are for onnxruntime float32 alone.")
     ] = "8,16"
-    seconds: Annotated[float, Option(help="Seconds in which a pair runs in turns, and a program alone."), SHARED] = 1.0
+    seconds: Annotated[float, Option(help="Seconds in which a pair runs in turns, and a program alone."), SHARED] = 0.7
     seed: Annotated[int, Option(min=0, help="Weights and kept channels follow from it."), SHARED] = 0
 
     def shared(self) -> dict[str, Any]:
