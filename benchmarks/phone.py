@@ -18,10 +18,10 @@ from benchmarks.progress import OnPhase
 from benchmarks.record import Row, numbers
 from benchmarks.submodels import random_base
 from fedcaptor.common.config import Personal
+from fedcaptor.common.memory import peak_rss
 from fedcaptor.common.planner import Budget
 from fedcaptor.common.torch_engine.latency import one_thread
 from fedcaptor.common.torch_engine.prune import Evidence
-from fedcaptor.simulations.memory import peak_rss
 
 SHAPE = (3, 32, 32)
 NEEDED = 3

@@ -13,10 +13,10 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedcaptor.common.memory import peak_rss
 from fedcaptor.common.secure.messages import STEPS
 from fedcaptor.common.secure.terms import Terms
 from fedcaptor.server.secure_sum.server_sum import ServerSum
-from fedcaptor.simulations.memory import peak_rss
 
 
 @dataclass(frozen=True, eq=False)

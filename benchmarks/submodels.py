@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from fedcaptor.common.errors import FedcaptorError, PlanError
-from fedcaptor.common.groups import ChannelGroups
+from fedcaptor.common.groups import ChannelGroups, Group
+from fedcaptor.common.memory import peak_rss
 from fedcaptor.common.plan import Plan
 from fedcaptor.common.slicer import slice_state
 from fedcaptor.common.torch_engine.base import BaseModel
@@ -23,7 +24,6 @@ from fedcaptor.common.torch_engine.network import state_of
 from fedcaptor.common.torch_engine.prune import Evidence
 from fedcaptor.common.torch_engine.registry import build
 from fedcaptor.common.torch_engine.trace import trace
-from fedcaptor.simulations.memory import peak_rss
 
 CLASSES, MULTIPLE = 10, 8
 Shape = tuple[int, int, int]
@@ -39,14 +39,11 @@ def random_base(name: str, shape: Shape, seed: int, groups: str | None = None, c
     return BaseModel(name, state, found, (0.5,) * shape[0], (0.5,) * shape[0], module)
 
 
-def random_plans(groups: ChannelGroups, macs: float, count: int, seed: int) -> list[Plan]:
-    """Draw plans that keep the same share of every group, multiples of 8, as large as `macs` of the full model's MACs
+def random_plans(groups: ChannelGroups, macs: float, count: int, seed: int, multiple: int = MULTIPLE) -> list[Plan]:
+    """Draw plans that keep the same share of every group, in multiples, as large as `macs` of the full model's MACs
     allows; which channels is drawn. All classes stay. Raises PlanError when no share is small enough.
     """
-    shares = [
-        {g.name: min(g.channels, max(MULTIPLE, g.channels * s // 128 // MULTIPLE * MULTIPLE)) for g in groups.prunable}
-        for s in range(128, 0, -1)
-    ]
+    shares = [{g.name: _share(g, s, multiple) for g in groups.prunable} for s in range(128, 0, -1)]
     counts = next((found for found in shares if groups.macs_ratio(found) <= macs), None)
     if counts is None:
         raise PlanError(f"macs is {macs}, {groups.model} keeps {groups.macs_ratio(shares[-1]):.2g} at least: raise it")
@@ -55,6 +52,12 @@ def random_plans(groups: ChannelGroups, macs: float, count: int, seed: int) -> l
         {g.name: rng.choice(g.channels, counts[g.name], replace=False) for g in groups.prunable} for _ in range(count)
     ]
     return [Plan.of(groups, kept) for kept in draws]
+
+
+def _share(group: Group, share: int, multiple: int) -> int:
+    """Return how many channels a group keeps of `share` in 128 of them: a multiple, or all that there are."""
+    step = group.step(multiple)
+    return min(group.channels, max(step, group.channels * share // 128 // step * step))
 
 
 def torch_pruning(base: BaseModel, plan: Plan, clock: Clock = time.thread_time) -> tuple[nn.Module, float]:

@@ -117,6 +117,25 @@ def export_graph(
 
 
 @app.command()
+def latency_programs(
+    model: ModelName,
+    weights: Weights,
+    out: Annotated[Path, typer.Option(help="File to write, .zip.")],
+    data: Source = "embedded",
+    multiple: Annotated[int, typer.Option(min=1, help="Channel counts are multiples of this, as in `prune`.")] = 8,
+) -> None:
+    """Make the small programs that a model's latency table is measured with on a phone, by ONNX Runtime.
+
+    On the phone: `python -m fedcaptor.client.latency_table OUT --out TABLE`. Then `prune --latency 0.5 --latency-table
+    TABLE` plans for that phone.
+    """
+    from fedcaptor._latency_programs import write_latency_programs
+
+    count = write_latency_programs(model, weights, data, out, multiple)
+    Console().print(f"{count} programs: {out}", highlight=False, soft_wrap=True)
+
+
+@app.command()
 def models(
     names: Annotated[list[str] | None, typer.Argument(help="Registered models; all where none is named.")] = None,
     as_json: AsJson = False,
@@ -174,6 +193,21 @@ def prune(
             "file to measure again."
         ),
     ] = None,
+    latency_table: Annotated[
+        Path | None,
+        typer.Option(
+            help="Table to plan --latency by, in place of WEIGHTS.latency.json. One of a phone (`latency-programs`) "
+            "makes a plan for that phone; nothing is then held to what is measured here."
+        ),
+    ] = None,
+    multiple: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Kept channels are multiples of this. ONNX Runtime computes in blocks of 8 or 16 channels, and a "
+            "block that is not full takes as long as a full one.",
+        ),
+    ] = 8,
     tolerance: Annotated[
         float | None,
         typer.Option(
@@ -228,7 +262,7 @@ def prune(
     """Make one model physically smaller for one set of classes: no federation, and no training unless asked for."""
     from fedcaptor._measuring import Request, budgets_of, measure, statistics_of
 
-    budgets = budgets_of(macs, parameters, size, latency, tolerance)
+    budgets = budgets_of(macs, parameters, size, latency, tolerance, multiple)
     files = tuple(out or ())
     request = Request(
         model,
@@ -246,6 +280,7 @@ def prune(
         statistics_of(mean, std),
         half,
         int8,
+        latency_table,
     )
     with shown_on(console) as on_progress:
         results = measure(

@@ -18,6 +18,9 @@ from fedcaptor.common.latency import LatencyTable, LayerTimes
 Dimension = tuple[int, tuple[tuple[str, int], ...]]
 """A tensor dimension's length: a constant, plus kept channels of groups times their taps."""
 
+RATIOS = (0.0, 0.25, 0.5, 0.75, 1.0)
+"""Of a layer's inputs and outputs, where a latency table is measured; 0 stands for the smallest count."""
+
 Price = tuple[float, ...]
 """MACs of one image, stored values, and seconds of one image where there is a latency table."""
 
@@ -129,6 +132,21 @@ def layer_lengths(groups: ChannelGroups) -> dict[str, tuple[Dimension, Dimension
         else:
             found[layer.name] = ((1, ()), _joined(found[layer.name][1], outputs))
     return found
+
+
+def measured_counts(dimension: Dimension, groups: ChannelGroups, multiple: int) -> tuple[int, ...]:
+    """List the lengths that a latency table is measured at: multiples from the smallest that a plan can keep up to all.
+
+    There is a single one where none can go.
+    """
+    fixed, parts = dimension
+    free = sum(taps * groups.by_name[name].channels for name, taps in parts)
+    if not free:
+        return (fixed,)
+    channels = 1 if parts[0][0] == groups.output.name else multiple
+    unit = max(taps * groups.by_name[name].step(channels) for name, taps in parts)
+    counts = {min(unit * max(round(ratio * free / unit), 1), free) for ratio in RATIOS} | {free}
+    return tuple(fixed + count for count in sorted(counts))
 
 
 def _joined(one: Dimension, other: Dimension) -> Dimension:

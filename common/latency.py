@@ -1,7 +1,8 @@
 """A latency table holds measured seconds of each layer over a small grid of channel counts, interpolated in between.
 
 MACs are not time: early layers with large maps and few channels, depthwise convolutions and large linear layers take
-longer than their MACs say. `fedcaptor.common.torch_engine.latency` measures a table on the machine that it runs on.
+longer than their MACs say. `fedcaptor.common.torch_engine.latency` measures PyTorch on the machine that it runs on,
+`fedcaptor.client.latency_table` ONNX Runtime on a phone.
 """
 
 from __future__ import annotations
@@ -18,6 +19,12 @@ import numpy.typing as npt
 from fedcaptor.common.errors import ModelError
 from fedcaptor.common.files import replacing
 from fedcaptor.common.groups import ChannelGroups
+
+TORCH, ONNX_RUNTIME = "torch", "onnxruntime"
+"""Runtimes whose seconds a table can hold."""
+
+VERSION = 2
+"""Of the file: the first release's has no runtime, and no version."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +68,7 @@ class LatencyTable:
         model: The network's name.
         input_shape: (C, H, W) of its images.
         digest: `ChannelGroups.digest` of the network that was measured.
+        runtime: What ran it, `TORCH` or `ONNX_RUNTIME`.
         machine: Processor and versions in words, for people.
         threads: Threads that computed.
         layers: Seconds of each layer by name.
@@ -70,6 +78,7 @@ class LatencyTable:
     model: str
     input_shape: tuple[int, int, int]
     digest: str
+    runtime: str
     machine: str
     threads: int
     layers: Mapping[str, LayerTimes] = field(hash=False)
@@ -86,13 +95,16 @@ class LatencyTable:
 
     def to_json(self) -> str:
         """Serialise the table."""
-        return json.dumps(asdict(self), separators=(",", ":"), sort_keys=True)
+        return json.dumps({"version": VERSION, **asdict(self)}, separators=(",", ":"), sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> LatencyTable:
         """Read what `to_json` wrote. Raises ModelError when the text is something else."""
         try:
             raw = json.loads(text)
+            version = raw.pop("version", 1)
+            if version != VERSION:
+                raise ModelError(f"latency table is of version {version}, must be of {VERSION}: measure it again")
             layers = {
                 str(name): LayerTimes(
                     tuple(times["inputs"]), tuple(times["outputs"]), tuple(tuple(row) for row in times["seconds"])

@@ -17,6 +17,7 @@ from fedcaptor._measured_budgets import (
     Files,
     corrected,
     latency_figures,
+    latency_here,
     require_latency,
     with_file_sizes,
 )
@@ -32,6 +33,7 @@ from fedcaptor._verification import (
 )
 from fedcaptor.common.arrays import Images, Indices
 from fedcaptor.common.class_names import labels_of
+from fedcaptor.common.costs import predicted_latency_ratio
 from fedcaptor.common.errors import ConfigError, DataError, NormalisationWarning
 from fedcaptor.common.latency import LatencyTable
 from fedcaptor.common.planner import Budget, require_possible
@@ -152,8 +154,8 @@ class Evidence:
             macs: Multiply-accumulates to keep, as a ratio of the full network's, in (0, 1].
             parameters: Stored values to keep, as a ratio.
             bytes: Most bytes of each file of `formats`, as written. `Submodel.save` holds other files to it as well.
-            latency: Seconds of one image to keep, as a ratio: planned by `latency_table`, measured again here and now,
-                and corrected.
+            latency: Seconds of one image to keep, as a ratio: planned by `latency_table`, and, unless that is of a
+                phone, measured again here and now, and corrected.
             tolerance: Smallest submodel within the other budgets that differs from the full network, limited to the
                 classes, on at most this share of the images held out.
             tune: Steps, three minutes at most, of learning from the full network's answers; kept where images held out
@@ -197,9 +199,14 @@ class Evidence:
         if tune:
             pruned, more = self._tuned(pruned, tune, on_step)
             measured |= more
-        if latency is not None:
+        if budget.table is not None:
+            counts = pruned.plan.counts()
+            measured["latency_ratio_predicted"] = round(
+                predicted_latency_ratio(self.base.groups, budget.table, counts), 4
+            )
+        if (most := latency_here(budget)) is not None:
             found = measured_latency_ratio(pruned.module, self.base.module, self.base.groups.input_shape)
-            require_latency(found, latency)
+            require_latency(found, most)
             measured |= latency_figures(found)
         file = Standalone.of(pruned, self.normalisation.pixels)
         return Submodel(file, dict(pruned.plan.kept), measured, bytes, seen)

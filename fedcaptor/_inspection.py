@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from fedcaptor.common.data.source import load
+from fedcaptor.common.energy import Energy, layer_energies
 from fedcaptor.common.groups import ChannelGroups, Group
 from fedcaptor.common.torch_engine import registry
 from fedcaptor.common.torch_engine.base import BaseModel
@@ -28,6 +29,7 @@ class LayerCost:
         macs: Multiply-accumulates of one image.
         share_of_macs: That over the network's; all layers' add up to 1.
         parameters: Stored values.
+        share_of_energy: Modelled energy over the network's (`common/energy.py`); all layers' add up to 1.
         milliseconds: Of one image, with what follows until the next layer; None if it was not measured.
     """
 
@@ -35,6 +37,7 @@ class LayerCost:
     macs: int
     share_of_macs: float
     parameters: int
+    share_of_energy: float
     milliseconds: float | None = None
 
 
@@ -67,30 +70,47 @@ class Inspection:
     @property
     def layers(self) -> list[LayerCost]:
         """Costs of each layer in the order of execution; parameters of norms and the like are in a last row."""
-        found, total = self.groups, self.groups.macs()
+        found, total, energies = self.groups, self.groups.macs(), layer_energies(self.groups)
         macs: dict[str, int] = {}
         for layer in found.layers:  # behind a concatenation one entry for each group
             macs[layer.name] = macs.get(layer.name, 0) + found.layer_macs(layer, {})
         sizes = {name: math.prod(shape) for name, shape in found.tensors.items() if shape}
         own = {name: sum(sizes.get(f"{name}.{key}", 0) for key in ("weight", "bias")) for name in macs}
+        whole = sum(energies.values(), Energy()).total
         rows = [
-            LayerCost(name, count, count / total, own[name], 1000 * self.seconds[name] if self.seconds else None)
+            LayerCost(
+                name,
+                count,
+                count / total,
+                own[name],
+                energies[name].total / whole,
+                1000 * self.seconds[name] if self.seconds else None,
+            )
             for name, count in macs.items()
         ]
         rest = sum(sizes.values()) - sum(own.values())
-        return [*rows, LayerCost("(others)", 0, 0.0, rest)] if rest else rows
+        return [*rows, LayerCost("(others)", 0, 0.0, rest, 0.0)] if rest else rows
 
     @property
     def cost_rows(self) -> list[tuple[str, ...]]:
         """`layers` as words under `cost_columns`."""
         times = [f"{row.milliseconds:.3f}" if row.milliseconds is not None else "–" for row in self.layers]
-        rows = [(row.layer, f"{row.macs:,}", f"{row.share_of_macs:.1%}", f"{row.parameters:,}") for row in self.layers]
+        rows = [
+            (
+                row.layer,
+                f"{row.macs:,}",
+                f"{row.share_of_macs:.1%}",
+                f"{row.parameters:,}",
+                f"{row.share_of_energy:.1%}",
+            )
+            for row in self.layers
+        ]
         return [(*row, time) if self.seconds else row for row, time in zip(rows, times, strict=True)]
 
     @property
     def cost_columns(self) -> tuple[str, ...]:
         """Headings of `cost_rows`."""
-        return ("layer", "MACs", "share of MACs", "parameters", *(["ms"] if self.seconds else []))
+        return ("layer", "MACs", "share of MACs", "parameters", "of energy", *(["ms"] if self.seconds else []))
 
     @property
     def kept_whole(self) -> list[str]:

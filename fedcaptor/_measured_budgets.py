@@ -12,14 +12,15 @@ from typing import NamedTuple
 from fedcaptor.common.arrays import Images, Indices
 from fedcaptor.common.costs import predicted_latency_ratio
 from fedcaptor.common.errors import PlanError
-from fedcaptor.common.latency import LatencyTable
+from fedcaptor.common.latency import TORCH, LatencyTable
 from fedcaptor.common.plan import Plan
 from fedcaptor.common.planner import Budget, FileSize, allocate, smallest_counts
+from fedcaptor.common.timing import LatencyRatio
 from fedcaptor.common.torch_engine.base import BaseModel
 from fedcaptor.common.torch_engine.base import Submodel as Pruned
 from fedcaptor.common.torch_engine.export import Format, content
 from fedcaptor.common.torch_engine.factory import sliced
-from fedcaptor.common.torch_engine.latency import LatencyRatio, measured_latency_ratio
+from fedcaptor.common.torch_engine.latency import measured_latency_ratio
 from fedcaptor.common.torch_engine.standalone import Standalone
 from fedcaptor.common.torch_engine.strategies import PreparedStrategy
 
@@ -64,9 +65,16 @@ def corrected(selection: PreparedStrategy, budget: Budget, files: Files) -> Budg
     """
     if budget.bytes is not None:
         budget = _for_bytes(selection, budget, budget.bytes, files)
-    if budget.latency is not None and budget.table is not None:
-        budget = _for_latency(selection, budget, budget.latency, budget.table)
+    if (most := latency_here(budget)) is not None and budget.table is not None:
+        budget = _for_latency(selection, budget, most, budget.table)
     return budget
+
+
+def latency_here(budget: Budget) -> float | None:
+    """The latency budget that torch on this machine is held to. None where there is none, or the table is of another
+    runtime: what a phone takes is not told by what is measured here.
+    """
+    return budget.latency if budget.table is not None and budget.table.runtime == TORCH else None
 
 
 def require_size(name: str, size: int, most: int | None) -> None:

@@ -15,6 +15,7 @@ from fedcaptor._measured_budgets import (
     Files,
     corrected,
     latency_figures,
+    latency_here,
     require_latency,
     require_size,
     with_file_sizes,
@@ -25,6 +26,7 @@ from fedcaptor.common.arrays import Images
 from fedcaptor.common.class_names import fitting_names, labels_of, named
 from fedcaptor.common.data.source import Dataset, load
 from fedcaptor.common.data.splits import split
+from fedcaptor.common.energy import energy_ratio
 from fedcaptor.common.errors import ConfigError
 from fedcaptor.common.files import write_whole
 from fedcaptor.common.latency import LatencyTable
@@ -68,6 +70,7 @@ class Request:
     statistics: Statistics | None = None
     half: bool = False
     int8: bool = False
+    latency_table: Path | None = None
 
     @property
     def precision(self) -> Precision:
@@ -90,6 +93,7 @@ def measure(
     start = time.perf_counter()
     require_seed(request.seed)
     formats = formats_of(request.out, request.precision)  # before the work
+    _require_table(request)
     if request.out and len(request.budgets) > 1:
         raise ConfigError(f"{len(request.budgets)} budgets and one --out: choose a budget to write its submodel")
     data = load(request.source)
@@ -106,7 +110,8 @@ def measure(
     warn_of_normalisation(base, data.x[part.seen])
     first, table = request.budgets[0], None
     if first.latency is not None:
-        table = table_of(base, request.weights.with_suffix(".latency.json"), first.multiple, on_layer)
+        file = request.latency_table or request.weights.with_suffix(".latency.json")
+        table = table_of(base, file, first.multiple, on_layer)
     task = Task(base, target, data.x[part.seen], data.x[part.seen_of_all], request.seed)
     selection = prepare(request.strategy, task)
     full = _full(base, target, data.x[part.test], data.y[part.test])
@@ -117,6 +122,16 @@ def measure(
         results.append(about | result | {"seconds": round(time.perf_counter() - start, 2)})
         start = time.perf_counter()
     return results
+
+
+def _require_table(request: Request) -> None:
+    """Raises ConfigError for a latency table that is not there, or that no budget asks for."""
+    if (file := request.latency_table) is None:
+        return
+    if request.budgets[0].latency is None:
+        raise ConfigError(f"latency table {file} is given without a latency budget: add --latency 0.5, or leave it out")
+    if not file.exists():
+        raise ConfigError(f"{file} is no latency table: measure one with python -m fedcaptor.client.latency_table")
 
 
 def _pruned(
@@ -138,7 +153,7 @@ def _pruned(
         more |= tuning
     result = _figures(submodel, x[part.test], y[part.test])
     latency = measured_latency_ratio(submodel.module, submodel.base.module, submodel.base.groups.input_shape)
-    require_latency(latency, budget.latency)
+    require_latency(latency, latency_here(budget))
     result |= latency_figures(latency) | _written(submodel, budget.bytes, files, request, x[part.test])
     if budget.table is not None:
         result |= _predicted(submodel, budget.table)
@@ -203,11 +218,17 @@ def _figures(submodel: Submodel, images: Images, truth: np.ndarray) -> dict[str,
         "accuracy": _share(submodel.predict(images) == truth),
         "macs_ratio": round(submodel.macs_ratio, 4),
         "parameters_ratio": round(submodel.parameters_ratio, 4),
+        "energy_ratio": round(energy_ratio(submodel.base.groups, submodel.plan.counts()), 4),
     }
 
 
 def budgets_of(
-    macs: str | None, parameters: float | None, size: int | None, latency: float | None, tolerance: float | None
+    macs: str | None,
+    parameters: float | None,
+    size: int | None,
+    latency: float | None,
+    tolerance: float | None,
+    multiple: int = Budget.multiple,
 ) -> tuple[Budget, ...]:
     """Budgets from options: one for each ratio of `macs`, which the other limits hold with. Where nothing is given, 0.4
     of the MACs, or all of them with a tolerance.
@@ -218,7 +239,7 @@ def budgets_of(
         ratios = [None] if macs is None else [float(ratio) for ratio in macs.split(",")]
     except ValueError:
         raise ConfigError(f"macs is {macs!r}, must be ratios such as 0.4 or 0.5,0.3,0.1") from None
-    return tuple(Budget(ratio, parameters=parameters, bytes=size, latency=latency) for ratio in ratios)
+    return tuple(Budget(ratio, multiple, parameters, size, latency) for ratio in ratios)
 
 
 def statistics_of(mean: str | None, std: str | None) -> Statistics | None:

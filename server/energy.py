@@ -1,24 +1,22 @@
-"""Modelled energy of a phone's answers, as a ratio of the full model's. It is a model, no measurement.
-
-Horowitz, "Computing's energy problem (and what we can do about it)", ISSCC 2014, gives for 45 nm: 3.7 pJ for a 32-bit
-floating-point multiplication, 0.9 pJ for an addition, about 640 pJ for 32 bits from DRAM. An image costs its MACs and
-every weight once from DRAM; activations, caches and what a device draws besides are left out.
-"""
+"""The fleet's modelled energy from private sums, which tell MACs and parameters of the phones' models alone."""
 
 from __future__ import annotations
 
+from fedcaptor.common.energy import energy
 from fedcaptor.common.groups import ChannelGroups
-
-MODEL = "Horowitz, ISSCC 2014: arithmetic and weights from DRAM"
-MAC_PICOJOULE = 3.7 + 0.9
-WEIGHT_PICOJOULE = 640.0
 
 
 def energy_weights(groups: ChannelGroups) -> dict[str, float]:
-    """Return the weights of outcome figures that give the energy ratio: an escalated image also costs the full model.
+    """Return the weights of outcome figures that give the energy ratio of `fedcaptor.common.energy`, or a little more.
 
-    Where another model answers those images, or none, that is an upper bound.
+    Maps shrink as channels do, MACs as their square. No sum has a phone's channels, so maps count by the mean of 1 and
+    the MACs ratio, which is at least its root. An escalated image also costs the full model; where another model
+    answers it, or none, that is an upper bound.
     """
-    arithmetic, memory = groups.macs() * MAC_PICOJOULE, groups.parameters() * WEIGHT_PICOJOULE
-    whole = arithmetic + memory
-    return {"macs": arithmetic / whole, "parameters": memory / whole, "escalated": 1.0}
+    full = energy(groups)
+    return {
+        "macs": (full.computing + full.maps / 2) / full.total,
+        "parameters": full.weights / full.total,
+        "phones": full.maps / 2 / full.total,
+        "escalated": 1.0,
+    }

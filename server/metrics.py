@@ -23,11 +23,11 @@ from prometheus_client.core import (
 )
 from prometheus_client.utils import floatToGoString
 
+from fedcaptor.common.energy import MODEL
 from fedcaptor.common.messages import REASONS
 from fedcaptor.common.privacy.zcdp import PERIOD_DAYS
 from fedcaptor.common.statistics import kinds
 from fedcaptor.server.collect import MASKED_STEPS, RESULTS
-from fedcaptor.server.energy import MODEL
 from fedcaptor.server.journal import LOST
 from fedcaptor.server.snapshot import OTHER, STATUSES, Figure, Snapshot
 

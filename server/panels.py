@@ -80,8 +80,8 @@ FLEET = Board(
             (
                 estimate("MACs of the phones' models", "fleet_macs_ratio", "ratio", "Full model: 100 %."),
                 estimate("Modelled energy of answers", "fleet_energy_ratio", "ratio",
-                         "Arithmetic and weights from DRAM by Horowitz, ISSCC 2014, escalations included: a model, "
-                         "no measurement."),
+                         "MACs and what is moved between memories, by Yang, Chen & Sze, CVPR 2017, escalations "
+                         "included: a model, no measurement."),
                 estimate("Parameters of the phones' models", "fleet_parameters_ratio", "ratio", "Full model: 100 %."),
                 Panel("Download of a phone in a round", "ratio", (of("fleet_download_ratio"),),
                       "Bytes of a delivery as a ratio of the full model's file."),

@@ -60,7 +60,7 @@ class Fleet(_Part):
     """Hold means over all phones, None while unknown. All but `download_ratio` are private estimates.
 
     `agreement`: the phones' own models with the full model, `cluster_agreement`: their clusters' models with it.
-    `energy_ratio`: modelled, see `server/energy.py`.
+    `energy_ratio`: modelled, see `common/energy.py`.
     """
 
     phones: Figure | None = None

@@ -18,6 +18,7 @@ from fedcaptor.client.kept_models import holds_full, read_models
 from fedcaptor.client.outcome import Kind, Outcome
 from fedcaptor.common.arrays import Floats, Indices
 from fedcaptor.common.config import Config
+from fedcaptor.common.energy import energy_ratio
 from fedcaptor.common.tiers import drawn
 from fedcaptor.common.torch_engine.base import BaseModel, Submodel
 from fedcaptor.simulations.looks import drawn as drawn_look
@@ -59,6 +60,7 @@ class PhoneFigures:
     accuracy_cluster_limited: float
     macs_ratio: float
     parameters_ratio: float
+    energy_ratio: float
     cluster_macs_ratio: float
     cluster_parameters_ratio: float
     effective_macs_ratio: float
@@ -100,7 +102,7 @@ class Oracle:
 
     def __init__(self, directory: Path, config: Config, base: BaseModel, cluster_models: list[Submodel]) -> None:
         self._directory, self._config, self._clusters = directory, config, cluster_models
-        self._shipped = phone_engine(directory, config, base)
+        self._shipped, self._groups = phone_engine(directory, config, base), base.groups
         oracle = directory / "oracle"
         looks = range(max(len(config.looks), 1))
         self._images: list[Any] = [np.load(images_file(oracle, look), mmap_mode="r") for look in looks]
@@ -158,6 +160,7 @@ class Oracle:
             accuracy_cluster_limited=_share((limited == truth)[inside]),
             macs_ratio=macs,
             parameters_ratio=submodel.parameters_ratio if submodel else 1.0,
+            energy_ratio=energy_ratio(self._groups, submodel.plan.counts()) if submodel else 1.0,
             cluster_macs_ratio=at_cluster.macs_ratio if at_cluster else 1.0,
             cluster_parameters_ratio=at_cluster.parameters_ratio if at_cluster else 1.0,
             effective_macs_ratio=macs + share * (models.larger.macs_ratio if models.larger else 0.0),

@@ -31,6 +31,7 @@ from fedcaptor.common.data.source import Dataset, load
 from fedcaptor.common.data.splits import split
 from fedcaptor.common.errors import ConfigError, StateError
 from fedcaptor.common.files import make_folder, replacing
+from fedcaptor.common.memory import peak_rss
 from fedcaptor.common.progress import OnProgress
 from fedcaptor.common.torch_engine.base import BaseModel
 from fedcaptor.server.monitor import Monitor, described
@@ -39,7 +40,6 @@ from fedcaptor.server.record import RunRecord
 from fedcaptor.server.start import courier_of, open_run, run_digest
 from fedcaptor.simulations import records, rounds
 from fedcaptor.simulations.local_grid import App, LocalGrid, VirtualClock
-from fedcaptor.simulations.memory import peak_rss
 from fedcaptor.simulations.oracle import Oracle
 from fedcaptor.simulations.owners_world import SOURCE as OWNERS
 from fedcaptor.simulations.phones import GRAPH, simulated_phone

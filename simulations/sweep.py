@@ -14,7 +14,7 @@ from scipy.stats import t as student
 from fedcaptor.simulations.records import Metric, Provenance, Sweep
 
 CONFIDENCE = 0.95
-WITHIN_ONE = re.compile(r"(cluster_only\.)?(accuracy.*|macs_ratio|parameters_ratio)|out_of_set\..*")
+WITHIN_ONE = re.compile(r"(cluster_only\.)?(accuracy.*|macs_ratio|parameters_ratio|energy_ratio)|out_of_set\..*")
 """Names of figures that lie in [0, 1]. The others are only known to be no less than 0."""
 _NO_FIGURES = frozenset({"seed"})
 

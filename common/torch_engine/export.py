@@ -154,7 +154,8 @@ def content(
         return submodel.content, _FromPixels(submodel).eval()
     pixels = _FromPixels(submodel, form.precision is Precision.half).eval()
     try:
-        made, program = _PROGRAMS[form.ending](pixels, _images(submodel, 2), submodel.about)
+        about = submodel.about | ({"precision": "float16"} if form.precision is Precision.half else {})
+        made, program = _PROGRAMS[form.ending](pixels, _images(submodel, 2), about)
         tried = _images(submodel, 3)
         if form.precision is Precision.int8:
             tried = _pixels(submodel, _drawn(images))

@@ -128,6 +128,7 @@ class Summary(Record):
     macs_ratio: Number
     effective_macs_ratio: Number = None
     parameters_ratio: Number = None
+    energy_ratio: Number = None
     download_bytes_ratio: Number = None
     storage_ratio: Number = None
     reference_images: ReferenceImages | None = None

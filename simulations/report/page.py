@@ -17,6 +17,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from fedcaptor.common import energy
 from fedcaptor.common.assets import asset
 from fedcaptor.common.errors import StateError
 from fedcaptor.common.files import replacing
@@ -41,6 +42,7 @@ def write_report(directory: Path) -> Path:
         "name": directory.resolve().name,
         "has_phones": (directory / PHONES).exists(),
         "summary": summary,
+        "energy_model": energy.MODEL,
         "details": details,
         "marks": marks_of(summary),
         "kept_full": sum(ratio == 1 for ratio in details.phones.macs_ratio),

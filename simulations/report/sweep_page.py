@@ -37,6 +37,7 @@ COSTS = (
     ("macs_ratio", "MACs"),
     ("effective_macs_ratio", "effective MACs"),
     ("parameters_ratio", "parameters"),
+    ("energy_ratio", "energy, modelled"),
     ("download_bytes_ratio", "download"),
     ("storage_ratio", "storage"),
 )

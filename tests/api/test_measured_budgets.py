@@ -13,7 +13,7 @@ from fedcaptor.common.costs import predicted_latency_ratio
 from fedcaptor.common.errors import PlanError
 from fedcaptor.common.latency import LatencyTable, LayerTimes
 from fedcaptor.common.planner import Budget
-from fedcaptor.common.torch_engine.latency import LatencyRatio
+from fedcaptor.common.timing import LatencyRatio
 from fedcaptor.common.torch_engine.strategies import PreparedStrategy, Task, prepare
 from tests import tiny
 
@@ -30,7 +30,7 @@ def budget(selection: PreparedStrategy, latency: float) -> Budget:
     """With a table that takes all time for proportional to channels."""
     groups = selection.base.groups
     layers = {one.name: LayerTimes((1,), (1, one.full_outputs), ((0.0, 1.0),)) for one in groups.layers}
-    table = LatencyTable(groups.model, groups.input_shape, groups.digest, "by hand", 1, layers)
+    table = LatencyTable(groups.model, groups.input_shape, groups.digest, "torch", "by hand", 1, layers)
     return Budget(latency=latency, multiple=1, table=table)
 
 

@@ -15,7 +15,7 @@ from fedcaptor.cli.main import app
 from fedcaptor.common.assets import asset
 from fedcaptor.common.errors import ConfigError, DataError, ModelError, NormalisationWarning, PlanError
 from fedcaptor.common.latency import LatencyTable, LayerTimes
-from fedcaptor.common.torch_engine.latency import LatencyRatio
+from fedcaptor.common.timing import LatencyRatio
 from fedcaptor.common.torch_engine.standalone import Standalone
 from fedcaptor.common.torch_engine.strategies import STRATEGIES
 from fedcaptor.common.weights_file import load_state, save_state
@@ -242,7 +242,7 @@ def test_a_latency_is_planned_by_the_table_beside_the_weights(tmp_path, monkeypa
     def table(base, multiple, on_layer):
         measured.append(multiple)
         lengths = {layer.name: LayerTimes((1,), (1, layer.full_outputs), ((0.0, 1.0),)) for layer in base.groups.layers}
-        return LatencyTable(base.name, base.groups.input_shape, base.groups.digest, "by hand", 1, lengths)
+        return LatencyTable(base.name, base.groups.input_shape, base.groups.digest, "torch", "by hand", 1, lengths)
 
     monkeypatch.setattr(_verification, "measure_table", table)
     options = ["--weights", str(weights), "--latency", "0.5"]
@@ -253,6 +253,17 @@ def test_a_latency_is_planned_by_the_table_beside_the_weights(tmp_path, monkeypa
     assert 0 < first["latency_ratio_predicted"] <= 0.5
     assert (first["latency_ratio"], first["latency_ratio_low"], first["latency_ratio_high"]) == (0.45, 0.4, 0.5)
     assert first["latency_machine"] == "by hand"
+    phones = tmp_path / "phone.json"  # what torch takes here, which is more, says nothing of a phone
+    phones.write_text(beside.read_text().replace('"runtime":"torch"', '"runtime":"onnxruntime"'))
+    third = json.loads(run(*options[:2], "--latency", "0.3", "--latency-table", str(phones)).stdout)
+    assert third["latency_ratio_predicted"] <= 0.3 < third["latency_ratio_low"]
+    for more, message in (
+        (["--macs", "0.5", "--latency-table", str(phones)], "without a latency budget"),
+        (["--latency", "0.5", "--latency-table", str(tmp_path / "none.json")], r"none\.json is no latency table"),
+    ):
+        refused = run(*options[:2], *more).exception
+        assert isinstance(refused, ConfigError)
+        assert re.search(message, str(refused))
     beside.write_text(
         beside.read_text().replace('"model":"small-cnn"', '"model":"vgg16"').replace('"digest":"', '"digest":"0')
     )

@@ -19,6 +19,7 @@ from fedcaptor.common.costs import Costs, predicted_latency_ratio
 from fedcaptor.common.errors import ModelError, PlanError
 from fedcaptor.common.latency import LatencyTable, LayerTimes, monotone
 from fedcaptor.common.planner import Budget, allocate
+from fedcaptor.common.timing import PAIRED, LatencyRatio
 from fedcaptor.common.torch_engine import latency
 from fedcaptor.common.torch_engine.registry import build
 from fedcaptor.common.torch_engine.trace import trace
@@ -35,6 +36,7 @@ TABLE = LatencyTable(
     GROUPS.model,
     GROUPS.input_shape,
     GROUPS.digest,
+    "torch",
     "by hand",
     1,
     {
@@ -181,7 +183,7 @@ def test_time_in_proportion_to_weights_is_priced_as_the_recount(factory: str) ->
     groups = trace(build(name, 10, (3, 16, 12)), name, (3, 16, 12))
     full = {layer.name: groups.tensors[f"{layer.name}.weight"][:2] for layer in groups.layers}
     layers = {key: _product(inputs, outputs) for key, (outputs, inputs) in full.items()}
-    table = LatencyTable(name, groups.input_shape, groups.digest, "by hand", 1, layers)
+    table = LatencyTable(name, groups.input_shape, groups.digest, "torch", "by hand", 1, layers)
     costs, rng = Costs.of(groups, table), np.random.default_rng(5)
     for _ in range(10):
         kept = {g.name: int(rng.integers(1, g.channels + 1)) for g in groups.groups}
@@ -224,7 +226,7 @@ def test_with_a_clock_that_ticks_evenly_all_calls_take_one_tick(tmp_path: Path) 
     clock = lambda: float(next(ticks))  # noqa: E731  a clock is one call
     shape = base.groups.input_shape
     assert latency.measure(base.module, shape, clock) == 1
-    assert latency.measured_latency_ratio(base.module, base.module, shape, clock) == latency.LatencyRatio(1, 1, 1)
+    assert latency.measured_latency_ratio(base.module, base.module, shape, clock) == LatencyRatio(1, 1, 1)
     table = latency.measure_table(base, 2, clock=clock)
     # a tick in the layer and one behind it, whose share grows with the outputs
     assert table.rest == 1
@@ -254,7 +256,7 @@ def test_a_ratio_is_of_networks_that_run_for_a_while_and_states_its_spread() -> 
     found = latency.measured_latency_ratio(small, full, (1, 2, 2), clock)
     assert found.median == pytest.approx(0.3)
     assert found.low == pytest.approx(0.3)
-    assert now[0] > latency.PAIRED
+    assert now[0] > PAIRED
     full.jitter = small.jitter = np.random.default_rng(0)
     found = latency.measured_latency_ratio(small, full, (1, 2, 2), clock)
     assert found.low < found.median < found.high

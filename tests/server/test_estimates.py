@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 
+from fedcaptor.common.energy import energy_ratio
 from fedcaptor.common.privacy.sums import SumSpec, decode, encode
 from fedcaptor.common.statistics import OUTCOME_FIGURES
 from fedcaptor.server.energy import energy_weights
@@ -89,7 +90,14 @@ def test_figures_stay_within_what_they_can_be() -> None:
 
 def test_energy_of_the_full_model_is_one() -> None:
     weights = energy_weights(small_groups())
-    assert weights["macs"] + weights["parameters"] == pytest.approx(1)
-    assert weights["macs"] == pytest.approx(
-        4.6 * small_groups().macs() / (4.6 * small_groups().macs() + 640 * small_groups().parameters())
-    )
+    assert weights["macs"] + weights["parameters"] + weights["phones"] == pytest.approx(1)
+
+
+def test_energy_of_evenly_pruned_models_is_estimated_closely_and_from_above() -> None:
+    groups = small_groups(64, 128)
+    weights = energy_weights(groups)
+    for share in (0.25, 0.5, 0.75):
+        kept = {"a": int(64 * share), "b": int(128 * share)}
+        figures = {"phones": 1, "macs": groups.macs_ratio(kept), "parameters": groups.parameters_ratio(kept)}
+        estimated = sum(weights[name] * value for name, value in figures.items())
+        assert energy_ratio(groups, kept) <= estimated <= energy_ratio(groups, kept) + 0.05

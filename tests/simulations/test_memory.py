@@ -5,7 +5,7 @@ import os
 import numpy as np
 import pytest
 
-from fedcaptor.simulations.memory import peak_rss
+from fedcaptor.common.memory import peak_rss
 from fedcaptor.simulations.runner import keep_memory_flat
 
 pytestmark = pytest.mark.slow

@@ -78,6 +78,7 @@ SUMMARY_OF_A_RUN = """{
  "macs_ratio": 0.24449136450937028,
  "effective_macs_ratio": 0.3296580311760369,
  "parameters_ratio": 0.175801480470359,
+ "energy_ratio": 0.2134,
  "download_bytes_ratio": 0.11248760778605423,
  "storage_ratio": 1.2371736093015733,
  "reference_images": {
