@@ -17,7 +17,7 @@ from fedcaptor.client import resident
 from fedcaptor.client.device import Device
 from fedcaptor.client.fleet import MAX_OBJECTS, _within
 from fedcaptor.client.node_key import node_key
-from fedcaptor.client.resident import Resident, only_one
+from fedcaptor.client.resident import SOON, Resident, only_one, pause
 from fedcaptor.common.config import load_config
 from fedcaptor.common.errors import ConfigError, LinkError, StateError
 from fedcaptor.simulations.local_grid import LocalGrid
@@ -115,6 +115,18 @@ def test_a_reply_whose_wait_was_cut_short_is_not_sent(tmp_path: Path, monkeypatc
     monkeypatch.setattr(resident, "_answered", lambda app, message, node: one.stop.set() or message)
     one.run()
     assert link.sent == []
+
+
+@pytest.mark.parametrize("usual", [0.1, 0.5, 2.0, 9.0, 3600.0])
+@pytest.mark.parametrize("due", [0.5, 2.0, 9.0, 60.0])
+def test_looks_are_few_until_a_message_is_due_and_find_it_soon(usual: float, due: float) -> None:
+    passed, looks = 0.0, 0
+    while passed < due:
+        passed += pause(passed, usual, 3.0)
+        looks += 1
+    assert passed - due <= min(3.0, max(SOON + due / 4, usual / 2))
+    if due == usual:
+        assert looks <= 7
 
 
 def test_one_process_serves_a_phone(tmp_path: Path) -> None:
