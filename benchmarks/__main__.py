@@ -22,6 +22,7 @@ from benchmarks.heterofl import HeteroFL
 from benchmarks.local_privacy import LocalPrivacy
 from benchmarks.memory import Memory
 from benchmarks.moments import MomentsCost
+from benchmarks.personal_step import PersonalStep
 from benchmarks.phone import Phone
 from benchmarks.phone_client import PhoneClient
 from benchmarks.poisoning import Poisoning
@@ -53,6 +54,7 @@ app.command("lite0")(lite0.command)
 app.command("local_privacy")(command(LocalPrivacy))
 app.command("memory")(command(Memory))
 app.command("moments")(command(MomentsCost))
+app.command("personal_step")(command(PersonalStep))
 app.command("phone")(command(Phone))
 app.command("phone_client")(command(PhoneClient))
 app.command("poisoning")(command(Poisoning))

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _POLL_SECONDS = 0.1
 _NICENESS = 19
-_LEAN = {
+LEAN = {
     "OPENBLAS_NUM_THREADS": "1",  # one core, as ONNX Runtime has
     "MALLOC_MMAP_THRESHOLD_": str(1 << 20),  # glibc raises it by itself, and then keeps most of what is freed
 }
@@ -112,7 +112,7 @@ class InChildProcess:
                 stdout=log,
                 stderr=log,
                 pass_fds=(lock,),
-                env=_LEAN | os.environ,
+                env=LEAN | os.environ,
                 start_new_session=True,
             )
         os.close(lock)
