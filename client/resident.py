@@ -14,10 +14,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from threading import Event
 
-from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
 
@@ -30,7 +30,7 @@ from fedcaptor.client.node_key import node_key
 from fedcaptor.client.phone import Phone
 from fedcaptor.client.process_lock import acquire
 from fedcaptor.client.processes import holds
-from fedcaptor.client.resting import Rest, Woken
+from fedcaptor.client.resting import Requests, Rest, Woken
 from fedcaptor.common.errors import ConfigError, FedcaptorError, LinkError, StateError
 from fedcaptor.common.files import read_bounded, write_whole
 
@@ -68,8 +68,11 @@ class Resident:
         certificates = read_bounded(place / roots, _MAX_CERTIFICATE_BYTES, "certificate") if roots else None
         phone, number = self.device.phone(self.stop.wait), self.device.folder / NODE_FILE
         received = [self.woken.answer] if self.woken and self.woken.answer else []
-        if self.woken and isinstance(phone.background, InChildProcess):
-            phone.background.adopted = self.woken.child
+        if self.woken is not None:
+            if received:  # a message waits, and files are fetched before a phone checks in
+                self._next_fetch = time.monotonic() + _FETCH_SECONDS
+            if isinstance(phone.background, InChildProcess):
+                phone.background.adopted = self.woken.child
         with only_one(self.device.folder, self.woken) as lock, _ended(phone):
             if self.woken is None:
                 self.stop.wait(random.uniform(0, settings.spread_seconds))
@@ -78,6 +81,7 @@ class Resident:
                 if not holds(settings.condition):
                     if self.once is not None:
                         return
+                    self._rest(None, lock, phone)
                     self.stop.wait(settings.condition_seconds)
                     continue
                 try:
@@ -89,7 +93,8 @@ class Resident:
                         write_whole(number, str(link.node_id).encode(), private=True)
                         logger.info("connected as node %d", link.node_id)
                         failures, reason = 0, ""
-                        self._serve(link, phone, lambda: self._rest(link, key, lock, phone))
+                        requests = partial(waiting, settings.superlink, key, link.node_id)
+                        self._serve(link, phone, partial(self._rest, requests, lock, phone))
                 except LinkError as error:
                     failures += 1
                     if str(error) != reason:  # once, not with every attempt
@@ -123,16 +128,17 @@ class Resident:
             idle = time.monotonic() - quiet
             if self.once is not None and idle >= self.once:
                 return
-            if self.rests and 0 < settings.rest_seconds <= idle:  # whatever the child does: it would show
+            if idle >= settings.rest_seconds:  # whatever the child does: it would show
                 rest()
             self.stop.wait(pause(idle, usual, settings.poll_seconds) * random.uniform(0.8, 1))
 
-    def _rest(self, link: Link, key: EllipticCurvePrivateKey, lock: int, phone: Phone) -> None:
-        """Rest until there is a message; returns where the process is to stop."""
+    def _rest(self, requests: Callable[[], Requests] | None, lock: int, phone: Phone) -> None:
+        """Rest, if this process does; returns where it does not, or is to stop. `requests`: see `Rest`."""
         settings, place = self.device.config.device, self.device.place.absolute()
-        logger.info("resting until there is a message")
-        Rest(
-            waiting(settings.superlink, key, link.node_id),
+        if not self.rests or settings.rest_seconds == 0:
+            return
+        rest = Rest(
+            requests and requests(),
             str(place / settings.root_certificates) if settings.root_certificates else "",
             str(place / settings.key),
             lock,
@@ -140,7 +146,13 @@ class Resident:
             settings.poll_seconds,
             settings.condition,
             settings.condition_seconds,
-        ).begin(self.stop.is_set)
+        )
+        logger.info("resting until there is a message" if requests else "resting until device.condition holds")
+        try:
+            rest.begin(self.stop.is_set)
+        except OSError as error:
+            logger.warning("this process cannot rest: %s", error)
+            self.rests = False
 
     def _fetch(self) -> None:
         """Bring weights and graph up to date, where there is a catalogue, but no more often than each hour.

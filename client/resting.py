@@ -84,17 +84,17 @@ class Rest:
     """Describe a rest.
 
     Attributes:
-        requests: What is sent meanwhile.
+        requests: What is sent meanwhile; None while `condition` does not hold: nothing.
         certificates: File of the authorities to trust; empty: those that Flower's library trusts then.
         key: File of the node's key.
         lock: Descriptor of the phone's lock.
         child: Number of the child process that was started last, which goes on; 0: none.
         poll_seconds: Most seconds between two looks.
-        condition: Command that ends the rest when it fails; empty: none.
+        condition: Command that ends the rest when it fails, or without requests when it does not; empty: none.
         condition_seconds: Time between two runs of it.
     """
 
-    requests: Requests
+    requests: Requests | None
     certificates: str
     key: str
     lock: int
@@ -104,15 +104,19 @@ class Rest:
     condition_seconds: float
 
     def begin(self, stopped: Callable[[], bool]) -> None:
-        """Become the program that rests, unless the process is `stopped`. It comes back by this process's command."""
+        """Become the program that rests, unless the process is `stopped`. It comes back by this process's command.
+
+        Raises OSError where that is impossible.
+        """
         signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
-        if stopped():
+        try:
+            if not stopped():
+                command = [sys.executable, *sys.orig_argv[1:]]
+                settings = _handed_on(json.dumps({"rest": asdict(self), "command": command}).encode())
+                os.set_inheritable(self.lock, True)
+                os.execv(sys.executable, [sys.executable, "-m", __name__, str(settings)])
+        finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
-            return
-        command = [sys.executable, *sys.orig_argv[1:]]
-        settings = _handed_on(json.dumps({"rest": asdict(self), "command": command}).encode())
-        os.set_inheritable(self.lock, True)
-        os.execv(sys.executable, [sys.executable, "-m", __name__, str(settings)])
 
 
 def woken() -> Woken | None:
@@ -130,27 +134,21 @@ def main() -> None:
     for number in ENDING:
         signal.signal(number, lambda *_: sys.exit())
     given = json.loads(_taken(int(sys.argv[1])))
-    rest = Rest(Requests(**given["rest"].pop("requests")), **given["rest"])
-    line, answer, worked = _Line(rest), b"", False
+    requests = given["rest"].pop("requests")
+    rest = Rest(requests and Requests(**requests), **given["rest"])
+    line = None if rest.requests is None else _Line(rest, rest.requests)
+    answer, worked = b"", True
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
-        beaten = checked = time.monotonic()
-        while not answer:
-            time.sleep(rest.poll_seconds * random.uniform(0.8, 1))
-            now = time.monotonic()
-            if now - checked >= rest.condition_seconds:
-                checked = now
-                if not holds(rest.condition):
-                    break
-            if now - beaten >= rest.requests.beat_seconds:
-                beaten = now
-                line.send(*rest.requests.beat)
-            answer, worked = line.send(*rest.requests.look), True
-    except (OSError, http.client.HTTPException):
-        pass  # the whole program finds out what is amiss, and says so
+        if line is None:
+            while not holds(rest.condition):
+                time.sleep(rest.condition_seconds)
+        else:
+            answer, worked = line.wait()
     except SystemExit:
         end_child(rest.child)
-        line.send(*rest.requests.leave)
+        if line is not None:
+            line.send(*line.requests.leave)
         raise
     signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     os.environ[_WOKEN] = f"{rest.lock} {rest.child} {_handed_on(answer)} {int(worked)}"
@@ -158,10 +156,10 @@ def main() -> None:
 
 
 class _Line:
-    """Send a node's requests, over one connection while it lasts. Raises OSError or HTTPException."""
+    """Send a node's requests, over one connection while it lasts. `send` raises OSError or HTTPException."""
 
-    def __init__(self, rest: Rest) -> None:
-        self._requests, self._key = rest.requests, node_key(Path(rest.key))
+    def __init__(self, rest: Rest, requests: Requests) -> None:
+        self._rest, self.requests, self._key = rest, requests, node_key(Path(rest.key))
         if rest.certificates:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
             context.load_verify_locations(rest.certificates)
@@ -169,17 +167,37 @@ class _Line:
             import certifi
 
             context = ssl.create_default_context(cafile=certifi.where())
-        host, _, port = rest.requests.address.rpartition(":")
+        host, _, port = requests.address.rpartition(":")
         self._connection = http.client.HTTPSConnection(host.strip("[]"), int(port), timeout=_TIMEOUT, context=context)
         self._used = 0.0
+
+    def wait(self) -> tuple[bytes, bool]:
+        """Return the answer that has content, empty where something else ends the rest, and whether a look worked."""
+        worked, beaten, checked = False, time.monotonic(), time.monotonic()
+        try:
+            while True:
+                time.sleep(self._rest.poll_seconds * random.uniform(0.8, 1))
+                now = time.monotonic()
+                if now - checked >= self._rest.condition_seconds:
+                    checked = now
+                    if not holds(self._rest.condition):
+                        return b"", worked
+                if now - beaten >= self.requests.beat_seconds:
+                    beaten = now
+                    self.send(*self.requests.beat)
+                if answer := self.send(*self.requests.look):
+                    return answer, True
+                worked = True
+        except (OSError, http.client.HTTPException):  # the whole program finds out what is amiss, and says so
+            return b"", worked
 
     def send(self, path: str, body: str) -> bytes:
         if time.monotonic() - self._used > _KEPT_SECONDS:
             self._connection.close()  # it opens again
         made = datetime.now(tz=UTC).isoformat()
         signature = base64.b64encode(self._key.sign(made.encode(), ECDSA(SHA256()))).decode()
-        signed = {self._requests.timestamp: made, self._requests.signature: signature}
-        self._connection.request("POST", path, bytes.fromhex(body), self._requests.headers | signed)
+        signed = {self.requests.timestamp: made, self.requests.signature: signature}
+        self._connection.request("POST", path, bytes.fromhex(body), self.requests.headers | signed)
         response = self._connection.getresponse()
         content = response.read(_MAX_ANSWER)
         if response.status != http.client.OK:

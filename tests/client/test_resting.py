@@ -8,6 +8,7 @@ import signal
 import ssl
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from queue import Queue
@@ -28,10 +29,11 @@ from pathlib import Path
 folder, port = Path(sys.argv[1]), sys.argv[2]
 rest = woken()
 if rest is None:
-    requests = Requests("localhost:" + port, {"who": "me"}, "made", "signed", ("/look", "01ff"), ("/beat", ""),
-                        ("/leave", "02"), 0.0)
+    requests = port and Requests("localhost:" + port, {"who": "me"}, "made", "signed", ("/look", "01ff"), ("/beat", ""),
+                                 ("/leave", "02"), 0.0)
     lock = acquire(folder / "lock")
-    Rest(requests, str(folder / "ca.pem"), str(folder / "key"), lock, 0, 0.02, sys.argv[3], 0.0).begin(lambda: False)
+    rest = Rest(requests or None, str(folder / "ca.pem"), str(folder / "key"), lock, 0, 0.02, sys.argv[3], 0.0)
+    rest.begin(lambda: False)
 print(rest.answer, rest.worked, acquire(folder / "lock"), os.getpid(), "flwr" in sys.modules)
 os.close(rest.lock)
 os.close(acquire(folder / "lock"))
@@ -74,7 +76,7 @@ def served(tmp_path: Path) -> Iterator[tuple[int, Queue[tuple[str, bytes]], Queu
     server.server_close()
 
 
-def rests(folder: Path, port: int, condition: str = "") -> subprocess.Popen[str]:
+def rests(folder: Path, port: int | str, condition: str = "") -> subprocess.Popen[str]:
     command = [sys.executable, "-c", PROGRAM, str(folder), str(port), condition]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=dict(os.environ))
 
@@ -91,12 +93,27 @@ def test_a_message_wakes_the_same_process_which_still_has_its_lock(
     assert list(got.queue) == [("/beat", b""), ("/look", b"\x01\xff")] * 2
 
 
-@pytest.mark.parametrize("ended", ["no server", "condition"])
 def test_what_is_amiss_wakes_it_without_a_message(
-    tmp_path: Path, served: tuple[int, Queue[tuple[str, bytes]], Queue[bytes]], ended: str
+    tmp_path: Path, served: tuple[int, Queue[tuple[str, bytes]], Queue[bytes]]
 ) -> None:
-    process = rests(tmp_path, 1 if ended == "no server" else served[0], "false" if ended == "condition" else "")
+    """Nobody listens at port 1."""
+    process = rests(tmp_path, 1)
     assert process.communicate(timeout=60)[0] == f"b'' False None {process.pid} False\n"
+
+
+def test_a_condition_that_holds_wakes_it_and_one_that_fails_does(
+    tmp_path: Path, served: tuple[int, Queue[tuple[str, bytes]], Queue[bytes]]
+) -> None:
+    file = tmp_path / "charging"
+    offline = rests(tmp_path, "", f"touch {tmp_path}/asked; test -e {file}")
+    while not (tmp_path / "asked").exists():
+        time.sleep(0.05)
+    assert offline.poll() is None
+    file.touch()
+    assert offline.communicate(timeout=60)[0] == f"b'' True None {offline.pid} False\n"
+    online = rests(tmp_path, served[0], "false")
+    assert online.communicate(timeout=60)[0] == f"b'' False None {online.pid} False\n"
+    assert served[1].empty()
 
 
 def test_sigterm_takes_leave(tmp_path: Path, served: tuple[int, Queue[tuple[str, bytes]], Queue[bytes]]) -> None:
