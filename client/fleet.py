@@ -128,11 +128,15 @@ class Link:
             )
 
     def beat(self, stop: Event) -> None:
-        """Tell the SuperLink again and again that this node is there, until `stop` is set."""
+        """Tell the SuperLink again and again that this node is there, until `stop` is set.
+
+        At once too: the last time may be long ago where an earlier process was killed, or rests and messages alternate.
+        """
         request = _heartbeat(self.node_id)
-        while not stop.wait(_BEAT_SECONDS):
+        while not stop.is_set():
             with suppress(httpx.HTTPError, RuntimeError):  # the next receive or send says what is wrong
                 self.client.SendNodeHeartbeat(request)
+            stop.wait(_BEAT_SECONDS)
 
 
 def _heartbeat(node_id: int) -> SendNodeHeartbeatRequest:

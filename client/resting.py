@@ -18,6 +18,7 @@ import ssl
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -47,7 +48,7 @@ class Requests:
         timestamp: Name of the header that says when a request was made.
         signature: Name of the header with the node's signature of that time.
         look: Path, and body in hex digits, of the request for a message: an answer without content says there is none.
-        beat: Likewise of the one that says that the node is there, to be sent every `beat_seconds`.
+        beat: Likewise of the one that says that the node is there, to be sent at once and every `beat_seconds`.
         leave: Likewise of the one that says that it goes.
         beat_seconds: Time between two of `beat`.
     """
@@ -148,7 +149,7 @@ def main() -> None:
     except SystemExit:
         end_child(rest.child)
         if line is not None:
-            line.send(*line.requests.leave)
+            line.leave()
         raise
     signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     os.environ[_WOKEN] = f"{rest.lock} {rest.child} {_handed_on(answer)} {int(worked)}"
@@ -159,7 +160,7 @@ class _Line:
     """Send a node's requests, over one connection while it lasts. `send` raises OSError or HTTPException."""
 
     def __init__(self, rest: Rest, requests: Requests) -> None:
-        self._rest, self.requests, self._key = rest, requests, node_key(Path(rest.key))
+        self._rest, self._requests, self._key = rest, requests, node_key(Path(rest.key))
         if rest.certificates:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
             context.load_verify_locations(rest.certificates)
@@ -173,31 +174,40 @@ class _Line:
 
     def wait(self) -> tuple[bytes, bool]:
         """Return the answer that has content, empty where something else ends the rest, and whether a look worked."""
-        worked, beaten, checked = False, time.monotonic(), time.monotonic()
+        rest, worked, now = self._rest, False, time.monotonic()
+        beat, look, check = now, now + rest.poll_seconds, now + rest.condition_seconds
         try:
             while True:
-                time.sleep(self._rest.poll_seconds * random.uniform(0.8, 1))
+                time.sleep(max(0.0, min(beat, look, check) - time.monotonic()))
                 now = time.monotonic()
-                if now - checked >= self._rest.condition_seconds:
-                    checked = now
-                    if not holds(self._rest.condition):
+                if now >= check:
+                    check = now + rest.condition_seconds
+                    if not holds(rest.condition):
                         return b"", worked
-                if now - beaten >= self.requests.beat_seconds:
-                    beaten = now
-                    self.send(*self.requests.beat)
-                if answer := self.send(*self.requests.look):
-                    return answer, True
-                worked = True
+                if now >= beat:
+                    beat = now + self._requests.beat_seconds
+                    self.send(*self._requests.beat)
+                if now >= look:
+                    look = now + rest.poll_seconds * random.uniform(0.8, 1)
+                    if answer := self.send(*self._requests.look):
+                        return answer, True
+                    worked = True
         except (OSError, http.client.HTTPException):  # the whole program finds out what is amiss, and says so
             return b"", worked
+
+    def leave(self) -> None:
+        """Say that the node goes, where the SuperLink can be reached."""
+        self._connection.close()  # a signal may have cut a request short
+        with suppress(OSError, http.client.HTTPException):
+            self.send(*self._requests.leave)
 
     def send(self, path: str, body: str) -> bytes:
         if time.monotonic() - self._used > _KEPT_SECONDS:
             self._connection.close()  # it opens again
         made = datetime.now(tz=UTC).isoformat()
         signature = base64.b64encode(self._key.sign(made.encode(), ECDSA(SHA256()))).decode()
-        signed = {self.requests.timestamp: made, self.requests.signature: signature}
-        self._connection.request("POST", path, bytes.fromhex(body), self.requests.headers | signed)
+        signed = {self._requests.timestamp: made, self._requests.signature: signature}
+        self._connection.request("POST", path, bytes.fromhex(body), self._requests.headers | signed)
         response = self._connection.getresponse()
         content = response.read(_MAX_ANSWER)
         if response.status != http.client.OK:
