@@ -6,7 +6,7 @@ import json
 import re
 import threading
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +41,6 @@ deadline = 300
 poll = 0.2
 """
 _ANSWERED = re.compile(r"answered (\S+) in [\d.]+ s, ([\d.]+) s of CPU")
-_REQUEST = re.compile(r'"POST /v1/fleet/(\S+) HTTP')
 _CONNECTED_SECONDS = 120
 _REST_SECONDS = 20
 _SAMPLE_SECONDS = 0.2
@@ -53,8 +52,8 @@ class PhoneClient(Benchmark):
 
     `resident`: one process a phone, `fedcaptor phone run`; `supernode`: Flower's SuperNode, which starts a process for
     each message. The small CNN and embedded images. A resident phone records its images before the run begins; it is
-    measured while it is awake and, 20 seconds later, at rest. Requests are those of phones, by the SuperLink's log.
-    Seconds depend on what else the machine does, CPU seconds and requests less so.
+    measured while it is awake and, once 20 seconds have passed without a message, at rest. Seconds depend on what else
+    the machine does, CPU seconds less so.
 
     Example: python -m benchmarks phone_client --json benchmarks/results/phone_client.json
     """
@@ -101,14 +100,13 @@ def _round(fleet: Fleet, way: str, engine: str, phones: int, pace: float) -> dic
         _wait(lambda: all("client.resting" in " ".join(process.cmdline()) for process in processes), fleet)
         idle = [process.memory_info().rss for process in processes]
     superlink = psutil.Process(fleet.started[0].pid)
-    used, asked = cpu_seconds(superlink), _requests(fleet)
+    used = cpu_seconds(superlink)
     before = [cpu_seconds(process) for process in processes]
     with _Peaks(processes) as peaks:
         run = start_run(fleet, settings, phones)
         if run.wait(3600):
             raise StateError(f"the run failed: {fleet.logs()}")
     after = [cpu_seconds(process) for process in processes]
-    asked = _requests(fleet) - asked
     journal = Journal(f"sqlite:///{fleet.folder / 'server' / 'state.db'}", _digest(fleet.folder))
     seconds = {name: passed for (round, name), passed in journal.seconds().items() if round == 1}
     journal.close()
@@ -119,8 +117,6 @@ def _round(fleet: Fleet, way: str, engine: str, phones: int, pace: float) -> dic
         "message_cpu_seconds": _by_kind(fleet.folder) if way == "resident" else {},
         "phone_cpu_seconds": float(np.mean(after) - np.mean(before)),
         "superlink_cpu_seconds": cpu_seconds(superlink) - used,
-        "requests_per_message": asked.total() / asked["push-messages"] if way == "resident" else None,
-        "looks_per_message": asked["pull-messages"] / asked["push-messages"] if way == "resident" else None,
         "round_seconds": sum(seconds.values()),
         "phase_seconds": {name: round(passed, 2) for name, passed in seconds.items()},
     }
@@ -166,11 +162,6 @@ def _by_kind(folder: Path) -> dict[str, float]:
         for kind, seconds in _ANSWERED.findall(log.read_text()):
             found[kind].append(float(seconds))
     return {kind: round(float(np.mean(values)), 4) for kind, values in sorted(found.items())}
-
-
-def _requests(fleet: Fleet) -> Counter[str]:
-    """Count the requests of phones that the SuperLink has logged."""
-    return Counter(_REQUEST.findall((fleet.folder / "flower-superlink.log").read_text(errors="replace")))
 
 
 def _digest(folder: Path) -> str:
