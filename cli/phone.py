@@ -41,6 +41,7 @@ def run(
     from fedcaptor.client.device import Device
     from fedcaptor.client.folder import LOG_FILE
     from fedcaptor.client.resident import Resident
+    from fedcaptor.client.resting import ENDING, woken
     from fedcaptor.common.files import make_folder
 
     device = Device.of_file(config)
@@ -54,9 +55,13 @@ def run(
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         logging.getLogger("fedcaptor").addHandler(handler)
     logging.getLogger("fedcaptor").setLevel(logging.INFO)
-    resident = Resident(device, once=30.0 if once else None)
-    for number in (signal.SIGTERM, signal.SIGINT):
+    rest = woken()
+    resident = Resident(
+        device, once=30.0 if once else None, rests=not once and (rest is None or rest.worked), woken=rest
+    )
+    for number in ENDING:
         signal.signal(number, lambda *_: resident.stop.set())
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
     resident.run()
 
 
