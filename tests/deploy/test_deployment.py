@@ -34,6 +34,7 @@ from fedcaptor.deploy.processes import down, processes_of, status
 from fedcaptor.deploy.programs import ours
 from fedcaptor.deploy.superlink import der_of
 from tests.programs import program
+from tests.waiting import until
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1200)]
 
@@ -75,13 +76,6 @@ def context(deployment: Deployment) -> ssl.SSLContext:
 
 def address(deployment: Deployment) -> str:
     return f"localhost:{deployment.settings.port}"
-
-
-def until(holds, seconds: float) -> bool:
-    end = time.monotonic() + seconds
-    while not (found := holds()) and time.monotonic() < end:
-        time.sleep(0.1)
-    return bool(found)
 
 
 def test_an_outsider_with_the_ca_file_and_a_phones_key_reaches_no_control(deployment: Deployment) -> None:
