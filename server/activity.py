@@ -23,6 +23,11 @@ class Moment:
     online: int | None = None
     deadline: float | None = None
 
+    @property
+    def name(self) -> str:
+        """Name what phones are asked: the phase, and the step of a sum, as in "usage-0 keys"."""
+        return self.phase if self.phase.startswith(self.step) else f"{self.phase} {self.step}"
+
 
 class Activity:
     """Hold the moment, replaced at once: a reader in another thread sees a whole one."""

@@ -161,7 +161,12 @@ def run_server(settings: Settings, grid: Grid) -> RunRecord:
     model = described(config, base)
     enrolled = None if settings.enrolled is None else len(settings.enrolled)
     monitor = Monitor(folder, digest, config, settings.weights.stat().st_size, False, model, enrolled)
-    courier = courier_of(config, grid, digest, log, settings.enrolled, settings.operator)
+    activity = monitor.activity
+    courier = replace(
+        courier_of(config, grid, digest, log, settings.enrolled, settings.operator),
+        on_reply=lambda done, asked: log(activity.now.name, done, asked),
+        activity=activity,
+    )
     with (
         monitor.watching(),
         open_run(
@@ -173,7 +178,7 @@ def run_server(settings: Settings, grid: Grid) -> RunRecord:
             state=settings.state,
             pictures=folder / "pictures",
             wait_for_nodes=lambda: wait_for_nodes(grid, enough, config.rounds.deadline),
-            courier=replace(courier, activity=monitor.activity),
+            courier=courier,
             on_progress=log,
             on_phase=monitor.running,
         ) as flow,

@@ -202,6 +202,8 @@ def test_ten_phones_end_with_submodels_of_their_own_and_a_killed_service_loses_n
     os.kill(superlink.pid, signal.SIGKILL)
     said, _ = run.communicate(timeout=900)
     assert run.returncode == 0, said + logs(deployment)
+    for asked in ("usage-0 vector", "scores-0 vector", "deliver", "outcome-0 vector"):
+        assert f"\n{asked} 1 of {PHONES}\n" in said
     for folder in deployment.phone_folders():
         own = folder / "own"
         assert until((own / "outcome.json").exists, 120), logs(deployment)
