@@ -137,6 +137,11 @@ class Deployment:
         return self.root / "services"
 
     @property
+    def prometheus(self) -> Path:
+        """Prometheus' configuration, rules and targets."""
+        return self.services / "prometheus"
+
+    @property
     def state(self) -> Path:
         return self.root / "state"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import hashlib
+import json
 import os
 import shlex
 import time
@@ -59,12 +60,11 @@ def render(deployment: Deployment) -> None:
         "logs": deployment.logs,
         "work": deployment.state / "work",
         "socket": deployment.supervisor_socket,
-        "rules": asset("deploy/monitoring/rules") / "*.yml",
         "root": os.geteuid() == 0,
         "user": getpass.getuser(),
     }
-    for name in ("nginx.conf", "prometheus.yml"):
-        _write(deployment.services / name, name, **places)
+    _write(deployment.services / "nginx.conf", "nginx.conf", **places)
+    _write_prometheus(deployment)
     if not (deployment.services / "alertmanager.yml").exists():
         _write(deployment.services / "alertmanager.yml", "alertmanager.yml")
     write_catalogue_keys(deployment)
@@ -95,6 +95,22 @@ def publish(deployment: Deployment) -> None:
     published = store.manifest(identity_of(operator))
     if published is None or digests != {entry.name: entry.digest for entry in published.files}:
         store.add(files, operator, time.time())
+
+
+def _write_prometheus(deployment: Deployment) -> None:
+    """Write the configuration and rules that are for all, and the targets of this deployment."""
+    source, settings = asset("deploy/monitoring"), deployment.settings
+    for path in (source / "prometheus.yml", *(source / "rules").glob("*.yml")):
+        write_whole(deployment.prometheus / path.relative_to(source), path.read_bytes())
+    targets = {
+        "fedcaptor": settings.exporter_port,
+        "catalogue": settings.catalogue_metrics_port,
+        "alertmanager": settings.alertmanager_port,
+        "prometheus": settings.prometheus_port,
+    }
+    for name, port in targets.items():
+        content = json.dumps([{"targets": [f"127.0.0.1:{port}"]}]).encode()
+        write_whole(deployment.prometheus / "targets" / f"{name}.json", content)
 
 
 def _write_units(deployment: Deployment, services: list[Service]) -> None:

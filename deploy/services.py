@@ -85,7 +85,7 @@ def services_of(deployment: Deployment) -> list[Service]:
         "stores metrics, evaluates rules",
         "prometheus",
         (
-            f"--config.file={deployment.services / 'prometheus.yml'}",
+            f"--config.file={deployment.prometheus / 'prometheus.yml'}",
             f"--storage.tsdb.path={deployment.state / 'prometheus'}",
             "--storage.tsdb.retention.time=180d",
             f"--web.listen-address={here}:{settings.prometheus_port}",

@@ -150,7 +150,7 @@ def test_the_fronts_configuration_is_valid(made: Deployment) -> None:
 
 
 def test_prometheus_and_alertmanager_accept_their_configuration(made: Deployment) -> None:
-    for tool, what, file in (("promtool", "config", "prometheus.yml"), ("amtool", "", "alertmanager.yml")):
+    for tool, what, file in (("promtool", "config", "prometheus/prometheus.yml"), ("amtool", "", "alertmanager.yml")):
         words = ["check", what] if what else ["check-config"]
         found = subprocess.run([program(tool), *words, made.services / file], capture_output=True, text=True)
         assert found.returncode == 0, found.stdout + found.stderr
