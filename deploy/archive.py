@@ -9,8 +9,8 @@ from tempfile import TemporaryDirectory
 
 from fedcaptor.common.errors import ConfigError, StateError
 from fedcaptor.common.files import no_file, replacing
+from fedcaptor.deploy.environment import read_environment
 from fedcaptor.deploy.folder import Deployment
-from fedcaptor.deploy.processes import environment_given
 from fedcaptor.server import backup as databases
 from fedcaptor.server.database import STATE
 
@@ -61,7 +61,7 @@ def restore(file: Path, root: Path) -> Deployment:
     deployment = Deployment.open(root)
     copy = deployment.root / _FOREIGN
     if copy.is_file():
-        url = environment_given(deployment).get(STATE, "")
+        url = read_environment(deployment.environment_file).get(STATE, "")
         if not url:
             raise StateError(f"{deployment.environment_file} does not give {STATE}: set it, and restore again")
         databases.restore(url, copy)
@@ -71,7 +71,7 @@ def restore(file: Path, root: Path) -> Deployment:
 
 def _databases(deployment: Deployment) -> Iterator[tuple[str, str]]:
     """Name the databases in the archive, with their URLs, in the order in which they are copied."""
-    if url := environment_given(deployment).get(STATE, ""):
+    if url := read_environment(deployment.environment_file).get(STATE, ""):
         yield _FOREIGN, url
     for path in [*sorted(deployment.runs.glob("*/state.db")), deployment.superlink_database]:
         if path.is_file():

@@ -177,7 +177,7 @@ def _make_secrets(deployment: Deployment, wanted: Wanted) -> None:
         pem = Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
         write_whole(deployment.operator_key, pem, private=True)
     if not deployment.environment_file.exists():
-        text = "# NAME=VALUE in a line, such as FEDCAPTOR_STATE=postgresql+psycopg://…\n"
+        text = "# Of runs: NAME=VALUE in a line, such as FEDCAPTOR_STATE=postgresql+psycopg://…\n"
         write_whole(deployment.environment_file, text.encode(), private=True)
 
 

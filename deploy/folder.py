@@ -103,7 +103,7 @@ class Deployment:
 
     @property
     def environment_file(self) -> Path:
-        """Further environment variables of the services, `NAME=VALUE` in a line, such as FEDCAPTOR_STATE."""
+        """Further environment variables of runs, `NAME=VALUE` in a line, such as FEDCAPTOR_STATE."""
         return self.secrets / "environment"
 
     @property

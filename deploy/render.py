@@ -8,6 +8,7 @@ import json
 import os
 import shlex
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,25 +16,13 @@ import jinja2
 
 from fedcaptor.common.assets import asset
 from fedcaptor.common.files import write_whole
-from fedcaptor.common.flower import QUIET
 from fedcaptor.common.secure.keys import identity_of
 from fedcaptor.common.secure.register import signing_key
+from fedcaptor.deploy.environment import environment_of, environment_of_runs
 from fedcaptor.deploy.folder import Deployment
+from fedcaptor.deploy.programs import ours
 from fedcaptor.deploy.services import Service, services_of
 from fedcaptor.server.catalogue.store import Store
-
-MARK = "FEDCAPTOR_DEPLOYMENT"
-"""The environment variable, with the deployment's folder, by which its processes are found again."""
-
-
-def environment_of(deployment: Deployment) -> dict[str, str]:
-    """Return the environment variables of all services."""
-    return {
-        **QUIET,
-        MARK: str(deployment.root),
-        "FLWR_HOME": str(deployment.state / "flwr"),
-        "FEDCAPTOR_SIGNING_KEY": str(deployment.operator_key),
-    }
 
 
 def render(deployment: Deployment) -> None:
@@ -72,8 +61,8 @@ def render(deployment: Deployment) -> None:
     _write(
         deployment.services / "supervisord.conf",
         "supervisord.conf",
-        services=[_for_supervisor(service) for service in services if not service.missing],
-        environment=",".join(f'{name}="{_escaped(value)}"' for name, value in environment_of(deployment).items()),
+        services=[_for_supervisor(deployment, service) for service in services if not service.missing],
+        environment=_listed(environment_of(deployment)),
         **{name: _escaped(str(value)) for name, value in places.items() if isinstance(value, Path)},
     )
     on_servers = [service for service in services if not service.phone]
@@ -121,8 +110,8 @@ def _write_units(deployment: Deployment, services: list[Service]) -> None:
             "service.unit",
             about=service.about,
             command=shlex.join(service.command).replace("%", "%%"),
-            environment=[f'"{name}={value}"' for name, value in environment_of(deployment).items()],
-            environment_file=deployment.environment_file,
+            environment=[f'"{name}={value}"' for name, value in _environment(deployment, service).items()],
+            environment_file=deployment.environment_file if service.secrets else "",
             after="" if service.name == "superlink" else " fedcaptor-superlink.service",
             work=deployment.state / "work",
             writable=deployment.root,
@@ -140,12 +129,13 @@ def _write_compose(deployment: Deployment, services: list[Service]) -> None:
             {
                 "name": service.name,
                 "about": service.about,
+                "environment": environment_of_runs(deployment) if service.secrets else {},
+                "environment_file": deployment.environment_file if service.secrets else "",
                 "words": [Path(service.command[0]).name, *(word.replace("$", "$$") for word in service.command[1:])],
             }
             for service in services
         ],
         environment=environment_of(deployment),
-        environment_file=deployment.environment_file,
         folder=deployment.root,
         work=deployment.state / "work",
         uid=os.geteuid(),
@@ -153,9 +143,26 @@ def _write_compose(deployment: Deployment, services: list[Service]) -> None:
     )
 
 
-def _for_supervisor(service: Service) -> dict[str, str]:
-    command = _escaped(shlex.join(service.command))
-    return {"name": service.name, "about": service.about, "command": command}
+def _environment(deployment: Deployment, service: Service) -> dict[str, str]:
+    return environment_of(deployment) | (environment_of_runs(deployment) if service.secrets else {})
+
+
+def _for_supervisor(deployment: Deployment, service: Service) -> dict[str, str]:
+    command = service.command
+    if service.secrets:
+        command = str(ours("python")), "-m", "fedcaptor.deploy.environment", str(deployment.environment_file), *command
+    variables = environment_of_runs(deployment) if service.secrets else {}
+    return {
+        "name": service.name,
+        "about": service.about,
+        "command": _escaped(shlex.join(command)),
+        "environment": _listed(variables),
+    }
+
+
+def _listed(variables: Mapping[str, str]) -> str:
+    """Return variables as supervisord reads them."""
+    return ",".join(f'{name}="{_escaped(value)}"' for name, value in variables.items())
 
 
 def _escaped(text: str) -> str:

@@ -15,7 +15,7 @@ class Service:
     """A process that is kept running. `ready`: a URL on loopback that answers once it is; empty: started is enough.
 
     `verified`: TLS by the deployment's own authority. `package`: the Debian package of a program that was not found.
-    `phone`: it is a phone, to be started when it is enrolled.
+    `phone`: it is a phone, to be started when it is enrolled. `secrets`: its environment has those of runs.
     """
 
     name: str
@@ -26,6 +26,7 @@ class Service:
     package: str = ""
     required: bool = True
     phone: bool = False
+    secrets: bool = False
 
     @property
     def missing(self) -> bool:
@@ -51,6 +52,7 @@ def services_of(deployment: Deployment) -> list[Service]:
         ),
         f"https://{here}:{settings.superlink_port}/health",
         verified=True,
+        secrets=True,  # runs inherit them
     )
     catalogue = Service(
         "catalogue",

@@ -11,7 +11,7 @@ class Moment:
     """Describe the phase in progress. `phase` is its name in the round, "" between phases.
 
     `step`: what phones are asked, "" where none is; `asked`, `replied`: phones of that step; `online`: phones that the
-    SuperLink knew when the sum or delivery began, None before. `started` and `deadline`: unix seconds; None: no deadline.
+    SuperLink knew when the sum began, None before. `started` and `deadline`: unix seconds; None: no deadline.
     """
 
     round: int = 0

@@ -181,7 +181,7 @@ FAMILIES = (
     Family("phase_asked_phones", "Phones asked in the step in progress.", _present("asked")),
     Family("phase_replied_phones", "Phones that answered the step in progress.", _present("replied")),
     Family("phones", "Phones of the run.", one(lambda s: s.phones)),
-    Family("phones_online", "Phones that the SuperLink knew when the sum or delivery in progress began.", _present("online")),
+    Family("phones_online", "Phones that the SuperLink knew when the sum in progress began.", _present("online")),
     Family("phones_enrolled", "Phones on the operator's register.", one(lambda s: s.enrolled)),
     Family("phones_needed", "Replies without which a sum comes to nothing.", one(lambda s: s.needed)),
     Family("phones_excluded", "Phones that a sum was lost by, and which are asked for none.",

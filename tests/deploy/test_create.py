@@ -6,6 +6,7 @@ import os
 import shutil
 import stat
 import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -17,9 +18,9 @@ from fedcaptor.common.errors import ConfigError, PrivacyError
 from fedcaptor.deploy import enrolment
 from fedcaptor.deploy.certificates import days_left, make_authority, make_server_certificate, names_of, read_certificate
 from fedcaptor.deploy.create import Wanted, create, issue_certificate
+from fedcaptor.deploy.environment import read_environment
 from fedcaptor.deploy.folder import Deployment
 from fedcaptor.deploy.phones import make_node_key
-from fedcaptor.deploy.processes import environment_given
 from tests.programs import program
 
 pytestmark = pytest.mark.slow
@@ -175,6 +176,26 @@ def test_the_compose_file_has_the_same_services(made: Deployment) -> None:
     assert {service["network_mode"] for service in services.values()} == {"host"}
 
 
+def test_secrets_of_runs_are_the_superlinks_alone(made: Deployment) -> None:
+    """The operator's key and the variables of `secrets/environment`, however services are started."""
+    secret = str(made.environment_file), "FEDCAPTOR_SIGNING_KEY"
+    programs = (made.services / "supervisord.conf").read_text().split("\n[program:")
+    units = (made.services / "systemd").glob("*.service")
+    containers = yaml.safe_load((made.services / "compose.yaml").read_text())["services"]
+    told = {
+        **{program.partition("]")[0]: program for program in programs},
+        **{unit.stem.replace("fedcaptor-", "unit "): unit.read_text() for unit in units},
+        **{f"container {name}": str(service) for name, service in containers.items()},
+    }
+    assert {"phone-01", "unit front", "container catalogue"} <= set(told)
+    for word in secret:
+        assert [name for name, text in told.items() if word in text] == [
+            "superlink",
+            "unit superlink",
+            "container superlink",
+        ]
+
+
 def test_units_are_valid(made: Deployment) -> None:
     tool = shutil.which("systemd-analyze")
     if tool is None:
@@ -186,7 +207,10 @@ def test_units_are_valid(made: Deployment) -> None:
 
 def test_the_environment_file_is_read_and_a_bad_line_named(deployment: Deployment) -> None:
     deployment.environment_file.write_text("# a remark\nFEDCAPTOR_STATE=postgresql+psycopg://a:b=c@/x\n\n")
-    assert environment_given(deployment) == {"FEDCAPTOR_STATE": "postgresql+psycopg://a:b=c@/x"}
+    assert read_environment(deployment.environment_file) == {"FEDCAPTOR_STATE": "postgresql+psycopg://a:b=c@/x"}
+    command = sys.executable, "-m", "fedcaptor.deploy.environment", deployment.environment_file
+    found = subprocess.run([*command, "/usr/bin/env"], capture_output=True, text=True, check=True)
+    assert "FEDCAPTOR_STATE=postgresql+psycopg://a:b=c@/x\n" in found.stdout
     deployment.environment_file.write_text("FEDCAPTOR_STATE\n")
     with pytest.raises(ConfigError, match="line 1 is not NAME=VALUE"):
-        environment_given(deployment)
+        read_environment(deployment.environment_file)

@@ -39,6 +39,7 @@ from tests.waiting import until
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1200)]
 
 PHONES = 10
+OF_RUNS = "GIVEN_TO_RUNS"
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +48,8 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]
     folder = tmp_path_factory.mktemp("deployment") / "own"
     made = create(folder, Wanted(PHONES, port=free_port(), demo=True, overrides=("personal.ladder=[0.3,0.5,0.8]",)))
     try:
+        with made.environment_file.open("a") as file:
+            file.write(f"{OF_RUNS}=hidden\n")
         command("up", made)
         yield made
     finally:
@@ -121,6 +124,15 @@ def test_only_the_front_listens_beyond_loopback_where_it_is_told_to(deployment: 
     }
     assert deployment.settings.port in {place.port for place in listening}
     assert all(ip_address(place.ip.removeprefix("::ffff:")).is_loopback for place in listening)
+
+
+def test_what_runs_are_given_no_other_service_has(deployment: Deployment) -> None:
+    environments = {
+        service.name: psutil.Process(service.pid).environ() for service in status(deployment) if service.pid
+    }
+    assert {"superlink", "catalogue", "exporter", "phone-01"} <= set(environments)
+    for variable in (OF_RUNS, "FEDCAPTOR_SIGNING_KEY"):
+        assert [name for name, found in environments.items() if variable in found] == ["superlink"]
 
 
 def test_wrong_keys_and_authorities_are_refused(deployment: Deployment, tmp_path: Path) -> None:
