@@ -120,7 +120,8 @@ def _of_run(run: dict[str, Any]) -> str:
     figure = run["fleet"]["macs_ratio"]
     macs = f", MACs {figure['value']:.1%} ± {figure['stddev']:.1%} of the full model's" if figure else ""
     epsilon = "without noise" if run["epsilon"] is None else f"ε = {run['epsilon']:.3g}"
-    return f"run: {run['name']} {run['status']}, round {run['round']} with {run['phones']} phones, {epsilon}{macs}"
+    why = f" ({run['error']})" if run["error"] else ""
+    return f"run: {run['name']} {run['status']}{why}, round {run['round']} with {run['phones']} phones, {epsilon}{macs}"
 
 
 @app.command()

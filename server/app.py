@@ -21,8 +21,8 @@ from flwr.serverapp import Grid, ServerApp
 from fedcaptor.common.config import Config, load_config
 from fedcaptor.common.data.source import load
 from fedcaptor.common.data.splits import split
-from fedcaptor.common.errors import ConfigError, FedcaptorError, StateError
-from fedcaptor.common.flower import FAILED
+from fedcaptor.common.errors import ConfigError, FedcaptorError, PostponedError
+from fedcaptor.common.flower import FAILED, POSTPONED
 from fedcaptor.common.secure.keys import identity_of
 from fedcaptor.common.secure.register import Register, enrolled_by, operator_of, signing_key
 from fedcaptor.common.torch_engine.base import BaseModel
@@ -127,7 +127,7 @@ def wait_for_nodes(
 ) -> list[int]:
     """Return sorted ids of the connected nodes, once there are `enough` and no more come for `SETTLED_SECONDS`.
 
-    Raises StateError when fewer are connected after `seconds`.
+    Raises PostponedError when fewer are connected after `seconds`.
     """
     end, since, seen = clock() + seconds, clock(), -1
     while True:
@@ -137,7 +137,9 @@ def wait_for_nodes(
         if seen >= max(enough, 1) and clock() - since >= SETTLED_SECONDS:
             return nodes
         if clock() >= end:
-            raise StateError(f"{seen} nodes are connected after {seconds:.0f} s, expected at least {max(enough, 1)}")
+            raise PostponedError(
+                "phones", f"{seen} phones are connected after {seconds:.0f} s, {max(enough, 1)} at least are needed"
+            )
         sleep(min(0.2, seconds))
 
 
@@ -200,7 +202,7 @@ def main(grid: Grid, context: Context) -> None:
     try:
         record = run_server(Settings.of(context.run_config), grid)
     except FedcaptorError as error:
-        logger.error("%s%s", FAILED, error)
+        logger.error("%s%s", POSTPONED if isinstance(error, PostponedError) else FAILED, error)
         raise
     state = "the run has ended" if record.over else "the run goes on when it is started again"
     logger.info("%d rounds ended, %d clusters; %s", len(record.rounds), len(record.last.centroids), state)

@@ -37,6 +37,7 @@ def ended(deployment: Deployment, name: str, status: Any, at: float) -> None:
         ("waiting", "run-0001"),
         ("stopped", "run-0001"),
         ("failed", "run-0001"),
+        ("postponed", "run-0001"),
         ("ended", "run-0002"),
     ],
 )
