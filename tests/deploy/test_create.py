@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import stat
@@ -10,9 +11,13 @@ import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import jsonschema
 import pytest
 import yaml
+from check_jsonschema.builtin_schemas import get_builtin_schema
+from dockerfile_parse import DockerfileParser
 
+from fedcaptor.common.assets import asset
 from fedcaptor.common.config import load_config
 from fedcaptor.common.errors import ConfigError, PrivacyError
 from fedcaptor.deploy import enrolment
@@ -21,6 +26,7 @@ from fedcaptor.deploy.create import Wanted, create, issue_certificate
 from fedcaptor.deploy.environment import read_environment
 from fedcaptor.deploy.folder import Deployment
 from fedcaptor.deploy.phones import make_node_key
+from fedcaptor.deploy.services import services_of
 from tests.programs import program
 
 pytestmark = pytest.mark.slow
@@ -168,12 +174,26 @@ def test_units_start_the_same_commands_as_up(made: Deployment) -> None:
 
 
 def test_the_compose_file_has_the_same_services(made: Deployment) -> None:
-    services = yaml.safe_load((made.services / "compose.yaml").read_text())["services"]
+    compose = yaml.safe_load((made.services / "compose.yaml").read_text())
+    jsonschema.validate(compose, get_builtin_schema("vendor.compose-spec"))
+    services = compose["services"]
     units = {path.stem.removeprefix("fedcaptor-") for path in (made.services / "systemd").glob("*.service")}
     assert set(services) == units
     assert services["superlink"]["command"][0] == "flower-superlink"
     assert services["superlink"]["environment"]["FEDCAPTOR_SIGNING_KEY"] == str(made.operator_key)
     assert {service["network_mode"] for service in services.values()} == {"host"}
+    assert not any(str(asset("")) in str(service) for service in services.values())  # the image has no checkout
+
+
+def test_the_image_has_what_services_need(made: Deployment) -> None:
+    file = io.BytesIO(asset("deploy/container/Dockerfile").read_bytes())
+    steps = [step for step in DockerfileParser(fileobj=file).structure if step["instruction"] != "COMMENT"]
+    assert [step["instruction"] for step in steps] == ["FROM", "RUN", "COPY", "RUN"]
+    packages = {service.package for service in services_of(made)} - {""}
+    assert packages <= set(steps[1]["value"].split())
+    assert "'/source[deploy]'" in steps[3]["value"].split()
+    ignored = asset("deploy/container/Dockerfile.dockerignore").read_text().split()
+    assert {".git", ".venv", "runs"} <= set(ignored)  # COPY would take gigabytes
 
 
 def test_secrets_of_runs_are_the_superlinks_alone(made: Deployment) -> None:
