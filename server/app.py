@@ -26,7 +26,7 @@ from fedcaptor.common.flower import FAILED, POSTPONED
 from fedcaptor.common.secure.keys import identity_of
 from fedcaptor.common.secure.register import Register, enrolled_by, operator_of, signing_key
 from fedcaptor.common.torch_engine.base import BaseModel
-from fedcaptor.server.database import STATE
+from fedcaptor.server.database import STATE, url_of
 from fedcaptor.server.monitor import Monitor, described
 from fedcaptor.server.planning import Reference
 from fedcaptor.server.record import RunRecord
@@ -87,12 +87,12 @@ class Settings:
         weights = str(run_config.get("weights", "")) or config.model.weights
         if not weights:
             raise ConfigError("weights is empty: give the base model's file, written by `fedcaptor train`")
-        folder = Path(str(run_config["folder"]))
+        folder, name = Path(str(run_config["folder"])), str(run_config.get("name", "run"))
         return cls(
             config,
-            str(run_config.get("name", "run")),
+            name,
             folder,
-            os.environ.get(STATE) or f"sqlite:///{folder / 'state.db'}",
+            url_of(os.environ[STATE], name) if os.environ.get(STATE) else f"sqlite:///{folder / 'state.db'}",
             Path(weights),
             str(run_config.get("reference", "")) or config.data.source,
             int(run_config.get("nodes", 1)),
