@@ -284,6 +284,36 @@ def enrol(
 
 
 @app.command()
+def token(
+    folder: Folder,
+    name: Annotated[str, typer.Argument(help="Name for the phone; it stays on this server.")],
+    days: Annotated[float, typer.Option(min=0.01, max=90, help="Days for which it serves.")] = 7.0,
+) -> None:
+    """Print a token by which one phone may enrol itself, once, and write the files that it needs.
+
+    It is printed this once: the server keeps its hash. Another one for the same phone takes its place.
+    """
+    from fedcaptor.deploy.folder import Deployment
+    from fedcaptor.deploy.tokens import make_token
+
+    deployment = Deployment.open(folder)
+    print(make_token(deployment, name, days))
+    _say(f"copy {deployment.phones / name} to {name}, and there: fedcaptor phone enrol --config phone.toml")
+
+
+@app.command(hidden=True)
+def enrolments(folder: Folder) -> None:
+    """Let phones in that have a token, until SIGTERM: a service of `deploy up`."""
+    import logging
+
+    from fedcaptor.deploy.enrolment_service import serve
+    from fedcaptor.deploy.folder import Deployment
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    serve(Deployment.open(folder))
+
+
+@app.command()
 def revoke(folder: Folder, name: Annotated[str, typer.Argument(help="The phone's name.")]) -> None:
     """Shut a phone out, at once where the deployment runs."""
     from fedcaptor.deploy import enrolment

@@ -154,6 +154,11 @@ class Deployment:
         return self.state / "superlink.db"
 
     @property
+    def tokens(self) -> Path:
+        """Tokens by which phones may enrol themselves, each by its hash."""
+        return self.state / "tokens"
+
+    @property
     def logs(self) -> Path:
         return self.root / "logs"
 

@@ -65,6 +65,9 @@ def services_of(deployment: Deployment) -> list[Service]:
         ),
         f"http://{here}:{settings.catalogue_metrics_port}/metrics",
     )
+    enrolment = Service(
+        "enrolment", "lets phones in by tokens", (str(ours("fedcaptor")), "deploy", "enrolments", str(deployment.root))
+    )
     front = _foreign(
         "front",
         "proxy that phones see",
@@ -115,8 +118,19 @@ def services_of(deployment: Deployment) -> list[Service]:
         "starts rounds when they are due",
         (str(ours("fedcaptor")), "deploy", "run", str(deployment.root), "--every", f"{settings.every_days:g}"),
     )
+    by_token = [enrolment] if settings.enrolment else []
     scheduled = [rounds] if settings.every_days else []
-    return [superlink, catalogue, front, exporter, prometheus, alertmanager, *scheduled, *_phones(deployment)]
+    return [
+        superlink,
+        catalogue,
+        *by_token,
+        front,
+        exporter,
+        prometheus,
+        alertmanager,
+        *scheduled,
+        *_phones(deployment),
+    ]
 
 
 def _phones(deployment: Deployment) -> Iterator[Service]:

@@ -17,6 +17,7 @@ import yaml
 from check_jsonschema.builtin_schemas import get_builtin_schema
 from dockerfile_parse import DockerfileParser
 
+from fedcaptor.client.node_key import make_node_key
 from fedcaptor.common.assets import asset
 from fedcaptor.common.config import load_config
 from fedcaptor.common.errors import ConfigError, PrivacyError
@@ -25,7 +26,6 @@ from fedcaptor.deploy.certificates import days_left, make_authority, make_server
 from fedcaptor.deploy.create import Wanted, create, issue_certificate
 from fedcaptor.deploy.environment import read_environment
 from fedcaptor.deploy.folder import Deployment
-from fedcaptor.deploy.phones import make_node_key
 from fedcaptor.deploy.services import services_of
 from tests.programs import program
 

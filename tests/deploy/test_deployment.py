@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import signal
 import socket
 import ssl
@@ -24,12 +25,11 @@ from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 
 from benchmarks.deployment import free_port
 from fedcaptor.client.fleet import connected
-from fedcaptor.client.node_key import node_key
+from fedcaptor.client.node_key import make_node_key, node_key
 from fedcaptor.common.errors import LinkError
 from fedcaptor.deploy import processes
 from fedcaptor.deploy.create import Wanted, create
 from fedcaptor.deploy.folder import Deployment
-from fedcaptor.deploy.phones import make_node_key
 from fedcaptor.deploy.processes import down, processes_of, status
 from fedcaptor.deploy.programs import ours
 from fedcaptor.deploy.superlink import der_of
@@ -46,7 +46,8 @@ OF_RUNS = "GIVEN_TO_RUNS"
 def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     program("nginx")
     folder = tmp_path_factory.mktemp("deployment") / "own"
-    made = create(folder, Wanted(PHONES, port=free_port(), demo=True, overrides=("personal.ladder=[0.3,0.5,0.8]",)))
+    overrides = "personal.ladder=[0.3,0.5,0.8]", "deployment.enrolment=true"
+    made = create(folder, Wanted(PHONES, port=free_port(), demo=True, overrides=overrides))
     try:
         with made.environment_file.open("a") as file:
             file.write(f"{OF_RUNS}=hidden\n")
@@ -149,6 +150,25 @@ def test_wrong_keys_and_authorities_are_refused(deployment: Deployment, tmp_path
     ):
         pass
     assert '"POST /v1/fleet/activate-node HTTP/1.1" 4' in front_log(deployment)
+
+
+def test_a_phone_with_a_token_is_let_in_at_once_and_shut_out_again(deployment: Deployment, tmp_path: Path) -> None:
+    token = command("token", deployment, "tablet").split()[0]
+    config = Path(shutil.copytree(deployment.phones / "tablet", tmp_path / "tablet")) / "phone.toml"
+    words = [ours("fedcaptor"), "phone", "enrol", "--config", config, "--token"]
+    for given, code in ((token[::-1], 1), (token, 0), (token, 0)):
+        found = subprocess.run([*words, given], capture_output=True, text=True)
+        assert found.returncode == code, found.stdout + found.stderr
+    key = node_key(config.parent / "node.key")
+    with connected(address(deployment), deployment.roots.read_bytes(), key, 1 << 20):
+        pass
+    shutil.rmtree(deployment.phones / "tablet")  # it is no phone of this machine
+    command("revoke", deployment, "tablet")
+    with (
+        pytest.raises(LinkError, match="register this phone's public key"),
+        connected(address(deployment), deployment.roots.read_bytes(), key, 1 << 20),
+    ):
+        pass
 
 
 def test_plain_text_is_refused(deployment: Deployment) -> None:
