@@ -15,7 +15,8 @@ from fedcaptor.server import backup as databases
 from fedcaptor.server.database import STATE, url_of
 
 _FOREIGN = "state-database"  # in the archive: the copy of a state database that is elsewhere
-_LEFT_OUT = ("logs", "front", "state/prometheus", "state/alertmanager", "state/supervisor.pid", "state/work", ".lock")
+_LOCKS = ".lock", ".enrolled.lock"
+_LEFT_OUT = ("logs", "front", "state/prometheus", "state/alertmanager", "state/supervisor.pid", "state/work", *_LOCKS)
 
 
 def backup(deployment: Deployment, file: Path) -> None:

@@ -146,8 +146,10 @@ def processes_of(deployment: Deployment) -> list[psutil.Process]:
 
 def strangers_ports(deployment: Deployment) -> dict[str, int]:
     """Return the ports on which somebody listens, by their keys; to be asked while no service runs."""
-    found = {}
-    for name, port in deployment.settings.model_dump().items():
+    found, settings = {}, deployment.settings
+    for name, port in settings.model_dump().items():
+        if name == "enrolment_port" and not settings.enrolment:
+            continue
         if (name == "port" or name.endswith("_port")) and is_listened_on(port):
             found[name] = port
     return found
