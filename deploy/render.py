@@ -152,6 +152,9 @@ def _for_supervisor(deployment: Deployment, service: Service) -> dict[str, str]:
     if service.secrets:
         command = str(ours("python")), "-m", "fedcaptor.deploy.environment", str(deployment.environment_file), *command
     variables = environment_of_runs(deployment) if service.secrets else {}
+    if service.configuration is not None:  # a service whose section has changed is started again
+        digest = hashlib.sha256(service.configuration.read_bytes()).hexdigest()
+        variables = {**variables, "FEDCAPTOR_CONFIGURATION": digest}
     return {
         "name": service.name,
         "about": service.about,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fedcaptor.deploy.folder import Deployment
 from fedcaptor.deploy.programs import find, ours
@@ -16,6 +17,7 @@ class Service:
 
     `verified`: TLS by the deployment's own authority. `package`: the Debian package of a program that was not found.
     `phone`: it is a phone, to be started when it is enrolled. `secrets`: its environment has those of runs.
+    `configuration`: a file that it reads when it starts.
     """
 
     name: str
@@ -27,6 +29,7 @@ class Service:
     required: bool = True
     phone: bool = False
     secrets: bool = False
+    configuration: Path | None = None
 
     @property
     def missing(self) -> bool:
@@ -74,6 +77,7 @@ def services_of(deployment: Deployment) -> list[Service]:
         "nginx",
         ("-c", str(deployment.services / "nginx.conf"), "-e", "stderr"),
         package="nginx",
+        configuration=deployment.services / "nginx.conf",
     )
     exporter = Service(
         "exporter",
@@ -98,6 +102,7 @@ def services_of(deployment: Deployment) -> list[Service]:
         f"http://{here}:{settings.prometheus_port}/-/ready",
         "prometheus",
         required=False,
+        configuration=deployment.prometheus / "prometheus.yml",
     )
     alertmanager = _foreign(
         "alertmanager",
@@ -112,6 +117,7 @@ def services_of(deployment: Deployment) -> list[Service]:
         f"http://{here}:{settings.alertmanager_port}/-/ready",
         "prometheus-alertmanager",
         required=False,
+        configuration=deployment.services / "alertmanager.yml",
     )
     rounds = Service(
         "rounds",
@@ -142,6 +148,6 @@ def _phones(deployment: Deployment) -> Iterator[Service]:
 
 
 def _foreign(
-    name: str, about: str, program: str, options: tuple[str, ...], ready: str = "", package: str = "", **more: bool
+    name: str, about: str, program: str, options: tuple[str, ...], ready: str = "", package: str = "", **more: Any
 ) -> Service:
     return Service(name, about, (str(find(program) or program), *options), ready, package=package, **more)

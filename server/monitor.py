@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from fedcaptor.common.config import Config
-from fedcaptor.common.errors import PostponedError, StateError
+from fedcaptor.common.errors import FedcaptorError, PostponedError, StateError
 from fedcaptor.common.privacy.zcdp import noise_multiplier
 from fedcaptor.common.torch_engine.base import BaseModel
 from fedcaptor.server import snapshot
@@ -148,7 +148,7 @@ class Monitor:
                 "heartbeat": now,
                 "ended": None if status in ("running", "waiting", "postponed") else now,
                 "postponed": self._error.reason if isinstance(self._error, PostponedError) else None,
-                "error": "" if self._error is None else str(self._error)[: snapshot.ERROR_LENGTH],
+                "error": _said(self._error)[: snapshot.ERROR_LENGTH],
                 "process": _process(self._began),
                 "present": _present(moment) if status == "running" else None,
                 "round": max(moment.round, done),
@@ -218,6 +218,11 @@ def figures_of(record: RunRecord, weights_bytes: int) -> dict[str, Any]:
         figures["other_weights"] = len(last.delivered.other_weights)
         figures["clusters"], figures["tiers"] = _clusters(record, last), _tiers(record, last)
     return figures
+
+
+def _said(error: Exception | None) -> str:
+    """Return the text of an error that is written to be read; of another one, which may say anything, its kind."""
+    return "" if error is None else str(error) if isinstance(error, FedcaptorError) else type(error).__name__
 
 
 def _present(moment: Moment) -> Present:

@@ -26,6 +26,7 @@ from fedcaptor.deploy.certificates import days_left, make_authority, make_server
 from fedcaptor.deploy.create import Wanted, create, issue_certificate
 from fedcaptor.deploy.environment import read_environment
 from fedcaptor.deploy.folder import Deployment
+from fedcaptor.deploy.render import render
 from fedcaptor.deploy.services import services_of
 from tests.programs import program
 
@@ -161,6 +162,19 @@ def test_prometheus_and_alertmanager_accept_their_configuration(made: Deployment
         words = ["check", what] if what else ["check-config"]
         found = subprocess.run([program(tool), *words, made.services / file], capture_output=True, text=True)
         assert found.returncode == 0, found.stdout + found.stderr
+
+
+def test_a_service_is_started_again_when_its_configuration_has_changed(deployment: Deployment) -> None:
+    def sections(deployment: Deployment) -> dict[str, str]:
+        render(deployment)
+        found = (deployment.services / "supervisord.conf").read_text().split("\n[program:")[1:]
+        return {name: section for name, _, section in (each.partition("]") for each in found)}
+
+    before = sections(deployment)
+    assert sections(deployment) == before
+    changed = load_config(deployment.description, ["deployment.requests_per_second=7"])
+    after = sections(Deployment(deployment.root, changed))
+    assert [name for name in before if before[name] != after[name]] == ["front"]
 
 
 def test_units_start_the_same_commands_as_up(made: Deployment) -> None:

@@ -213,7 +213,7 @@ def test_the_snapshot_says_how_a_run_ended(
     found = written(tmp_path)
     assert (found.status, found.present, found.finished) == (status, None, 1)
     assert found.ended == (None if status in ("waiting", "postponed") else found.heartbeat)
-    assert found.error == (str(error) if status in ("failed", "postponed") else "")
+    assert found.error == {"failed": type(error).__name__, "postponed": str(error)}.get(status, "")
     assert found.postponed == ("phones" if status == "postponed" else None)
     assert not [thread for thread in threading.enumerate() if thread.name == "heartbeat"]
 
