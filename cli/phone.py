@@ -66,6 +66,20 @@ def run(
 
 
 @app.command()
+def enrol(
+    config: Annotated[Path, typer.Option("--config", help="The phone's file, with a section [device].")],
+    token: Annotated[
+        str, typer.Option(prompt=True, hide_input=True, help="What the operator gave this phone; asked for without it.")
+    ],
+) -> None:
+    """Enrol this phone by the operator's token; its key is made here, where there is none."""
+    from fedcaptor.client.enrol import enrol
+
+    enrol(config, token.strip())
+    print("enrolled: start it by `fedcaptor phone run`")
+
+
+@app.command()
 def fetch(
     config: Annotated[Path, typer.Option("--config", help="The phone's file, with `device.catalogue`.")],
 ) -> None:
