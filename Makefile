@@ -73,9 +73,9 @@ docs: setup # the pages that are made from code
 	$(BIN)/fedcaptor messages > docs/messages.md
 	$(BIN)/fedcaptor dashboards deploy/monitoring/dashboards
 
-STUBS := fedcaptor/common/catalogue
-stubs: setup # the code of the catalogue's messages
-	$(BIN)/python -m grpc_tools.protoc -I$(STUBS)=common/catalogue --python_out=. --pyi_out=. $(STUBS)/bytestream.proto
+STUBS := catalogue/bytestream enrolment/enrolment
+stubs: setup # the code of gRPC messages
+	$(BIN)/python -m grpc_tools.protoc -Ifedcaptor/common=common --python_out=. --pyi_out=. $(STUBS:%=fedcaptor/common/%.proto)
 
 site: setup # the documentation, in site/; needs no network
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

@@ -23,6 +23,7 @@ from benchmarks.local_privacy import LocalPrivacy
 from benchmarks.memory import Memory
 from benchmarks.moments import MomentsCost
 from benchmarks.on_device import OnDevice
+from benchmarks.personal_step import PersonalStep
 from benchmarks.phone import Phone
 from benchmarks.phone_client import PhoneClient
 from benchmarks.poisoning import Poisoning
@@ -55,6 +56,7 @@ app.command("local_privacy")(command(LocalPrivacy))
 app.command("memory")(command(Memory))
 app.command("moments")(command(MomentsCost))
 app.command("on_device")(command(OnDevice))
+app.command("personal_step")(command(PersonalStep))
 app.command("phone")(command(Phone))
 app.command("phone_client")(command(PhoneClient))
 app.command("poisoning")(command(Poisoning))

@@ -42,6 +42,7 @@ poll = 0.2
 """
 _ANSWERED = re.compile(r"answered (\S+) in [\d.]+ s, ([\d.]+) s of CPU")
 _CONNECTED_SECONDS = 120
+_REST_SECONDS = 20
 _SAMPLE_SECONDS = 0.2
 
 
@@ -50,7 +51,9 @@ class PhoneClient(Benchmark):
     """Memory, CPU and time of phones as real processes behind a SuperLink with TLS, in one round without noise.
 
     `resident`: one process a phone, `fedcaptor phone run`; `supernode`: Flower's SuperNode, which starts a process for
-    each message. The small CNN and embedded images. A resident phone records its images before the run begins.
+    each message. The small CNN and embedded images. A resident phone records its images before the run begins; it is
+    measured while it is awake and, once 20 seconds have passed without a message, at rest. Seconds depend on what else
+    the machine does, CPU seconds less so.
 
     Example: python -m benchmarks phone_client --json benchmarks/results/phone_client.json
     """
@@ -86,11 +89,18 @@ def _round(fleet: Fleet, way: str, engine: str, phones: int, pace: float) -> dic
         key = registered_key(fleet, f"node{number}")
         classes = (number % 10, (number + 3) % 10)
         file = write_phone(fleet.folder / f"phone{number}", port, key, classes, settings, engine)
+        if way == "resident":
+            file.write_text(f"{file.read_text()}rest_seconds = {_REST_SECONDS}\n")
         processes.append(psutil.Process(start_phone(fleet, way, file, number, port, key).pid))
     log = "connected as node" if way == "resident" else "SuperNode ID"
     _wait(lambda: sum(log in p.read_text() for p in fleet.folder.glob("phone-*.log")) == phones, fleet)
     time.sleep(10 if way == "resident" else 3)  # the images are recorded meanwhile
-    idle = [process.memory_info().rss for process in processes]
+    awake = idle = [process.memory_info().rss for process in processes]
+    if way == "resident":
+        _wait(lambda: all("client.resting" in " ".join(process.cmdline()) for process in processes), fleet)
+        idle = [process.memory_info().rss for process in processes]
+    superlink = psutil.Process(fleet.started[0].pid)
+    used = cpu_seconds(superlink)
     before = [cpu_seconds(process) for process in processes]
     with _Peaks(processes) as peaks:
         run = start_run(fleet, settings, phones)
@@ -102,9 +112,11 @@ def _round(fleet: Fleet, way: str, engine: str, phones: int, pace: float) -> dic
     journal.close()
     return {
         "idle_rss_bytes": float(np.mean(idle)),
+        "awake_rss_bytes": float(np.mean(awake)),
         "peak_rss_bytes": float(max(peaks.largest.values())),
         "message_cpu_seconds": _by_kind(fleet.folder) if way == "resident" else {},
         "phone_cpu_seconds": float(np.mean(after) - np.mean(before)),
+        "superlink_cpu_seconds": cpu_seconds(superlink) - used,
         "round_seconds": sum(seconds.values()),
         "phase_seconds": {name: round(passed, 2) for name, passed in seconds.items()},
     }

@@ -37,6 +37,7 @@ PAGES: dict[str, Callable[[Record], Section]] = {
     "slicing": partial(section, "slicing"),
     "moments": partial(section, "moments"),
     "phone": partial(section, "phone"),
+    "personal_step": partial(section, "personal_step"),
     "phone_client": partial(section, "phone_client"),
     "fleet": partial(section, "fleet"),
     "chaos": partial(section, "chaos"),

@@ -120,7 +120,8 @@ def _of_run(run: dict[str, Any]) -> str:
     figure = run["fleet"]["macs_ratio"]
     macs = f", MACs {figure['value']:.1%} ± {figure['stddev']:.1%} of the full model's" if figure else ""
     epsilon = "without noise" if run["epsilon"] is None else f"ε = {run['epsilon']:.3g}"
-    return f"run: {run['name']} {run['status']}, round {run['round']} with {run['phones']} phones, {epsilon}{macs}"
+    why = f" ({run['error']})" if run["error"] else ""
+    return f"run: {run['name']} {run['status']}{why}, round {run['round']} with {run['phones']} phones, {epsilon}{macs}"
 
 
 @app.command()
@@ -280,6 +281,36 @@ def enrol(
     deployment = Deployment.open(folder)
     made = enrolment.enrol(deployment, name, key)
     _say(f"{name} is enrolled; copy {made} to it")
+
+
+@app.command()
+def token(
+    folder: Folder,
+    name: Annotated[str, typer.Argument(help="Name for the phone; it stays on this server.")],
+    days: Annotated[float, typer.Option(min=0.01, max=90, help="Days for which it serves.")] = 7.0,
+) -> None:
+    """Print a token by which one phone may enrol itself, once, and write the files that it needs.
+
+    It is printed this once: the server keeps its hash. Another one for the same phone takes its place.
+    """
+    from fedcaptor.deploy.folder import Deployment
+    from fedcaptor.deploy.tokens import make_token
+
+    deployment = Deployment.open(folder)
+    print(make_token(deployment, name, days))
+    _say(f"copy {deployment.phones / name} to {name}, and there: fedcaptor phone enrol --config phone.toml")
+
+
+@app.command(hidden=True)
+def enrolments(folder: Folder) -> None:
+    """Let phones in that have a token, until SIGTERM: a service of `deploy up`."""
+    import logging
+
+    from fedcaptor.deploy.enrolment_service import serve
+    from fedcaptor.deploy.folder import Deployment
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    serve(Deployment.open(folder))
 
 
 @app.command()

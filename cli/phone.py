@@ -41,6 +41,7 @@ def run(
     from fedcaptor.client.device import Device
     from fedcaptor.client.folder import LOG_FILE
     from fedcaptor.client.resident import Resident
+    from fedcaptor.client.resting import ENDING, woken
     from fedcaptor.common.files import make_folder
 
     device = Device.of_file(config)
@@ -54,10 +55,28 @@ def run(
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         logging.getLogger("fedcaptor").addHandler(handler)
     logging.getLogger("fedcaptor").setLevel(logging.INFO)
-    resident = Resident(device, once=30.0 if once else None)
-    for number in (signal.SIGTERM, signal.SIGINT):
+    rest = woken()
+    resident = Resident(
+        device, once=30.0 if once else None, rests=not once and (rest is None or rest.worked), woken=rest
+    )
+    for number in ENDING:
         signal.signal(number, lambda *_: resident.stop.set())
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
     resident.run()
+
+
+@app.command()
+def enrol(
+    config: Annotated[Path, typer.Option("--config", help="The phone's file, with a section [device].")],
+    token: Annotated[
+        str, typer.Option(prompt=True, hide_input=True, help="What the operator gave this phone; asked for without it.")
+    ],
+) -> None:
+    """Enrol this phone by the operator's token; its key is made here, where there is none."""
+    from fedcaptor.client.enrol import enrol
+
+    enrol(config, token.strip())
+    print("enrolled: start it by `fedcaptor phone run`")
 
 
 @app.command()

@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, Protocol
 
 from fedcaptor.client.folder import WORK_LOCK, WORK_LOG
 from fedcaptor.client.process_lock import acquire
+from fedcaptor.client.processes import end_child
 
 if TYPE_CHECKING:
     from fedcaptor.client.learner import Learner
 
 _POLL_SECONDS = 0.1
 _NICENESS = 19
-_LEAN = {
+LEAN = {
     "OPENBLAS_NUM_THREADS": "1",  # one core, as ONNX Runtime has
     "MALLOC_MMAP_THRESHOLD_": str(1 << 20),  # glibc raises it by itself, and then keeps most of what is freed
 }
@@ -64,12 +65,14 @@ class InChildProcess:
     """Work in a child process that outlives this one; `node` is the node configuration from which it makes its phone.
 
     `due`: tells whether there is something to do before the vector of a sum of a kind, as starting a child is dear. The
-    child inherits a lock of the operating system, which ends with it however it ends.
+    child inherits a lock of the operating system, which ends with it however it ends. `adopted`: number of a child that
+    this process had before it rested (`fedcaptor.client.resting`), 0: none.
     """
 
     folder: Path
     node: Mapping[str, str]
     due: Callable[[str], bool]
+    adopted: int = 0
     _child: subprocess.Popen[bytes] | None = None
 
     def prepare(self, kind: str) -> None:
@@ -86,11 +89,17 @@ class InChildProcess:
         if lock is not None:
             os.close(lock)
 
+    @property
+    def child(self) -> int:
+        """Return the number of the child that was started last, which may have ended; 0 where there was none."""
+        return self.adopted if self._child is None else self._child.pid
+
     def cancel(self) -> None:
         """End the child, if it works; what it has not finished is done another time."""
         if self._child is not None:
             self._child.terminate()
             self._child.wait()
+        end_child(self.adopted)
 
     def _start(self, kind: str) -> None:
         lock = acquire(self.folder / WORK_LOCK)
@@ -103,7 +112,7 @@ class InChildProcess:
                 stdout=log,
                 stderr=log,
                 pass_fds=(lock,),
-                env=_LEAN | os.environ,
+                env=LEAN | os.environ,
                 start_new_session=True,
             )
         os.close(lock)

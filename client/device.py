@@ -1,4 +1,8 @@
-"""A real device: its settings from Flower's node configuration, and the phone that they make."""
+"""A real device: its settings from Flower's node configuration, and the phone that they make.
+
+The child process of a phone's own work reads the settings too, and needs none of what answers messages: cryptography
+and the sides of masked sums are imported where a phone is made.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedcaptor.client import kept_scores, own_look, pending_delivery
-from fedcaptor.client.background import InChildProcess
 from fedcaptor.client.folder import DATABASE, phone_ledger
 from fedcaptor.client.ledger import Ledger
-from fedcaptor.client.phone import Phone
-from fedcaptor.client.reply_timing import ReplyTiming
 from fedcaptor.client.usage import last_day_of
 from fedcaptor.common.config import Config, load_config
 from fedcaptor.common.errors import ConfigError
 from fedcaptor.common.files import no_file
-from fedcaptor.common.secure.register import enrolled_by, operator_key, operator_of
 from fedcaptor.common.statistics import SCORES
 from fedcaptor.common.tiers import as_tier
 from fedcaptor.common.weights_file import digest_of_file
@@ -27,6 +27,7 @@ from fedcaptor.common.weights_file import digest_of_file
 if TYPE_CHECKING:
     from fedcaptor.client.engine import Engine
     from fedcaptor.client.learner import Learner
+    from fedcaptor.client.phone import Phone
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +105,9 @@ class Device:
         channels, height, width = settings.input_shape
         graph = str(place / settings.graph) if settings.graph else ""
         register = str(place / settings.register_file) if settings.register_file else ""
-        operator = operator_key(settings.operator, place).hex() if settings.operator else ""
+        operator = settings.operator
+        if (place / operator).is_file():  # else the key itself, or `phone` says what it lacks
+            operator = str(place / operator)
         return cls(
             {"file": str(path.absolute()), "register": register, "operator": operator, "graph": graph},
             place / settings.folder,
@@ -143,6 +146,11 @@ class Device:
 
     def phone(self, sleep: Callable[[float], object] = time.sleep) -> Phone:
         """Make the phone that answers messages; its noise is the operating system's. `sleep` waits for replies."""
+        from fedcaptor.client.background import InChildProcess
+        from fedcaptor.client.phone import Phone
+        from fedcaptor.client.reply_timing import ReplyTiming
+        from fedcaptor.common.secure.register import enrolled_by, operator_of
+
         operator = operator_of(self.node)
         if operator is None:
             logger.info("no operator's key is configured: deliveries are taken from whoever runs the SuperLink")

@@ -26,6 +26,7 @@ from flwr.proto.fleet_pb2 import (
     ActivateNodeRequest,
     DeactivateNodeRequest,
     PullMessagesRequest,
+    PullMessagesResponse,
     PushMessagesRequest,
 )
 from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
@@ -52,14 +53,17 @@ from flwr.supercore.inflatable.inflatable_protobuf_utils import (
 from flwr.supercore.inflatable.inflatable_utils import pull_and_inflate_object_from_tree, push_objects
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes, sign_message
 from flwr.supercore.protobuf.client import ProtobufCall, ProtobufRequestContext
+from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.supercore.version import package_name, package_version
 from flwr.supernode.fleet_http_client import FleetHttpClient
 
+from fedcaptor.client.resting import Requests
 from fedcaptor.common.errors import LinkError
 
 if TYPE_CHECKING:
     from flwr.proto.message_pb2 import ObjectTree
+    from google.protobuf.message import Message as ProtobufMessage
 
 MAX_OBJECTS = 4096
 """Most parts of one message; Flower cuts arrays into parts of 5 MB."""
@@ -69,17 +73,23 @@ _PART_SECONDS = 0.2  # before a part of a message is asked for again that the se
 
 @dataclass(frozen=True, eq=False)
 class Link:
-    """A node's open connection to a SuperLink. `node_id`: its number there. Each call may raise LinkError."""
+    """A node's open connection to a SuperLink. `node_id`: its number there. `received`: see `connected`. Each call may
+    raise LinkError.
+    """
 
     node_id: int
     client: FleetHttpClient
     max_bytes: int
+    received: list[bytes]
 
     def receive(self) -> Message | None:
         """Return the next message, None where there is none. One above `max_bytes` is left unanswered."""
         with _explained():
             node = Node(node_id=self.node_id)
-            response = self.client.PullMessages(PullMessagesRequest(node=node))
+            if self.received:
+                response = PullMessagesResponse.FromString(self.received.pop())
+            else:
+                response = self.client.PullMessages(PullMessagesRequest(node=node))
             if not response.messages_list:
                 return None
             run_id = message_from_proto(response.messages_list[0]).metadata.run_id
@@ -118,33 +128,61 @@ class Link:
             )
 
     def beat(self, stop: Event) -> None:
-        """Tell the SuperLink again and again that this node is there, until `stop` is set."""
-        node = Node(node_id=self.node_id)
-        request = SendNodeHeartbeatRequest(node=node, heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL)
-        while not stop.wait(_BEAT_SECONDS):
+        """Tell the SuperLink again and again that this node is there, until `stop` is set.
+
+        At once too: the last time may be long ago where an earlier process was killed, or rests and messages alternate.
+        """
+        request = _heartbeat(self.node_id)
+        while not stop.is_set():
             with suppress(httpx.HTTPError, RuntimeError):  # the next receive or send says what is wrong
                 self.client.SendNodeHeartbeat(request)
+            stop.wait(_BEAT_SECONDS)
+
+
+def _heartbeat(node_id: int) -> SendNodeHeartbeatRequest:
+    return SendNodeHeartbeatRequest(node=Node(node_id=node_id), heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL)
 
 
 class _SignedRequests:
     """Sign each request with the node's key, as Flower's own nodes do; without the weight of Flower's own class."""
 
     def __init__(self, key: EllipticCurvePrivateKey) -> None:
-        self._key, self._public = key, base64.b64encode(public_key_to_bytes(key.public_key())).decode()
+        self._key, self._headers = key, _headers(key)
 
     def intercept(self, context: ProtobufRequestContext, call_next: ProtobufCall) -> httpx.Response:
         timestamp = now().isoformat()
-        context.request.headers.update(
-            {
-                FLEET_HTTP_PUBLIC_KEY_HEADER: self._public,
-                TIMESTAMP_HEADER: timestamp,
-                FLEET_HTTP_SIGNATURE_HEADER: base64.b64encode(sign_message(self._key, timestamp.encode())).decode(),
-                FLWR_PACKAGE_NAME_METADATA_KEY: package_name,
-                FLWR_PACKAGE_VERSION_METADATA_KEY: package_version,
-                FLWR_COMPONENT_NAME_METADATA_KEY: "SuperNode",
-            }
-        )
+        signature = base64.b64encode(sign_message(self._key, timestamp.encode())).decode()
+        signed = {TIMESTAMP_HEADER: timestamp, FLEET_HTTP_SIGNATURE_HEADER: signature}
+        context.request.headers.update(self._headers | signed)
         return call_next(context)
+
+
+def _headers(key: EllipticCurvePrivateKey) -> dict[str, str]:
+    """Return what the headers of each request say of the node of a key."""
+    return {
+        FLEET_HTTP_PUBLIC_KEY_HEADER: base64.b64encode(public_key_to_bytes(key.public_key())).decode(),
+        FLWR_PACKAGE_NAME_METADATA_KEY: package_name,
+        FLWR_PACKAGE_VERSION_METADATA_KEY: package_version,
+        FLWR_COMPONENT_NAME_METADATA_KEY: "SuperNode",
+    }
+
+
+def waiting(address: str, key: EllipticCurvePrivateKey, node_id: int) -> Requests:
+    """Return what the node of a key sends to the SuperLink at `address` while it waits for a message."""
+
+    def request(method: str, content: ProtobufMessage) -> tuple[str, str]:
+        return f"/v1/fleet/{method}", content.SerializeToString().hex()
+
+    return Requests(
+        address=address,
+        headers={"content-type": PROTOBUF_MEDIA_TYPE, "accept": PROTOBUF_MEDIA_TYPE, **_headers(key)},
+        timestamp=TIMESTAMP_HEADER,
+        signature=FLEET_HTTP_SIGNATURE_HEADER,
+        look=request("pull-messages", PullMessagesRequest(node=Node(node_id=node_id))),
+        beat=request("send-node-heartbeat", _heartbeat(node_id)),
+        leave=request("deactivate-node", DeactivateNodeRequest(node_id=node_id)),
+        beat_seconds=_BEAT_SECONDS,
+    )
 
 
 @contextmanager
@@ -154,11 +192,13 @@ def connected(
     key: EllipticCurvePrivateKey,
     max_bytes: int,
     last_id: int | None = None,
+    received: list[bytes] | None = None,
 ) -> Iterator[Link]:
     """Open a connection to the SuperLink at `address` ("host:port"), over TLS, as the node that `key` stands for.
 
     `root_certificates`: PEM of the authorities to trust; None: the system's. `last_id`: number that the node had; it
-    goes on with it where the SuperLink has not noticed yet that the last process was killed. Raises LinkError.
+    goes on with it where the SuperLink has not noticed yet that the last process was killed. `received`: an answer with
+    a message that the SuperLink gave already, to be taken out. Raises LinkError.
     """
     with _explained():
         client = FleetHttpClient.from_server_address(
@@ -174,7 +214,7 @@ def connected(
                 if error.response.status_code != httpx.codes.PRECONDITION_FAILED or last_id is None:
                     raise
                 node_id = last_id
-        link, stop = Link(node_id, client, max_bytes), Event()
+        link, stop = Link(node_id, client, max_bytes, [] if received is None else received), Event()
         Thread(target=link.beat, args=(stop,), daemon=True).start()
         try:
             yield link

@@ -1,15 +1,30 @@
-"""Read the key that a phone is registered by, at the SuperLink and the catalogue alike."""
+"""Make and read the key that a phone is registered by, at the SuperLink and the catalogue alike."""
 
 from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
 
-from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
-from cryptography.hazmat.primitives.serialization import load_ssh_private_key
+from cryptography.hazmat.primitives.asymmetric.ec import SECP384R1, EllipticCurvePrivateKey, generate_private_key
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    load_ssh_private_key,
+)
 
 from fedcaptor.common.errors import ConfigError
+from fedcaptor.common.files import write_whole
 from fedcaptor.common.secure.key_files import read_key
+
+
+def make_node_key(key: Path, public: Path) -> None:
+    """Write a node's key pair as `ssh-keygen -t ecdsa -b 384` does; the private one is for its owner's eyes alone."""
+    private = generate_private_key(SECP384R1())
+    openssh = private.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
+    write_whole(key, openssh, private=True)
+    write_whole(public, private.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH) + b"\n")
 
 
 def node_key(path: Path) -> EllipticCurvePrivateKey:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from threading import Event
 
@@ -23,11 +24,13 @@ from flwr.common.constant import ErrorCode
 from fedcaptor.client.app import make_app
 from fedcaptor.client.background import InChildProcess
 from fedcaptor.client.device import Device
-from fedcaptor.client.fleet import Link, connected
+from fedcaptor.client.fleet import Link, connected, waiting
 from fedcaptor.client.folder import NODE_FILE, RESIDENT_LOCK
 from fedcaptor.client.node_key import node_key
 from fedcaptor.client.phone import Phone
 from fedcaptor.client.process_lock import acquire
+from fedcaptor.client.processes import holds
+from fedcaptor.client.resting import Requests, Rest, Woken
 from fedcaptor.common.errors import ConfigError, FedcaptorError, LinkError, StateError
 from fedcaptor.common.files import read_bounded, write_whole
 
@@ -42,11 +45,17 @@ _LOOK_SECONDS = 0.2
 
 @dataclass
 class Resident:
-    """Serve one device until `stop` is set; `once`: until no message came for so many seconds."""
+    """Serve one device until `stop` is set; `once`: until no message came for so many seconds.
+
+    `rests`: between messages the process becomes a smaller one, see `fedcaptor.client.resting`; for a process that does
+    nothing else. `woken`: it comes from such a rest.
+    """
 
     device: Device
     once: float | None = None
     stop: Event = field(default_factory=Event)
+    rests: bool = False
+    woken: Woken | None = None
     _next_fetch: float = 0.0
 
     def run(self) -> None:
@@ -58,13 +67,21 @@ class Resident:
         roots = settings.root_certificates
         certificates = read_bounded(place / roots, _MAX_CERTIFICATE_BYTES, "certificate") if roots else None
         phone, number = self.device.phone(self.stop.wait), self.device.folder / NODE_FILE
-        with only_one(self.device.folder), _ended(phone):
-            self.stop.wait(random.uniform(0, settings.spread_seconds))
+        received = [self.woken.answer] if self.woken and self.woken.answer else []
+        if self.woken is not None:
+            if received:  # a message waits, and files are fetched before a phone checks in
+                self._next_fetch = time.monotonic() + _FETCH_SECONDS
+            if isinstance(phone.background, InChildProcess):
+                phone.background.adopted = self.woken.child
+        with only_one(self.device.folder, self.woken) as lock, _ended(phone):
+            if self.woken is None:
+                self.stop.wait(random.uniform(0, settings.spread_seconds))
             failures, reason = 0, ""
             while not self.stop.is_set():
-                if not self._allowed():
+                if not holds(settings.condition):
                     if self.once is not None:
                         return
+                    self._rest(None, lock, phone)
                     self.stop.wait(settings.condition_seconds)
                     continue
                 try:
@@ -72,11 +89,12 @@ class Resident:
                     if phone.background is not None:
                         phone.background.prepare("")  # so that the first vector need not wait
                     most, last_id = self.device.config.delivery.max_bytes, _last_id(number)
-                    with connected(settings.superlink, certificates, key, most, last_id) as link:
+                    with connected(settings.superlink, certificates, key, most, last_id, received) as link:
                         write_whole(number, str(link.node_id).encode(), private=True)
                         logger.info("connected as node %d", link.node_id)
                         failures, reason = 0, ""
-                        self._serve(link, phone)
+                        requests = partial(waiting, settings.superlink, key, link.node_id)
+                        self._serve(link, phone, partial(self._rest, requests, lock, phone))
                 except LinkError as error:
                     failures += 1
                     if str(error) != reason:  # once, not with every attempt
@@ -86,18 +104,20 @@ class Resident:
                 if self.once is not None and not failures:
                     return
 
-    def _serve(self, link: Link, phone: Phone) -> None:
-        """Answer messages while the phone may be online."""
+    def _serve(self, link: Link, phone: Phone, rest: Callable[[], None]) -> None:
+        """Answer messages while the phone may be online, and `rest` once none has come for long."""
         settings, app = self.device.config.device, make_app(lambda context: phone)
         quiet = checked = time.monotonic()
+        usual = 0.0
         while not self.stop.is_set():
             if time.monotonic() - checked >= settings.condition_seconds:
                 checked = time.monotonic()
-                if not self._allowed():
+                if not holds(settings.condition):
                     return
             message = link.receive()
             if message is not None:
                 begin, cpu = time.monotonic(), time.process_time()
+                usual = begin - quiet
                 reply, kind = _answered(app, message, link.node_id), message.metadata.message_type
                 seconds, cpu = time.monotonic() - begin, time.process_time() - cpu
                 if self.stop.is_set():  # a wait that was cut short would tell how long the work took
@@ -108,7 +128,31 @@ class Resident:
             idle = time.monotonic() - quiet
             if self.once is not None and idle >= self.once:
                 return
-            self.stop.wait(min(settings.poll_seconds, SOON + idle / 4) * random.uniform(0.8, 1))
+            if idle >= settings.rest_seconds:  # whatever the child does: it would show
+                rest()
+            self.stop.wait(pause(idle, usual, settings.poll_seconds) * random.uniform(0.8, 1))
+
+    def _rest(self, requests: Callable[[], Requests] | None, lock: int, phone: Phone) -> None:
+        """Rest, if this process does; returns where it does not, or is to stop. `requests`: see `Rest`."""
+        settings, place = self.device.config.device, self.device.place.absolute()
+        if not self.rests or settings.rest_seconds == 0:
+            return
+        rest = Rest(
+            requests and requests(),
+            str(place / settings.root_certificates) if settings.root_certificates else "",
+            str(place / settings.key),
+            lock,
+            phone.background.child if isinstance(phone.background, InChildProcess) else 0,
+            settings.poll_seconds,
+            settings.condition,
+            settings.condition_seconds,
+        )
+        logger.info("resting until there is a message" if requests else "resting until device.condition holds")
+        try:
+            rest.begin(self.stop.is_set)
+        except OSError as error:
+            logger.warning("this process cannot rest: %s", error)
+            self.rests = False
 
     def _fetch(self) -> None:
         """Bring weights and graph up to date, where there is a catalogue, but no more often than each hour.
@@ -138,17 +182,14 @@ class Resident:
         if text:
             logger.log(logging.WARNING if child.returncode else logging.INFO, "%s", text)
 
-    def _allowed(self) -> bool:
-        """Tell whether the configured condition holds."""
-        command = self.device.config.device.condition
-        if not command:
-            return True
-        try:
-            done = subprocess.run(command, shell=True, capture_output=True, timeout=30, check=False)
-        except subprocess.TimeoutExpired:
-            logger.warning("device.condition takes more than 30 seconds: shorten it")
-            return False
-        return done.returncode == 0
+
+def pause(idle: float, usual: float, longest: float) -> float:
+    """Return seconds until the next look for a message, `idle` seconds after the last reply, at most `longest`.
+
+    The steps of a sum take about as long as each other. So the first look is at half of the `usual` time, in which the
+    last message came after the reply before it, and further ones follow within a quarter of what has passed.
+    """
+    return min(longest, max(SOON + idle / 4, usual / 2 - idle))
 
 
 def _answered(app: Callable[[Message, Context], Message], message: Message, node: int) -> Message:
@@ -178,12 +219,15 @@ def _ended(phone: Phone) -> Iterator[None]:
 
 
 @contextmanager
-def only_one(folder: Path) -> Iterator[None]:
-    """Hold the lock of a phone's resident process. Raises StateError where another one has it."""
-    lock = acquire(folder / RESIDENT_LOCK)
+def only_one(folder: Path, woken: Woken | None = None) -> Iterator[int]:
+    """Hold the lock of a phone's resident process, which one that is `woken` has. Gives its descriptor.
+
+    Raises StateError where another one has it.
+    """
+    lock = woken.lock if woken else acquire(folder / RESIDENT_LOCK)
     if lock is None:
         raise StateError(f"{folder} has a resident process already: stop it first")
     try:
-        yield
+        yield lock
     finally:
         os.close(lock)

@@ -1,5 +1,7 @@
 """Errors that a person reads: each names the value, the bound and the remedy."""
 
+from typing import Literal
+
 
 class FedcaptorError(Exception):
     """Base of all errors that the command line prints without a traceback."""
@@ -31,6 +33,14 @@ class MissingError(FedcaptorError, ImportError):
 
 class StateError(FedcaptorError):
     """Stored state is damaged or belongs to another run."""
+
+
+class PostponedError(StateError):
+    """A round cannot go on now, and nobody is asked; the text says what it waits for. `reason`: a short code."""
+
+    def __init__(self, reason: Literal["phones", "budget"], text: str) -> None:
+        super().__init__(text)
+        self.reason = reason
 
 
 class NormalisationWarning(UserWarning):

@@ -15,3 +15,5 @@ a thread for each core.
 """
 FAILED = "the run failed: "
 """Begins the log's line of an error that starting the run again would not mend."""
+POSTPONED = "the round is postponed: "
+"""Begins that of a round that can begin later, when the run is started again."""

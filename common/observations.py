@@ -71,7 +71,10 @@ def statistics_of(
     """Join a group's `covariance` [C, C] with a consumer's whole `weight` and its outputs' `sensitivity` [O, O]."""
     part = weight[:, consumer.offset : consumer.offset + group.channels * consumer.taps]
     taps = part.reshape(len(weight), group.channels, -1).astype(np.float64).transpose(2, 1, 0)  # [taps, C, O]
-    return ConsumerStatistics(covariance, (taps @ sensitivity @ taps.transpose(0, 2, 1)).sum(0))
+    gram = np.zeros_like(covariance)
+    for tap in taps:
+        gram += tap @ sensitivity @ tap.T
+    return ConsumerStatistics(covariance, gram)
 
 
 def curves_of(

@@ -9,13 +9,14 @@ from tempfile import TemporaryDirectory
 
 from fedcaptor.common.errors import ConfigError, StateError
 from fedcaptor.common.files import no_file, replacing
+from fedcaptor.deploy.environment import read_environment
 from fedcaptor.deploy.folder import Deployment
-from fedcaptor.deploy.processes import environment_given
 from fedcaptor.server import backup as databases
-from fedcaptor.server.database import STATE
+from fedcaptor.server.database import STATE, url_of
 
 _FOREIGN = "state-database"  # in the archive: the copy of a state database that is elsewhere
-_LEFT_OUT = ("logs", "front", "state/prometheus", "state/alertmanager", "state/supervisor.pid", "state/work", ".lock")
+_LOCKS = ".lock", ".enrolled.lock"
+_LEFT_OUT = ("logs", "front", "state/prometheus", "state/alertmanager", "state/supervisor.pid", "state/work", *_LOCKS)
 
 
 def backup(deployment: Deployment, file: Path) -> None:
@@ -59,20 +60,25 @@ def restore(file: Path, root: Path) -> Deployment:
     except (tarfile.TarError, EOFError) as error:
         raise ConfigError(f"{file} is no backup of a deployment, or damaged ({error}): give another copy") from None
     deployment = Deployment.open(root)
-    copy = deployment.root / _FOREIGN
-    if copy.is_file():
-        url = environment_given(deployment).get(STATE, "")
-        if not url:
-            raise StateError(f"{deployment.environment_file} does not give {STATE}: set it, and restore again")
-        databases.restore(url, copy)
+    copies = sorted(deployment.root.glob(f"{_FOREIGN}*"))
+    url = read_environment(deployment.environment_file).get(STATE, "")
+    if copies and not url:
+        raise StateError(f"{deployment.environment_file} does not give {STATE}: set it, and restore again")
+    for copy in copies:
+        databases.restore(url_of(url, copy.name.removeprefix(_FOREIGN).removeprefix("-")), copy)
         copy.unlink()
     return deployment
 
 
 def _databases(deployment: Deployment) -> Iterator[tuple[str, str]]:
     """Name the databases in the archive, with their URLs, in the order in which they are copied."""
-    if url := environment_given(deployment).get(STATE, ""):
-        yield _FOREIGN, url
+    if url := read_environment(deployment.environment_file).get(STATE, ""):
+        if url == url_of(url, ""):
+            yield _FOREIGN, url
+        else:
+            for run in sorted(path.name for path in deployment.runs.iterdir()):
+                if databases.holds_run(url_of(url, run)):
+                    yield f"{_FOREIGN}-{run}", url_of(url, run)
     for path in [*sorted(deployment.runs.glob("*/state.db")), deployment.superlink_database]:
         if path.is_file():
             yield path.relative_to(deployment.root).as_posix(), f"sqlite:///{path}"

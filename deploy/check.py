@@ -20,10 +20,11 @@ from fedcaptor.common.config import load_config
 from fedcaptor.common.errors import FedcaptorError
 from fedcaptor.common.weights_file import digest_of_file
 from fedcaptor.deploy.certificates import days_left, names_of, read_certificate
+from fedcaptor.deploy.environment import read_environment
 from fedcaptor.deploy.folder import Deployment
-from fedcaptor.deploy.processes import environment_given, status, strangers_ports
+from fedcaptor.deploy.processes import status, strangers_ports
 from fedcaptor.deploy.superlink import SuperLinkError, connected, der_of
-from fedcaptor.server.database import STATE, require_answer
+from fedcaptor.server.database import STATE, require_answer, url_of
 
 Level = Literal["ok", "warning", "error"]
 _WARN_DAYS = 30.0
@@ -164,9 +165,9 @@ def _phones(deployment: Deployment) -> Iterator[Finding]:
 
 
 def _database(deployment: Deployment) -> Iterator[Finding]:
-    url = environment_given(deployment).get(STATE, "")
+    url = read_environment(deployment.environment_file).get(STATE, "")
     if url:
-        require_answer(url)
+        require_answer(url_of(url, "check"))
         yield Finding("database", "ok", "the state database answers")
     for path in [deployment.superlink_database, *([] if url else deployment.runs.glob("*/state.db"))]:
         if path.is_file():

@@ -103,7 +103,7 @@ class Deployment:
 
     @property
     def environment_file(self) -> Path:
-        """Further environment variables of the services, `NAME=VALUE` in a line, such as FEDCAPTOR_STATE."""
+        """Further environment variables of runs, `NAME=VALUE` in a line, such as FEDCAPTOR_STATE."""
         return self.secrets / "environment"
 
     @property
@@ -137,6 +137,11 @@ class Deployment:
         return self.root / "services"
 
     @property
+    def prometheus(self) -> Path:
+        """Prometheus' configuration, rules and targets."""
+        return self.services / "prometheus"
+
+    @property
     def state(self) -> Path:
         return self.root / "state"
 
@@ -147,6 +152,11 @@ class Deployment:
     @property
     def superlink_database(self) -> Path:
         return self.state / "superlink.db"
+
+    @property
+    def tokens(self) -> Path:
+        """Tokens by which phones may enrol themselves, each by its hash."""
+        return self.state / "tokens"
 
     @property
     def logs(self) -> Path:

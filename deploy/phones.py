@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from cryptography.hazmat.primitives.asymmetric.ec import SECP384R1, generate_private_key
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from PIL import Image
 
 from fedcaptor.common.config import phone_config
@@ -20,14 +18,6 @@ from fedcaptor.deploy.folder import Deployment
 
 KEY = "node.key"
 _DEMO_OWNERS = ((0, 1), (5, 7, 9), (2, 8))
-
-
-def make_node_key(key: Path, public: Path) -> None:
-    """Write a node's key pair as `ssh-keygen -t ecdsa -b 384` does; the private one is for its owner's eyes alone."""
-    private = generate_private_key(SECP384R1())
-    openssh = private.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
-    write_whole(key, openssh, private=True)
-    write_whole(public, private.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH) + b"\n")
 
 
 def write_phone(deployment: Deployment, name: str) -> Path:

@@ -23,11 +23,11 @@ from filelock import FileLock, Timeout
 from supervisor.xmlrpc import SupervisorTransport
 
 from fedcaptor.common.errors import ConfigError, StateError
-from fedcaptor.common.files import read_bounded
 from fedcaptor.deploy import superlink
+from fedcaptor.deploy.environment import MARK, environment_of_supervisor, read_environment
 from fedcaptor.deploy.folder import Deployment
 from fedcaptor.deploy.programs import ours
-from fedcaptor.deploy.render import MARK, render
+from fedcaptor.deploy.render import render
 from fedcaptor.deploy.services import Service, services_of
 
 READY_SECONDS = 120.0
@@ -63,6 +63,7 @@ def up(deployment: Deployment, say: Callable[[str], object]) -> list[Running]:
                 say(
                     f"{service.name} is left out: {service.command[0]} is not installed (apt install {service.package})"
                 )
+        read_environment(deployment.environment_file)  # a wrong line is told here, not in a log
         render(deployment)
         services = [service for service in services if not service.missing]
         supervisor = _supervisor(deployment)
@@ -145,8 +146,10 @@ def processes_of(deployment: Deployment) -> list[psutil.Process]:
 
 def strangers_ports(deployment: Deployment) -> dict[str, int]:
     """Return the ports on which somebody listens, by their keys; to be asked while no service runs."""
-    found = {}
-    for name, port in deployment.settings.model_dump().items():
+    found, settings = {}, deployment.settings
+    for name, port in settings.model_dump().items():
+        if name == "enrolment_port" and not settings.enrolment:
+            continue
         if (name == "port" or name.endswith("_port")) and is_listened_on(port):
             found[name] = port
     return found
@@ -232,12 +235,10 @@ def _supervisor(deployment: Deployment) -> Any:
 
 def _start_supervisor(deployment: Deployment) -> Any:
     deployment.supervisor_socket.unlink(missing_ok=True)
-    environment = {**os.environ, **environment_given(deployment), MARK: str(deployment.root)}
-    environment["PATH"] = f"{ours('python').parent}{os.pathsep}{os.environ.get('PATH', '')}"
     command = [str(ours("supervisord")), "-c", str(deployment.services / "supervisord.conf")]
     begun = subprocess.run(
         command,
-        env=environment,
+        env=environment_of_supervisor(deployment),
         cwd=deployment.state / "work",
         capture_output=True,
         text=True,
@@ -248,20 +249,6 @@ def _start_supervisor(deployment: Deployment) -> Any:
             f"supervisord does not start: {(begun.stderr or begun.stdout).strip()[-300:]}; see {deployment.logs}"
         )
     return _supervisor(deployment)
-
-
-def environment_given(deployment: Deployment) -> dict[str, str]:
-    """Return what the operator adds to the services' environment: `NAME=VALUE` in a line."""
-    path = deployment.environment_file
-    lines = read_bounded(path, 1 << 16, "environment").decode().splitlines() if path.is_file() else []
-    given = {}
-    for number, line in enumerate(lines, 1):
-        if line.strip() and not line.lstrip().startswith("#"):
-            name, equals, value = line.strip().partition("=")
-            if not equals or not name.isidentifier():
-                raise ConfigError(f"{path}, line {number} is not NAME=VALUE: correct it")
-            given[name] = value
-    return given
 
 
 def _reload(supervisor: Any) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import getpass
 import hashlib
+import json
 import os
 import shlex
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,25 +16,13 @@ import jinja2
 
 from fedcaptor.common.assets import asset
 from fedcaptor.common.files import write_whole
-from fedcaptor.common.flower import QUIET
 from fedcaptor.common.secure.keys import identity_of
 from fedcaptor.common.secure.register import signing_key
+from fedcaptor.deploy.environment import environment_of, environment_of_runs
 from fedcaptor.deploy.folder import Deployment
+from fedcaptor.deploy.programs import ours
 from fedcaptor.deploy.services import Service, services_of
 from fedcaptor.server.catalogue.store import Store
-
-MARK = "FEDCAPTOR_DEPLOYMENT"
-"""The environment variable, with the deployment's folder, by which its processes are found again."""
-
-
-def environment_of(deployment: Deployment) -> dict[str, str]:
-    """Return the environment variables of all services."""
-    return {
-        **QUIET,
-        MARK: str(deployment.root),
-        "FLWR_HOME": str(deployment.state / "flwr"),
-        "FEDCAPTOR_SIGNING_KEY": str(deployment.operator_key),
-    }
 
 
 def render(deployment: Deployment) -> None:
@@ -59,12 +49,11 @@ def render(deployment: Deployment) -> None:
         "logs": deployment.logs,
         "work": deployment.state / "work",
         "socket": deployment.supervisor_socket,
-        "rules": asset("deploy/monitoring/rules") / "*.yml",
         "root": os.geteuid() == 0,
         "user": getpass.getuser(),
     }
-    for name in ("nginx.conf", "prometheus.yml"):
-        _write(deployment.services / name, name, **places)
+    _write(deployment.services / "nginx.conf", "nginx.conf", **places)
+    _write_prometheus(deployment)
     if not (deployment.services / "alertmanager.yml").exists():
         _write(deployment.services / "alertmanager.yml", "alertmanager.yml")
     write_catalogue_keys(deployment)
@@ -72,8 +61,8 @@ def render(deployment: Deployment) -> None:
     _write(
         deployment.services / "supervisord.conf",
         "supervisord.conf",
-        services=[_for_supervisor(service) for service in services if not service.missing],
-        environment=",".join(f'{name}="{_escaped(value)}"' for name, value in environment_of(deployment).items()),
+        services=[_for_supervisor(deployment, service) for service in services if not service.missing],
+        environment=_listed(environment_of(deployment)),
         **{name: _escaped(str(value)) for name, value in places.items() if isinstance(value, Path)},
     )
     on_servers = [service for service in services if not service.phone]
@@ -97,6 +86,22 @@ def publish(deployment: Deployment) -> None:
         store.add(files, operator, time.time())
 
 
+def _write_prometheus(deployment: Deployment) -> None:
+    """Write the configuration and rules that are for all, and the targets of this deployment."""
+    source, settings = asset("deploy/monitoring"), deployment.settings
+    for path in (source / "prometheus.yml", *(source / "rules").glob("*.yml")):
+        write_whole(deployment.prometheus / path.relative_to(source), path.read_bytes())
+    targets = {
+        "fedcaptor": settings.exporter_port,
+        "catalogue": settings.catalogue_metrics_port,
+        "alertmanager": settings.alertmanager_port,
+        "prometheus": settings.prometheus_port,
+    }
+    for name, port in targets.items():
+        content = json.dumps([{"targets": [f"127.0.0.1:{port}"]}]).encode()
+        write_whole(deployment.prometheus / "targets" / f"{name}.json", content)
+
+
 def _write_units(deployment: Deployment, services: list[Service]) -> None:
     units = deployment.services / "systemd"
     for service in services:
@@ -105,8 +110,8 @@ def _write_units(deployment: Deployment, services: list[Service]) -> None:
             "service.unit",
             about=service.about,
             command=shlex.join(service.command).replace("%", "%%"),
-            environment=[f'"{name}={value}"' for name, value in environment_of(deployment).items()],
-            environment_file=deployment.environment_file,
+            environment=[f'"{name}={value}"' for name, value in _environment(deployment, service).items()],
+            environment_file=deployment.environment_file if service.secrets else "",
             after="" if service.name == "superlink" else " fedcaptor-superlink.service",
             work=deployment.state / "work",
             writable=deployment.root,
@@ -124,12 +129,13 @@ def _write_compose(deployment: Deployment, services: list[Service]) -> None:
             {
                 "name": service.name,
                 "about": service.about,
+                "environment": environment_of_runs(deployment) if service.secrets else {},
+                "environment_file": deployment.environment_file if service.secrets else "",
                 "words": [Path(service.command[0]).name, *(word.replace("$", "$$") for word in service.command[1:])],
             }
             for service in services
         ],
         environment=environment_of(deployment),
-        environment_file=deployment.environment_file,
         folder=deployment.root,
         work=deployment.state / "work",
         uid=os.geteuid(),
@@ -137,9 +143,29 @@ def _write_compose(deployment: Deployment, services: list[Service]) -> None:
     )
 
 
-def _for_supervisor(service: Service) -> dict[str, str]:
-    command = _escaped(shlex.join(service.command))
-    return {"name": service.name, "about": service.about, "command": command}
+def _environment(deployment: Deployment, service: Service) -> dict[str, str]:
+    return environment_of(deployment) | (environment_of_runs(deployment) if service.secrets else {})
+
+
+def _for_supervisor(deployment: Deployment, service: Service) -> dict[str, str]:
+    command = service.command
+    if service.secrets:
+        command = str(ours("python")), "-m", "fedcaptor.deploy.environment", str(deployment.environment_file), *command
+    variables = environment_of_runs(deployment) if service.secrets else {}
+    if service.configuration is not None:  # a service whose section has changed is started again
+        digest = hashlib.sha256(service.configuration.read_bytes()).hexdigest()
+        variables = {**variables, "FEDCAPTOR_CONFIGURATION": digest}
+    return {
+        "name": service.name,
+        "about": service.about,
+        "command": _escaped(shlex.join(command)),
+        "environment": _listed(variables),
+    }
+
+
+def _listed(variables: Mapping[str, str]) -> str:
+    """Return variables as supervisord reads them."""
+    return ",".join(f'{name}="{_escaped(value)}"' for name, value in variables.items())
 
 
 def _escaped(text: str) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from fedcaptor.common.errors import FedcaptorError, StateError
-from fedcaptor.common.flower import FAILED
+from fedcaptor.common.flower import FAILED, POSTPONED
 from fedcaptor.deploy.folder import Deployment
 from fedcaptor.deploy.superlink import FlowerRun, SuperLink, SuperLinkAwayError, connected
 from fedcaptor.server import snapshot
@@ -22,6 +22,7 @@ _AWAY_SECONDS = 120.0
 _RETRY_SECONDS = 3600.0
 _DAY_SECONDS = 86_400.0
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_ENDS = {FAILED: "failed", POSTPONED: "is postponed"}
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _WORDS = re.compile(r"^(?:INFO|WARNING|ERROR) *:\s*+(?!DEPRECATED|Start `flwr|Exit Code)(.+)$")
 
@@ -32,7 +33,7 @@ def run(deployment: Deployment, name: str, say: Callable[[str], object], rounds:
     `rounds`: at most so many now; 0 = all that are left, or one of a run that has no last one.
 
     A run whose process was killed is started again and goes on where it was, `deployment.restarts` times. Raises
-    StateError where the run failed or could not be started; what it had finished is kept.
+    StateError where the run failed, cannot go on yet, or could not be started; what it had finished is kept.
     """
     if not _NAME.fullmatch(name):
         raise StateError(f"the run's name is {name[:80]!r}, must be letters, digits, '.', '_' or '-': choose another")
@@ -42,8 +43,9 @@ def run(deployment: Deployment, name: str, say: Callable[[str], object], rounds:
 
         def hear(text: str, failures: list[str] = failures) -> None:
             say(text)
-            if text.startswith(FAILED):
-                failures.append(text.removeprefix(FAILED))
+            for begin, end in _ENDS.items():
+                if text.startswith(begin):
+                    failures.append(f"{end}: {text.removeprefix(begin)}")
 
         with connected(deployment) as superlink:
             run_id = _patiently(lambda: _begun(superlink, _run_config(deployment, name, rounds), say))
@@ -51,7 +53,7 @@ def run(deployment: Deployment, name: str, say: Callable[[str], object], rounds:
         if ended is not None and ended.completed:
             return
         if failures:
-            raise StateError(f"run {name} failed: {failures[-1]}")
+            raise StateError(f"run {name} {failures[-1]}")
         if ended is not None and ended.stopped:
             raise StateError(f"run {name} was stopped: the same command goes on with it")
         why = ended.details.strip() if ended is not None else "the SuperLink forgot it"
@@ -123,7 +125,7 @@ def run_on_schedule(
         name = next_name(deployment)
         ends = [found.heartbeat for path in deployment.runs.glob("*") if (found := last_snapshot(path)) is not None]
         last = last_snapshot(deployment.runs / name)
-        begun = last is not None and last.status in ("running", "stopped", "failed")
+        begun = last is not None and last.status in ("running", "stopped", "failed", "postponed")
         due = clock() if begun or not ends else max(ends) + every_days * _DAY_SECONDS
         if due > clock():
             say(f"the next round is due in {(due - clock()) / _DAY_SECONDS:.2f} days")

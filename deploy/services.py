@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fedcaptor.deploy.folder import Deployment
 from fedcaptor.deploy.programs import find, ours
@@ -15,7 +16,8 @@ class Service:
     """A process that is kept running. `ready`: a URL on loopback that answers once it is; empty: started is enough.
 
     `verified`: TLS by the deployment's own authority. `package`: the Debian package of a program that was not found.
-    `phone`: it is a phone, to be started when it is enrolled.
+    `phone`: it is a phone, to be started when it is enrolled. `secrets`: its environment has those of runs.
+    `configuration`: a file that it reads when it starts.
     """
 
     name: str
@@ -26,6 +28,8 @@ class Service:
     package: str = ""
     required: bool = True
     phone: bool = False
+    secrets: bool = False
+    configuration: Path | None = None
 
     @property
     def missing(self) -> bool:
@@ -51,6 +55,7 @@ def services_of(deployment: Deployment) -> list[Service]:
         ),
         f"https://{here}:{settings.superlink_port}/health",
         verified=True,
+        secrets=True,  # runs inherit them
     )
     catalogue = Service(
         "catalogue",
@@ -63,12 +68,16 @@ def services_of(deployment: Deployment) -> list[Service]:
         ),
         f"http://{here}:{settings.catalogue_metrics_port}/metrics",
     )
+    enrolment = Service(
+        "enrolment", "lets phones in by tokens", (str(ours("fedcaptor")), "deploy", "enrolments", str(deployment.root))
+    )
     front = _foreign(
         "front",
         "proxy that phones see",
         "nginx",
         ("-c", str(deployment.services / "nginx.conf"), "-e", "stderr"),
         package="nginx",
+        configuration=deployment.services / "nginx.conf",
     )
     exporter = Service(
         "exporter",
@@ -85,7 +94,7 @@ def services_of(deployment: Deployment) -> list[Service]:
         "stores metrics, evaluates rules",
         "prometheus",
         (
-            f"--config.file={deployment.services / 'prometheus.yml'}",
+            f"--config.file={deployment.prometheus / 'prometheus.yml'}",
             f"--storage.tsdb.path={deployment.state / 'prometheus'}",
             "--storage.tsdb.retention.time=180d",
             f"--web.listen-address={here}:{settings.prometheus_port}",
@@ -93,6 +102,7 @@ def services_of(deployment: Deployment) -> list[Service]:
         f"http://{here}:{settings.prometheus_port}/-/ready",
         "prometheus",
         required=False,
+        configuration=deployment.prometheus / "prometheus.yml",
     )
     alertmanager = _foreign(
         "alertmanager",
@@ -107,14 +117,26 @@ def services_of(deployment: Deployment) -> list[Service]:
         f"http://{here}:{settings.alertmanager_port}/-/ready",
         "prometheus-alertmanager",
         required=False,
+        configuration=deployment.services / "alertmanager.yml",
     )
     rounds = Service(
         "rounds",
         "starts rounds when they are due",
         (str(ours("fedcaptor")), "deploy", "run", str(deployment.root), "--every", f"{settings.every_days:g}"),
     )
+    by_token = [enrolment] if settings.enrolment else []
     scheduled = [rounds] if settings.every_days else []
-    return [superlink, catalogue, front, exporter, prometheus, alertmanager, *scheduled, *_phones(deployment)]
+    return [
+        superlink,
+        catalogue,
+        *by_token,
+        front,
+        exporter,
+        prometheus,
+        alertmanager,
+        *scheduled,
+        *_phones(deployment),
+    ]
 
 
 def _phones(deployment: Deployment) -> Iterator[Service]:
@@ -126,6 +148,6 @@ def _phones(deployment: Deployment) -> Iterator[Service]:
 
 
 def _foreign(
-    name: str, about: str, program: str, options: tuple[str, ...], ready: str = "", package: str = "", **more: bool
+    name: str, about: str, program: str, options: tuple[str, ...], ready: str = "", package: str = "", **more: Any
 ) -> Service:
     return Service(name, about, (str(find(program) or program), *options), ready, package=package, **more)

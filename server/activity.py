@@ -11,7 +11,7 @@ class Moment:
     """Describe the phase in progress. `phase` is its name in the round, "" between phases.
 
     `step`: what phones are asked, "" where none is; `asked`, `replied`: phones of that step; `online`: phones that the
-    SuperLink knew when they were asked, None before. `started` and `deadline`: unix seconds; None: no deadline.
+    SuperLink knew when the sum began, None before. `started` and `deadline`: unix seconds; None: no deadline.
     """
 
     round: int = 0
@@ -22,6 +22,11 @@ class Moment:
     replied: int = 0
     online: int | None = None
     deadline: float | None = None
+
+    @property
+    def name(self) -> str:
+        """Name what phones are asked: the phase, and the step of a sum, as in "usage-0 keys"."""
+        return self.phase if self.phase.startswith(self.step) else f"{self.phase} {self.step}"
 
 
 class Activity:

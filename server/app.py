@@ -21,12 +21,12 @@ from flwr.serverapp import Grid, ServerApp
 from fedcaptor.common.config import Config, load_config
 from fedcaptor.common.data.source import load
 from fedcaptor.common.data.splits import split
-from fedcaptor.common.errors import ConfigError, FedcaptorError, StateError
-from fedcaptor.common.flower import FAILED
+from fedcaptor.common.errors import ConfigError, FedcaptorError, PostponedError
+from fedcaptor.common.flower import FAILED, POSTPONED
 from fedcaptor.common.secure.keys import identity_of
 from fedcaptor.common.secure.register import Register, enrolled_by, operator_of, signing_key
 from fedcaptor.common.torch_engine.base import BaseModel
-from fedcaptor.server.database import STATE
+from fedcaptor.server.database import STATE, url_of
 from fedcaptor.server.monitor import Monitor, described
 from fedcaptor.server.planning import Reference
 from fedcaptor.server.record import RunRecord
@@ -87,12 +87,12 @@ class Settings:
         weights = str(run_config.get("weights", "")) or config.model.weights
         if not weights:
             raise ConfigError("weights is empty: give the base model's file, written by `fedcaptor train`")
-        folder = Path(str(run_config["folder"]))
+        folder, name = Path(str(run_config["folder"])), str(run_config.get("name", "run"))
         return cls(
             config,
-            str(run_config.get("name", "run")),
+            name,
             folder,
-            os.environ.get(STATE) or f"sqlite:///{folder / 'state.db'}",
+            url_of(os.environ[STATE], name) if os.environ.get(STATE) else f"sqlite:///{folder / 'state.db'}",
             Path(weights),
             str(run_config.get("reference", "")) or config.data.source,
             int(run_config.get("nodes", 1)),
@@ -127,7 +127,7 @@ def wait_for_nodes(
 ) -> list[int]:
     """Return sorted ids of the connected nodes, once there are `enough` and no more come for `SETTLED_SECONDS`.
 
-    Raises StateError when fewer are connected after `seconds`.
+    Raises PostponedError when fewer are connected after `seconds`.
     """
     end, since, seen = clock() + seconds, clock(), -1
     while True:
@@ -137,7 +137,9 @@ def wait_for_nodes(
         if seen >= max(enough, 1) and clock() - since >= SETTLED_SECONDS:
             return nodes
         if clock() >= end:
-            raise StateError(f"{seen} nodes are connected after {seconds:.0f} s, expected at least {max(enough, 1)}")
+            raise PostponedError(
+                "phones", f"{seen} phones are connected after {seconds:.0f} s, {max(enough, 1)} at least are needed"
+            )
         sleep(min(0.2, seconds))
 
 
@@ -161,7 +163,12 @@ def run_server(settings: Settings, grid: Grid) -> RunRecord:
     model = described(config, base)
     enrolled = None if settings.enrolled is None else len(settings.enrolled)
     monitor = Monitor(folder, digest, config, settings.weights.stat().st_size, False, model, enrolled)
-    courier = courier_of(config, grid, digest, log, settings.enrolled, settings.operator)
+    activity = monitor.activity
+    courier = replace(
+        courier_of(config, grid, digest, log, settings.enrolled, settings.operator),
+        on_reply=lambda done, asked: log(activity.now.name, done, asked),
+        activity=activity,
+    )
     with (
         monitor.watching(),
         open_run(
@@ -173,7 +180,7 @@ def run_server(settings: Settings, grid: Grid) -> RunRecord:
             state=settings.state,
             pictures=folder / "pictures",
             wait_for_nodes=lambda: wait_for_nodes(grid, enough, config.rounds.deadline),
-            courier=replace(courier, activity=monitor.activity),
+            courier=courier,
             on_progress=log,
             on_phase=monitor.running,
         ) as flow,
@@ -195,7 +202,7 @@ def main(grid: Grid, context: Context) -> None:
     try:
         record = run_server(Settings.of(context.run_config), grid)
     except FedcaptorError as error:
-        logger.error("%s%s", FAILED, error)
+        logger.error("%s%s", POSTPONED if isinstance(error, PostponedError) else FAILED, error)
         raise
     state = "the run has ended" if record.over else "the run goes on when it is started again"
     logger.info("%d rounds ended, %d clusters; %s", len(record.rounds), len(record.last.centroids), state)

@@ -17,31 +17,31 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO
 
-from sqlalchemy import URL
+from sqlalchemy import URL, inspect
 
 from fedcaptor.common.errors import StateError
 from fedcaptor.common.files import replacing
-from fedcaptor.server.database import LOCKED_SECONDS, explained, place_of
+from fedcaptor.server.database import LOCKED_SECONDS, connect, explained, place_of, quoted
 
 
 def backup(url: str, file: Path) -> None:
     """Copy the database to `file`, which is replaced whole, for its owner's eyes alone. Raises StateError."""
     with explained("the database cannot be copied", "the database, and the folder of the copy"):
-        place = place_of(url)
+        place, schema = place_of(url)
         with replacing(file, private=True, durable=True) as temporary:
             if place.get_backend_name() == "sqlite":
                 _copy(_existing(Path(place.database or "")), temporary)
             else:
-                _dump(place, temporary)
+                _dump(place, schema, temporary)
 
 
 def restore(url: str, file: Path) -> None:
     """Make the database of a copy. Raises StateError where one is there already, or the copy is damaged.
 
-    SQLite: there must be no file. PostgreSQL: the database must be there and empty.
+    SQLite: there must be no file. PostgreSQL: the database must be there and empty, or lack the schema of the URL.
     """
     with explained("the copy cannot be restored", "the copy, and the folder of the database"):
-        place = place_of(url)
+        place, _ = place_of(url)
         if place.get_backend_name() == "sqlite":
             database = Path(place.database or "")
             for there in (database, *(database.with_name(f"{database.name}-{end}") for end in ("journal", "wal"))):
@@ -51,6 +51,18 @@ def restore(url: str, file: Path) -> None:
                 _copy(_existing(file), temporary)
         else:
             _undump(place, _existing(file))
+            if not holds_run(url):
+                raise StateError("the copy is of another schema than the URL's: give the name that it was made with")
+
+
+def holds_run(url: str) -> bool:
+    """Tell whether a run has begun to use the database; nothing is made or changed. Raises StateError."""
+    with explained("the database does not answer"):
+        place, _ = place_of(url)
+        if place.get_backend_name() == "sqlite" and not Path(place.database or "").is_file():
+            return False
+        with connect(url).connect() as connection:
+            return inspect(connection).has_table("run")
 
 
 def _existing(file: Path) -> Path:
@@ -76,9 +88,10 @@ def _copy(source: Path, target: Path) -> None:
             raise StateError(f"{source} is damaged ({found}): restore a backup")
 
 
-def _dump(place: URL, target: Path) -> None:
+def _dump(place: URL, schema: str, target: Path) -> None:
     """Write what `pg_dump` prints, compressed: its own format would not show damage, gzip's has a checksum."""
     command = [_program("pg_dump"), "--format=custom", "--compress=0", "--no-owner", "--no-privileges"]
+    command += ["--schema", quoted(schema)] if schema else []
     with gzip.open(target, "wb", compresslevel=1) as copy, TemporaryFile() as said:
         with subprocess.Popen(command, env=_environment(place), stdout=subprocess.PIPE, stderr=said) as process:
             assert process.stdout is not None

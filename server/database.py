@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any
+from urllib.parse import quote
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, func, make_url, select
 from sqlalchemy.exc import SQLAlchemyError
@@ -19,6 +21,7 @@ password.
 """
 LOCKED_SECONDS = 60
 """How long SQLite waits for another process: what it waits to store may have taken hours. `?timeout=` in a URL wins."""
+_SCHEMA = re.compile(r"[A-Za-z0-9._-]{1,63}")
 OPENING = 0x666564636170  # key of PostgreSQL's advisory lock: ours alone among all applications of a database
 KNOWN: Mapping[str, str] = MappingProxyType(
     {
@@ -58,20 +61,46 @@ def _name(error: BaseException) -> str:
     return getattr(cause, "sqlite_errorname", None) or type(cause).__name__
 
 
-def place_of(url: str) -> URL:
-    """Read a database's URL. Raises StateError, in `explained`, for one that is of neither kind."""
-    place = make_url(url)
+def url_of(template: str, run: str) -> str:
+    """Return the URL of a run's database: `{run}` in `template` stands for the run's name."""
+    return template.replace("{run}", quote(run, safe=""))
+
+
+def place_of(url: str) -> tuple[URL, str]:
+    """Read a database's URL: of PostgreSQL's, `?schema=NAME` is the schema that holds the tables, "" without it.
+
+    Raises StateError, in `explained`, for one that is of neither kind, or a schema that has no such name.
+    """
+    place, schema = make_url(url), ""
     if place.get_backend_name() not in ("sqlite", "postgresql"):
         raise StateError("the database is neither SQLite nor PostgreSQL: give sqlite:///FILE or postgresql://…")
-    return place
+    if place.get_backend_name() == "postgresql" and "schema" in place.query:
+        schema = str(place.query["schema"])
+        if not _SCHEMA.fullmatch(schema):
+            raise StateError("the database's schema has 1 to 63 letters, digits, '.', '_' or '-': correct the URL")
+    return place.difference_update_query(["schema"] if schema else []), schema
+
+
+def quoted(schema: str) -> str:
+    """Return a schema's name as SQL, search paths and pg_dump's patterns have it."""
+    return f'"{schema}"'
 
 
 def connect(url: str) -> Engine:
     """Make the engine of a database; nothing is opened yet."""
-    place = place_of(url)
+    place, schema = place_of(url)
     if place.get_backend_name() == "sqlite":
         return _sqlite(place)
-    return create_engine(place, pool_pre_ping=True)  # the server may have been restarted since the last phase
+    options = {"options": f"-csearch_path={quoted(schema)}"} if schema else {}
+    # The server may have been restarted since the last phase.
+    return create_engine(place, pool_pre_ping=True, connect_args=options)
+
+
+def make_schema(connection: Connection, url: str) -> None:
+    """Make the schema that a database's URL names, unless it is there."""
+    _, schema = place_of(url)
+    if schema:
+        connection.exec_driver_sql(f"CREATE SCHEMA IF NOT EXISTS {quoted(schema)}")
 
 
 def _sqlite(place: URL) -> Engine:

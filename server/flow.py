@@ -21,7 +21,7 @@ from fedcaptor.common.adaptation import Adaptation
 from fedcaptor.common.arrays import Array, Floats, Tensors
 from fedcaptor.common.calibration import Calibration
 from fedcaptor.common.config import Config
-from fedcaptor.common.errors import PrivacyError, StateError
+from fedcaptor.common.errors import PostponedError, PrivacyError
 from fedcaptor.common.privacy.zcdp import PERIOD_DAYS
 from fedcaptor.common.progress import OnProgress
 from fedcaptor.common.random_streams import stream_of_digest
@@ -72,7 +72,7 @@ class Budget(Protocol):
 
 
 PhonesOf = Callable[[int, Callable[[Sequence[int]], Budget]], tuple[Sequence[int], Budget]]
-"""Return the phones of a round, and its budget as the given function makes it of them, which may raise StateError."""
+"""Return the phones of a round, and its budget as the given function makes it, which may raise PostponedError."""
 
 
 @dataclass(frozen=True)
@@ -153,8 +153,8 @@ class Flow:
     def run(self, rounds: int = 0) -> RunRecord:
         """Run all rounds that are left, or at most so many `rounds` further ones; earlier ones are read back.
 
-        Raises PrivacyError when a cohort is too small to publish or a round would exceed the budget of a period, Lost
-        when a sum came to nothing, StateError when a round has too few phones.
+        Raises PrivacyError when a cohort is too small to publish, Lost when a sum came to nothing, PostponedError when
+        a round has too few phones or would exceed the budget of a period.
         """
         preference: Array | None = None
         centroids, counts = None, np.zeros(0)
@@ -198,14 +198,15 @@ class Flow:
         try:
             return self._first_budget.for_phones(len(nodes) - others)
         except PrivacyError as error:
-            raise StateError(
+            raise PostponedError(
+                "phones",
                 f"round {round} cannot begin: {len(nodes)} phones are connected, {others} of them with other weights; "
-                f"{error}. Start the run again when more are connected"
+                f"{error}. Start the run again when more are connected",
             ) from None
 
     def _require_room(self, round: int) -> None:
-        """Raise PrivacyError when what is left of a round would exceed the budget of a period, naming the day from
-        which it does not.
+        """Raise PostponedError when what is left of a round would exceed the budget of a period, naming the day from
+        which it does not; PrivacyError where there is no such day.
         """
         if math.isinf(self._period):
             return
@@ -226,11 +227,13 @@ class Flow:
         at = fits_from(charges, now, self._period, fits)
         if at == now:
             return
-        when = "in no later period" if at is None else f"from {day_of(at)} on"
-        raise PrivacyError(
+        problem = (
             f"round {round} would exceed epsilon {self.config.privacy.epsilon:g} within {PERIOD_DAYS} days, for which "
-            f"{self.config.privacy.rounds_per_period} rounds are planned: it fits {when}; start the run again then"
+            f"{self.config.privacy.rounds_per_period} rounds are planned"
         )
+        if at is None:
+            raise PrivacyError(f"{problem}, and fits in no later period: start another run")
+        raise PostponedError("budget", f"{problem}: it fits from {day_of(at)} on; start the run again then")
 
     @property
     def record(self) -> RunRecord:

@@ -39,7 +39,7 @@ from sqlalchemy.exc import IntegrityError
 from fedcaptor.common.errors import StateError
 from fedcaptor.common.messages import REASONS
 from fedcaptor.server import sum_log
-from fedcaptor.server.database import connect, exclusive, explained
+from fedcaptor.server.database import connect, exclusive, explained, make_schema
 from fedcaptor.server.migrations import upgrade
 from fedcaptor.server.sum_log import StoredSumLog
 
@@ -145,13 +145,14 @@ class Journal:
         with explained("the state database cannot be opened"):
             self._engine = connect(url)
         try:
-            self._open(run_digest)
+            self._open(url, run_digest)
         except BaseException:
             self.close()
             raise
 
-    def _open(self, run_digest: str) -> None:
+    def _open(self, url: str, run_digest: str) -> None:
         with explained("the state database cannot be opened"), exclusive(self._engine) as connection:
+            make_schema(connection, url)
             upgrade(connection)
             stored = connection.execute(select(_run.c.digest)).scalar_one_or_none()
             if stored is None:

@@ -28,8 +28,9 @@ def first_looks(images: Images, seed: int) -> Floats:
     mean = x.mean((1, 2), keepdims=True)
     noisy = x + rng.normal(0, 0.1, x.shape).astype(np.float32)
     changed = [x, 0.6 * x, 1 - 0.6 * (1 - x), mean + 0.5 * (x - mean), blurred, noisy]
-    looks: Floats = np.stack([look_of(np.rint(np.clip(each, 0, 1) * 255).astype(np.uint8)) for each in changed])
-    return looks - looks[0]
+    looks: Floats = np.array([look_of(np.rint(np.clip(each, 0, 1) * 255).astype(np.uint8)) for each in changed])
+    differences: Floats = looks - looks[0]
+    return differences
 
 
 def next_looks(found: ByLook, deviation: float, scale: float, most: int, floor: float = 0.0) -> tuple[Floats, Floats]:

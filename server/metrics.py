@@ -29,7 +29,7 @@ from fedcaptor.common.privacy.zcdp import PERIOD_DAYS
 from fedcaptor.common.statistics import kinds
 from fedcaptor.server.collect import MASKED_STEPS, RESULTS
 from fedcaptor.server.journal import LOST
-from fedcaptor.server.snapshot import OTHER, STATUSES, Figure, Snapshot
+from fedcaptor.server.snapshot import OTHER, POSTPONED, STATUSES, Figure, Snapshot
 
 RUNS = 16
 """Runs that are exported at most, those that were at work last."""
@@ -78,6 +78,10 @@ def status_of(snapshot: Snapshot, now: float) -> str:
 def _statuses(snapshot: Snapshot) -> Samples:
     now = status_of(snapshot, time.time())
     return [((status,), status == now) for status in (*STATUSES, LOST_STATUS)]
+
+
+def _reasons(snapshot: Snapshot) -> Samples:
+    return [((reason,), reason == snapshot.postponed) for reason in POSTPONED]
 
 
 def _phases(snapshot: Snapshot) -> Samples:
@@ -166,6 +170,7 @@ _estimates = [
 
 FAMILIES = (
     Family("run_status", "1 for the status that the run has, 0 for the others.", _statuses, ("status",)),
+    Family("run_postponed", "1 for the reason for which the run cannot go on yet, else 0.", _reasons, ("reason",)),
     Family("run_start_timestamp_seconds", "When the run began.", one(lambda s: s.started)),
     Family("run_heartbeat_timestamp_seconds", "When the run was last seen at work.", one(lambda s: s.heartbeat)),
     Family("run_end_timestamp_seconds", "When the run was over; absent until then.", one(lambda s: s.ended)),
@@ -181,7 +186,7 @@ FAMILIES = (
     Family("phase_asked_phones", "Phones asked in the step in progress.", _present("asked")),
     Family("phase_replied_phones", "Phones that answered the step in progress.", _present("replied")),
     Family("phones", "Phones of the run.", one(lambda s: s.phones)),
-    Family("phones_online", "Phones that the SuperLink knew when the step in progress began.", _present("online")),
+    Family("phones_online", "Phones that the SuperLink knew when the sum in progress began.", _present("online")),
     Family("phones_enrolled", "Phones on the operator's register.", one(lambda s: s.enrolled)),
     Family("phones_needed", "Replies without which a sum comes to nothing.", one(lambda s: s.needed)),
     Family("phones_excluded", "Phones that a sum was lost by, and which are asked for none.",

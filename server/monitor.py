@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from fedcaptor.common.config import Config
-from fedcaptor.common.errors import StateError
+from fedcaptor.common.errors import FedcaptorError, PostponedError, StateError
 from fedcaptor.common.privacy.zcdp import noise_multiplier
 from fedcaptor.common.torch_engine.base import BaseModel
 from fedcaptor.server import snapshot
@@ -78,6 +78,7 @@ class Monitor:
     def __post_init__(self) -> None:
         self._lock = threading.Lock()
         self._began = time.time()
+        self._error: Exception | None = None
         self._record: RunRecord | None = None
         self._earlier = self._stored()
 
@@ -87,13 +88,14 @@ class Monitor:
         over = threading.Event()
         thread = threading.Thread(target=self._beat, args=(over,), name="heartbeat", daemon=True)
         status: Status = "stopped"
+        self._error = None
         self._write("running")
         thread.start()
         try:
             yield
             status = "ended" if self._record is None or self._record.over else "waiting"
-        except Exception:
-            status = "failed"
+        except Exception as error:
+            self._error, status = error, "postponed" if isinstance(error, PostponedError) else "failed"
             raise
         finally:
             over.set()
@@ -144,7 +146,9 @@ class Monitor:
                 "status": status,
                 "started": self._began if self._earlier is None else self._earlier.started,
                 "heartbeat": now,
-                "ended": None if status in ("running", "waiting") else now,
+                "ended": None if status in ("running", "waiting", "postponed") else now,
+                "postponed": self._error.reason if isinstance(self._error, PostponedError) else None,
+                "error": _said(self._error)[: snapshot.ERROR_LENGTH],
                 "process": _process(self._began),
                 "present": _present(moment) if status == "running" else None,
                 "round": max(moment.round, done),
@@ -214,6 +218,11 @@ def figures_of(record: RunRecord, weights_bytes: int) -> dict[str, Any]:
         figures["other_weights"] = len(last.delivered.other_weights)
         figures["clusters"], figures["tiers"] = _clusters(record, last), _tiers(record, last)
     return figures
+
+
+def _said(error: Exception | None) -> str:
+    """Return the text of an error that is written to be read; of another one, which may say anything, its kind."""
+    return "" if error is None else str(error) if isinstance(error, FedcaptorError) else type(error).__name__
 
 
 def _present(moment: Moment) -> Present:

@@ -24,9 +24,13 @@ OTHER = "other"
 BUCKETS = tuple(2.0**k for k in range(18))
 """Upper bounds of a round's seconds: doublings from one second to a day and a half."""
 
-Status = Literal["running", "waiting", "ended", "stopped", "failed"]
+Status = Literal["running", "waiting", "ended", "stopped", "failed", "postponed"]
 STATUSES: tuple[Status, ...] = get_args(Status)
-"""`waiting` is a run between two starts, each for some rounds."""
+"""`waiting` is a run between two starts, each for some rounds; a `postponed` one was started, and cannot go on yet."""
+Reason = Literal["phones", "budget"]
+POSTPONED: tuple[Reason, ...] = get_args(Reason)
+"""Why a run is postponed: too few phones are there, or the round would exceed the budget of the period."""
+ERROR_LENGTH = 500
 
 logger = logging.getLogger(__name__)
 
@@ -186,10 +190,11 @@ class Snapshot(_Part):
     """Hold what the exporter serves.
 
     `heartbeat`: when the run was last seen at work, `ended`: when it was over, in unix seconds. `round`: in progress or
-    the last one. `rounds_planned`: None: without an end. `finished`: rounds. `needed`: fewest replies of a sum.
-    `enrolled`: phones on the operator's register, None without one. `present`: None while nobody is at work. `epsilon`
-    is None where noise is off; `epsilon_server` is that towards a server that deviates from the protocol; `rho_budget`
-    is the ρ that `epsilon_budget` is worth at `delta`, None with local answers.
+    the last one. `error`: what a run failed by or is postponed for. `rounds_planned`: None: without an end. `finished`:
+    rounds. `needed`: fewest replies of a sum. `enrolled`: phones on the operator's register, None without one.
+    `present`: None while nobody is at work. `epsilon` is None where noise is off; `epsilon_server` is that towards a
+    server that deviates from the protocol; `rho_budget` is the ρ that `epsilon_budget` is worth at `delta`, None with
+    local answers.
     """
 
     version: Literal[2] = 2
@@ -201,6 +206,8 @@ class Snapshot(_Part):
     build: Annotated[dict[Code, Text], Field(max_length=8)] = Field(default_factory=dict)
     model: Annotated[dict[Code, Text], Field(max_length=8)] = Field(default_factory=dict)
     process: Process | None = None
+    postponed: Reason | None = None
+    error: Annotated[str, Field(max_length=ERROR_LENGTH)] = ""
     present: Present | None = None
     round: Count = 0
     rounds_planned: Count | None

@@ -15,7 +15,7 @@ from flwr.serverapp import Grid
 
 from fedcaptor.common import tiers
 from fedcaptor.common.config import Config, Privacy
-from fedcaptor.common.errors import StateError
+from fedcaptor.common.errors import PostponedError
 from fedcaptor.common.groups import ChannelGroups
 from fedcaptor.common.progress import OnProgress
 from fedcaptor.common.statistics import BUILT_IN, registered
@@ -171,7 +171,7 @@ def _present(
     """Return the phones to ask from now on: the journal's last ones, or those of now where too few of them still exist.
 
     A SuperLink that forgot its nodes gives all phones new ids. The budget stays that of the phones that the round began
-    with, so its sums cost as much as before. Raises StateError where the phones of now are too few for its cohorts.
+    with, so its sums cost as much as before. Raises PostponedError where the phones of now are too few for its cohorts.
     """
     nodes, number = first, 1
     while (later := journal.stored(round, f"nodes-{number}")) is not None:
@@ -185,9 +185,10 @@ def _present(
         return nodes
     fewest = max(least, math.ceil((1 - privacy.dropout) * cohort))
     if len(present) < fewest:
-        raise StateError(
+        raise PostponedError(
+            "phones",
             f"{known} of the {len(nodes)} phones of round {round} are connected, and {len(present) - known} others; at "
-            f"least {least} of its own or {fewest} in all are needed: start the run again when more are connected"
+            f"least {least} of its own or {fewest} in all are needed: start the run again when more are connected",
         )
     found = known, len(nodes), round, len(present)
     logger.warning("%d of the %d phones of round %d are connected: going on with the %d of now", *found)

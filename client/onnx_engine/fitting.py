@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,7 @@ import numpy.typing as npt
 from onnx import NodeProto, helper
 
 from fedcaptor.client.onnx_engine.network import Network, Underway, Visit
-from fedcaptor.common.arrays import Indices
+from fedcaptor.common.arrays import Floats, Indices
 from fedcaptor.common.groups import ChannelGroups, Consumer
 from fedcaptor.common.observations import consumers
 from fedcaptor.common.plan import Plan
@@ -22,7 +22,7 @@ from fedcaptor.common.slicer import kept_elements
 
 Matrix = npt.NDArray[np.float32]
 
-_BLOCK = 64  # rows that a triangular solve takes at a time
+_BLOCK = 64  # rows that a factorisation and a triangular solve take at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,13 +110,16 @@ def unfold_inputs(x: Matrix, reader: NodeProto, positions: Indices) -> Matrix:
         return x.copy()
     own = {each.name: helper.get_attribute_value(each) for each in reader.attribute}
     (above, before, below, after), (down, right) = own["pads"], own["dilations"]
+    height, breadth = x.shape[2:]
     (rows, columns), (stride, step) = own["kernel_shape"], own["strides"]
-    width = (x.shape[3] + before + after - right * (columns - 1) - 1) // step + 1
+    width = (breadth + before + after - right * (columns - 1) - 1) // step + 1
     top, left = positions // width * stride, positions % width * step
     found = np.empty((len(x), len(positions), x.shape[1], rows, columns), np.float32)
+    taps = list(np.ndindex(rows, columns))
+    padded = np.zeros((x.shape[1], above + height + below, before + breadth + after), np.float32)
     for image, values in zip(found, x, strict=True):  # a padded copy of all of them would be large
-        padded = np.pad(values, ((0, 0), (above, below), (before, after)))
-        for i, j in np.ndindex(rows, columns):
+        padded[:, above : above + height, before : before + breadth] = values
+        for i, j in taps:
             image[..., i, j] = padded[:, top + down * i, left + right * j].T
     return found.reshape(len(x) * len(positions), -1)
 
@@ -141,7 +144,8 @@ class LeastSquares:
         gram = (self.x @ self.x.T if self.by_rows else self.x.T @ self.x).astype(np.float64)
         # Beside the ridge what single precision may have lost, and a floor for dead layers.
         gram.flat[:: len(gram) + 1] += np.trace(gram) * (ridge / x.size + 1e-6) + 1e-8 * len(x)
-        self.factor = np.linalg.cholesky(gram).astype(np.float32)
+        self.inverses = [(own, inverse.astype(np.float32)) for own, inverse in _factorise(gram)]
+        self.factor = gram.astype(np.float32)
 
     def fit(self, wanted: Matrix) -> tuple[Matrix, Matrix]:
         """Fit weights [O, K] and constants [O] to `wanted` outputs [R, O]."""
@@ -158,14 +162,23 @@ class LeastSquares:
 
     def _solve(self, right: Matrix) -> Matrix:
         """Solve gram · y = right for y [M, O]."""
-        forward = _solve_lower(self.factor, right)
-        return _solve_lower(self.factor.T[::-1, ::-1], forward[::-1])[::-1]
+        y = np.array(right)
+        for own, inverse in self.inverses:  # factor · y = right, by blocks: numpy has no triangular solver
+            y[own] = inverse @ (y[own] - self.factor[own, : own.start] @ y[: own.start])
+        for own, inverse in reversed(self.inverses):  # and the factor's transpose
+            y[own] = inverse.T @ (y[own] - self.factor[own.stop :, own].T @ y[own.stop :])
+        return y
 
 
-def _solve_lower(factor: Matrix, right: Matrix) -> Matrix:
-    """Solve factor · y = right for a lower triangular factor [M, M], by blocks: numpy has no triangular solver."""
-    y = np.array(right)
-    for start in range(0, len(y), _BLOCK):
-        own = slice(start, start + _BLOCK)
-        y[own] = np.linalg.solve(factor[own, own], y[own] - factor[own, :start] @ y[:start])
-    return y
+def _factorise(gram: Floats) -> Iterator[tuple[slice, Floats]]:
+    """Put the Cholesky factor in the place of a matrix [M, M], and give each block of rows with the inverse of the
+    factor's block on the diagonal. Above these blocks nothing changes.
+
+    `numpy.linalg.cholesky` would hold the matrix three times.
+    """
+    for start in range(0, len(gram), _BLOCK):
+        own = slice(start, min(start + _BLOCK, len(gram)))
+        column = gram[start:, own] - gram[start:, :start] @ gram[own, :start].T
+        inverse = np.linalg.inv(np.linalg.cholesky(column[: own.stop - start]))
+        gram[start:, own] = column @ inverse.T
+        yield own, inverse

@@ -180,7 +180,7 @@ def _marks(session: bytes, owner: int, holder: int, shares: bytes) -> bytes:
 
 def _opened(session: bytes, owner: int, holder: int, key: bytes, sealed: bytes) -> bytes | None:
     """Return the shares, None where they cannot be opened or are not those that the owner left marks of."""
-    end = len(sealed) - 2 * keys.MARK
+    end = len(sealed) - 2 * messages.MARK
     shares = keys.unseal(key, sealed[:end])
     return shares if shares and _marks(session, owner, holder, shares) == sealed[end:] else None
 

@@ -4,7 +4,6 @@ Files of users are never unpickled (torchvision unpickles CIFAR, after it has co
 has one message: the file, the rule and what to do about it.
 """
 
-import http.client
 import os
 import zipfile
 from collections.abc import Callable, Container
@@ -332,6 +331,8 @@ def cache_folder() -> Path:
 def _torchvision(source: str, name: str) -> Dataset:
     """Load train and test parts, one after the other. torchvision compares the files with its checksums."""
     _need(name in TORCHVISION, source, "is not offered", f"choose from {', '.join(TORCHVISION)} or write a .npz file")
+    import http.client
+
     from torchvision import datasets
 
     root = cache_folder() / "torchvision"

@@ -16,11 +16,9 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+from fedcaptor.common.secure.messages import MARK, TOKEN
 from fedcaptor.common.secure.terms import PROTOCOL, Terms
 
-TOKEN = 16
-SEALED_EXTRA = 16
-MARK = 16
 _NONCE = bytes(12)  # each key seals one message
 
 

@@ -17,12 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedcaptor.common.errors import WireError
-from fedcaptor.common.secure.keys import MARK, SEALED_EXTRA, TOKEN
 
 VERSION = 2
 STEPS = 6
 MASKING = 3
 """The step, counted from 0, whose reply holds the masked vector."""
+TOKEN = 16
+SEALED_EXTRA = 16
+MARK = 16
 SHARES = 64
 """Bytes of a holder's two shares: of the seed, then of the mask key."""
 SEALED = SHARES + SEALED_EXTRA + 2 * MARK

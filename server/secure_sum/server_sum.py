@@ -189,7 +189,7 @@ class ServerSum:
 
     def _list_active(self) -> None:
         self.terms.require_survivors(int(self._active.sum()))
-        self._tokens = np.zeros((self.topology.phones, self.topology.holders, keys.TOKEN), np.uint8)
+        self._tokens = np.zeros((self.topology.phones, self.topology.holders, messages.TOKEN), np.uint8)
         self.waiting = self._nodes_of(self._active)
 
     def _held(self, place: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -216,7 +216,7 @@ class ServerSum:
 
     def _list_survivors(self) -> None:
         self.terms.require_survivors(self.survivors)
-        self._marks = self._sealed[:, :, -2 * keys.MARK :].copy()
+        self._marks = self._sealed[:, :, -2 * messages.MARK :].copy()
         del self._sealed
         self._list = np.packbits(self._arrived, bitorder="little")
         self._signatures = np.zeros((self.topology.phones, 64), np.uint8)
@@ -261,7 +261,7 @@ class ServerSum:
         right = np.where(self._arrived[owners], SEED, MASK_KEY)
         _expect(bool((message.kinds == right)[shown].all()), "a share of the wrong secret is shown")
         _expect(len(message.shares) == shown.sum(), "there is not one share for each phone shown")
-        marks = self._marks[owners, slots].reshape(-1, 2, keys.MARK)[shown, message.kinds[shown] - 1]
+        marks = self._marks[owners, slots].reshape(-1, 2, messages.MARK)[shown, message.kinds[shown] - 1]
         rows = zip(owners[shown].tolist(), message.kinds[shown].tolist(), message.shares, marks, strict=True)
         dealt = (
             keys.share_mark(self.session, owner, place, kind, share.tobytes()) == mark.tobytes()

@@ -1,21 +1,23 @@
-"""The code of the catalogue's messages is what its .proto makes."""
+"""The code of gRPC messages is what their .proto makes."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from grpc_tools import protoc
 
 from fedcaptor.common.catalogue.bytestream_pb2 import ReadRequest, ReadResponse
 
-FOLDER = Path(__file__).parents[2] / "common" / "catalogue"
-NAME = "fedcaptor/common/catalogue"
+FOLDER = Path(__file__).parents[2] / "common"
+NAME = "fedcaptor/common"
 
 
-def test_the_stubs_are_up_to_date(tmp_path: Path) -> None:
+@pytest.mark.parametrize("file", ["catalogue/bytestream", "enrolment/enrolment"])
+def test_the_stubs_are_up_to_date(tmp_path: Path, file: str) -> None:
     out = [f"--python_out={tmp_path}", f"--pyi_out={tmp_path}"]
-    assert protoc.main(["protoc", f"-I{NAME}={FOLDER}", *out, f"{NAME}/bytestream.proto"]) == 0
-    for name in ("bytestream_pb2.py", "bytestream_pb2.pyi"):
+    assert protoc.main(["protoc", f"-I{NAME}={FOLDER}", *out, f"{NAME}/{file}.proto"]) == 0
+    for name in (f"{file}_pb2.py", f"{file}_pb2.pyi"):
         assert (tmp_path / NAME / name).read_text() == (FOLDER / name).read_text(), "run `make stubs`"
 
 

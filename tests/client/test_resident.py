@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,8 +17,11 @@ from flwr.proto.message_pb2 import ObjectTree
 from fedcaptor.client import resident
 from fedcaptor.client.device import Device
 from fedcaptor.client.fleet import MAX_OBJECTS, _within
+from fedcaptor.client.folder import WORK_LOCK
 from fedcaptor.client.node_key import node_key
-from fedcaptor.client.resident import Resident, only_one
+from fedcaptor.client.process_lock import acquire
+from fedcaptor.client.resident import SOON, Resident, only_one, pause
+from fedcaptor.client.resting import Rest
 from fedcaptor.common.config import load_config
 from fedcaptor.common.errors import ConfigError, LinkError, StateError
 from fedcaptor.simulations.local_grid import LocalGrid
@@ -115,6 +119,33 @@ def test_a_reply_whose_wait_was_cut_short_is_not_sent(tmp_path: Path, monkeypatc
     monkeypatch.setattr(resident, "_answered", lambda app, message, node: one.stop.set() or message)
     one.run()
     assert link.sent == []
+
+
+@pytest.mark.parametrize("works", [False, True])
+def test_a_phone_rests_whether_its_child_works_or_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, works: bool
+) -> None:
+    one = phone(tmp_path, monkeypatch, [Link(), Link()], "device.rest_seconds=0.02")
+    one.rests, one.once, rested = True, None, []
+    monkeypatch.setattr(resident, "waiting", lambda *_: None)
+    monkeypatch.setattr(Rest, "begin", lambda self, stopped: (rested.append(self), one.stop.set()))
+    lock = acquire(tmp_path / "own" / WORK_LOCK) if works else None
+    one.run()
+    assert len(rested) == 1
+    if lock is not None:
+        os.close(lock)
+
+
+@pytest.mark.parametrize("usual", [0.1, 0.5, 2.0, 9.0, 3600.0])
+@pytest.mark.parametrize("due", [0.5, 2.0, 9.0, 60.0])
+def test_looks_are_few_until_a_message_is_due_and_find_it_soon(usual: float, due: float) -> None:
+    passed, looks = 0.0, 0
+    while passed < due:
+        passed += pause(passed, usual, 3.0)
+        looks += 1
+    assert passed - due <= min(3.0, max(SOON + due / 4, usual / 2))
+    if due == usual:
+        assert looks <= 7
 
 
 def test_one_process_serves_a_phone(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A deployment of two phones, made once for all tests of a file, and copies of it to change."""
+"""A deployment of two phones, made once, and copies of it to change."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fedcaptor.deploy.create import Wanted, create
 from fedcaptor.deploy.folder import Deployment
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Deployment:
     return create(tmp_path_factory.mktemp("deployment") / "own", Wanted(2, port=free_port(), demo=True))
 

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import stat
 import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import jsonschema
 import pytest
 import yaml
+from check_jsonschema.builtin_schemas import get_builtin_schema
+from dockerfile_parse import DockerfileParser
 
+from fedcaptor.client.node_key import make_node_key
+from fedcaptor.common.assets import asset
 from fedcaptor.common.config import load_config
 from fedcaptor.common.errors import ConfigError, PrivacyError
 from fedcaptor.deploy import enrolment
 from fedcaptor.deploy.certificates import days_left, make_authority, make_server_certificate, names_of, read_certificate
 from fedcaptor.deploy.create import Wanted, create, issue_certificate
+from fedcaptor.deploy.environment import read_environment
 from fedcaptor.deploy.folder import Deployment
-from fedcaptor.deploy.phones import make_node_key
-from fedcaptor.deploy.processes import environment_given
+from fedcaptor.deploy.render import render
+from fedcaptor.deploy.services import services_of
 from tests.programs import program
 
 pytestmark = pytest.mark.slow
@@ -150,10 +158,23 @@ def test_the_fronts_configuration_is_valid(made: Deployment) -> None:
 
 
 def test_prometheus_and_alertmanager_accept_their_configuration(made: Deployment) -> None:
-    for tool, what, file in (("promtool", "config", "prometheus.yml"), ("amtool", "", "alertmanager.yml")):
+    for tool, what, file in (("promtool", "config", "prometheus/prometheus.yml"), ("amtool", "", "alertmanager.yml")):
         words = ["check", what] if what else ["check-config"]
         found = subprocess.run([program(tool), *words, made.services / file], capture_output=True, text=True)
         assert found.returncode == 0, found.stdout + found.stderr
+
+
+def test_a_service_is_started_again_when_its_configuration_has_changed(deployment: Deployment) -> None:
+    def sections(deployment: Deployment) -> dict[str, str]:
+        render(deployment)
+        found = (deployment.services / "supervisord.conf").read_text().split("\n[program:")[1:]
+        return {name: section for name, _, section in (each.partition("]") for each in found)}
+
+    before = sections(deployment)
+    assert sections(deployment) == before
+    changed = load_config(deployment.description, ["deployment.requests_per_second=7"])
+    after = sections(Deployment(deployment.root, changed))
+    assert [name for name in before if before[name] != after[name]] == ["front"]
 
 
 def test_units_start_the_same_commands_as_up(made: Deployment) -> None:
@@ -167,12 +188,46 @@ def test_units_start_the_same_commands_as_up(made: Deployment) -> None:
 
 
 def test_the_compose_file_has_the_same_services(made: Deployment) -> None:
-    services = yaml.safe_load((made.services / "compose.yaml").read_text())["services"]
+    compose = yaml.safe_load((made.services / "compose.yaml").read_text())
+    jsonschema.validate(compose, get_builtin_schema("vendor.compose-spec"))
+    services = compose["services"]
     units = {path.stem.removeprefix("fedcaptor-") for path in (made.services / "systemd").glob("*.service")}
     assert set(services) == units
     assert services["superlink"]["command"][0] == "flower-superlink"
     assert services["superlink"]["environment"]["FEDCAPTOR_SIGNING_KEY"] == str(made.operator_key)
     assert {service["network_mode"] for service in services.values()} == {"host"}
+    assert not any(str(asset("")) in str(service) for service in services.values())  # the image has no checkout
+
+
+def test_the_image_has_what_services_need(made: Deployment) -> None:
+    file = io.BytesIO(asset("deploy/container/Dockerfile").read_bytes())
+    steps = [step for step in DockerfileParser(fileobj=file).structure if step["instruction"] != "COMMENT"]
+    assert [step["instruction"] for step in steps] == ["FROM", "RUN", "COPY", "RUN"]
+    packages = {service.package for service in services_of(made)} - {""}
+    assert packages <= set(steps[1]["value"].split())
+    assert "'/source[deploy]'" in steps[3]["value"].split()
+    ignored = asset("deploy/container/Dockerfile.dockerignore").read_text().split()
+    assert {".git", ".venv", "runs"} <= set(ignored)  # COPY would take gigabytes
+
+
+def test_secrets_of_runs_are_the_superlinks_alone(made: Deployment) -> None:
+    """The operator's key and the variables of `secrets/environment`, however services are started."""
+    secret = str(made.environment_file), "FEDCAPTOR_SIGNING_KEY"
+    programs = (made.services / "supervisord.conf").read_text().split("\n[program:")
+    units = (made.services / "systemd").glob("*.service")
+    containers = yaml.safe_load((made.services / "compose.yaml").read_text())["services"]
+    told = {
+        **{program.partition("]")[0]: program for program in programs},
+        **{unit.stem.replace("fedcaptor-", "unit "): unit.read_text() for unit in units},
+        **{f"container {name}": str(service) for name, service in containers.items()},
+    }
+    assert {"phone-01", "unit front", "container catalogue"} <= set(told)
+    for word in secret:
+        assert [name for name, text in told.items() if word in text] == [
+            "superlink",
+            "unit superlink",
+            "container superlink",
+        ]
 
 
 def test_units_are_valid(made: Deployment) -> None:
@@ -186,7 +241,10 @@ def test_units_are_valid(made: Deployment) -> None:
 
 def test_the_environment_file_is_read_and_a_bad_line_named(deployment: Deployment) -> None:
     deployment.environment_file.write_text("# a remark\nFEDCAPTOR_STATE=postgresql+psycopg://a:b=c@/x\n\n")
-    assert environment_given(deployment) == {"FEDCAPTOR_STATE": "postgresql+psycopg://a:b=c@/x"}
+    assert read_environment(deployment.environment_file) == {"FEDCAPTOR_STATE": "postgresql+psycopg://a:b=c@/x"}
+    command = sys.executable, "-m", "fedcaptor.deploy.environment", deployment.environment_file
+    found = subprocess.run([*command, "/usr/bin/env"], capture_output=True, text=True, check=True)
+    assert "FEDCAPTOR_STATE=postgresql+psycopg://a:b=c@/x\n" in found.stdout
     deployment.environment_file.write_text("FEDCAPTOR_STATE\n")
     with pytest.raises(ConfigError, match="line 1 is not NAME=VALUE"):
-        environment_given(deployment)
+        read_environment(deployment.environment_file)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import signal
 import socket
 import ssl
@@ -24,28 +25,32 @@ from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 
 from benchmarks.deployment import free_port
 from fedcaptor.client.fleet import connected
-from fedcaptor.client.node_key import node_key
+from fedcaptor.client.node_key import make_node_key, node_key
 from fedcaptor.common.errors import LinkError
 from fedcaptor.deploy import processes
 from fedcaptor.deploy.create import Wanted, create
 from fedcaptor.deploy.folder import Deployment
-from fedcaptor.deploy.phones import make_node_key
 from fedcaptor.deploy.processes import down, processes_of, status
 from fedcaptor.deploy.programs import ours
 from fedcaptor.deploy.superlink import der_of
 from tests.programs import program
+from tests.waiting import until
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1200)]
 
 PHONES = 10
+OF_RUNS = "GIVEN_TO_RUNS"
 
 
 @pytest.fixture(scope="module")
 def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     program("nginx")
     folder = tmp_path_factory.mktemp("deployment") / "own"
-    made = create(folder, Wanted(PHONES, port=free_port(), demo=True, overrides=("personal.ladder=[0.3,0.5,0.8]",)))
+    overrides = "personal.ladder=[0.3,0.5,0.8]", "deployment.enrolment=true"
+    made = create(folder, Wanted(PHONES, port=free_port(), demo=True, overrides=overrides))
     try:
+        with made.environment_file.open("a") as file:
+            file.write(f"{OF_RUNS}=hidden\n")
         command("up", made)
         yield made
     finally:
@@ -75,13 +80,6 @@ def context(deployment: Deployment) -> ssl.SSLContext:
 
 def address(deployment: Deployment) -> str:
     return f"localhost:{deployment.settings.port}"
-
-
-def until(holds, seconds: float) -> bool:
-    end = time.monotonic() + seconds
-    while not (found := holds()) and time.monotonic() < end:
-        time.sleep(0.1)
-    return bool(found)
 
 
 def test_an_outsider_with_the_ca_file_and_a_phones_key_reaches_no_control(deployment: Deployment) -> None:
@@ -129,6 +127,15 @@ def test_only_the_front_listens_beyond_loopback_where_it_is_told_to(deployment: 
     assert all(ip_address(place.ip.removeprefix("::ffff:")).is_loopback for place in listening)
 
 
+def test_what_runs_are_given_no_other_service_has(deployment: Deployment) -> None:
+    environments = {
+        service.name: psutil.Process(service.pid).environ() for service in status(deployment) if service.pid
+    }
+    assert {"superlink", "catalogue", "exporter", "phone-01"} <= set(environments)
+    for variable in (OF_RUNS, "FEDCAPTOR_SIGNING_KEY"):
+        assert [name for name, found in environments.items() if variable in found] == ["superlink"]
+
+
 def test_wrong_keys_and_authorities_are_refused(deployment: Deployment, tmp_path: Path) -> None:
     make_node_key(tmp_path / "stranger", tmp_path / "stranger.pub")
     stranger = node_key(tmp_path / "stranger")
@@ -143,6 +150,25 @@ def test_wrong_keys_and_authorities_are_refused(deployment: Deployment, tmp_path
     ):
         pass
     assert '"POST /v1/fleet/activate-node HTTP/1.1" 4' in front_log(deployment)
+
+
+def test_a_phone_with_a_token_is_let_in_at_once_and_shut_out_again(deployment: Deployment, tmp_path: Path) -> None:
+    token = command("token", deployment, "tablet").split()[0]
+    config = Path(shutil.copytree(deployment.phones / "tablet", tmp_path / "tablet")) / "phone.toml"
+    words = [ours("fedcaptor"), "phone", "enrol", "--config", config, "--token"]
+    for given, code in ((token[::-1], 2), (token, 0), (token, 0)):
+        found = subprocess.run([*words, given], capture_output=True, text=True)
+        assert found.returncode == code, found.stdout + found.stderr
+    key = node_key(config.parent / "node.key")
+    with connected(address(deployment), deployment.roots.read_bytes(), key, 1 << 20):
+        pass
+    shutil.rmtree(deployment.phones / "tablet")  # it is no phone of this machine
+    command("revoke", deployment, "tablet")
+    with (
+        pytest.raises(LinkError, match="register this phone's public key"),
+        connected(address(deployment), deployment.roots.read_bytes(), key, 1 << 20),
+    ):
+        pass
 
 
 def test_plain_text_is_refused(deployment: Deployment) -> None:
@@ -208,6 +234,8 @@ def test_ten_phones_end_with_submodels_of_their_own_and_a_killed_service_loses_n
     os.kill(superlink.pid, signal.SIGKILL)
     said, _ = run.communicate(timeout=900)
     assert run.returncode == 0, said + logs(deployment)
+    for asked in ("usage-0 vector", "scores-0 vector", "deliver", "outcome-0 vector"):
+        assert f"\n{asked} 1 of {PHONES}\n" in said
     for folder in deployment.phone_folders():
         own = folder / "own"
         assert until((own / "outcome.json").exists, 120), logs(deployment)

@@ -18,6 +18,8 @@ from fedcaptor.deploy.folder import Deployment
 from fedcaptor.deploy.runs import next_name, run_on_schedule
 from fedcaptor.deploy.superlink import FlowerRun, SuperLinkAwayError
 from fedcaptor.server import snapshot
+from fedcaptor.server.database import url_of
+from fedcaptor.server.journal import Journal
 from tests.server.test_exporter import make
 
 pytestmark = pytest.mark.slow
@@ -37,6 +39,7 @@ def ended(deployment: Deployment, name: str, status: Any, at: float) -> None:
         ("waiting", "run-0001"),
         ("stopped", "run-0001"),
         ("failed", "run-0001"),
+        ("postponed", "run-0001"),
         ("ended", "run-0002"),
     ],
 )
@@ -131,6 +134,15 @@ def test_a_backup_of_a_deployment_brings_all_of_it_back(deployment: Deployment, 
         database.execute("INSERT INTO kept VALUES (43)")  # a transaction under way
         backup(deployment, tmp_path / "copy.tar")
     assert stat.S_IMODE((tmp_path / "copy.tar").stat().st_mode) == 0o600
+    template = f"sqlite:///{tmp_path}/{{run}}.db"
+    deployment.environment_file.write_text(f"FEDCAPTOR_STATE={template}\n")
+    (deployment.runs / "not-begun").mkdir()
+    Journal(url_of(template, "run-0001"), "a" * 64).close()
+    backup(deployment, tmp_path / "elsewhere.tar")
+    (tmp_path / "run-0001.db").unlink()
+    restore(tmp_path / "elsewhere.tar", tmp_path / "second")
+    assert [path.name for path in tmp_path.glob("*.db")] == ["run-0001.db"]
+    assert not list((tmp_path / "second").glob("state-database*"))
     back = restore(tmp_path / "copy.tar", tmp_path / "back")
     for file in (back.runs / "run-0001" / "state.db", back.superlink_database):
         with closing(sqlite3.connect(file)) as database:

@@ -34,6 +34,8 @@ def test_the_state_databases_url_is_the_servers_own(
     found = Settings.of(run_config)
     assert found.state == URL
     assert SECRET not in repr(found)
+    monkeypatch.setenv("FEDCAPTOR_STATE", f"{URL}?schema={{run}}")
+    assert Settings.of({**run_config, "name": "run-0001"}).state == f"{URL}?schema=run-0001"
     with pytest.raises(ConfigError, match=r"every phone receives: leave it out, .* FEDCAPTOR_STATE") as error:
         Settings.of({**run_config, "state": URL})
     assert SECRET not in str(error.value)

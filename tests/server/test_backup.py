@@ -20,7 +20,8 @@ import pytest
 from benchmarks.deployment import Fleet, registered_key, start_superlink
 from fedcaptor.common.errors import StateError
 from fedcaptor.server import backup as backups
-from fedcaptor.server.backup import backup, restore
+from fedcaptor.server.backup import backup, holds_run, restore
+from fedcaptor.server.database import url_of
 from fedcaptor.server.journal import Journal
 from tests.postgresql import PASSWORD, PostgreSQL, environment
 
@@ -149,6 +150,29 @@ def test_a_server_that_was_killed_while_it_wrote_is_copied_without_its_last_tran
     backup(f"sqlite:///{file}", copy)
     restore(f"sqlite:///{tmp_path / 'other.db'}", copy)
     assert check_rounds(f"sqlite:///{tmp_path / 'other.db'}") == 1
+
+
+@pytest.mark.slow
+def test_runs_in_schemas_of_one_postgresql_database_are_copied_one_by_one(
+    postgresql: PostgreSQL, tmp_path: Path
+) -> None:
+    template, other = (f"{postgresql.create()}?schema={{run}}" for _ in range(2))
+    runs = {name: url_of(template, name) for name in ("run-0001", "Run.2")}
+    assert not any(map(holds_run, runs.values()))
+    for number, url in enumerate(runs.values()):
+        Journal(url, f"{number}" * 64).phase(number, "usage-0", lambda: ({}, {}))
+    with pytest.raises(StateError, match="belongs to run 0000"):
+        Journal(runs["run-0001"], DIGEST)
+    backup(runs["Run.2"], tmp_path / "copy")
+    with pytest.raises(StateError, match="another schema"):
+        restore(url_of(postgresql.create() + "?schema={run}", "run-0001"), tmp_path / "copy")
+    restore(url_of(other, "Run.2"), tmp_path / "copy")
+    assert set(Journal(url_of(other, "Run.2"), "1" * 64).seconds()) == {(1, "usage-0")}
+    assert not holds_run(url_of(other, "run-0001"))
+    with pytest.raises(StateError, match="already exists"):
+        restore(runs["Run.2"], tmp_path / "copy")
+    with pytest.raises(StateError, match="the database's schema has 1 to 63 letters"):
+        Journal(url_of(template, "a b"), DIGEST)
 
 
 @pytest.mark.slow

@@ -250,6 +250,7 @@ def test_each_message_has_one_result(faults: dict[str, float], result: str) -> N
     clock = VirtualClock()
     grid = LocalGrid(phone({}), PHONES, faults=Faults(**faults), clock=clock.time, sleep=clock.sleep)
     courier = courier_of(grid, clock, attempts=2)
+    courier.activity.begin(1, "usage-0")
     node = {"run": RUN, "round": 1, "request": "c" * 64, "kind": "usage", "sum": SumFields.of(SPEC)}
     waiting = dict.fromkeys(grid.get_node_ids(), SumRequest(**node))
 
@@ -263,6 +264,7 @@ def test_each_message_has_one_result(faults: dict[str, float], result: str) -> N
     assert tally.traffic["sum/up"] == tally.bytes_up
     now = courier.activity.now
     assert (now.step, now.asked, now.online, now.replied) == ("sum", PHONES, PHONES, tally.replies)
+    assert now.name == "usage-0 sum"
 
 
 def test_a_phone_that_answers_with_an_error_declines() -> None:

@@ -29,6 +29,7 @@ from fedcaptor.server.journal import LOST
 from fedcaptor.server.metrics import RUNS, status_of
 from fedcaptor.server.snapshot import (
     FILE,
+    POSTPONED,
     Cluster,
     Figure,
     Fleet,
@@ -139,6 +140,7 @@ def test_a_scrape_gives_the_snapshots_figures(exporter, tmp_path):
         ("fedcaptor_model_info", ("network", "small-cnn"), ("weights", "abc")): 1,
         ("fedcaptor_run_status", ("status", "running")): 1,
         ("fedcaptor_run_status", ("status", "failed")): 0,
+        ("fedcaptor_run_postponed", ("reason", "phones")): 0,
         ("fedcaptor_run_start_timestamp_seconds",): snapshot.started,
         ("fedcaptor_run_heartbeat_timestamp_seconds",): snapshot.heartbeat,
         ("fedcaptor_phase", ("phase", "usage")): 1,
@@ -225,6 +227,7 @@ def test_running_stopped_failed_and_killed_are_told_apart(exporter, tmp_path):
         "ended": make(status="ended", ended=now - 9e6, heartbeat=now - 9e6),
         "stopped": make(status="stopped", ended=now),
         "failed": make(status="failed", ended=now),
+        "postponed": make(status="postponed", postponed="phones", heartbeat=now - 9e6),
         "lost": make(heartbeat=now - 120),
     }
     assert {status_of(snapshot, now) for snapshot in ways.values()} == set(ways)
@@ -233,6 +236,7 @@ def test_running_stopped_failed_and_killed_are_told_apart(exporter, tmp_path):
         found = scrape(exporter)
         statuses = {key[1][1]: value for key, value in found.items() if key[0] == "fedcaptor_run_status"}
         assert statuses == {other: other == status for other in ways}
+        assert found["fedcaptor_run_postponed", ("reason", "phones")] == (status == "postponed")
         over = status in ("ended", "stopped", "failed")
         assert (("fedcaptor_run_end_timestamp_seconds",) in found) == over
 
@@ -283,7 +287,7 @@ def test_series_are_bounded(exporter, tmp_path):
             info = ("fedcaptor_run_info", "fedcaptor_build_info", "fedcaptor_model_info")
             assert label not in ("digest", "version", "weights") or sample.name in info
     assert labels["cluster"] == set(clusters)
-    assert labels["reason"] == {*REASONS, "other", *LOST}
+    assert labels["reason"] == {*REASONS, "other", *LOST, *POSTPONED}
     assert labels["step"] == {*MASKED_STEPS, "other"}
     assert labels["result"] == {*RESULTS, "other"}
     assert set(labels) == {

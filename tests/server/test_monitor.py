@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from fedcaptor.common.config import Config, load_config
+from fedcaptor.common.errors import PostponedError
 from fedcaptor.server import monitor as monitors
 from fedcaptor.server import snapshot
 from fedcaptor.server.cluster_submodels import ClusterSubmodels
@@ -188,6 +189,7 @@ def written(folder: Path) -> Snapshot:
         (RuntimeError("broken"), "failed", []),
         (KeyboardInterrupt(), "stopped", []),
         (SystemExit(1), "stopped", []),
+        (PostponedError("phones", "3 phones are connected"), "postponed", []),
     ],
 )
 def test_the_snapshot_says_how_a_run_ended(
@@ -210,7 +212,9 @@ def test_the_snapshot_says_how_a_run_ended(
     assert (during[0].status, during[0].ended) == ("running", None)
     found = written(tmp_path)
     assert (found.status, found.present, found.finished) == (status, None, 1)
-    assert found.ended == (None if status == "waiting" else found.heartbeat)
+    assert found.ended == (None if status in ("waiting", "postponed") else found.heartbeat)
+    assert found.error == {"failed": type(error).__name__, "postponed": str(error)}.get(status, "")
+    assert found.postponed == ("phones" if status == "postponed" else None)
     assert not [thread for thread in threading.enumerate() if thread.name == "heartbeat"]
 
 

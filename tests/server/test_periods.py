@@ -12,7 +12,7 @@ import pytest
 
 from fedcaptor.client.ledger import Ledger
 from fedcaptor.common.config import load_config
-from fedcaptor.common.errors import ConfigError, PrivacyError, StateError
+from fedcaptor.common.errors import ConfigError, PostponedError
 from fedcaptor.server.budget import SumBudget, steps, steps_of
 from fedcaptor.server.flow import Flow
 from fedcaptor.server.masked import Lost
@@ -110,11 +110,13 @@ def test_a_round_beyond_the_budget_asks_nobody_and_names_the_day_from_which_it_f
         months.start()
     months.at(30)
     courier = Courier(ledger=months.ledger)
-    with pytest.raises(PrivacyError, match=rf"round 4 would exceed epsilon 8 .* from {day_of(START + 90 * 86400)} on"):
+    with pytest.raises(
+        PostponedError, match=rf"round 4 would exceed epsilon 8 .* from {day_of(START + 90 * 86400)} on"
+    ):
         months.start(courier=courier)
     assert courier.asked == []
     months.at(89.9)
-    with pytest.raises(PrivacyError, match="round 4 would exceed"):
+    with pytest.raises(PostponedError, match="round 4 would exceed"):
         months.start()
     months.at(90)
     assert len(months.start().rounds) == 4
@@ -127,7 +129,7 @@ def test_a_lost_sum_without_a_reserve_waits_until_phones_may_answer_again(months
         months.start(courier=Courier("outcome-0", 1, ledger=months.ledger))
     months.at(1)
     courier = Courier(ledger=months.ledger)
-    with pytest.raises(PrivacyError, match="round 3 would exceed"):
+    with pytest.raises(PostponedError, match="round 3 would exceed"):
         months.start(courier=courier)
     assert courier.asked == []
     months.at(90)
@@ -204,7 +206,7 @@ def test_phones_that_come_later_take_part_from_the_next_round_and_those_that_lef
 def test_a_round_with_too_few_phones_begins_when_they_are_back(months: Months) -> None:
     months.start(wait=True)
     months.nodes, courier = NODES[:19], Courier(ledger=months.ledger)
-    with pytest.raises(StateError, match=r"round 2 cannot begin: 19 phones .*\.min_cohort is 20: take more"):
+    with pytest.raises(PostponedError, match=r"round 2 cannot begin: 19 phones .*\.min_cohort is 20: take more"):
         months.start(courier=courier, wait=True)
     assert courier.asked == []
     months.nodes = NODES[:40]

@@ -58,7 +58,7 @@ class FixedLearner:
 class World:
     """Phones in folders and a courier. `lost(request, number)`: a phone answers by an error; `cut`: it does its work
     and the answer is lost, once; `silent(step, number)`: it never answers. `asked`: requests by phone and step; `seen`:
-    those answered, with the replies.
+    those answered, with the replies; `listed`: how often the server listed all phones.
     """
 
     def __init__(self, folder: Path, *settings: str, seeded: bool = True, attempts: int = 2) -> None:
@@ -75,6 +75,13 @@ class World:
         self._app = make_app(self.phone_of)
         self.grid = LocalGrid(self._answer, PHONES, clock=self.clock.time, sleep=self.clock.sleep)
         self.grid._fault = self._fault  # type: ignore[method-assign]
+        self.listed, listing = 0, self.grid.get_node_ids
+
+        def counted() -> Any:
+            self.listed += 1
+            return listing()
+
+        self.grid.get_node_ids = counted  # type: ignore[method-assign]
         self._rounds = Rounds(deadline=10, poll=1, attempts=attempts)
 
     def _fault(self, node: int, metadata: Any, digest: bytes) -> tuple[str, np.random.Generator]:
@@ -162,6 +169,7 @@ def test_masked_and_plain_sums_are_equal_to_the_bit(spec: SumSpec, world: World,
     assert (tally.asked, tally.replies, tally.dropped, dict(tally.refused)) == (PHONES, PHONES, 0, {})
     assert set(world.answered.values()) == {1}
     assert len(world.answered) == PHONES * STEPS
+    assert world.listed == 1
 
 
 def test_no_two_messages_of_a_phone_show_its_vector(world: World) -> None:

@@ -26,6 +26,7 @@ class DeploymentSettings(Section):
     superlink_port: Annotated[Port, DEPLOYMENT] = Field(8000, description="Port of Flower's SuperLink.")
     catalogue_port: Annotated[Port, DEPLOYMENT] = Field(8001, description="Port of the catalogue of signed files.")
     catalogue_metrics_port: Annotated[Port, DEPLOYMENT] = Field(9465, description="Port of the catalogue's metrics.")
+    enrolment_port: Annotated[Port, DEPLOYMENT] = Field(8002, description="Port of enrolment by tokens.")
     exporter_port: Annotated[Port, DEPLOYMENT] = Field(9464, description="Port of the runs' metrics.")
     prometheus_port: Annotated[Port, DEPLOYMENT] = Field(9090, description="Port of Prometheus.")
     alertmanager_port: Annotated[Port, DEPLOYMENT] = Field(9093, description="Port of Alertmanager.")
@@ -40,6 +41,9 @@ class DeploymentSettings(Section):
         200, ge=1, description="Most requests of one address in a second; phones behind one router share an address."
     )
     connections: Annotated[int, DEPLOYMENT] = Field(200, ge=1, description="Most connections of one address at a time.")
+    enrolment: Annotated[bool, DEPLOYMENT] = Field(
+        False, description="Let phones enrol themselves by tokens, which `deploy token` makes."
+    )
     every_days: Annotated[float, DEPLOYMENT] = Field(
         0.0,
         ge=0,

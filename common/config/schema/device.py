@@ -68,6 +68,13 @@ class DeviceSettings(Section):
     poll_seconds: Annotated[Positive, PHONE] = Field(
         3.0, le=86_400, description="Most seconds between two looks for messages; after a message the next is sooner."
     )
+    rest_seconds: Annotated[float, PHONE] = Field(
+        300.0,
+        ge=0,
+        le=86_400,
+        description="Seconds without a message after which the process becomes a smaller one, a third of the memory, "
+        "until there is one; 0 = never.",
+    )
     spread_seconds: Annotated[float, PHONE] = Field(
         0.0,
         ge=0,
