@@ -92,7 +92,8 @@ class Learner:
     @cached_property
     def engine(self) -> Engine:
         """Run the full model, adapted to how the phone's photos look where that was published."""
-        return own_look.adapted_engine(self.folder, self.shipped) if self.config.domain.enabled else self.shipped
+        domain = self.config.domain
+        return own_look.adapted_engine(self.folder, self.shipped) if domain.enabled or domain.alone else self.shipped
 
     def vector(self, request: SumRequest, tensors: Tensors) -> npt.NDArray[np.float64]:
         """Return the phone's vector in a sum, before clipping and noise. Raises WireError on unfit tensors."""
@@ -185,8 +186,13 @@ class Learner:
         if settled or counts.sum() == 0:
             return
         offer = read_offer(request, tensors, self.engine, self.config.delivery)
+        me = self
+        if self.config.domain.alone and offer.adaptation is None and offer.reference is not None:
+            self.own_look(request.round)
+            alone = own_look.adapted_alone(self.folder, self.shipped, offer.reference, offer.labels)
+            me, offer = replace(self), replace(offer, adaptation=alone)  # a new one has its engine anew
         look = None if offer.adaptation is None else own_look.chosen(self.folder, offer.adaptation)
-        self._personalise(request, offer.of(self.config.personal.tier, look or 0), counts)
+        me._personalise(request, offer.of(self.config.personal.tier, look or 0), counts)
         with self._log() as log:
             log.mark()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -13,10 +14,10 @@ from safetensors.numpy import save
 
 from fedcaptor.client.folder import ADAPTATION_FILE, LOOK_FILE
 from fedcaptor.common.adaptation import Adaptation
-from fedcaptor.common.arrays import Array, Floats, Images
+from fedcaptor.common.arrays import Array, Floats, Images, Indices
 from fedcaptor.common.errors import WireError
 from fedcaptor.common.files import write_whole
-from fedcaptor.common.look import look_of
+from fedcaptor.common.look import look_of, rendered
 from fedcaptor.common.statistics import LOOK, MOMENTS
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ logger = logging.getLogger(__name__)
 KINDS = (LOOK.kind, MOMENTS.kind)
 """Sums of how photos look."""
 
+_FAR = 3.0  # how far looks of few photos of few classes lie apart by chance, at most
 _DAY, _WEIGHTS = "day", "weights"  # metadata keys
 
 
@@ -63,6 +65,29 @@ def keep_adaptation(folder: Path, adaptation: Adaptation, weights: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     arrays = {name: np.ascontiguousarray(tensor) for name, tensor in adaptation.tensors.items()}
     write_whole(folder / ADAPTATION_FILE, save(arrays, {_WEIGHTS: weights}), private=True)
+
+
+def adapted_alone(folder: Path, shipped: Engine, reference: Images, labels: Indices | None) -> Adaptation | None:
+    """Adapt to the phone's own look alone, and keep that; None where its look is not known, or that brings nothing.
+
+    The moments are those of the server's images, re-rendered in the phone's look. The look must differ from theirs by
+    more than classes make it differ, and the adapted model must answer these images, whose labels are known, no worse
+    than the shipped model does, but for a standard error.
+    """
+    own = read(folder)
+    if own is None or labels is None or len(reference) < 2:
+        return None
+    source = look_of(reference)
+    photos = rendered(reference, own.look - source)
+    moments = shipped.moments(photos)
+    far = float(np.linalg.norm(own.look - source)) > _FAR
+    gain = (shipped.adapted(moments).predict(photos) == labels).astype(float) - (shipped.predict(photos) == labels)
+    if not far or gain.mean() < -gain.std(ddof=1) / math.sqrt(len(gain)):
+        (folder / ADAPTATION_FILE).unlink(missing_ok=True)  # of an earlier day
+        return None
+    found = Adaptation(*(np.asarray(part, np.float32) for part in (own.look[None], source, moments[None])))
+    keep_adaptation(folder, found, shipped.weights_digest)
+    return found
 
 
 def adaptation_of(folder: Path, shipped: Engine) -> Adaptation | None:

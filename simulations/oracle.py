@@ -114,18 +114,22 @@ class Oracle:
         of_class = np.arange(len(order)) - np.searchsorted(self._labels[order], self._labels[order])
         self._sample = order[of_class < MOST_OF_CLASS]
 
-    def _scores(self, engine: Engine, look: int) -> Scores:
-        """The logits of a full model on all test photos of a look."""
+    def _scores(self, engine: Engine, look: int, index: Indices) -> Scores:
+        """The logits of a full model on some test photos of a look."""
+        if self._config.domain.alone and engine is not self._shipped:  # a model of this phone alone
+            return engine.scores(np.array(self._images[look][index]))
         if (look, engine) not in self._full:
             parts = range(0, len(self._labels), BATCH)
             found = [engine.scores(np.array(self._images[look][i : i + BATCH])) for i in parts]
             self._full[look, engine] = np.concatenate(found)
-        return self._full[look, engine]
+        return self._full[look, engine][index]
 
     def _engine(self, number: int) -> Engine:
         """The full model of a phone, as it is adapted to its photos."""
-        domain = self._config.domain.enabled
-        return own_look.adapted_engine(self._folder(number), self._shipped) if domain else self._shipped
+        domain = self._config.domain
+        if not (domain.enabled or domain.alone):
+            return self._shipped
+        return own_look.adapted_engine(self._folder(number), self._shipped)
 
     def phone(self, number: int, round: int) -> PhoneFigures:
         """Figures of phone `number` after round `round` (from 1)."""
@@ -133,7 +137,7 @@ class Oracle:
         index = row[row >= 0]
         own = np.flatnonzero(self._shares[round - 1, number])
         look, engine, folder = drawn_look(self._config, number), self._engine(number), self._folder(number)
-        truth, full = self._labels[index], self._scores(engine, look)[index]
+        truth, full = self._labels[index], self._scores(engine, look, index)
         inside = np.isin(truth, own)
         images = np.array(self._images[look][index])
         note = Outcome.read(folder)
@@ -151,7 +155,7 @@ class Oracle:
             kind=note.kind if note and submodel else "full",
             own=tuple(own.tolist()),
             look=look,
-            accuracy_shipped=_share((self._scores(self._shipped, look)[index].argmax(1) == truth)[inside]),
+            accuracy_shipped=_share((self._scores(self._shipped, look, index).argmax(1) == truth)[inside]),
             accuracy_full=_share((full.argmax(1) == truth)[inside]),
             accuracy_full_limited=_share((own[full[:, own].argmax(1)] == truth)[inside]),
             accuracy_submodel=_share((given.alone == truth)[inside]),
@@ -180,7 +184,7 @@ class Oracle:
         shares = self._shares[round - 1, number]
         index = self._sample[shares[self._labels[self._sample]] > 0]
         look, engine = drawn_look(self._config, number), self._engine(number)
-        own, truth, full = np.flatnonzero(shares), self._labels[index], self._scores(engine, look)[index]
+        own, truth, full = np.flatnonzero(shares), self._labels[index], self._scores(engine, look, index)
         weights = shares[truth] / np.bincount(truth, minlength=len(shares))[truth]
         models = read_models(self._folder(number), engine, self._config.fallback.mode)
         given = answer(engine, models, self._config.fallback, np.array(self._images[look][index]))
@@ -189,7 +193,7 @@ class Oracle:
             return float(np.average(answers == truth, weights=weights)) if len(truth) else float("nan")
 
         return Expected(
-            shipped=accuracy(self._scores(self._shipped, look)[index].argmax(1)),
+            shipped=accuracy(self._scores(self._shipped, look, index).argmax(1)),
             full=accuracy(full.argmax(1)),
             full_limited=accuracy(own[full[:, own].argmax(1)]),
             submodel=accuracy(given.alone),

@@ -71,6 +71,11 @@ class Domain(Section):
         description="Correct the batch norms by one sum of phones' own statistics, as far as it stands out of its "
         "noise: with a few hundred phones hardly, with thousands it does.",
     )
+    alone: Annotated[bool, PHONE, SIMULATION] = Field(
+        False,
+        description="Where the server publishes no looks, adapt to the look of the phone's own photos, with the "
+        "delivered reference images: no sum is needed, and usage is counted by the model as it was shipped until then.",
+    )
     images: Annotated[int, PHONE] = Field(64, ge=2, description="Most images that a phone measures its look on.")
 
 
