@@ -17,9 +17,10 @@ from pathlib import Path
 import psutil
 
 from fedcaptor._graph_export import export_graph
+from fedcaptor.client.node_key import make_node_key
 from fedcaptor.common.assets import asset
 from fedcaptor.deploy.certificates import make_authority, make_server_certificate
-from fedcaptor.deploy.phones import make_node_key, write_images
+from fedcaptor.deploy.phones import write_images
 from fedcaptor.deploy.superlink import connected_at, der_of
 from fedcaptor.simulations.ray_engine import QUIET
 from fedcaptor.simulations.runner import SHIPPED

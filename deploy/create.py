@@ -11,6 +11,7 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
+from fedcaptor.client.node_key import make_node_key
 from fedcaptor.common.config import Config, DeploymentSettings, load_config, parse
 from fedcaptor.common.config.files import toml
 from fedcaptor.common.data.source import load
@@ -20,7 +21,7 @@ from fedcaptor.common.torch_engine.base import BaseModel
 from fedcaptor.common.torch_engine.network_graph import network_graph
 from fedcaptor.deploy.certificates import LOOPBACK, make_authority, make_server_certificate, names_of, read_certificate
 from fedcaptor.deploy.folder import Deployment
-from fedcaptor.deploy.phones import KEY, make_node_key, write_demo_images, write_phone
+from fedcaptor.deploy.phones import KEY, write_demo_images, write_phone
 from fedcaptor.deploy.processes import is_listened_on
 from fedcaptor.deploy.render import render
 from fedcaptor.server.start import budget_of

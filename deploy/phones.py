@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from cryptography.hazmat.primitives.asymmetric.ec import SECP384R1, generate_private_key
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from PIL import Image
 
 from fedcaptor.common.config import phone_config
@@ -22,21 +20,19 @@ KEY = "node.key"
 _DEMO_OWNERS = ((0, 1), (5, 7, 9), (2, 8))
 
 
-def make_node_key(key: Path, public: Path) -> None:
-    """Write a node's key pair as `ssh-keygen -t ecdsa -b 384` does; the private one is for its owner's eyes alone."""
-    private = generate_private_key(SECP384R1())
-    openssh = private.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
-    write_whole(key, openssh, private=True)
-    write_whole(public, private.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH) + b"\n")
-
-
 def write_phone(deployment: Deployment, name: str) -> Path:
     """Write the folder of a phone, but for its key, and return it."""
-    folder, config, settings = deployment.phones / name, deployment.config, deployment.settings
+    folder = deployment.phones / name
     folder.mkdir(parents=True, exist_ok=True)
-    graph = deployment.graph.is_file()
-    write_whole(folder / deployment.roots.name, deployment.roots.read_bytes())
-    device = {
+    for file, content in phone_files(deployment).items():
+        write_whole(folder / file, content)
+    return folder
+
+
+def phone_files(deployment: Deployment, changes: Mapping[str, object] | None = None) -> dict[str, bytes]:
+    """Return the files of a phone by their names. `changes`: keys of its `[device]` that are to be others."""
+    config, settings, graph = deployment.config, deployment.settings, deployment.graph.is_file()
+    device: dict[str, object] = {
         "superlink": f"{settings.host}:{settings.port}",
         "root_certificates": deployment.roots.name,
         "key": KEY,
@@ -49,9 +45,9 @@ def write_phone(deployment: Deployment, name: str) -> Path:
         "model": config.model.name,
         "operator": identity_of(signing_key(deployment.operator_key)).hex(),
     }
-    own = config.model_copy(update={"device": config.device.model_copy(update=device)})
-    write_whole(folder / "phone.toml", phone_config(own).encode())
-    return folder
+    changed = {**device, **(changes or {})}
+    own = config.model_copy(update={"device": config.device.model_copy(update=changed)})
+    return {deployment.roots.name: deployment.roots.read_bytes(), "phone.toml": phone_config(own).encode()}
 
 
 def write_demo_images(folder: Path, number: int, each: int = 40) -> None:

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 import yaml
 
+from fedcaptor.client.node_key import make_node_key
 from fedcaptor.common.config import load_config
 from fedcaptor.common.errors import ConfigError, PrivacyError
 from fedcaptor.deploy import enrolment
 from fedcaptor.deploy.certificates import days_left, make_authority, make_server_certificate, names_of, read_certificate
 from fedcaptor.deploy.create import Wanted, create, issue_certificate
 from fedcaptor.deploy.folder import Deployment
-from fedcaptor.deploy.phones import make_node_key
 from fedcaptor.deploy.processes import environment_given
 from tests.programs import program
 

@@ -24,12 +24,11 @@ from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 
 from benchmarks.deployment import free_port
 from fedcaptor.client.fleet import connected
-from fedcaptor.client.node_key import node_key
+from fedcaptor.client.node_key import make_node_key, node_key
 from fedcaptor.common.errors import LinkError
 from fedcaptor.deploy import processes
 from fedcaptor.deploy.create import Wanted, create
 from fedcaptor.deploy.folder import Deployment
-from fedcaptor.deploy.phones import make_node_key
 from fedcaptor.deploy.processes import down, processes_of, status
 from fedcaptor.deploy.programs import ours
 from fedcaptor.deploy.superlink import der_of
