@@ -1,6 +1,6 @@
 """A deployment on one server: its folder, its services, its runs and its phones.
 
 `folder` says where everything lies, `create` makes it, `services` lists what runs, `processes` runs it on this machine,
-`superlink` speaks with Flower's SuperLink, `runs` follows runs, `enrolment` lets phones in and out, and `check` looks
-for what is wrong.
+`superlink` speaks with Flower's SuperLink, `runs` follows runs, `enrolment` lets phones in and out, `check` looks
+for what is wrong, and `android` brings the client to phones on a cable.
 """

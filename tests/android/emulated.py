@@ -177,8 +177,9 @@ def device(root: Path, port: int, size: str = "") -> Iterator[Emulated]:
     more["DATA"] = f"-t tmpfs -o size={size} tmpfs" if size else f"--bind {root}/data"
     environment = os.environ | {name: str(value) for name, value in {**held, **more}.items()}
     spaces = ["--user", "--map-root-user", "--mount", "--net", "--pid", "--fork", "--kill-child"]
+    boot = ["setpriv", "--pdeathsig", "KILL", "unshare", *spaces, "sh", "-c", _BOOT]  # ends with the tests, however
     with (root / "daemon.log").open("wb") as log, socket.create_server(("127.0.0.1", 0)) as listener:
-        daemon = subprocess.Popen(["unshare", *spaces, "sh", "-c", _BOOT], env=environment, stdout=log, stderr=log)
+        daemon = subprocess.Popen(boot, env=environment, stdout=log, stderr=log)
         made = Emulated(root, port, daemon, listener)
         accepting = threading.Thread(target=made.accept, daemon=True)
         accepting.start()
