@@ -44,7 +44,7 @@ test-cluster: setup # Ray's engine on a cluster of two nodes on loopback
 	$(PYTEST) -m cluster
 
 test-android: setup # phones on a cable: adb's daemon and arm64 programs under qemu, unpacked from Debian into .tools
-	$(BIN)/python -m pytest -m android -v
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m android -v tests/android
 
 test-fast: setup # without real processes, browsers and computations of more than a second
 	$(PYTEST) -m "not slow and not long and not android"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from fedcaptor.cli.options import AsJson
@@ -43,11 +44,16 @@ def _build(cache: Path | None) -> Bundle:
 
 
 def _on_each(
-    serials: list[str] | None, every: bool, as_json: bool, work: Callable[[Installation, Say], dict[str, Any]]
-) -> list[dict[str, Any]]:
-    """Do something with each chosen device, side by side, and print what came of it; one that fails stops no other.
+    serials: list[str] | None,
+    every: bool,
+    as_json: bool,
+    work: Callable[[Installation, Say], dict[str, Any]],
+    show: Callable[[list[dict[str, Any]]], object] = lambda results: None,
+) -> None:
+    """Do something with each chosen device, side by side; one that fails stops no other.
 
-    The exit status is 1 where one failed.
+    Prints what came of it: as JSON, or `said` of each, and what `show` makes of those that did not fail. The exit
+    status is 1 where one failed, or found an error.
     """
     from fedcaptor.common.errors import FedcaptorError
     from fedcaptor.deploy.android.adb import attached, choose
@@ -66,14 +72,17 @@ def _on_each(
         results = list(pool.map(one, map(Installation, devices)))
     if as_json:
         print(json.dumps(results))
+    else:
+        for result in results:
+            if "said" in result:
+                print(f"{result['serial']}: {result['said']}")
+        if good := [result for result in results if "error" not in result]:
+            show(good)
     for result in results:
         if "error" in result:
-            console.print(f"[red]error:[/red] {result['error']}", highlight=False, soft_wrap=True)
-        elif not as_json and "said" in result:
-            print(f"{result['serial']}: {result['said']}")
-    if any("error" in result for result in results):
+            console.print(f"[red]error:[/red] {escape(result['error'])}", highlight=False, soft_wrap=True)
+    if any("error" in result or not result.get("right", True) for result in results):
         raise typer.Exit(1)
-    return results
 
 
 def _plan(installation: Installation, bundle: Bundle) -> dict[str, Any]:
@@ -120,16 +129,18 @@ def check(serials: Serials = None, every: Every = False, as_json: AsJson = False
 
     def work(installation: Installation, say: Say) -> dict[str, Any]:
         told, found = installation.check(None)
-        return {"told": told, "findings": [asdict(one) for one in found]}
+        right = all(one.level != "error" for one in found)
+        return {"told": told, "findings": [asdict(one) for one in found], "right": right}
 
-    results = _on_each(serials, every, as_json, work)
-    marks = {"ok": "[green]ok[/]", "warning": "[yellow]warning[/]", "error": "[red]error[/]"}
-    for result in results if not as_json else ():
-        table = Table("", "check", "found", "remedy", title=result["serial"])
-        for one in result["findings"]:
-            table.add_row(marks[one["level"]], one["check"], one["text"], one["remedy"])
-        Console().print(table)
-    raise typer.Exit(any(one["level"] == "error" for result in results for one in result["findings"]))
+    def show(results: list[dict[str, Any]]) -> None:
+        marks = {"ok": "[green]ok[/]", "warning": "[yellow]warning[/]", "error": "[red]error[/]"}
+        for result in results:
+            table = Table("", "check", "found", "remedy", title=result["serial"])
+            for one in result["findings"]:
+                table.add_row(marks[one["level"]], one["check"], one["text"], one["remedy"])
+            Console().print(table)
+
+    _on_each(serials, every, as_json, work, show)
 
 
 @app.command()
@@ -188,22 +199,22 @@ def status(serials: Serials = None, every: Every = False, cache: Cache = None, a
     from fedcaptor.deploy.android.bundle import default_cache, last_built
 
     bundle = last_built(cache or default_cache())
-    results = _on_each(serials, every, as_json, lambda installation, say: installation.status(bundle))
-    if as_json:
-        return
-    table = Table("serial", "installed", "newest build", "process", "restarts", "leads here", "MiB")
-    for one in results:
+
+    def show(results: list[dict[str, Any]]) -> None:
         known = {True: "yes", False: "no", None: "unknown"}
-        table.add_row(
-            one["serial"],
-            known[one["installed"]],
-            known[one.get("current")],
-            f"{one.get('running') or ''}",
-            f"{one.get('restarts', '')}",
-            ", ".join(map(str, one.get("ports", ()))),
-            f"{one.get('kibibytes', 0) >> 10}",
-        )
-    Console().print(table)
+        table = Table("serial", "installed", "newest build", "process", "restarts", "leads here", "MiB")
+        for one in results:
+            ports = ", ".join(map(str, one.get("ports", ())))
+            figures = (
+                f"{one.get('running') or ''}",
+                f"{one.get('restarts', '')}",
+                ports,
+                f"{one.get('mebibytes', '')}",
+            )
+            table.add_row(one["serial"], known[one["installed"]], known[one.get("current")], *figures)
+        Console().print(table)
+
+    _on_each(serials, every, as_json, lambda installation, say: installation.status(bundle), show)
 
 
 @app.command()
@@ -214,10 +225,13 @@ def logs(
     as_json: AsJson = False,
 ) -> None:
     """Show what the client and its service logged."""
-    results = _on_each(serials, every, as_json, lambda installation, say: {"log": installation.logs(lines)})
-    for result in results if not as_json else ():
-        for line in result["log"].splitlines():
-            print(f"{result['serial']}: {line}")
+
+    def show(results: list[dict[str, Any]]) -> None:
+        for result in results:
+            for line in result["log"].splitlines():
+                print(f"{result['serial']}: {line}")
+
+    _on_each(serials, every, as_json, lambda installation, say: {"log": installation.logs(lines)}, show)
 
 
 @app.command()
@@ -230,21 +244,20 @@ def bench(
 ) -> None:
     """Measure programs on the devices: latency, memory and, where the device tells them, energy and temperature."""
 
-    def work(installation: Installation, say: Say) -> dict[str, Any]:
-        return {"rows": json.loads(installation.bench(models, f"--threads {threads}", say))}
-
-    results = _on_each(serials, every, as_json, work)
-    if as_json:
-        return
     columns = ("precision", "threads", "latency_ms_median", "latency_ms_p90", "peak_rss_bytes", "energy_joules")
-    table = Table("serial", "model", *columns, "notes")
-    for result in results:
-        for row in result["rows"]:
-            notes = row.get("notes") or ""
-            shown = [_figure(row.get(column)) for column in columns]
-            model = str(row.get("model", "")).rpartition("/")[2]
-            table.add_row(result["serial"], model, *shown, notes if isinstance(notes, str) else "; ".join(notes))
-    Console().print(table)
+
+    def work(installation: Installation, say: Say) -> dict[str, Any]:
+        return {"rows": installation.bench(models, threads, say)}
+
+    def show(results: list[dict[str, Any]]) -> None:
+        table = Table("serial", "model", *columns, "notes")
+        for result in results:
+            for row in result["rows"]:
+                figures = [_figure(row.get(column)) for column in columns]
+                table.add_row(result["serial"], row["model"], *figures, "; ".join(row.get("notes") or ()))
+        Console().print(table)
+
+    _on_each(serials, every, as_json, work, show)
 
 
 def _figure(value: object) -> str:

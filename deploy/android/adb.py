@@ -82,7 +82,7 @@ class AdbDevice:
 
     def run(self, command: str, seconds: float = 60.0) -> str:
         with self._explained():
-            done = self._device.shell2(command, timeout=seconds, v2=True)
+            done = self._device.shell2(f"umask 077; {command}", timeout=seconds, v2=True)
         if done.returncode:
             said = (done.stderr or done.stdout).strip().splitlines() or [f"exit status {done.returncode}"]
             if "No space left" in done.stderr:
@@ -92,7 +92,12 @@ class AdbDevice:
 
     def send(self, content: bytes, path: str) -> None:
         with self._explained():
-            self._device.sync.push(_Packets(content), path, mode=0o600, check=True)
+            try:
+                self._device.sync.push(_Packets(content), path, mode=0o600, check=True)
+            except (adbutils.AdbError, OSError):  # adbutils does not pass the device's reason on
+                if self._free(path.rpartition("/")[0]) < len(content):
+                    raise DeviceError(self._full()) from None
+                raise
 
     def reverse(self, port: int) -> None:
         with self._explained():
@@ -124,6 +129,10 @@ class AdbDevice:
                 raise DeviceError(f"{self.serial} is {found.state}: {found.remedy}") from error
             said = str(error)[:200] or type(error).__name__
             raise DeviceError(f"{self.serial} refused ({said}): give the command again") from error
+
+    def _free(self, folder: str) -> int:
+        """Bytes that are free where a folder is."""
+        return int(self.run(f"df -k '{folder}'").splitlines()[-1].split()[3]) << 10
 
     def _full(self) -> str:
         return f"{self.serial} is full: make room on it and give the command again; it goes on where it was"

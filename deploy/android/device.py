@@ -19,7 +19,9 @@ class Device(Protocol):
         """Its name on the cable, for messages alone: a phone's identity is its key."""
 
     def run(self, command: str, seconds: float = 60.0) -> str:
-        """Run a shell command and return its output; an exit status other than 0 is an error."""
+        """Run a shell command and return its output. What it makes is for the device's user alone; an exit status other
+        than 0 is an error.
+        """
 
     def send(self, content: bytes, path: str) -> None:
         """Write a file, of mode 0600. When the cable is cut, what lies there may be a part of it."""

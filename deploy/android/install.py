@@ -11,6 +11,7 @@ The installation is one folder, `HOME`, which needs neither root nor an app:
 from __future__ import annotations
 
 import hashlib
+import json
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -135,7 +136,7 @@ class Installation:
             "running": int(told["running"]) if told.get("running") else None,
             "restarts": int(told.get("restarts", 0)),
             "ports": sorted(self.device.reversed()),
-            "kibibytes": int(self.device.run(f"du -sk '{self.home}'", 600.0).split()[0]),
+            "mebibytes": int(self.device.run(f"du -sk '{self.home}'", 600.0).split()[0]) >> 10,
         }
 
     def logs(self, lines: int) -> str:
@@ -155,20 +156,29 @@ class Installation:
             self._launch("service start")
         return sent
 
-    def bench(self, models: Sequence[Path], options: str, say: Say) -> str:
-        """Measure programs on the device and return what `fedcaptor.client.measure` prints."""
+    def bench(self, models: Sequence[Path], threads: int, say: Say) -> list[dict[str, Any]]:
+        """Measure programs on the device and return the rows of `fedcaptor.client.measure`."""
         if not self._launcher():
             raise DeviceError(f"{self.device.serial}: nothing is installed: run `fedcaptor devices push`")
         there = f"{self.home}/tmp/bench"
-        names = []
+        sent: list[str] = []
         try:
-            for model in models:
-                digest = hashlib.sha256(model.read_bytes()).hexdigest()
-                part = f"{there}/{digest[:8]}-{model.name}"
-                send_archive(self.device, model, digest, part, lambda done, size, name=model.name: say(f"{name} sent"))  # type: ignore[misc]
-                names.append(f"'{part}'")
+            for number, model in enumerate(models):
+                sent.append(f"{there}/{number}/{model.name}")
+                send_archive(self.device, model, hashlib.sha256(model.read_bytes()).hexdigest(), sent[-1])
+                say(f"{model.name} sent")
             say("measuring")
-            return self._launch(f"python -m fedcaptor.client.measure --json {options} {' '.join(names)}", 3600.0)
+            names = " ".join(f"'{name}'" for name in sent)
+            told = self._launch(f"python -m fedcaptor.client.measure --json --threads {threads} {names}", 3600.0)
+            rows: list[dict[str, Any]] = json.loads(told)
+            return [{**row, "model": str(row["model"]).rpartition("/")[2]} for row in rows]
+        except json.JSONDecodeError as error:
+            raise DeviceError(f"{self.device.serial}: the client's figures cannot be read: {error}") from error
+        except DeviceError as error:
+            if "No module named fedcaptor.client.measure" not in str(error):
+                raise
+            remedy = "send one that can, by `fedcaptor devices update`"
+            raise DeviceError(f"{self.device.serial}: the installed client cannot measure: {remedy}") from error
         finally:
             self.device.run(f"rm -rf '{there}'")
 
