@@ -64,6 +64,7 @@ class Installation:
     def push(self, bundle: Bundle, say: Say) -> int:
         """Install a bundle and return the bytes that were sent: what is there already stays, older layers go.
 
+        A client that runs is started anew with it, also by the next call where this one is cut in between.
         Raises DeviceError where the device cannot take it; then what it had still works.
         """
         _, found = self.check(bundle)
@@ -83,8 +84,11 @@ class Installation:
             say(f"{layer.name}: unpacking")
             unpack(self.device, part, f"{self.home}/layers/{layer.folder}")
         launcher = bundle.launcher(self.home)
-        if self._launcher().encode() != launcher:
+        if (old := self._launcher().encode()) != launcher:
+            if old:
+                self._launch("service pause")
             replace_file(self.device, launcher, f"{self.home}/fedcaptor", "700")
+        self._launch("service resume")
         self._sweep(f"{self.home}/layers", {layer.folder for layer in bundle.layers})
         return sent
 
@@ -144,17 +148,10 @@ class Installation:
         return self.device.run(f"tail -n {lines} '{self.home}/run/service.log' 2>/dev/null || true")
 
     def update(self, bundle: Bundle, say: Say) -> int:
-        """Push a bundle, and start the service anew if it ran; return the bytes that were sent."""
+        """Push a bundle onto a device that has one; return the bytes that were sent."""
         if not self._launcher():
             raise DeviceError(f"{self.device.serial}: nothing is installed: run `fedcaptor devices push`")
-        if self.is_current(bundle):
-            return 0
-        ran = self.status()["running"] is not None
-        sent = self.push(bundle, say)
-        if ran:
-            self._launch("service stop")
-            self._launch("service start")
-        return sent
+        return self.push(bundle, say)
 
     def bench(self, models: Sequence[Path], threads: int, say: Say) -> list[dict[str, Any]]:
         """Measure programs on the device and return the rows of `fedcaptor.client.measure`."""

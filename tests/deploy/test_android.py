@@ -32,7 +32,9 @@ class FolderDevice:
 
     def run(self, command: str, seconds: float = 60.0) -> str:
         self._step()
-        done = subprocess.run(["sh", "-c", f"umask 077; {command}"], capture_output=True, text=True, timeout=seconds, check=False)
+        done = subprocess.run(
+            ["sh", "-c", f"umask 077; {command}"], capture_output=True, text=True, timeout=seconds, check=False
+        )
         if done.returncode:
             raise DeviceError(f"{self.serial}: {done.stderr}")
         return done.stdout
@@ -142,11 +144,15 @@ def test_a_push_that_is_cut_again_and_again_installs_in_the_end(
     assert not [path for path in home.rglob("*") if path.stat().st_mode & 0o077]
 
 
-def test_the_service_starts_once_and_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.slow
+def test_the_service_starts_once_goes_on_after_an_update_and_stops(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(transfer, "PIECE", 1 << 16)
     monkeypatch.setattr(Installation, "check", lambda self, bundle: ({}, []))
-    installation = Installation(FolderDevice(), str(tmp_path / "home"))
-    installation.push(bundle_of(tmp_path), print)
+    device, bundle = FolderDevice(), bundle_of(tmp_path / "bundle")
+    installation = Installation(device, str(tmp_path / "home"))
+    installation.push(bundle, print)
     with pytest.raises(DeviceError, match=r"no phone\.toml"):
         installation.start(8443)
     (tmp_path / "home" / "phone" / "phone.toml").touch()
@@ -155,7 +161,19 @@ def test_the_service_starts_once_and_stops(tmp_path: Path, monkeypatch: pytest.M
         running = installation.status()
         assert running["ports"] == [8443]
         assert installation.start(8443) == f"runs already as {running['running']}"
+        installation.push(bundle, print)
+        assert installation.status()["running"] == running["running"]
+        newer = bundle_of(tmp_path / "newer", "echo $$ > pid; exec sleep 61")
+        device.left = 13  # until the client is stopped, and before it is started anew
+        with pytest.raises(DeviceError, match="gone"):
+            installation.push(newer, print)
+        device.left = 1 << 30
+        assert installation.status()["running"] is None
+        assert installation.update(newer, print) == 0
+        assert installation.is_current(newer)
+        assert installation.status()["running"] not in (None, running["running"])
     finally:
+        device.left = 1 << 30
         assert installation.stop() == "stopped"
     assert installation.status()["running"] is None
     client = (tmp_path / "home" / "phone" / "pid").read_text().strip()
