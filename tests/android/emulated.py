@@ -96,6 +96,10 @@ def make_root(root: Path) -> None:
     for path in [*amd64.glob("x86_64-linux-gnu/*.so*"), *amd64.glob("x86_64-linux-gnu/android/*.so*")]:
         shutil.copy(path, root / "daemon" / path.name)
     shutil.copy(amd64 / "android-sdk/platform-tools/adbd", root / "daemon")
+    cores = root / "sys" / "devices" / "system" / "cpu"
+    cores.mkdir(parents=True)
+    for name in ("possible", "present", "online"):
+        (cores / name).write_text(f"0-{(os.cpu_count() or 1) - 1}\n")
     battery = root / "sys" / "class" / "power_supply" / "battery"
     battery.mkdir(parents=True)
     for name, value in {"type": "Battery", "status": "Charging", "capacity": "80", "temp": "285"}.items():

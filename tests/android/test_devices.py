@@ -193,7 +193,7 @@ def test_a_phone_off_its_charger_stays_away(fleet: Fleet) -> None:
 
 def test_models_are_measured(fleet: Fleet) -> None:
     model = CACHE / "small.onnx"
-    fedcaptor("export-graph", "small-cnn", "--weights", fleet.deployment.weights, "--out", model)
+    fedcaptor("prune", "small-cnn", "--weights", fleet.deployment.weights, "--classes", "0,1", "--out", model)
     words = ["devices", "bench", model, "-s", fleet.devices[0].serial]
     if "measure.py" not in {path.name for path in Path(adb.__file__).parents[2].joinpath("client").iterdir()}:
         assert "the installed client cannot measure" in fedcaptor(*words, code=1)
