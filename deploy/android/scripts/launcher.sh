@@ -5,7 +5,7 @@ home=@home@
 scripts=$home/layers/@program@/scripts
 python=$home/layers/@runtime@/bin/python
 export PYTHONHOME="$home/layers/@runtime@" PYTHONPATH="$home/layers/@program@:$home/layers/@libraries@"
-export PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 LC_ALL=C.UTF-8
+export PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 PYTHONUTF8=1
 # Android has no /tmp, and the shell's user no home.
 export HOME="$home/phone" TMPDIR="$home/tmp" FLWR_HOME="$home/phone/flwr"
 mkdir -p "$HOME" "$TMPDIR" && cd "$HOME" || exit 1
