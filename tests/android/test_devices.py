@@ -150,6 +150,7 @@ def test_the_client_uses_nothing_of_the_device(fleet: Fleet) -> None:
     maps = fleet.installation(0).device.run(f'sh {HOME}/fedcaptor python -c "{code}"', 600)
     files = {line.split(None, 5)[5] for line in maps.splitlines() if len(line.split(None, 5)) == 6}
     assert not [file for file in files if file.startswith("/") and not file.startswith(f"{HOME}/layers/")]
+    assert not (fleet.devices[0].root / HOME[1:] / "phone" / ".cache").exists()  # as ONNX Runtime would report from
 
 
 def test_a_round(fleet: Fleet) -> None:
