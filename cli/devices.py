@@ -244,18 +244,26 @@ def bench(
 ) -> None:
     """Measure programs on the devices: latency, memory and, where the device tells them, energy and temperature."""
 
-    columns = ("precision", "threads", "latency_ms_median", "latency_ms_p90", "peak_rss_bytes", "energy_joules")
+    columns = (
+        ("precision", "precision"),
+        ("ms", "latency_ms_median"),
+        ("ms, p90", "latency_ms_p90"),
+        ("bytes", "peak_rss_bytes"),
+        ("J", "energy_joules"),
+    )
 
     def work(installation: Installation, say: Say) -> dict[str, Any]:
         return {"rows": installation.bench(models, threads, say)}
 
     def show(results: list[dict[str, Any]]) -> None:
-        table = Table("serial", "model", *columns, "notes")
-        for result in results:
-            for row in result["rows"]:
-                figures = [_figure(row.get(column)) for column in columns]
-                table.add_row(result["serial"], row["model"], *figures, "; ".join(row.get("notes") or ()))
+        rows = [(result["serial"], row) for result in results for row in result["rows"]]
+        table = Table("serial", "model", *(title for title, _ in columns))
+        for serial, row in rows:
+            table.add_row(serial, row["model"], *(_figure(row.get(name)) for _, name in columns))
         Console().print(table)
+        for serial, row in rows:
+            for note in row.get("notes") or ():
+                Console().print(f"{serial}, {row['model']}: {note}", highlight=False, markup=False, soft_wrap=True)
 
     _on_each(serials, every, as_json, work, show)
 
