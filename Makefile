@@ -14,7 +14,7 @@ SECONDS ?= 600
 PACKAGES := nginx prometheus prometheus-alertmanager postgresql-15 postgresql-client-15 libpq5
 DEMO := $(BIN)/fedcaptor simulate simulations/scenarios/demo.toml --fresh
 
-.PHONY: setup demo test test-long test-cluster test-fast attack tools coverage lint docs stubs site results clean
+.PHONY: setup demo test test-long test-cluster test-android test-fast attack tools coverage lint docs stubs site results clean
 
 setup: .venv/ready
 
@@ -35,16 +35,19 @@ demo: setup
 	@$(BIN)/fedcaptor report runs/demo runs/demo-open
 
 test: setup
-	$(PYTEST) -m "not long"
+	$(PYTEST) -m "not long and not android"
 
 test-long: setup # the rest: whole runs through Flower's processes, stops and kills, pages from first line to last
-	$(PYTEST) -m "long and not cluster"
+	$(PYTEST) -m "long and not cluster and not android"
 
 test-cluster: setup # Ray's engine on a cluster of two nodes on loopback
 	$(PYTEST) -m cluster
 
+test-android: setup # phones on a cable: adb's daemon and arm64 programs under qemu, unpacked from Debian into .tools
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m android -v tests/android
+
 test-fast: setup # without real processes, browsers and computations of more than a second
-	$(PYTEST) -m "not slow and not long"
+	$(PYTEST) -m "not slow and not long and not android"
 
 attack: setup # fuzz each target for SECONDS, then all attacks on what docs/privacy.md promises
 	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-compile -e '.[attack]'

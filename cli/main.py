@@ -19,6 +19,7 @@ from fedcaptor._extras import explained
 from fedcaptor._progress import shown_on
 from fedcaptor.cli.catalogue import app as catalogue
 from fedcaptor.cli.deploy import app as deploy
+from fedcaptor.cli.devices import app as devices
 from fedcaptor.cli.options import AsJson, ModelName, Source, Weights, formerly
 from fedcaptor.cli.phone import app as phone
 from fedcaptor.cli.privacy import app as privacy
@@ -33,6 +34,7 @@ app = typer.Typer(
 )
 app.add_typer(catalogue, name="catalogue", no_args_is_help=True)
 app.add_typer(deploy, name="deploy", no_args_is_help=True)
+app.add_typer(devices, name="devices", no_args_is_help=True)
 app.add_typer(phone, name="phone", no_args_is_help=True)
 app.add_typer(privacy, name="privacy", no_args_is_help=True)
 app.add_typer(register, name="register", no_args_is_help=True)

@@ -80,6 +80,18 @@ def enrol(
 
 
 @app.command()
+def key(
+    file: Annotated[Path, typer.Argument(help="The private key's file, `device.key` in phone.toml.")],
+) -> None:
+    """Make the phone's key, unless there is one, and print its public half, by which an operator enrols the phone."""
+    from fedcaptor.client.node_key import make_node_key, node_key, public_line
+
+    if not file.exists():
+        make_node_key(file, file.with_name(f"{file.name}.pub"))
+    print(public_line(node_key(file)).decode(), end="")
+
+
+@app.command()
 def fetch(
     config: Annotated[Path, typer.Option("--config", help="The phone's file, with `device.catalogue`.")],
 ) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from PIL import Image
@@ -22,11 +22,17 @@ _DEMO_OWNERS = ((0, 1), (5, 7, 9), (2, 8))
 
 def write_phone(deployment: Deployment, name: str) -> Path:
     """Write the folder of a phone, but for its key, and return it."""
-    folder, config, settings = deployment.phones / name, deployment.config, deployment.settings
+    folder = deployment.phones / name
     folder.mkdir(parents=True, exist_ok=True)
-    graph = deployment.graph.is_file()
-    write_whole(folder / deployment.roots.name, deployment.roots.read_bytes())
-    device = {
+    for file, content in phone_files(deployment).items():
+        write_whole(folder / file, content)
+    return folder
+
+
+def phone_files(deployment: Deployment, changes: Mapping[str, object] | None = None) -> dict[str, bytes]:
+    """Return the files of a phone by their names. `changes`: keys of its `[device]` that are to be others."""
+    config, settings, graph = deployment.config, deployment.settings, deployment.graph.is_file()
+    device: dict[str, object] = {
         "superlink": f"{settings.host}:{settings.port}",
         "root_certificates": deployment.roots.name,
         "key": KEY,
@@ -39,9 +45,9 @@ def write_phone(deployment: Deployment, name: str) -> Path:
         "model": config.model.name,
         "operator": identity_of(signing_key(deployment.operator_key)).hex(),
     }
-    own = config.model_copy(update={"device": config.device.model_copy(update=device)})
-    write_whole(folder / "phone.toml", phone_config(own).encode())
-    return folder
+    changed = {**device, **(changes or {})}
+    own = config.model_copy(update={"device": config.device.model_copy(update=changed)})
+    return {deployment.roots.name: deployment.roots.read_bytes(), "phone.toml": phone_config(own).encode()}
 
 
 def write_demo_images(folder: Path, number: int, each: int = 40) -> None:

@@ -10,10 +10,15 @@ used brings what it needs, or says which extra is missing.
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from fedcaptor._extras import explained
+
+# From 1.29 on, ONNX Runtime stores an identifier of the device and reports its use to its maker, unless this is set
+# before it is imported.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
     from fedcaptor import protocols

@@ -13,6 +13,7 @@ _EXTRA_OF = {
     "onnx": ("onnxscript",),
     "server": ("grpc_health", "grpc_reflection", "dp_accounting", "sqlalchemy", "prometheus_client"),
     "dashboards": ("grafana_foundation_sdk",),
+    "devices": ("adbutils",),
     "simulation": ("jinja2", "plotly", "pandas", "psutil", "filelock", "ray"),
 }
 _WHOLE = {"fedcaptor._simulation": "simulation", "fedcaptor._atlas": "simulation"}

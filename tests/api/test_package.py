@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -76,3 +78,16 @@ def test_a_simulation_names_its_whole_extra_at_once() -> None:
         "except fedcaptor.MissingError as error: print(error)\n"
     )
     assert python(code) == "flwr is not installed: pip install 'fedcaptor[simulation]'\n"
+
+
+@pytest.mark.slow
+def test_onnx_runtime_reports_to_nobody(tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name not in ("ORT_DISABLE_TELEMETRY", "CI")}
+    code = "import fedcaptor.common.onnx_session; from onnxruntime.capi import onnxruntime_pybind11_state as library; "
+    code += "print(library.__file__)"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(
+        command, env={**environment, "HOME": str(tmp_path)}, check=True, capture_output=True, text=True
+    )
+    assert b"ORT_DISABLE_TELEMETRY" in Path(done.stdout.strip()).read_bytes()  # another name would switch off nothing
+    assert not list(tmp_path.rglob("deviceid"))

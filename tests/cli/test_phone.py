@@ -192,3 +192,11 @@ def test_a_damaged_file_is_said_to_be_damaged(folder: Path, tmp_path: Path) -> N
     assert "is damaged" in str(result.exception)
     with pytest.raises(Exception, match="is damaged"):
         open_ledger(folder, Privacy())
+
+
+def test_the_key_is_made_once_and_its_public_half_printed(tmp_path: Path) -> None:
+    file = tmp_path / "node.key"
+    made, again = (CliRunner().invoke(app, ["phone", "key", str(file)]).output for _ in range(2))
+    assert made == again == (tmp_path / "node.key.pub").read_text()
+    assert made.startswith("ecdsa-sha2-nistp384 ")
+    assert file.stat().st_mode & 0o777 == 0o600
