@@ -28,6 +28,7 @@ from fedcaptor.common.files import replacing
 
 PAGES: dict[str, Callable[[Record], Section]] = {
     "federation": federation.render,
+    "looks": partial(section, "looks"),
     "heterofl": partial(section, "heterofl"),
     "private_vs_open": private_vs_open.render,
     "preference": partial(section, "preference"),

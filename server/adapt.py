@@ -7,19 +7,20 @@ do not bear out is not published.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from fedcaptor.common import domain
 from fedcaptor.common.adaptation import Adaptation
 from fedcaptor.common.arrays import Array, Floats, Images, Indices
+from fedcaptor.common.groups import ChannelGroups
 from fedcaptor.common.look import look_of
 from fedcaptor.common.messages import DeliverRequest, digest_of
 from fedcaptor.common.plan import Plan
 from fedcaptor.common.random_streams import Stream, stream
 from fedcaptor.common.statistics import LOOK, MOMENTS
-from fedcaptor.common.statistics.domain import look_scale, moments_scale
+from fedcaptor.common.statistics.domain import ByLook, look_scale, moments_scale
 from fedcaptor.common.torch_engine.base import BaseModel, Submodel
 from fedcaptor.common.torch_engine.network import state_of
 from fedcaptor.common.torch_engine.recalibrate import recalibrate
@@ -46,8 +47,8 @@ def adapt(flow: Flow, round: int) -> Adaptation | None:
     source = look_of(flow.reference.x).astype(np.float32)
     looks, phones = _looks(flow, source)
     expected = flow.phase(1, "expected", lambda: _expected(flow, source, looks))[1]["moments"]
-    corrections = _corrections(flow, looks, expected)
-    stored = flow.phase(1, "adaptation", lambda: _decided(flow, source, looks, phones, expected, corrections))[1]
+    correction = _corrections(flow, looks, expected)
+    stored = flow.phase(1, "adaptation", lambda: _decided(flow, source, looks, phones, expected, correction))[1]
     adaptation = Adaptation(stored["looks"], stored["look_source"], stored["moments"])
     flow.phase(round, "adapt", lambda: _published(flow, round, adaptation))
     return adaptation
@@ -72,28 +73,37 @@ def _expected(flow: Flow, source: Array, looks: Array) -> Result:
     measured, size = _drawn(flow)[0], domain.length(flow.base.groups.tensors)
     moments = np.zeros((len(looks), size), np.float32)
     for number, target in enumerate(looks if size else ()):
-        moments[number] = _moments(flow.base, _in_look(measured.x, source, target))
+        moments[number] = moments_on(flow.base, in_look(measured.x, source, target))
         flow.on_progress("expected", number + 1, len(looks))
     return {}, {"moments": moments}
 
 
 def _corrections(flow: Flow, looks: Array, expected: Array) -> Floats:
-    """Return what phones' own moments add to the expected ones [L, m], shrunk as far as it is noise."""
-    groups = flow.base.groups
-    found = np.zeros(expected.shape)
-    if expected.shape[1] == 0:
-        return found
-    for step in flow.steps(1, MOMENTS):
-        sums = flow.sum(step, {"looks": looks, "expected": expected}, len(looks))
-        deviation = flow.budget.spec(step, len(looks)).deviation * moments_scale(groups)
-        for number, phones in enumerate(np.maximum(sums.phones, 1.0)):
-            noise = np.square(deviation / phones) + _BETWEEN_PHONES / phones
-            found[number] = domain.shrunk(groups.tensors, sums.sums[number] / phones, noise)
-    return found
+    """Return what phones' own moments add to the expected ones [L, m]."""
+    if expected.shape[1]:
+        for step in flow.steps(1, MOMENTS):
+            sums = flow.sum(step, {"looks": looks, "expected": expected}, len(looks))
+            return corrections(sums, flow.budget.spec(step, len(looks)).deviation, flow.base.groups)
+    return np.zeros(expected.shape)
+
+
+def corrections(found: ByLook, deviation: float, groups: ChannelGroups) -> Floats:
+    """Return the mean of phones' moments, less those expected, by look [L, m], shrunk as far as it is noise.
+
+    Args:
+        found: Noisy sums by look.
+        deviation: Of the noise in an entry of a vector's sum.
+        groups: Channel groups of the base model.
+    """
+    phones, rows = np.maximum(found.phones, 1.0), []
+    for sums, count in zip(found.sums, phones, strict=True):
+        noise = np.square(deviation * moments_scale(groups) / count) + _BETWEEN_PHONES / count
+        rows.append(domain.shrunk(groups.tensors, sums / count, float(noise)))
+    return np.array(rows)
 
 
 class _Answers(NamedTuple):
-    """Which of the held images a model answers rightly [N]."""
+    """Which of some images a model answers rightly [N]."""
 
     right: Array
 
@@ -107,25 +117,34 @@ class _Answers(NamedTuple):
         return bool(gain.mean() > errors * gain.std(ddof=1) / np.sqrt(len(gain)))
 
 
-def _decided(flow: Flow, source: Array, looks: Array, phones: Floats, expected: Array, corrections: Floats) -> Result:
-    """Keep of the moments what re-rendered, labelled images bear out: none of a look, the expected ones, or all."""
-    held, base, rows = _drawn(flow)[1], flow.base, []
+def borne_out(
+    base: BaseModel, images: Images, labels: Indices, expected: Array, correction: Floats
+) -> tuple[Floats, dict[str, float]]:
+    """Return of the moments what labelled images, re-rendered in the look, bear out, and how they are answered.
+
+    None of them where the expected ones [m] do not answer better than the shipped model, else these, with the
+    correction [m] where it answers no worse.
+    """
+    shipped = _Answers.of(base, images, labels)
+    kept, found = np.zeros(len(expected)), shipped
+    if len(expected):
+        by_look = _Answers.of(base.adapted(expected), images, labels)
+        if by_look.better(shipped, _SURE):
+            kept, found = expected.astype(np.float64), by_look
+            both = np.clip(kept + correction, -domain.LARGEST, domain.LARGEST)
+            corrected = _Answers.of(base.adapted(both), images, labels) if correction.any() else by_look
+            if not by_look.better(corrected, 1.0):
+                kept, found = both, corrected
+    return kept, {"shipped": float(shipped.right.mean()), "adapted": float(found.right.mean())}
+
+
+def _decided(flow: Flow, source: Array, looks: Array, phones: Floats, expected: Array, correction: Floats) -> Result:
+    held, rows = _drawn(flow)[1], []
     moments = np.zeros(expected.shape, np.float32)
     for number, target in enumerate(looks):
-        images = _in_look(held.x, source, target)
-        shipped = _Answers.of(base, images, held.y)
-        row: dict[str, Any] = {"phones": float(phones[number]), "shipped": float(shipped.right.mean())}
-        if expected.shape[1]:
-            by_look = _Answers.of(base.adapted(expected[number]), images, held.y)
-            if by_look.better(shipped, _SURE):
-                moments[number] = expected[number]
-                if corrections[number].any():
-                    both = np.clip(expected[number] + corrections[number], -domain.LARGEST, domain.LARGEST)
-                    corrected = _Answers.of(base.adapted(both), images, held.y)
-                    if not by_look.better(corrected, 1.0):
-                        moments[number] = both
-        adapted = _Answers.of(base.adapted(moments[number]), images, held.y) if expected.shape[1] else shipped
-        rows.append({**row, "adapted": float(adapted.right.mean())})
+        images = in_look(held.x, source, target)
+        moments[number], answers = borne_out(flow.base, images, held.y, expected[number], correction[number])
+        rows.append({"phones": float(phones[number]), **answers})
         flow.on_progress("adaptation", number + 1, len(looks))
     return {"looks": rows}, {"looks": looks, "look_source": source, "moments": moments}
 
@@ -156,10 +175,12 @@ def _drawn(flow: Flow) -> tuple[Reference, Reference]:
     return Reference(reference.x[measured], reference.y[measured]), Reference(reference.x[held], reference.y[held])
 
 
-def _in_look(images: Images, source: Array, target: Array) -> Images:
+def in_look(images: Images, source: Array, target: Array) -> Images:
+    """Re-render images, of a kind whose look is `source`, in the look `target`."""
     return Adaptation(target[None], source, np.zeros((1, 0))).render(images, 0)
 
 
-def _moments(base: BaseModel, images: Images) -> Floats:
+def moments_on(base: BaseModel, images: Images) -> Floats:
+    """Return the moments [m] of the base model's batch norms on images."""
     whole = Submodel(base, Plan.of(base.groups, {}), base.module)
     return domain.moments_of(base.state, state_of(recalibrate(whole, images).module))

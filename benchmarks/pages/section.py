@@ -51,6 +51,10 @@ def _text(spread: Spread | None, scale: float = 1.0, digits: int = 1, sign: bool
     return spread.text(scale, digits, sign) if spread else "–"
 
 
+def _pair(accuracies: Mapping[str, float]) -> str:
+    return " / ".join(f"{100 * accuracies[among]:.1f}" for among in ("all", "own"))
+
+
 def _told(spread: Spread, more: str = "better", less: str = "worse", unknown: str = "not told from chance") -> str:
     return (more if spread.mean > 0 else less) if spread.told_from_zero else unknown
 
@@ -71,6 +75,7 @@ _ENVIRONMENT = Environment(
 )
 _ENVIRONMENT.filters |= {
     "number": format,
+    "pair": _pair,
     "table": _table,
     "mean": _mean,
     "spread": Spread.of,
