@@ -23,6 +23,7 @@ from fedcaptor.client.phone import Phone
 from fedcaptor.client.resident import SOON
 from fedcaptor.common.config import load_config
 from fedcaptor.common.errors import LinkError
+from fedcaptor.common.files import write_whole
 from fedcaptor.simulations.phones import simulated_phone
 from fedcaptor.simulations.runner import build_world
 
@@ -43,7 +44,7 @@ class Counted:
         with self._lock:
             for name, count in more.items():
                 self._total[name] += count
-            self._file.write_text(json.dumps(self._total))
+            write_whole(self._file, json.dumps(self._total).encode())
 
 
 def serve(port: int, folder: Path, number: int, answer: Answer, counted: Counted, stop: Event) -> None:

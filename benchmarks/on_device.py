@@ -28,7 +28,7 @@ from fedcaptor.client.measure import Request, measured_alone, percentile, repeat
 from fedcaptor.client.onnx_engine import Network, OnnxEngine
 from fedcaptor.client.program import example, load
 from fedcaptor.common.energy import energy_ratio
-from fedcaptor.common.errors import ModelError
+from fedcaptor.common.errors import ModelError, PlanError
 from fedcaptor.common.memory import peak_rss
 from fedcaptor.common.plan import Plan
 from fedcaptor.common.slicer import slice_state
@@ -115,15 +115,18 @@ class _Measurement:
     folder: Path
     on_phase: OnPhase
 
-    def measure(self, key: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the figures of one row."""
+    def measure(self, key: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Return the figures of one row; None where no plan has so few MACs."""
         base = self._base(key["model"])
         if "reported" in key:
             return self._reported(base, *CAPTOR[key["model"]])
         macs, runtime, precision = key["macs_target"], key["runtime"], key["precision"]
         self.on_phase(f"{key['model'].rpartition('/')[2]} {runtime} {precision} {macs:g}", 0, 1)
         whole = Plan.of(base.groups, {})
-        plan = whole if macs == 1 else random_plans(base.groups, macs, 1, self.seed, key["multiple"])[0]
+        try:
+            plan = whole if macs == 1 else random_plans(base.groups, macs, 1, self.seed, key["multiple"])[0]
+        except PlanError:  # a narrow network keeps more than that in such multiples
+            return None
         full = self._full(key["model"], runtime, precision)
         found = full if macs == 1 else self._program(key["model"], plan, runtime, precision, "pruned")
         paired = LatencyRatio(1.0, 1.0, 1.0)
