@@ -31,7 +31,6 @@ from fedcaptor.server.looks import next_looks
 from fedcaptor.simulations.looks import corrupted
 
 PACK = 15  # reference images a class that a phone receives
-CLASSES = 3  # of an owner
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ class SampledPhone:
 class Looks(NetworkBenchmark):
     """The full model's answers to photos of one camera, as shipped and as adapted to it.
 
-    A sample of phones is run, each with three of the classes; sums are those of the sample, as often as phones have the
+    A sample of phones is run, each with a few of the classes; sums are those of the sample, as often as phones have the
     look, with noise of a fleet's budget, in which four looks are told apart. Run it for each network with the same
     --json. A row takes a few seconds for a small network, five minutes for VGG-16.
 
@@ -73,24 +72,21 @@ class Looks(NetworkBenchmark):
     images: Annotated[str, Option(help="Photos of a phone, one or more numbers.")] = "30"
     phones: Annotated[str, Option(help="Phones of the fleet, a fourth of which have the look.")] = "1000,10000"
     epsilon: Annotated[str, Option(help="privacy.epsilon, one or more.")] = "8"
-    seeds: Annotated[str, Option(help="Seeds of phones, photos and noise.")] = "0"
+    classes: Annotated[str, Option(help="Classes of an owner."), SHARED] = "3"
+    draws: Annotated[int, Option(min=1, help="Times that phones, photos and noise are drawn.")] = 1
+    seed: Annotated[int, Option(min=0, help="Of the first draw; the next ones count on.")] = 0
     sample: Annotated[int, Option(min=5, help="Phones that are run."), SHARED] = 40
     judged: Annotated[int, Option(min=1, help="Phones of these that are judged alone."), SHARED] = 4
     test_images: Annotated[int, Option(min=20, help="Test images, of all classes alike."), SHARED] = 400
     threads: Threads = 1
-    classes: str = str(CLASSES)
-    draws: int = 1
-    seed: int = 0
 
     def shared(self) -> dict[str, Any]:
         return Benchmark.shared(self)  # what is the network's own is in the rows
 
-    def options(self) -> dict[str, Any]:
-        return {**super().options(), "classes": None, "draws": None, "seed": None}
-
     def row_keys(self) -> list[Row]:
         told = {"model": self.model, "data": shown(self.data)}
-        wanted = [(c, n, s) for s in numbers(self.seeds) for c in self.cameras.split(",") for n in numbers(self.images)]
+        seeds = range(self.seed, self.seed + self.draws)
+        wanted = [(c, n, s) for s in seeds for c in self.cameras.split(",") for n in numbers(self.images)]
         return [{**told, "camera": camera, "images": images, "seed": seed} for camera, images, seed in wanted]
 
     def measure(self, key: Mapping[str, Any], on_phase: OnPhase) -> dict[str, Any]:
@@ -134,7 +130,7 @@ class Looks(NetworkBenchmark):
         base, test = self.inputs.base, self.inputs.splits.test
         found = []
         for number in range(self.sample):
-            classes = np.sort(rng.choice(np.unique(test.y), CLASSES, replace=False))
+            classes = np.sort(rng.choice(np.unique(test.y), int(self.classes), replace=False))
             own = rng.choice(places[np.isin(test.y[places], classes)], images)
             photos = corrupted(test.x[own], camera, rng)
             found.append(SampledPhone(base.groups, classes, photos, look_of(photos), moments_on(base, photos)))

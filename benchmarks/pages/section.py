@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from benchmarks.charts import Chart
@@ -51,8 +52,10 @@ def _text(spread: Spread | None, scale: float = 1.0, digits: int = 1, sign: bool
     return spread.text(scale, digits, sign) if spread else "–"
 
 
-def _pair(accuracies: Mapping[str, float]) -> str:
-    return " / ".join(f"{100 * accuracies[among]:.1f}" for among in ("all", "own"))
+def _pair(rows: Sequence[Row], arm: str) -> str:
+    """Return the mean accuracies of an arm, among all classes and among an owner's."""
+    means = (np.mean([row["arms"][arm][among] for row in rows]) for among in ("all", "own"))
+    return " / ".join(f"{100 * mean:.1f}" for mean in means)
 
 
 def _told(spread: Spread, more: str = "better", less: str = "worse", unknown: str = "not told from chance") -> str:

@@ -32,7 +32,7 @@ def test_a_blurred_camera_is_adapted_to() -> None:
 
 
 def test_a_row_for_each_seed_camera_and_number_of_photos() -> None:
-    keys = settings(cameras="sharp,blur=1+noise=0.1", images="12,30", seeds="0,1").row_keys()
+    keys = settings(cameras="sharp,blur=1+noise=0.1", images="12,30", draws=2).row_keys()
     assert len(keys) == 8
     assert {key["camera"] for key in keys} == {"sharp", "blur=1+noise=0.1"}
     with pytest.raises(ConfigError, match=r"camera 'fog=1': corruption 'fog' is unknown"):
@@ -42,6 +42,8 @@ def test_a_row_for_each_seed_camera_and_number_of_photos() -> None:
 def test_the_section_has_an_arm_in_each_column() -> None:
     arms = {arm: {"all": 0.5 + n / 100, "own": 0.9} for n, arm in enumerate(ARMS)}
     row = {"model": "vgg16", "data": "x", "camera": "blur=1", "images": 30, "seed": 0, "arms": arms}
-    text = PAGES["looks"](Record("looks", {"sample": 40, "judged": 4, "test_images": 400}, MACHINE, [], [row])).text
+    text = PAGES["looks"](
+        Record("looks", {"sample": 40, "judged": 4, "test_images": 400, "classes": "3"}, MACHINE, [], [row])
+    ).text
     expected = " | ".join(f"{accuracy}.0 / 90.0" for accuracy in (50, 51, 52, 54, 55, 53))
     assert f"| vgg16 | blur=1 | 30 | {expected} |" in text
