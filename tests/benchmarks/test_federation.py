@@ -16,7 +16,7 @@ SETTINGS = Federation(phones=24)
 
 
 def flat(arm, images=30, seed=0):
-    sections = SETTINGS.config(arm, images, seed).model_dump(exclude={"tiers"})
+    sections = SETTINGS.config(arm, images, seed).model_dump(exclude={"tiers", "looks"})
     return {f"{section}.{key}": value for section, keys in sections.items() for key, value in keys.items()}
 
 

@@ -31,7 +31,7 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "catalogue.md").read_text()
-(FRONT,) = re.findall(r"^```nginx\n(.*?)^```", PAGE, re.M | re.S)
+FRONT, *_ = re.findall(r"^```nginx\n(.*?)^```", PAGE, re.M | re.S)
 
 
 @contextmanager

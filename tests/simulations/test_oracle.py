@@ -67,11 +67,11 @@ def test_a_phone_without_anything_answers_with_the_full_model(four: tuple[Oracle
 def test_the_submodel_s_accuracy_counts_no_escalation(four: tuple[Oracle, np.ndarray, np.ndarray]) -> None:
     """A phone whose submodel is of other classes and unsure of every image: the full model answers all."""
     oracle, truth, full = four
-    folder, base = oracle._directory / "phones" / "000000", oracle._engine.base
+    folder, base = oracle._directory / "phones" / "000000", oracle._shipped.base
     others, prior = np.array([4, 5]), np.full(tiny.CLASSES, 1 / tiny.CLASSES)
     submodel = prune(base, others, tiny.images(60, 5)[0], Budget(0.5, 2))
     result = Personalised("personal", others, prior, submodel, 0.5, 0.5, 1e9, 1.0, -1)
-    keep(folder, oracle._engine, result, None, 0)
+    keep(folder, oracle._shipped, result, None, 0)
     figures = oracle.phone(0, 1)
     assert figures.accuracy_submodel == 0
     assert figures.accuracy == pytest.approx((full.argmax(1) == truth)[:3].mean()) != 0
@@ -92,9 +92,11 @@ def test_expected_accuracy_weighs_everybody_s_images_by_the_owner_s_usage(
     four: tuple[Oracle, np.ndarray, np.ndarray],
 ) -> None:
     oracle = four[0]
-    right = oracle._full.argmax(1) == oracle._labels
+    everything = np.arange(len(oracle._labels))
+    right = oracle._scores(oracle._shipped, 0, everything).argmax(1) == oracle._labels
     wrong = np.flatnonzero(right & (oracle._labels == 0))[0]
-    oracle._full[wrong] = -oracle._full[wrong]  # the network answers one image of class 0 as it should not
+    full = oracle._full[0, oracle._shipped]
+    full[wrong] = -full[wrong]  # the network answers one image of class 0 as it should not
     first = 1 - 1 / (oracle._labels == 0).sum()
     found, nobody = oracle.expected(0, 1), oracle.expected(1, 1)
     assert found.full == pytest.approx(0.75 * first + 0.25)

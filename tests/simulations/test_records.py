@@ -47,6 +47,10 @@ SUMMARY_OF_A_RUN = """{
   "submodel": {
    "mean": 0.9512,
    "p5": null
+  },
+  "shipped": {
+   "mean": 0.91,
+   "p5": null
   }
  },
  "expected_accuracy": {
@@ -64,6 +68,10 @@ SUMMARY_OF_A_RUN = """{
   },
   "submodel": {
    "mean": 0.9512,
+   "p5": null
+  },
+  "shipped": {
+   "mean": 0.91,
    "p5": null
   }
  },
@@ -140,6 +148,19 @@ SUMMARY_OF_A_RUN = """{
     "mean": null,
     "p5": null
    }
+  }
+ ],
+ "looks": [
+  {
+   "name": "blurred",
+   "share": 1.0,
+   "corruptions": [
+    "blur=1.0"
+   ],
+   "phones": 0,
+   "shipped": null,
+   "full": null,
+   "personalised": null
   }
  ]
 }"""

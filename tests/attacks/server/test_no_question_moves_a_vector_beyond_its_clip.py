@@ -29,6 +29,9 @@ def test_the_norm_is_within_the_sensitivity(statistic: Statistic, rotated: bool,
     tensors = {
         "centroids": data.draw(arrays.arrays(np.float32, shape, elements=FLOATS)),
         "pool": data.draw(arrays.arrays(np.int32, st.integers(2, 4), elements=st.integers(-1, 5))),
+        "look_source": data.draw(arrays.arrays(np.float32, 6, elements=FLOATS)),
+        "looks": data.draw(arrays.arrays(np.float32, (shape[0], 6), elements=FLOATS)),
+        "expected": data.draw(arrays.arrays(np.float32, (shape[0], 4), elements=FLOATS)),
     }
     scores = FilterScores(np.full((3, 3), 1e30, np.float32), np.ones(3, bool))
     figures = {name: 50 * value for name, value in FIGURES.items()}

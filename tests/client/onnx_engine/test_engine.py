@@ -102,7 +102,7 @@ def test_batch_norms_are_measured_and_moved_as_with_torch(name: str) -> None:
     assert adapted.weights_digest == wanted.weights_digest == torch.weights_digest
     if len(mine):
         assert np.abs(adapted.scores(images) - onnx.scores(images)).max() > 0.01
-        np.testing.assert_allclose(adapted.moments(images), 0, atol=0.01)
+        np.testing.assert_allclose(adapted.moments(images), 0, atol=0.05)
         with pytest.raises(DataError, match="use those of this network"):
             onnx.adapted(theirs[:-1])
 
