@@ -16,7 +16,7 @@ from benchmarks.progress import OnPhase
 from benchmarks.record import Row, numbers
 from benchmarks.subsets import shown
 from fedcaptor.common.arrays import Floats, Images, Indices
-from fedcaptor.common.config import load_config
+from fedcaptor.common.config import Config, load_config
 from fedcaptor.common.config.schema.simulated import strength_of
 from fedcaptor.common.domain import length as moments_in
 from fedcaptor.common.errors import ConfigError
@@ -173,8 +173,12 @@ def _alike(labels: Indices, count: int, rng: np.random.Generator) -> Indices:
     return np.concatenate([rng.permutation(np.flatnonzero(labels == c))[:each] for c in classes])
 
 
+def _config(epsilon: float = 8.0) -> Config:
+    return load_config(None, ["domain.enabled=true", "domain.moments=true", f"privacy.epsilon={epsilon}"])
+
+
 def _budget(groups: ChannelGroups, phones: int, epsilon: float) -> SumBudget:
-    return SumBudget(load_config(None, ["domain.enabled=true", f"privacy.epsilon={epsilon}"]), groups, phones)
+    return SumBudget(_config(epsilon), groups, phones)
 
 
 def _noisy_look(
@@ -186,7 +190,7 @@ def _noisy_look(
     rng: np.random.Generator,
 ) -> Floats:
     """Return the look that the server makes of the last sum, over a fourth of `size` phones."""
-    config = load_config(None, ["domain.enabled=true"])
+    config = _config()
     step = [step for step in steps_of(config, 1) if step.statistic is LOOK][-1]
     own = [LOOK.vector(phone, {"look_source": source, "looks": source[None]}) for phone in phones]  # type: ignore[arg-type]
     deviation = budget.spec(step, config.domain.looks).deviation
@@ -207,7 +211,7 @@ def _noisy_correction(
     """Return what the sum of moments over a fourth of `size` phones adds to the expected ones."""
     if not moments_in(groups.tensors):
         return expected
-    config = load_config(None, ["domain.enabled=true"])
+    config = _config()
     step = next(step for step in steps_of(config, 1) if step.statistic is MOMENTS)
     tensors = {"looks": look[None], "expected": expected[None]}
     own = [MOMENTS.vector(phone, tensors) for phone in phones]  # type: ignore[arg-type]

@@ -27,7 +27,7 @@ VALUES: dict[str, Any] = {
     "scores": {"enabled": False},
     "clusters": {"k": 1, "iterations": 1},
     "planner": {"images": 60},
-    "domain": {"enabled": True},
+    "domain": {"enabled": True, "moments": True},
     "looks": [{"name": "sharp", "share": 0.5}, BLURRED],
 }
 IMAGES = load("embedded").x[:40]
@@ -110,7 +110,7 @@ def test_photos_and_looks_are_drawn_alike_each_time() -> None:
         ({"looks": [{"name": "a", "share": 1, "corruptions": ["blur"]}]}, "blur is '', must lie in"),
         ({"domain": {"enabled": True}, "delivery": {"mode": "submodel"}}, "needs delivery.mode plan"),
         ({"domain": {"enabled": True}, "privacy": {"sums": "local"}}, "needs delivery.mode plan"),
-        ({"domain": {"enabled": True}, "privacy": {"look_share": 0.5}}, "leave nothing for usage"),
+        ({"domain": {"enabled": True}, "privacy": {"look_share": 0.6}}, "leave nothing for usage"),
     ],
 )
 def test_a_configuration_that_cannot_be_is_refused(values: dict[str, Any], message: str) -> None:

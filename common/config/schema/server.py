@@ -67,9 +67,9 @@ class Domain(Section):
         3, ge=1, le=10, description="Private k-means iterations over looks; with one look there is one."
     )
     moments: Annotated[bool, SERVER] = Field(
-        True,
+        False,
         description="Correct the batch norms by one sum of phones' own statistics, as far as it stands out of its "
-        "noise: with a few hundred phones hardly, with thousands it does.",
+        "noise. Beside the looks it was seen to bring one point or nothing, with thousands of phones.",
     )
     alone: Annotated[bool, PHONE, SIMULATION] = Field(
         False,
