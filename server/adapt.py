@@ -39,19 +39,25 @@ _BETWEEN_PHONES = 0.03  # variance of a moment between phones, which their few c
 
 
 def adapt(flow: Flow, round: int) -> Adaptation | None:
-    """Return how the base model is adapted, once a run, and publish it to the phones of every round; None where it is
-    not to be.
+    """Return how the base model is adapted, and publish it to the phones of the round; None where it is not to be.
+
+    It is learned in the first round, and phones that join later receive the same.
     """
     if not flow.config.domain.enabled:
         return None
+    adaptation = _learned(flow) if round == 1 else flow.adaptation
+    assert adaptation is not None  # every run begins with its first round, from the journal if need be
+    flow.phase(round, "adapt", lambda: _published(flow, round, adaptation))
+    return adaptation
+
+
+def _learned(flow: Flow) -> Adaptation:
     source = look_of(flow.reference.x).astype(np.float32)
     looks, phones = _looks(flow, source)
     expected = flow.phase(1, "expected", lambda: _expected(flow, source, looks))[1]["moments"]
     correction = _corrections(flow, looks, expected)
     stored = flow.phase(1, "adaptation", lambda: _decided(flow, source, looks, phones, expected, correction))[1]
-    adaptation = Adaptation(stored["looks"], stored["look_source"], stored["moments"])
-    flow.phase(round, "adapt", lambda: _published(flow, round, adaptation))
-    return adaptation
+    return Adaptation(stored["looks"], stored["look_source"], stored["moments"])
 
 
 def _looks(flow: Flow, source: Array) -> tuple[Array, Floats]:
