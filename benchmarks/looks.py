@@ -25,7 +25,8 @@ from fedcaptor.common.look import look_of
 from fedcaptor.common.statistics import LOOK, MOMENTS
 from fedcaptor.common.statistics.domain import look_scale
 from fedcaptor.common.torch_engine.base import BaseModel
-from fedcaptor.server.adapt import HELD, MEASURED, borne_out, corrections, in_look, moments_on
+from fedcaptor.common.torch_engine.recalibrate import moments_on
+from fedcaptor.server.adapt import HELD, MEASURED, borne_out, corrections, in_look
 from fedcaptor.server.budget import SumBudget, steps_of
 from fedcaptor.server.looks import next_looks
 from fedcaptor.simulations.looks import corrupted

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from fedcaptor.client import tensor_file
 from fedcaptor.client.folder import ADAPTATION_FILE, LOOK_FILE
+from fedcaptor.client.tensor_file import DAY, metadata_of, tensors_of
 from fedcaptor.common.adaptation import Adaptation
-from fedcaptor.common.arrays import Array, Floats, Images, Indices
+from fedcaptor.common.arrays import Floats, Images, Indices
 from fedcaptor.common.errors import WireError
 from fedcaptor.common.files import write_whole
 from fedcaptor.common.look import look_of, rendered
@@ -29,7 +30,7 @@ KINDS = (LOOK.kind, MOMENTS.kind)
 """Sums of how photos look."""
 
 _FAR = 3.0  # how far looks of few photos of few classes lie apart by chance, at most
-_DAY, _WEIGHTS = "day", "weights"  # metadata keys
+_WEIGHTS = "weights"  # metadata key
 
 
 class OwnLook(NamedTuple):
@@ -45,19 +46,19 @@ def measure(folder: Path, shipped: Engine, images: Images, day: int) -> OwnLook 
         return None
     found = OwnLook(look_of(images), shipped.moments(images))
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / LOOK_FILE, save(found._asdict(), {_DAY: str(day)}), private=True)
+    write_whole(folder / LOOK_FILE, save(found._asdict(), {DAY: str(day)}), private=True)
     return found
 
 
 def day_of(folder: Path) -> int:
     """Return the day of what was measured last, -1 where nothing was or it cannot be read."""
-    return int(_metadata(folder / LOOK_FILE).get(_DAY, -1))
+    return tensor_file.day_of(folder / LOOK_FILE)
 
 
 def read(folder: Path) -> OwnLook | None:
     """Return what was measured last, None where nothing was or it cannot be read."""
-    tensors = _tensors(folder / LOOK_FILE)
-    return OwnLook(tensors["look"], tensors["moments"]) if tensors else None
+    tensors = tensors_of(folder / LOOK_FILE)
+    return OwnLook(**tensors) if tensors.keys() == set(OwnLook._fields) else None
 
 
 def keep_adaptation(folder: Path, adaptation: Adaptation, weights: str) -> None:
@@ -78,25 +79,25 @@ def adapted_alone(folder: Path, shipped: Engine, reference: Images, labels: Indi
     if own is None or labels is None or len(reference) < 2:
         return None
     source = look_of(reference)
-    photos = rendered(reference, own.look - source)
-    moments = shipped.moments(photos)
-    far = float(np.linalg.norm(own.look - source)) > _FAR
-    gain = (shipped.adapted(moments).predict(photos) == labels).astype(float) - (shipped.predict(photos) == labels)
-    if not far or gain.mean() < -gain.std(ddof=1) / math.sqrt(len(gain)):
-        (folder / ADAPTATION_FILE).unlink(missing_ok=True)  # of an earlier day
-        return None
-    found = Adaptation(*(np.asarray(part, np.float32) for part in (own.look[None], source, moments[None])))
-    keep_adaptation(folder, found, shipped.weights_digest)
-    return found
+    if np.linalg.norm(own.look - source) > _FAR:
+        photos = rendered(reference, own.look - source)
+        moments = shipped.moments(photos)
+        gain = (shipped.adapted(moments).predict(photos) == labels).astype(float) - (shipped.predict(photos) == labels)
+        if gain.mean() >= -gain.std(ddof=1) / math.sqrt(len(gain)):
+            found = Adaptation(*(np.asarray(part, np.float32) for part in (own.look[None], source, moments[None])))
+            keep_adaptation(folder, found, shipped.weights_digest)
+            return found
+    (folder / ADAPTATION_FILE).unlink(missing_ok=True)  # of an earlier day
+    return None
 
 
 def adaptation_of(folder: Path, shipped: Engine) -> Adaptation | None:
     """Return the kept adaptation; None where there is none, it is of other weights, or it cannot be read."""
     path = folder / ADAPTATION_FILE
-    if not path.exists() or _metadata(path).get(_WEIGHTS) != shipped.weights_digest:
+    if not path.exists() or metadata_of(path).get(_WEIGHTS) != shipped.weights_digest:
         return None
     try:
-        return Adaptation.of(_tensors(path), shipped.groups)
+        return Adaptation.of(tensors_of(path), shipped.groups)
     except WireError as error:
         logger.warning("%s does not fit (%s): the next delivery replaces it", path, error)
         return None
@@ -123,19 +124,3 @@ def _adapted(shipped: Any, moments: bytes) -> Engine:
     """Make an engine once for all phones of a look that answer in one thread of a simulation."""
     adapted: Engine = shipped.adapted(np.frombuffer(moments))
     return adapted
-
-
-def _metadata(path: Path) -> dict[str, str]:
-    try:
-        with safe_open(path, framework="np") as file:
-            return dict(file.metadata() or {})
-    except (SafetensorError, OSError):
-        return {}
-
-
-def _tensors(path: Path) -> dict[str, Array]:
-    try:
-        with safe_open(path, framework="np") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
-    except (SafetensorError, OSError):
-        return {}

@@ -14,7 +14,6 @@ import torch
 from fedcaptor.client import engine
 from fedcaptor.client.engine import Logits
 from fedcaptor.common.arrays import Floats, Images, Indices
-from fedcaptor.common.domain import moments_of
 from fedcaptor.common.errors import ModelError
 from fedcaptor.common.groups import ChannelGroups, State
 from fedcaptor.common.plan import Plan
@@ -25,7 +24,7 @@ from fedcaptor.common.torch_engine import factory, outputs, prune, tuning
 from fedcaptor.common.torch_engine.base import BaseModel, Submodel
 from fedcaptor.common.torch_engine.forward import logits, normalise
 from fedcaptor.common.torch_engine.network import state_of
-from fedcaptor.common.torch_engine.recalibrate import recalibrate
+from fedcaptor.common.torch_engine.recalibrate import moments_on
 from fedcaptor.common.torch_engine.scores import normalised, taylor_scores
 
 
@@ -85,7 +84,7 @@ class TorchEngine:
         return (self.shipped or self.base).weights_digest
 
     def moments(self, images: Images) -> Floats:
-        return moments_of(self.base.state, state_of(recalibrate(self.whole(), images).module))
+        return moments_on(self.base, images)
 
     def adapted(self, moments: Floats) -> TorchEngine:
         return TorchEngine(self.base.adapted(moments), self.shipped or self.base)

@@ -21,10 +21,11 @@ from fedcaptor.common.privacy.sums import MAX_LENGTH, SumSpec
 from fedcaptor.common.secure.messages import STEPS
 from fedcaptor.common.secure.terms import Terms
 from fedcaptor.common.statistics import kinds
+from fedcaptor.common.statistics.domain import MOST
 
 VERSION: Literal[5] = 5
 MAX_CLUSTERS = 32
-MAX_LOOKS = 8
+MAX_LOOKS = MOST
 MAX_PLANS = MAX_CLUSTERS * MAX_LOOKS * MAX_TIERS
 MAX_PHONES = 10_000_000
 

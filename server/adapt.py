@@ -15,15 +15,13 @@ from fedcaptor.common import domain
 from fedcaptor.common.adaptation import Adaptation
 from fedcaptor.common.arrays import Array, Floats, Images, Indices
 from fedcaptor.common.groups import ChannelGroups
-from fedcaptor.common.look import look_of
+from fedcaptor.common.look import look_of, rendered
 from fedcaptor.common.messages import DeliverRequest, digest_of
-from fedcaptor.common.plan import Plan
 from fedcaptor.common.random_streams import Stream, stream
 from fedcaptor.common.statistics import LOOK, MOMENTS
 from fedcaptor.common.statistics.domain import ByLook, look_scale, moments_scale
-from fedcaptor.common.torch_engine.base import BaseModel, Submodel
-from fedcaptor.common.torch_engine.network import state_of
-from fedcaptor.common.torch_engine.recalibrate import recalibrate
+from fedcaptor.common.torch_engine.base import BaseModel
+from fedcaptor.common.torch_engine.recalibrate import moments_on
 from fedcaptor.server.looks import first_looks, next_looks
 from fedcaptor.server.planning import Reference
 
@@ -183,10 +181,4 @@ def _drawn(flow: Flow) -> tuple[Reference, Reference]:
 
 def in_look(images: Images, source: Array, target: Array) -> Images:
     """Re-render images, of a kind whose look is `source`, in the look `target`."""
-    return Adaptation(target[None], source, np.zeros((1, 0))).render(images, 0)
-
-
-def moments_on(base: BaseModel, images: Images) -> Floats:
-    """Return the moments [m] of the base model's batch norms on images."""
-    whole = Submodel(base, Plan.of(base.groups, {}), base.module)
-    return domain.moments_of(base.state, state_of(recalibrate(whole, images).module))
+    return rendered(images, (target - source).astype(np.float64))

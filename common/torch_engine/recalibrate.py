@@ -8,10 +8,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from fedcaptor.common.arrays import Images
+from fedcaptor.common.arrays import Floats, Images
+from fedcaptor.common.domain import moments_of
 from fedcaptor.common.errors import DataError
-from fedcaptor.common.torch_engine.base import Submodel
+from fedcaptor.common.plan import Plan
+from fedcaptor.common.torch_engine.base import BaseModel, Submodel
 from fedcaptor.common.torch_engine.forward import normalise
+from fedcaptor.common.torch_engine.network import state_of
 
 
 def batch_norms(module: nn.Module) -> list[Any]:
@@ -55,3 +58,9 @@ def recalibrate(submodel: Submodel, images: Images, batch: int = 512) -> Submode
         norm.momentum = momentum
         norm.num_batches_tracked.copy_(tracked)
     return Submodel(submodel.base, submodel.plan, module.eval())
+
+
+def moments_on(base: BaseModel, images: Images) -> Floats:
+    """Return the moments [m] (`common.domain`) of a network's batch norms on at least two images [N, H, W, C]."""
+    whole = Submodel(base, Plan.of(base.groups, {}), base.module)
+    return moments_of(base.state, state_of(recalibrate(whole, images).module))
