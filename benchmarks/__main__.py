@@ -21,6 +21,7 @@ from benchmarks.gradients import Gradients
 from benchmarks.heterofl import HeteroFL
 from benchmarks.local_privacy import LocalPrivacy
 from benchmarks.looks import Looks
+from benchmarks.many_classes import ManyClasses
 from benchmarks.memory import Memory
 from benchmarks.moments import MomentsCost
 from benchmarks.on_device import OnDevice
@@ -55,6 +56,7 @@ app.command("heterofl")(command(HeteroFL))
 app.command("lite0")(lite0.command)
 app.command("local_privacy")(command(LocalPrivacy))
 app.command("looks")(command(Looks))
+app.command("many_classes")(command(ManyClasses))
 app.command("memory")(command(Memory))
 app.command("moments")(command(MomentsCost))
 app.command("on_device")(command(OnDevice))

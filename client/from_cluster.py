@@ -95,7 +95,7 @@ def _narrowed(offer: Offer, cluster: Submodel, groups: ChannelGroups, inner: Cha
     centroids = centroids / np.maximum(centroids.sum(1, keepdims=True), 1e-12)
     everything = Plan.of(inner, {group.name: np.arange(group.channels) for group in inner.groups})
     calibration = None if offer.calibration is None else offer.calibration.of(labels)
-    return Offer([everything], centroids, reference, known, preference, calibration)
+    return Offer([everything], centroids, reference, known, preference, calibration, mixed=offer.mixed)
 
 
 def _rows(groups: ChannelGroups, plan: Plan) -> Indices:

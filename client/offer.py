@@ -31,7 +31,7 @@ class Offer:
     [R, H, W, C] with labels [R], the filter preference [F, C] and the base model's calibration (None: unknown). Where a
     phone fetches its cluster's `submodel`, plan and centroid are those of this cluster alone. With `tiers`, names of
     device tiers, there is a plan per cluster and tier. With an `adaptation` there is one of each look too, and a
-    calibration of each.
+    calibration of each. `mixed`: the centroids are topics, of which an owner's usage is a mixture.
     """
 
     plans: Sequence[Plan] = ()
@@ -44,6 +44,7 @@ class Offer:
     tiers: tuple[str, ...] = ()
     adaptation: Adaptation | None = None
     calibrations: Sequence[Calibration] = ()
+    mixed: bool = False
 
     def of(self, tier: str, look: int = 0) -> Offer:
         """Return what a phone takes that is of one device tier, and whose photos have one of the looks: reference
@@ -94,7 +95,8 @@ def read_offer(request: DeliverRequest, tensors: Tensors, engine: Engine, bounds
             raise WireError("wrong_digest", f"plan {cluster} or its submodel is not the one announced")
         plans.append(plan)
     many, tiers = request.mode != "submodel", request.tiers or ("",)
-    centroids = tensors.get("centroids", np.zeros((0, groups.classes)))
+    topics = tensors.get("topics")
+    centroids = tensors.get("centroids", np.zeros((0, groups.classes))) if topics is None else topics
     file, labels = tensors.get("reference"), tensors.get("reference_labels")
     adaptation = Adaptation.of(tensors, groups)
     looks = 1 if adaptation is None else len(adaptation.looks)
@@ -132,6 +134,7 @@ def read_offer(request: DeliverRequest, tensors: Tensors, engine: Engine, bounds
         tiers=request.tiers,
         adaptation=adaptation,
         calibrations=calibrations,
+        mixed=topics is not None,
     )
     return offer if many else _with_submodel(offer, request, tensors, engine)
 

@@ -9,10 +9,13 @@ import numpy.typing as npt
 
 from fedcaptor.common.arrays import Floats, Indices
 from fedcaptor.common.config import Usage
-from fedcaptor.common.distances import class_posterior, normalise
+from fedcaptor.common.distances import class_posterior
 from fedcaptor.common.softmax import softmax
+from fedcaptor.common.topics import mixture
 
 _STEPS = 60
+_FOLDS = 5
+_WEIGHTS = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0)  # of a mixture of topics, in images
 _FLOOR = 0.05  # images spread over all classes: one that neither owner nor cluster met yet can still be answered
 
 
@@ -21,7 +24,7 @@ class Owner:
     """Hold a phone's estimate of its owner.
 
     `usage` [C]: probability of each class for the next image. `classes` [k]: the own ones, sorted. `cluster`: the
-    nearest centroid, -1 without any.
+    nearest centroid, or the topic that the owner has most of; -1 without any.
     """
 
     usage: Floats
@@ -29,25 +32,34 @@ class Owner:
     cluster: int
 
     @classmethod
-    def of(cls, likelihoods: Floats, memory: Floats, centroids: npt.NDArray[np.floating], settings: Usage) -> Owner:
+    def of(
+        cls,
+        likelihoods: Floats,
+        memory: Floats,
+        centroids: npt.NDArray[np.floating],
+        settings: Usage,
+        mixed: bool = False,
+    ) -> Owner:
         """Estimate the owner by Bayes' rule from what the fleet uses and what the phone saw.
 
-        The prior is a Dirichlet distribution around the centroids, as if `settings.prior` images of them had been seen:
-        an owner of few images is treated like the cluster, one of many like herself. Expectation maximisation estimates
-        the usage together with the images' classes (Saerens, Latinne & Decaestecker 2002), with the prior.
+        The prior is a Dirichlet distribution around the centroids, as if so many images of them had been seen: an owner
+        of few images is treated like the cluster, one of many like herself. Expectation maximisation estimates the
+        usage together with the images' classes (Saerens, Latinne & Decaestecker 2002), with the prior.
 
         Args:
             likelihoods: Of this round's images by class [N, C], up to a factor for each image.
             memory: Decayed counts of earlier images [C].
             centroids: Usage of each cluster [K, C].
-            settings: Own classes have at least `min_share` of the usage, are `max_classes` at most; the most used one
-                always is.
+            settings: The prior is worth `prior` images. Own classes have at least `min_share` of the usage, are
+                `max_classes` at most; the most used one always is.
+            mixed: The centroids are topics. The prior is then made of the owner's own mixture of them.
         """
-        cluster, mean = _nearest(likelihoods, memory, centroids, settings.prior)
-        prior = memory + settings.prior * mean + _FLOOR / len(memory)
-        usage = normalise(prior, 0.0)
-        for _ in range(_STEPS):
-            usage = normalise(prior + class_posterior(likelihoods, usage).sum(0), 0.0)
+        seen = _Seen(likelihoods, memory)
+        if mixed and len(centroids):
+            cluster, usage = _mixed(seen, centroids.astype(np.float64), settings.prior)
+        else:
+            cluster, mean = _nearest(likelihoods, memory, centroids, settings.prior)
+            usage = seen.usages(settings.prior * mean[None])[0]
         order = np.argsort(-usage, kind="stable")[: settings.max_classes]
         own = order[usage[order] >= settings.min_share]
         return cls(usage, np.sort(own if len(own) else order[:1]), cluster)
@@ -55,6 +67,52 @@ class Owner:
     def meets(self, likelihoods: Floats) -> npt.NDArray[np.bool_]:
         """Tell which images [N] are rather of own classes than of others, by their likelihoods [N, C]."""
         return np.asarray(class_posterior(likelihoods, self.usage)[:, self.classes].sum(1) > 0.5)
+
+
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    """Hold what a phone saw: `likelihoods` [N, C] of this round's images, and `memory` [C] of earlier ones."""
+
+    likelihoods: Floats
+    memory: Floats
+
+    def usages(self, priors: Floats) -> Floats:
+        """Estimate the usage [M, C] with each prior of M [M, C], which is worth so many images of each class."""
+        fixed = (self.memory + priors + _FLOOR / len(self.memory)).T
+        usage = fixed / fixed.sum(0)
+        for _ in range(_STEPS):
+            usage = fixed + usage * (self.likelihoods.T @ (1 / (self.likelihoods @ usage)))
+            usage /= usage.sum(0)
+        return np.asarray(usage.T)
+
+    def without(self, images: Indices) -> _Seen:
+        """Leave some of the images out."""
+        return _Seen(np.delete(self.likelihoods, images, axis=0), self.memory)
+
+
+def _mixed(seen: _Seen, topics: Floats, alone: float) -> tuple[int, Floats]:
+    """Return the topic that the owner has most of, and the usage [C] by a mixture of topics.
+
+    How far topics can be trusted depends on the fleet's size, its noise and the owner. So usage is estimated with
+    priors of several weights, and with one of `alone` images spread over all classes. The mean of these estimates
+    counts, each in proportion to how likely the phone's images are by estimates from its other images.
+    """
+    images = len(seen.likelihoods)
+    told = np.zeros(len(_WEIGHTS) + 1)
+    for part in np.array_split(np.arange(images), min(_FOLDS, images)) if images > 1 else ():
+        rest = seen.without(part)
+        usages = rest.usages(_priors(rest, topics, alone))
+        told += np.log(seen.likelihoods[part] @ usages.T).sum(0)
+    trust = softmax(told[None])[0]
+    return int(mixture(topics, seen.memory, seen.likelihoods).argmax()), trust @ seen.usages(
+        _priors(seen, topics, alone)
+    )
+
+
+def _priors(seen: _Seen, topics: Floats, alone: float) -> Floats:
+    """Return priors [M, C]: one without topics, then the owner's mixture of topics, ever heavier."""
+    mean = mixture(topics, seen.memory, seen.likelihoods) @ topics
+    return np.concatenate([np.full((1, len(mean)), alone / len(mean)), np.outer(_WEIGHTS, mean)])
 
 
 def _nearest(

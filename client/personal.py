@@ -70,7 +70,7 @@ def personalise(
     if corrections is not None and (known := corrections >= 0).any():
         likelihoods[known] = np.eye(groups.classes)[corrections[known]]
     seen = np.concatenate([likelihoods, calibration.likelihoods(full_check)])
-    owner = Owner.of(seen, memory, offer.centroids, config.usage)
+    owner = Owner.of(seen, memory, offer.centroids, config.usage, offer.mixed)
     learn, judge = _divided(offer, check[:0])
     validation = Validation.of(owner, calibration, (check, full_check), (judge[0], engine.scores(judge[0]), judge[1]))
     images = np.concatenate([use[owner.meets(likelihoods)], learn[0][np.isin(learn[1], owner.classes)]])

@@ -147,7 +147,9 @@ class SumRequest(Header):
     """
 
     TENSORS: ClassVar[Rules] = _rules(
+        coarse=TensorRule(("int32",), 1 << 16),
         centroids=TensorRule(("float32",), 1 << 22),
+        topics=TensorRule(("float32",), 1 << 22),
         pool=TensorRule(("int32",), 1 << 22),
         look_source=TensorRule(("float32",), 1 << 8),
         looks=TensorRule(("float32",), 1 << 12),
@@ -185,7 +187,9 @@ class MaskedRequest(Header):
 
     TENSORS: ClassVar[Rules] = _rules(
         secure=TensorRule(("uint8",), 1 << 20, required=True),
+        coarse=TensorRule(("int32",), 1 << 16),
         centroids=TensorRule(("float32",), 1 << 22),
+        topics=TensorRule(("float32",), 1 << 22),
         pool=TensorRule(("int32",), 1 << 22),
         look_source=TensorRule(("float32",), 1 << 8),
         looks=TensorRule(("float32",), 1 << 12),
@@ -279,6 +283,8 @@ class DeliverRequest(Header):
     their header. `digests`: of each cluster's plan, or of plan and file together where the file is sent. With `tiers`
     (names of all device tiers) n is cluster · number of tiers + tier, and `clusters` holds these numbers.
 
+    `topics` [K, classes], in place of `centroids`: an owner's usage is a mixture of them (`common/topics.py`).
+
     `looks` [L, n]: kinds of photos, of which a phone takes the nearest. Their `moments` [L, m] move the base model's
     batch norms (`common/domain.py`). `look_source` [n]: the look of the reference images, which the phone re-renders in
     its own. With looks `calibration` has a row for each, and clusters are counted in the first look, then in the next.
@@ -291,6 +297,7 @@ class DeliverRequest(Header):
 
     TENSORS: ClassVar[Rules] = _rules(
         centroids=TensorRule(("float32",), 1 << 22),
+        topics=TensorRule(("float32",), 1 << 22),
         preference=TensorRule(("float32",), 1 << 24),
         calibration=TensorRule(("float32",), ((1 << 16) + 1) * MAX_LOOKS),
         looks=TensorRule(("float32",), 1 << 12),

@@ -78,7 +78,7 @@ def offered(
     """
     packed = np.stack([each.packed() for each in calibrations])
     tensors: Tensors = {
-        "centroids": centroids.astype(np.float32),
+        "topics" if config.clusters.method == "topics" else "centroids": centroids.astype(np.float32),
         "calibration": packed if len(packed) > 1 else packed[0],
     }
     if preference is not None and config.scores.weight > 0:

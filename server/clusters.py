@@ -6,6 +6,7 @@ from collections.abc import Collection
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from scipy.stats import norm
 from sklearn.cluster import KMeans
 
@@ -36,6 +37,20 @@ def expected_shares(noisy: Floats, deviation: Floats) -> Floats:
     expected = np.maximum(noisy + deviation * np.exp(norm.logpdf(z) - norm.logcdf(z)), 0.0)
     total = expected.sum(1, keepdims=True)
     return np.asarray(np.divide(expected, total, out=np.full(noisy.shape, 1 / noisy.shape[1]), where=total > 0))
+
+
+def coarse_classes(output: Floats, most: int, seed: int) -> npt.NDArray[np.int32]:
+    """Number the coarse class [C] of each class, `most` in all: those whose `output` weights [C, D] point the same way.
+
+    A network gives neighbouring weights to classes that look alike, and says so without an image.
+    """
+    rows = output / np.maximum(np.linalg.norm(output, axis=1, keepdims=True), 1e-12)
+    return np.asarray(KMeans(most, n_init=4, random_state=seed).fit(rows).labels_, dtype=np.int32)
+
+
+def spread(centroids: Floats, coarse: npt.NDArray[np.int32]) -> Floats:
+    """Turn shares of coarse classes [K, G] into those of classes [K, C]: all of one coarse class [C] have the same."""
+    return np.asarray(centroids[:, coarse] / np.bincount(coarse)[coarse])
 
 
 def first_centroids(cooccurrence: Floats, k: int, seed: int, method: str = "kmeans") -> Floats:

@@ -14,12 +14,14 @@ from fedcaptor.common.arrays import Array, Floats
 from fedcaptor.common.config import Config
 from fedcaptor.common.filter_clusters import filter_clusters
 from fedcaptor.common.preference import importance, join, layer_slices, normalise, share_out
-from fedcaptor.common.statistics import BUILT_IN, COOCCURRENCE, OUTCOME, SCORES, USAGE, registered
+from fedcaptor.common.statistics import BUILT_IN, COOCCURRENCE, OUTCOME, SCORES, TOPICS, USAGE, registered
+from fedcaptor.common.statistics.usage import MOST_COARSE
 from fedcaptor.common.torch_engine.forward import normalise as to_input
 from fedcaptor.common.torch_engine.scores import taylor_scores
 from fedcaptor.common.weights_file import narrow
 from fedcaptor.server import cluster_submodels, clusters, local
 from fedcaptor.server.adapt import adapt
+from fedcaptor.server.budget import Step
 from fedcaptor.server.cluster_submodels import ClusterSubmodels
 from fedcaptor.server.flow import Flow, Phases
 from fedcaptor.server.journal import Result
@@ -32,23 +34,34 @@ from fedcaptor.server.visualise import visualise
 
 
 def cluster_by_sums(flow: Flow, round: int, centroids: Floats | None, counts: Floats) -> tuple[Floats, Floats]:
-    """Cluster phones by federated k-means.
+    """Cluster phones by federated k-means, or find topics by federated expectation maximisation.
 
     First centroids come from the co-occurrence of classes; each further step takes one private sum of usage.
     """
     classes, settings = flow.base.groups.classes, flow.config.clusters
     for step in flow.steps(round, COOCCURRENCE):
-        k = settings.k or min(settings.most, classes)
-        centroids = clusters.first_centroids(flow.sum(step, {}), k, flow.config.run.seed, settings.method)
+        centroids = _first_centroids(flow, step)
     assert centroids is not None  # every run begins with co-occurrence
-    for step in flow.steps(round, USAGE):
+    for step in flow.steps(round, USAGE, TOPICS):
         sent = rounded(centroids)
-        blocks = flow.sum(step, {"centroids": sent.astype(np.float32)}, len(sent))
+        name = "topics" if step.statistic is TOPICS else "centroids"
+        blocks = flow.sum(step, {name: sent.astype(np.float32)}, len(sent))
         deviation = flow.budget.spec(step, len(sent)).deviation
         centroids, counts = clusters.next_centroids(blocks, sent, deviation, settings.method)
         floor = flow.config.privacy.min_cohort + 2 * deviation * float(np.sqrt(classes))
         centroids, counts = clusters.publishable(centroids, counts, floor, settings.alike, settings.k == 0)
     return rounded(centroids), counts
+
+
+def _first_centroids(flow: Flow, step: Step) -> Floats:
+    """Take the sum of co-occurrences, of coarse classes where there are many."""
+    classes, settings, seed = flow.base.groups.classes, flow.config.clusters, flow.config.run.seed
+    k = settings.k or min(settings.most, classes)
+    if classes <= MOST_COARSE:
+        return clusters.first_centroids(flow.sum(step, {}), k, seed, settings.method)
+    coarse = clusters.coarse_classes(flow.base.output_weights, MOST_COARSE, seed)
+    found = clusters.first_centroids(flow.sum(step, {"coarse": coarse}, MOST_COARSE), k, seed, settings.method)
+    return clusters.spread(found, coarse)
 
 
 def cluster_by_answers(flow: Flow, round: int, centroids: Floats | None, counts: Floats) -> tuple[Floats, Floats]:

@@ -19,7 +19,7 @@ from fedcaptor.common.statistics.base import (
 from fedcaptor.common.statistics.domain import LOOK, MOMENTS
 from fedcaptor.common.statistics.outcome import OUTCOME, OUTCOME_FIGURES, outcome_means
 from fedcaptor.common.statistics.scores import SCORES
-from fedcaptor.common.statistics.usage import COOCCURRENCE, USAGE
+from fedcaptor.common.statistics.usage import COOCCURRENCE, TOPICS, USAGE
 
 __all__ = [
     "BUILT_IN",
@@ -29,6 +29,7 @@ __all__ = [
     "OUTCOME",
     "OUTCOME_FIGURES",
     "SCORES",
+    "TOPICS",
     "USAGE",
     "FilterScores",
     "PhoneView",
@@ -89,7 +90,7 @@ def unregister(name: str) -> None:
     del _registry[name]
 
 
-BUILT_IN = (LOOK, MOMENTS, COOCCURRENCE, USAGE, SCORES, OUTCOME)
+BUILT_IN = (LOOK, MOMENTS, COOCCURRENCE, USAGE, TOPICS, SCORES, OUTCOME)
 """The statistics that every run by sums asks for, in the order of a round."""
 
 for _statistic in BUILT_IN:

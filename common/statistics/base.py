@@ -128,11 +128,11 @@ def in_block(values: Floats, block: int, blocks: int) -> Floats:
     return vector.ravel()
 
 
-def centroids_in(tensors: Tensors, classes: int) -> Array:
-    """The request's centroids [K, classes]. Raises WireError where they are missing or of another width."""
-    centroids = tensors.get("centroids")
-    if centroids is None:
-        raise WireError("missing_tensor", "the sum needs centroids")
-    if centroids.ndim != 2 or centroids.shape[1] != classes or len(centroids) == 0:
-        raise WireError("wrong_shape", f"centroids are {centroids.shape}, expected (K, {classes})")
-    return centroids
+def of_classes(name: str, tensors: Tensors, classes: int) -> Array:
+    """The request's distributions over classes [K, classes]. Raises WireError if missing or of another shape."""
+    rows = tensors.get(name)
+    if rows is None:
+        raise WireError("missing_tensor", f"the sum needs {name}")
+    if rows.ndim != 2 or rows.shape[1] != classes or len(rows) == 0:
+        raise WireError("wrong_shape", f"{name} are {rows.shape}, expected (K, {classes})")
+    return rows

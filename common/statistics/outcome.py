@@ -10,7 +10,7 @@ import numpy as np
 
 from fedcaptor.common.arrays import Floats, Tensors
 from fedcaptor.common.groups import ChannelGroups
-from fedcaptor.common.statistics.base import PhoneView, Precision, Statistic, centroids_in, in_block, nearest
+from fedcaptor.common.statistics.base import PhoneView, Precision, Statistic, in_block, nearest, of_classes
 
 if TYPE_CHECKING:
     from fedcaptor.common.config import Config
@@ -39,7 +39,7 @@ class Outcome(Statistic):
         return self.length(groups, 32)
 
     def vector(self, phone: PhoneView, tensors: Tensors) -> Floats:
-        usage, centroids = phone.usage(), centroids_in(tensors, phone.groups.classes)
+        usage, centroids = phone.usage(), of_classes("centroids", tensors, phone.groups.classes)
         found = phone.outcome()
         values = np.zeros(len(OUTCOME_FIGURES))
         if found is not None:

@@ -126,6 +126,12 @@ class BaseModel:
         """SHA-256 (hex) of the weights and of how images are normalised: what `groups.digest` does not tell apart."""
         return weights_digest(self.state, self.mean, self.std)
 
+    @property
+    def output_weights(self) -> Array:
+        """Return what the last layer weighs each class by, [classes, …]."""
+        last = next(group for group in self.groups.groups if group.output)
+        return np.asarray(self.state[f"{last.producers[0]}.weight"]).reshape(last.channels, -1)
+
     def scores(self, images: Images) -> npt.NDArray[np.float32]:
         """Compute logits, float32 [N, classes], of uint8 images [N, H, W, C]."""
         return logits(self.module, normalise(images, self.mean, self.std))

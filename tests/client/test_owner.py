@@ -86,3 +86,29 @@ def test_an_image_between_two_classes_is_of_the_one_that_the_owner_meets() -> No
     unsure = np.array([[0.45, 0.0, 0.55, 0.0], [0.0, 0.0, 0.001, 0.999], [0.9, 0.1, 0.0, 0.0]])
     assert remembering([50.0, 50.0, 0.0, 0.0]).meets(unsure).tolist() == [True, False, True]
     assert remembering([0.0, 0.0, 50.0, 0.0]).meets(unsure).tolist() == [True, True, False]
+
+
+TOPICS = np.array([[0.5, 0.5, 0.0, 0.0, 0, 0], [0, 0, 0.5, 0.5, 0, 0], [0, 0, 0, 0, 0.5, 0.5]])
+
+
+def test_an_owner_of_two_interests_will_meet_the_classes_of_both() -> None:
+    """She was not yet seen with two of their classes; no single topic has them."""
+    seen = np.eye(6)[[0] * 10 + [2] * 6]
+    owner = Owner.of(seen, np.zeros(6), TOPICS, settings(max_classes=4, min_share=0.01, prior=4.0), mixed=True)
+    assert owner.classes.tolist() == [0, 1, 2, 3]
+    assert owner.cluster == 0
+
+
+def test_topics_that_do_not_fit_the_owner_are_not_believed() -> None:
+    wrong = TOPICS[:, [0, 2, 4, 1, 3, 5]]
+    seen = np.eye(6)[[0, 1] * 10]
+    right, misled = (Owner.of(seen, np.zeros(6), t, settings(prior=4.0), mixed=True).usage for t in (TOPICS, wrong))
+    assert right[:2].sum() > 0.95
+    assert misled[:2].sum() > 0.85
+
+
+@pytest.mark.parametrize("images", [0, 1])
+def test_without_images_to_compare_topics_with_the_fleet_is_believed_somewhat(images: int) -> None:
+    owner = Owner.of(np.eye(6)[[0] * images], np.zeros(6), TOPICS, settings(prior=4.0), mixed=True)
+    assert owner.usage.sum() == pytest.approx(1)
+    assert owner.usage[1] >= owner.usage[3] >= owner.usage[5] - 1e-9

@@ -11,7 +11,15 @@ from hypothesis.extra import numpy as arrays
 from fedcaptor.common.distances import js_divergence
 from fedcaptor.common.statistics import in_block
 from fedcaptor.common.statistics.usage import cooccurrence, cooccurrence_matrix
-from fedcaptor.server.clusters import expected_shares, first_centroids, next_centroids, publishable, to_simplex
+from fedcaptor.server.clusters import (
+    coarse_classes,
+    expected_shares,
+    first_centroids,
+    next_centroids,
+    publishable,
+    spread,
+    to_simplex,
+)
 from fedcaptor.server.planning import cluster_classes
 
 FINITE = st.floats(-5, 5)
@@ -135,3 +143,10 @@ def test_nothing_below_the_floor_is_published(data: st.DataObject, k: int, class
     if merge_alike and len(kept) > 1:
         pairs = [(a, b) for a in range(len(kept)) for b in range(a)]
         assert min(js_divergence(kept[a], kept[b]) for a, b in pairs) >= 0.05
+
+
+def test_classes_whose_weights_point_the_same_way_are_counted_together() -> None:
+    output = np.array([[1.0, 0.1], [0.1, 1.0], [5.0, 0.2], [0.0, 3.0]])
+    coarse = coarse_classes(output, 2, seed=0)
+    assert coarse[0] == coarse[2] != coarse[1] == coarse[3]
+    np.testing.assert_allclose(spread(np.array([[0.8, 0.2]]), coarse)[0, [0, 2]], [0.4 if coarse[0] == 0 else 0.1] * 2)

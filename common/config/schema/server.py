@@ -39,10 +39,12 @@ class Visualise(Section):
 
 
 class Clusters(Section):
-    method: Annotated[str, one_of("kmeans"), SERVER] = Field(
-        "kmeans", description="How phones are clustered by noisy sums: `kmeans`, or your own, `package.module:object`."
+    method: Annotated[str, one_of("kmeans", "topics"), SERVER] = Field(
+        "kmeans",
+        description="How phones are clustered by noisy sums: `kmeans`, each in one cluster; `topics`, each a mixture "
+        "of several, for networks with many classes; or your own, `package.module:object`.",
     )
-    k: Annotated[int, SERVER] = Field(0, ge=0, le=32, description="Preference clusters; 0 = chosen, see `most`.")
+    k: Annotated[int, SERVER] = Field(0, ge=0, le=32, description="Clusters or topics; 0 = chosen, see `most`.")
     alike: Annotated[float, SERVER] = Field(
         0.05, ge=0, le=1, description="Centroids closer than this (bits) merge where `k` is 0."
     )
@@ -50,7 +52,7 @@ class Clusters(Section):
         8, ge=1, le=32, description="Clusters to begin with where `k` is 0; small and alike ones merge."
     )
     iterations: Annotated[int, SERVER] = Field(
-        2, ge=1, le=5, description="Private k-means iterations in the first round; later rounds take one."
+        2, ge=1, le=8, description="Private iterations in the first round; later rounds take one. Topics want six."
     )
 
 

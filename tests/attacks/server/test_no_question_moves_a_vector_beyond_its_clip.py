@@ -28,6 +28,8 @@ def test_the_norm_is_within_the_sensitivity(statistic: Statistic, rotated: bool,
     shape = data.draw(st.tuples(st.integers(0, 4), st.integers(2, 4)))
     tensors = {
         "centroids": data.draw(arrays.arrays(np.float32, shape, elements=FLOATS)),
+        "topics": data.draw(arrays.arrays(np.float32, shape, elements=FLOATS)),
+        "coarse": data.draw(arrays.arrays(np.int32, st.integers(2, 4), elements=st.integers(-1, 3))),
         "pool": data.draw(arrays.arrays(np.int32, st.integers(2, 4), elements=st.integers(-1, 5))),
         "look_source": data.draw(arrays.arrays(np.float32, 6, elements=FLOATS)),
         "looks": data.draw(arrays.arrays(np.float32, (shape[0], 6), elements=FLOATS)),

@@ -19,6 +19,7 @@ from fedcaptor.common.statistics import (
     OUTCOME,
     OUTCOME_FIGURES,
     SCORES,
+    TOPICS,
     USAGE,
     FilterScores,
     Precision,
@@ -151,6 +152,21 @@ def test_usage_stands_in_the_block_of_the_nearest_centroid_and_is_decoded_by_blo
     np.testing.assert_array_equal(USAGE.decode(vector, GROUPS), [[0, 0, 0], [0.1, 0.6, 0.3]])
 
 
+def test_usage_of_several_interests_is_shared_out_among_topics_and_adds_up_to_one_phone() -> None:
+    topics = {"topics": np.array([[0.5, 0.5, 0], [0, 0.5, 0.5]], np.float32)}
+    found = TOPICS.decode(TOPICS.vector(Phone(GROUPS, [0.4, 0.5, 0.1]), topics), GROUPS)
+    np.testing.assert_allclose(found.sum(0), [0.4, 0.5, 0.1])
+    np.testing.assert_allclose(found, [[0.4, 0.4, 0], [0, 0.1, 0.1]], atol=1e-6)  # four fifths are of the first
+    assert not TOPICS.vector(Phone(GROUPS, [0, 0, 0]), topics).any()
+
+
+def test_classes_that_are_counted_together_make_a_shorter_vector() -> None:
+    coarse = {"coarse": np.array([1, 0, 1], np.int32)}
+    vector = COOCCURRENCE.vector(Phone(GROUPS, [0.2, 0.5, 0.3]), coarse)
+    assert len(vector) == COOCCURRENCE.length(GROUPS, 2)
+    np.testing.assert_allclose(COOCCURRENCE.decode(vector, GROUPS), np.full((2, 2), 0.25))
+
+
 def test_an_outcome_stands_in_the_same_block_and_nobody_is_counted_before_the_first() -> None:
     usage = [0.1, 0.6, 0.3]
     sums = OUTCOME.decode(OUTCOME.vector(Phone(GROUPS, usage, **FIGURES), CENTROIDS), GROUPS)
@@ -178,6 +194,11 @@ def test_a_phone_that_cannot_score_adds_zeros_of_the_same_length() -> None:
         (OUTCOME, {}, "missing_tensor"),
         (USAGE, {"centroids": np.zeros((2, 4))}, "wrong_shape"),
         (OUTCOME, {"centroids": np.zeros((0, 3))}, "wrong_shape"),
+        (TOPICS, {"topics": np.array([[1.0, 0.5, -0.5]])}, "wrong_shape"),
+        (TOPICS, {"topics": np.zeros((2, 2))}, "wrong_shape"),
+        (COOCCURRENCE, {"coarse": np.array([0, 1])}, "wrong_shape"),
+        (COOCCURRENCE, {"coarse": np.array([0, 1, 3])}, "wrong_shape"),
+        (COOCCURRENCE, {"coarse": np.array([0, -1, 0])}, "wrong_shape"),
         (SCORES, {}, "wrong_shape"),
         (SCORES, {"pool": np.array([0, 1])}, "wrong_shape"),
         (SCORES, {"pool": np.array([0, -1, 0])}, "wrong_shape"),
@@ -198,6 +219,7 @@ def test_tensors_that_do_not_fit_are_refused(statistic: Statistic, tensors: dict
 def test_a_vector_has_the_length_that_the_budget_is_planned_for(statistic: Statistic, blocks: int) -> None:
     tensors = {
         "centroids": np.full((blocks, 3), 1 / 3),
+        "topics": np.full((blocks, 3), 1 / 3),
         "pool": np.minimum(np.arange(3), blocks - 1),
         "look_source": np.zeros(6),
         "looks": np.zeros((blocks, 6)),
@@ -236,6 +258,8 @@ def test_kind_and_tensors_of_a_request_name_its_statistic() -> None:
     assert kinds() == ("look", "moments", "usage", "scores", "outcome")  # docs/messages.md
     assert asked("usage", ()) is COOCCURRENCE
     assert asked("usage", ("centroids",)) is USAGE
+    assert asked("usage", ("topics",)) is TOPICS
+    assert asked("usage", ("coarse",)) is COOCCURRENCE
     assert asked("scores", ("pool",)) is SCORES
     with pytest.raises(WireError, match="missing_tensor"):
         asked("outcome", ())
