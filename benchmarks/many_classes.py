@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any
@@ -18,7 +18,7 @@ from benchmarks.record import Row, numbers
 from fedcaptor.client.owner import Owner
 from fedcaptor.common.arrays import Floats, Indices
 from fedcaptor.common.calibration import Calibration
-from fedcaptor.common.config import Config, Usage, load_config
+from fedcaptor.common.config import Config, Population, Usage, load_config
 from fedcaptor.common.distances import class_shares
 from fedcaptor.common.groups import ChannelGroups
 from fedcaptor.common.softmax import softmax
@@ -28,21 +28,20 @@ from fedcaptor.server import clusters
 from fedcaptor.server.budget import Step, SumBudget, steps_of
 from fedcaptor.server.calibrate import calibrate
 from fedcaptor.server.phases import rounded
+from fedcaptor.simulations.habits import shares_by_law
 
 LIKELIEST = (10, 20, 40)
 """Numbers of classes that are believed likeliest: which later images are of one of them."""
 BATCH = 64
-OWN = 60.0
-"""How much an owner is like the interests: Dirichlet concentration of her classes around their mixture."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ManyClasses(NetworkBenchmark):
     """Which classes owners meet next, by what phones know: alone, by clusters or by topics of a private fleet.
 
-    An owner has two of some interests, each of which is a long-tailed set of classes; images are drawn anew for each
-    phone. Sums are those of all phones, made by the phones' own code, with the noise of a fleet's budget. A sample of
-    owners is judged on later images. Clusters are as many as topics.
+    An owner has two interests (`population.law = "interests"`); each phone draws images. Sums are those of all phones,
+    made by the phones' own code, with the noise of a fleet's budget. A sample of owners is judged on later images.
+    Clusters are as many as topics.
 
     Example: python -m benchmarks many_classes --model benchmarks.lite0:efficientnet_lite0 --weights lite0.safetensors
     --data train.npz --test test.npz --json benchmarks/results/many_classes.json
@@ -54,6 +53,10 @@ class ManyClasses(NetworkBenchmark):
     test: Test = None
     interests: Annotated[int, Option(min=2, help="Interests that there are."), SHARED] = 12
     interest_classes: Annotated[int, Option(min=2, help="Classes of an interest, some more frequent."), SHARED] = 34
+    tail: Annotated[float, Option(min=0, help="Exponent of their frequencies by rank."), SHARED] = 0.7
+    like: Annotated[
+        float, Option(min=1, help="Dirichlet concentration of an owner's classes around her interests'."), SHARED
+    ] = 60.0
     topics: Annotated[int, Option(min=1, max=32, help="Topics, or clusters, to begin with."), SHARED] = 16
     iterations: Annotated[int, Option(min=1, max=8, help="Private steps that find them."), SHARED] = 6
     images: Annotated[str, Option(help="Photos of a phone, one or more numbers.")] = "30"
@@ -81,14 +84,14 @@ class ManyClasses(NetworkBenchmark):
     @cached_property
     def answers(self) -> Answers:
         """The network's answers to the server's images, and to photos that phones meet now or later."""
-        base, splits, labels = self.inputs.base, self.inputs.splits, self.inputs.available
+        base, splits = self.inputs.base, self.inputs.splits
         now = np.random.default_rng(0).permutation(len(splits.test.y)) % 3 < 2
         train, test = (
             np.concatenate([base.scores(part.x[i : i + BATCH]) for i in range(0, len(part.y), BATCH)])
             for part in (splits.train, splits.test)
         )
         calibration = calibrate(train, splits.train.y)
-        return Answers(base.groups, base.output_weights, calibration, test, splits.test.y, now, labels)
+        return Answers(base.groups, base.output_weights, calibration, test, splits.test.y, now)
 
     def measure(self, key: Mapping[str, Any], on_phase: OnPhase) -> dict[str, Any]:
         return measured(self, key, self.answers, on_phase)
@@ -104,7 +107,6 @@ class Answers:
     logits: Floats
     labels: Indices
     now: Any
-    available: Indices
 
     def drawn(self, owner: Floats, count: int, now: bool, rng: np.random.Generator) -> Indices:
         """Draw photos by the class shares [C] of their owner."""
@@ -130,24 +132,12 @@ class UsagePhone:
         return self.shares
 
 
-def owners(settings: ManyClasses, answers: Answers, count: int, rng: np.random.Generator) -> Iterator[Floats]:
-    """Yield class shares [C] of owners, each with two interests."""
-    sizes = 1 / np.arange(1, min(settings.interest_classes, len(answers.available)) + 1) ** 0.7
-    interests = np.zeros((settings.interests, answers.groups.classes))
-    for row in interests:
-        row[rng.permutation(answers.available)[: len(sizes)]] = sizes / sizes.sum()
-    for _ in range(count):
-        one, other = rng.choice(len(interests), 2, replace=False)
-        share = rng.beta(2, 2)
-        yield rng.dirichlet(OWN * (share * interests[one] + (1 - share) * interests[other]) + 1e-9)
-
-
 def measured(settings: ManyClasses, key: Mapping[str, Any], answers: Answers, on_phase: OnPhase) -> dict[str, Any]:
     """Return one row: what each arm knows of its owners."""
     rng = np.random.default_rng([key["seed"], key["images"]])
     phones, shares, met = [], [], []
     nothing = np.zeros(answers.groups.classes)
-    for number, owner in enumerate(owners(settings, answers, key["phones"], rng)):
+    for number, owner in enumerate(_owners(settings, answers.groups.classes, key)):
         photos = answers.drawn(owner, key["images"], True, rng)
         usage = class_shares(softmax(answers.logits[photos]), nothing).mean(0)
         phones.append(UsagePhone(answers.groups, usage))
@@ -172,6 +162,19 @@ def measured(settings: ManyClasses, key: Mapping[str, Any], answers: Answers, on
             for photos, own in zip(met, later, strict=True)
         ]
     return {"arms": {arm: _mean(figures) for arm, figures in arms.items()}}
+
+
+def _owners(settings: ManyClasses, classes: int, key: Mapping[str, Any]) -> Floats:
+    """Return the class shares [phones, classes] of all owners."""
+    population = Population(
+        law="interests",
+        phones=key["phones"],
+        groups=settings.interests,
+        classes_max=settings.interest_classes,
+        exponent=settings.tail,
+        concentration=settings.like,
+    )
+    return np.asarray(shares_by_law(population, classes, 1, key["seed"])[0])
 
 
 def _config(settings: ManyClasses, method: str, epsilon: float) -> Config:

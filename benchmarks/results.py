@@ -16,6 +16,7 @@ from benchmarks.pages import (
     federation,
     gradients,
     local_privacy,
+    many_classes,
     on_device,
     poisoning,
     private_vs_open,
@@ -29,6 +30,7 @@ from fedcaptor.common.files import replacing
 PAGES: dict[str, Callable[[Record], Section]] = {
     "federation": federation.render,
     "looks": partial(section, "looks"),
+    "many_classes": many_classes.render,
     "heterofl": partial(section, "heterofl"),
     "private_vs_open": private_vs_open.render,
     "preference": partial(section, "preference"),

@@ -101,7 +101,8 @@ def test_rows_of_two_machines_make_one_section(record, tmp_path):
 def test_rows_of_an_unknown_benchmark_are_refused(record, tmp_path):
     Record("other", {}, MACHINE).save(tmp_path / "other.json")
     with pytest.raises(
-        StateError, match="'other', known are federation, looks, heterofl, private_vs_open, preference, pruning"
+        StateError,
+        match="'other', known are federation, looks, many_classes, heterofl, private_vs_open, preference, pruning",
     ):
         sections(tmp_path)
 

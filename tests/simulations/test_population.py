@@ -97,7 +97,16 @@ def test_groups_have_favourites_and_dirichlet_owners_have_none():
     assert len({tuple(np.flatnonzero(row)) for row in free}) > 2
 
 
-@pytest.mark.parametrize("law", ["habits", "zipf", "dirichlet"])
+def test_owners_have_two_interests_each():
+    asked = Population(law="interests", groups=3, classes_max=2, concentration=1e6, phones=300)
+    shares = draw_habits(asked, CLASSES, 1, 0)[0]
+    np.testing.assert_allclose(shares.sum(1), 1)
+    own = shares > 0
+    assert len({tuple(row) for row in own}) <= 3  # pairs of three interests
+    assert own.sum(1).max() <= 4
+
+
+@pytest.mark.parametrize("law", ["habits", "zipf", "dirichlet", "interests"])
 def test_habits_change_once_for_the_share_that_drifts(law):
     asked = Population(law=law, drift_round=3, drift_share=0.5, phones=400)
     shares = draw_habits(asked, CLASSES, 4, 1)

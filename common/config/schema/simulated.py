@@ -8,6 +8,8 @@ from pydantic import AfterValidator, Field, model_validator
 
 from fedcaptor.common.config.schema.base import SERVER, SIMULATION, Positive, Ratio, Section, Share, one_of
 
+LAWS = ("habits", "zipf", "dirichlet", "interests", "owners", "partitioner")
+
 
 class Population(Section):
     """Simulated phones and their owners' habits. `fedcaptor privacy plan` reads the server's keys of it."""
@@ -18,24 +20,28 @@ class Population(Section):
         le=1_000_000,
         description="Number of phones; with `owners`, and partitioners of given sizes, at most this many.",
     )
-    law: Annotated[str, one_of("habits", "zipf", "dirichlet", "owners", "partitioner"), SIMULATION] = Field(
+    law: Annotated[str, one_of(*LAWS), SIMULATION] = Field(
         "habits",
         description="How images are given to phones. `habits`: owners belong to groups with favourite classes, and the "
         "shares of an owner's classes are drawn; `zipf`: as `habits`, with shares by rank; `dirichlet`: each owner "
-        "independently; `owners`: by the natural owners of the images; `partitioner`: by one of flwr-datasets; "
+        "independently; `interests`: each owner has two of `groups` interests, each a long tail of `classes_max` "
+        "classes; `owners`: by the natural owners of the images; `partitioner`: by one of flwr-datasets; "
         "or your own, `package.module:function`.",
     )
-    groups: Annotated[int, SIMULATION] = Field(4, ge=1, le=32, description="Groups of owners (`habits`, `zipf`).")
+    groups: Annotated[int, SIMULATION] = Field(
+        4, ge=1, le=32, description="Groups of owners (`habits`, `zipf`), or interests."
+    )
     classes_min: Annotated[int, SERVER, SIMULATION] = Field(2, ge=1, description="Fewest classes of an owner.")
     classes_max: Annotated[int, SERVER, SIMULATION] = Field(4, ge=1, description="Most classes of an owner.")
     typical: Annotated[Share, SIMULATION] = Field(
         0.85, description="Share of an owner's classes taken from the group's favourites (`habits`, `zipf`)."
     )
     concentration: Annotated[Positive, SIMULATION] = Field(
-        4.0, description="Dirichlet concentration of the shares among an owner's classes (`habits`, `dirichlet`)."
+        4.0,
+        description="Dirichlet concentration of the shares of an owner's classes (`habits`, `dirichlet`, `interests`).",
     )
     exponent: Annotated[float, SIMULATION] = Field(
-        1.0, ge=0, le=8, description="An owner's class of rank r has a share in proportion to r^-exponent (`zipf`)."
+        1.0, ge=0, le=8, description="A class of rank r has a share in proportion to r^-exponent (`zipf`, `interests`)."
     )
     partitioner: Annotated[str, SIMULATION] = Field(
         "DirichletPartitioner",
@@ -60,7 +66,7 @@ class Population(Section):
         "owners, the rarest classes of each owner up to this share count as such.",
     )
     drift_round: Annotated[int, SIMULATION] = Field(
-        0, ge=0, description="Round in which habits change (`habits`, `zipf`, `dirichlet`); 0 = never."
+        0, ge=0, description="Round in which habits change (`habits`, `zipf`, `dirichlet`, `interests`); 0 = never."
     )
     drift_share: Annotated[Share, SIMULATION] = Field(0.5, description="Share of owners whose habits change then.")
 
