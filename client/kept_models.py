@@ -20,13 +20,20 @@ from fedcaptor.common.weights_file import load_state, save_state
 _OWN, _LARGER = (SUBMODEL_FILE, SUBMODEL_PROGRAM), (CLUSTER_FILE, CLUSTER_PROGRAM)
 
 
-def keep(folder: Path, engine: Engine, result: Personalised, larger: Submodel | None, base_fetches: int) -> Outcome:
+def keep(
+    folder: Path,
+    engine: Engine,
+    result: Personalised,
+    larger: Submodel | None,
+    base_fetches: int,
+    drifted: bool = False,
+) -> Outcome:
     """Store what the phone answers with. Returns the note of it.
 
     The submodels come first, then the note that names their digests: after a kill in between they do not fit each
     other, and the phone is without a submodel until it personalises again, which clears what the kill left.
     `larger`: the cluster's submodel, where it answers what the own one is unsure of. `base_fetches`: how often the
-    full model was downloaded again.
+    full model was downloaded again. `drifted`: as in the note.
     """
     for name in (*_OWN, *_LARGER, OUTCOME_FILE):
         clear_leftovers(folder / name)
@@ -53,6 +60,7 @@ def keep(folder: Path, engine: Engine, result: Personalised, larger: Submodel | 
         larger_file=larger_file,
         outputs=() if own is None else tuple(own.classes.tolist()),
         precision=result.precision,
+        drifted=drifted,
     )
     note.write(folder)
     for name in {*_OWN, *_LARGER} - {file, larger_file}:

@@ -181,8 +181,11 @@ class Learner:
         day = self.day(request.round)
         self.record(day)
         with self._log() as log:
-            settled = self.outcome() is not None and log.marked and not log.drifted(self.config.usage.drift)
-            counts = log.counts()
+            marked, drifted, counts = log.marked, log.drifted(self.config.usage.drift), log.counts()
+        note = self.outcome()
+        if note is not None and note.drifted != drifted:
+            note.model_copy(update={"drifted": drifted}).write(self.folder)
+        settled = note is not None and marked and not drifted
         if settled or counts.sum() == 0:
             return
         offer = read_offer(request, tensors, self.engine, self.config.delivery)
@@ -202,7 +205,7 @@ class Learner:
         use, check, corrections = self.feed.use(day), self.feed.check(day), self.feed.corrections(day)
         # What the log had before this round's images, which are weighed anew.
         memory = counts * max(0.0, 1 - len(use) / max(float(counts.sum()), 1e-9))
-        fetches = note.base_fetches if note else 0
+        fetches, drifted = (note.base_fetches, note.drifted) if note else (0, False)
         result: Personalised
         if offer.submodel is not None and mode != "kept_full":
             self._require_sound(offer.submodel, np.concatenate([use, check]))
@@ -218,7 +221,7 @@ class Learner:
         if offer.submodel is not None:
             result = replace(result, cluster=request.clusters[0])
         kept = larger if mode == "cluster" and result.submodel is not None else None
-        keep(self.folder, self.engine, result, kept, fetches)
+        keep(self.folder, self.engine, result, kept, fetches, drifted)
 
     def _require_sound(self, delivered: Submodel, images: Images) -> None:
         """Raise WireError for a delivered submodel that contradicts what the phone answers with so far.

@@ -28,7 +28,8 @@ class Outcome(BaseModel):
     `parameters`: over those of the full model. `plan`, `digest`, `file`: of the own submodel, `larger`,
     `larger_digest`, `larger_file`: of the cluster's, None without it; earlier releases wrote no name of a file.
     `base_fetches`: times that the full model was downloaded again. `outputs`: labels of the own submodel's outputs, and
-    `precision` what it computes in.
+    `precision` what it computes in. `drifted`: habits had drifted since the last personalisation when the phone took
+    up its newest delivery; False at its first one, and in notes of earlier releases.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -52,6 +53,7 @@ class Outcome(BaseModel):
     larger_file: str | None = CLUSTER_FILE
     outputs: tuple[int, ...] = ()
     precision: Precision = "float32"
+    drifted: bool = False
 
     @classmethod
     def read(cls, folder: Path) -> Self | None:
@@ -81,6 +83,7 @@ class Outcome(BaseModel):
             "parameters": self.parameters,
             "escalated": self.escalated,
             "personal": float(self.kind == "personal"),
+            "drifted": float(self.drifted),
         }
 
     def write(self, folder: Path) -> None:

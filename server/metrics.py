@@ -152,6 +152,7 @@ FLEET = {
     "cluster_agreement_ratio": "Agreement of the clusters' models with the full model: private estimate.",
     "fallback_ratio": "Ratio of the owners' images that submodels hand on to a larger model: private estimate.",
     "personalised_ratio": "Ratio of phones whose submodel is their own: private estimate.",
+    "drifted_ratio": "Ratio of phones whose habits had drifted when they took up the delivery: private estimate.",
 }
 """Private estimates of a snapshot's `fleet` by name, with what they mean."""
 

@@ -350,6 +350,7 @@ def _fleet(record: RunRecord, last: RoundRecord, weights_bytes: int) -> Fleet:
         cluster_agreement_ratio=mean(agreement_cluster=1),
         fallback_ratio=mean(escalated=1),
         personalised_ratio=mean(personal=1),
+        drifted_ratio=mean(drifted=1),
         download_ratio=download,
     )
 

@@ -97,6 +97,8 @@ FLEET = Board(
                 estimate("Fallback", "fleet_fallback_ratio", "ratio", "Images that a larger model has to answer."),
                 estimate("Phones with a submodel of their own", "fleet_personalised_ratio", "ratio",
                          "Others run their cluster's submodel, or the full model."),
+                estimate("Phones whose habits drifted", "fleet_drifted_ratio", "ratio",
+                         "Since they last personalised, when they took up the round's delivery: these did it again."),
             ),
         ),
         Section(

@@ -75,6 +75,7 @@ class Fleet(_Part):
     cluster_agreement_ratio: Figure | None = None
     fallback_ratio: Figure | None = None
     personalised_ratio: Figure | None = None
+    drifted_ratio: Figure | None = None
     download_ratio: Ratio = None
 
 

@@ -12,7 +12,7 @@ from fedcaptor.common.statistics import outcome_means
 from fedcaptor.server.record import RoundRecord, RunRecord
 from fedcaptor.simulations.records import Round
 
-FLEET = ("agreement_cluster", "agreement", "macs", "parameters", "escalated")
+FLEET = ("agreement_cluster", "agreement", "macs", "parameters", "escalated", "drifted")
 COLUMNS = {
     "round": "number of the round, from 1",
     "phases": "phases that the round had",
@@ -30,6 +30,7 @@ COLUMNS = {
     "macs": "MACs of the phones' models, as a ratio of the full model's",
     "parameters": "parameters of the phones' models, as a ratio of the full model's",
     "escalated": "share of check images that go on to the full model",
+    "drifted": "share of phones whose habits had drifted since they last personalised, when they took up the delivery",
 }
 """The columns of the file, which are the fields of `Round`, with their meanings. From `agreement_cluster` on they are
 means over the fleet from a private sum, noise included; empty where the noise leaves no phone to divide by, and with

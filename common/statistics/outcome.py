@@ -15,16 +15,32 @@ from fedcaptor.common.statistics.base import PhoneView, Precision, Statistic, in
 if TYPE_CHECKING:
     from fedcaptor.common.config import Config
 
-OUTCOME_FIGURES = ("phones", "agreement_cluster", "agreement", "macs", "parameters", "escalated", "personal")
-"""What a phone reports of its model, each in [0, 1]; the first is 1, so that a block's sum counts its phones."""
+OUTCOME_FIGURES = (
+    "phones",
+    "agreement_cluster",
+    "agreement",
+    "macs",
+    "parameters",
+    "escalated",
+    "personal",
+    "drifted",
+)
+"""What a phone reports of its model, each in [0, 1]; the first is 1, so that a block's sum counts its phones. `drifted`
+is 1 where habits had drifted since the last personalisation when the phone took up its newest delivery.
+"""
 
 
 class Outcome(Statistic):
-    """The phone's figures in the block of its nearest centroid; zeros (nobody) before the first personalisation."""
+    """The phone's figures in the block of its nearest centroid; zeros (nobody) before the first personalisation.
+
+    The eight figures are never all one. A phone that keeps the full model escalates nothing, and a submodel of m of the
+    MACs that hands e of the images to the full model is kept for m + e < 1 alone, so that m² + e² < 1: both stay within
+    √7. With another fallback a submodel of nearly full size that escalates nearly all would be scaled down by the clip.
+    """
 
     name = kind = "outcome"
     tensors = frozenset({"centroids"})
-    clip = math.sqrt(len(OUTCOME_FIGURES))
+    clip = math.sqrt(7)
 
     def share(self, config: Config) -> float | None:
         return config.privacy.outcome_share

@@ -84,6 +84,7 @@ class Round(Record):
     macs: Number = None
     parameters: Number = None
     escalated: Number = None
+    drifted: Number = None
 
 
 class Phase(Record):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ from fedcaptor.client.usage import UsageLog
 from fedcaptor.common.calibration import Calibration
 from fedcaptor.common.config import Config, parse
 from fedcaptor.common.data import mosaic
-from fedcaptor.common.errors import PrivacyError, WireError
+from fedcaptor.common.errors import PlanError, PrivacyError, WireError
 from fedcaptor.common.messages import DeliverRequest
 from fedcaptor.common.plan_bits import pack_plan
 from fedcaptor.common.planner import Budget
@@ -272,11 +273,37 @@ def test_personalising_again_from_plans_fetches_the_deleted_model(
     tmp_path: Path, base: BaseModel, cluster: Submodel
 ) -> None:
     one = phone(tmp_path, base, config("plan", "abstain", half_life=20.0, drift=0.05), Feed(drifted=2, back=3))
+    drifted = []
     for round in (1, 2, 3):
         one.deliver(*delivery(base, cluster, "plan", round))
-    note = Outcome.read(tmp_path)
-    assert note is not None
+        note = Outcome.read(tmp_path)
+        assert note is not None
+        drifted.append(note.figures()["drifted"])
     assert note.base_fetches == 2
+    assert drifted == [0, 1, 1]
+
+
+def test_habits_that_drifted_are_noted_even_where_the_delivery_is_given_up(
+    tmp_path: Path, base: BaseModel, cluster: Submodel
+) -> None:
+    one = phone(tmp_path, base, config("plan", "kept_full", half_life=20.0, drift=0.05), Feed(drifted=2))
+    one.deliver(*delivery(base, cluster, "plan", 1))
+    before = Outcome.read(tmp_path)
+    assert before is not None
+    with patch("fedcaptor.client.learner.personalise", side_effect=PlanError("no plan")):
+        one.deliver(*delivery(base, cluster, "plan", 2))
+    assert not (tmp_path / DELIVERY_FILE).exists()
+    assert Outcome.read(tmp_path) == before.model_copy(update={"drifted": True})
+
+
+def test_habits_that_stay_are_noted_as_such(tmp_path: Path, base: BaseModel, cluster: Submodel) -> None:
+    one = phone(tmp_path, base, config("plan", "kept_full"))
+    one.deliver(*delivery(base, cluster, "plan", 1))
+    before = Outcome.read(tmp_path)
+    assert before is not None
+    before.model_copy(update={"drifted": True}).write(tmp_path)
+    one.deliver(*delivery(base, cluster, "plan", 2))
+    assert Outcome.read(tmp_path) == before
 
 
 @pytest.mark.parametrize("fallback", ["cluster", "abstain"])

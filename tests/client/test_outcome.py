@@ -46,9 +46,14 @@ def test_the_file_has_the_keys_that_phones_have_always_written_then_later_ones(t
         "agreement_cluster": 0.9, "threshold": None, "escalated": 0.125, "cluster": 1, "macs": 0.32,
         "parameters": 0.2, "plan": "{}", "digest": "ab", "larger": None, "larger_digest": None, "base_fetches": 2,
         "file": "submodel.safetensors", "larger_file": None, "outputs": [1, 4],
-        "precision": "float32",
+        "precision": "float32", "drifted": False,
     }  # fmt: skip
     assert (tmp_path / OUTCOME_FILE).read_text() == json.dumps(expected)
+
+
+def test_a_note_of_an_earlier_release_is_read(tmp_path: Path) -> None:
+    (tmp_path / OUTCOME_FILE).write_text(json.dumps(NOTE.model_dump(exclude={"drifted"})))
+    assert Outcome.read(tmp_path) == NOTE
 
 
 @pytest.mark.parametrize(

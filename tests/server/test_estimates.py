@@ -20,7 +20,7 @@ FIGURES = len(OUTCOME_FIGURES)
 
 def one(cluster: int, macs: float) -> np.ndarray:
     vector = np.zeros((CLUSTERS, FIGURES))
-    vector[cluster] = [1.0, 0.9, 0.95, macs, macs**2, 0.1, 1.0]
+    vector[cluster] = [1.0, 0.9, 0.95, macs, macs**2, 0.1, 1.0, float(macs > 0.4)]
     return vector.ravel()
 
 
@@ -45,7 +45,9 @@ def noisy_sums(fleet: np.ndarray, multiplier: float) -> tuple[list[np.ndarray], 
 def test_the_error_is_the_spread_over_many_noisy_sums(fleet: np.ndarray) -> None:
     """With 400 sums a sample deviation is within 15 % of the true one in all but one of 10,000 tries."""
     sums, deviation = noisy_sums(fleet, 0.8)
-    weights = {"macs": {"macs": 1.0}, "fallback": {"escalated": 1.0}, "energy": energy_weights(small_groups())}
+    weights = {name: {name: 1.0} for name in ("macs", "escalated", "drifted")} | {
+        "energy": energy_weights(small_groups())
+    }
     for name, of in weights.items():
         found = [fleet_ratio(total, deviation, of) for total in sums]
         assert all(found), name

@@ -135,7 +135,7 @@ def test_two_rounds_ask_for_their_sums_in_order_and_end_with_a_record(tmp_path: 
     assert seen == [1, 2, 3, 4, 4, 5, 6, 6]  # after each phase, and after each round
     np.testing.assert_allclose(sorted(record.last.centroids[:, 0]), [0, 1], atol=1e-6)
     np.testing.assert_allclose(record.last.counts, [30, 30])
-    np.testing.assert_allclose(record.last.fleet, np.full((2, 7), 15) + np.eye(1, 7) * 15)
+    np.testing.assert_allclose(record.last.fleet, np.full((2, 8), 15) + np.eye(1, 8) * 15)
     assert (record.phones, record.epsilon, record.statistics) == (60, None, {"rounds": 2})
     assert [one["name"] for one in record.sums] == names
     assert record.phases[0].dropped == 2

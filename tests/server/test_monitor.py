@@ -25,7 +25,7 @@ from tests.common.small_groups import small_groups
 
 GROUPS = small_groups()
 RUN = "ab" * 32
-FLEET = np.array([[30, 24, 27, 9, 6, 3, 30], [10, 8, 9, 3, 2, 1, 10]], float)
+FLEET = np.array([[30, 24, 27, 9, 6, 3, 30, 6], [10, 8, 9, 3, 2, 1, 10, 4]], float)
 CENTROIDS = np.array([[0.8, 0.1, 0.1], [0.1, 0.1, 0.8]])
 
 
@@ -55,7 +55,7 @@ def record(*rounds: RoundRecord, config: Config | None = None, **changes: Any) -
         "sums": (
             {"name": "1-usage-0", "length": 6, "rho": 0.25, "deviation": 1.0},
             {"name": "1-usage-1", "length": 9, "rho": 0.25, "deviation": 2.0},
-            {"name": "1-outcome-0", "length": 14, "rho": 0.125, "deviation": 3.0},
+            {"name": "1-outcome-0", "length": 16, "rho": 0.125, "deviation": 3.0},
         ),
         "epsilon": 1.5,
         "epsilon_server": 2.5,
@@ -114,6 +114,7 @@ def test_every_private_figure_has_its_error() -> None:
         "fallback_ratio": 0.1,
         "parameters_ratio": 0.2,
         "personalised_ratio": 1.0,
+        "drifted_ratio": 0.25,
     }
     for name, mean in means.items():
         assert getattr(found.fleet, name).value == pytest.approx(mean), name
@@ -136,7 +137,7 @@ def test_without_sums_the_fleet_has_its_download_alone() -> None:
 
 def test_without_noise_there_is_no_epsilon_and_no_error() -> None:
     config = load_config(None, ["privacy.noise=false"])
-    sums = ({"name": "1-outcome-0", "length": 14, "rho": None, "deviation": 0.0},)
+    sums = ({"name": "1-outcome-0", "length": 16, "rho": None, "deviation": 0.0},)
     found = in_snapshot(record(done(1, FLEET), config=config, epsilon=None, epsilon_server=None, sums=sums))
     assert (found.noise, found.epsilon, found.epsilon_budget, found.rho_budget) == (False, None, None, None)
     assert found.fleet.macs_ratio is not None

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import fedcaptor
+from fedcaptor.client.outcome import Outcome
 from fedcaptor.common.assets import asset
 from fedcaptor.common.config import load_config
 from fedcaptor.simulations.oracle import Oracle
@@ -55,6 +56,10 @@ def test_each_round_is_measured_with_its_own_models(
     assert finished.rounds[columns].to_numpy().tolist() == [
         [each["full"], each["submodel"], each["personalised"]] for each in (first, last)
     ]
+    notes = [Outcome.read(finished.folder / "phones" / f"{number:06d}") for number in range(20)]
+    drifted = np.mean([note is not None and note.drifted for note in notes])
+    assert drifted > 0.4
+    assert finished.rounds["drifted"].tolist() == pytest.approx([0, drifted])
     assert "Accuracy after each round" in (finished.folder / "report.html").read_text()
 
 

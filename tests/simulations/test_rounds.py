@@ -18,7 +18,7 @@ def phase(round, name, seconds=1.5, **tally):
 
 def make_run():
     """Two rounds; the second one's fleet is lost in noise."""
-    fleet = np.array([[6, 5, 5.4, 2, 1, 0.6, 6], [4, 3, 3.6, 2, 1, 0.4, 4]], dtype=float)
+    fleet = np.array([[6, 5, 5.4, 2, 1, 0.6, 6, 3], [4, 3, 3.6, 2, 1, 0.4, 4, 1]], dtype=float)
     return SimpleNamespace(
         phases=[
             phase(1, "usage-0", asked=12, replies=10, dropped=2, bytes_down=100, bytes_up=40, refused={"nan": 1}),
@@ -38,7 +38,14 @@ def test_a_round_sums_its_phases_and_divides_the_fleets_sums():
     assert set(first) == set(rounds.COLUMNS) == set(Round.model_fields)
     counts = {"round": 1, "phases": 3, "asked": 24, "replies": 22, "dropped": 2, "refused": 4, "bytes_down": 1000}
     assert first.items() >= (counts | {"bytes_up": 64, "seconds": 3.25, "clusters": 2, "epsilon": 1.0}).items()
-    means = {"agreement_cluster": 0.8, "agreement": 0.9, "macs": 0.4, "parameters": 0.2, "escalated": 0.1}
+    means = {
+        "agreement_cluster": 0.8,
+        "agreement": 0.9,
+        "macs": 0.4,
+        "parameters": 0.2,
+        "escalated": 0.1,
+        "drifted": 0.4,
+    }
     assert {name: first[name] for name in means} == pytest.approx(means)
     assert second["epsilon"] == 1.5
     assert all(second[name] is None for name in rounds.FLEET)
@@ -50,7 +57,7 @@ def test_the_file_has_a_header_and_empty_fields(tmp_path):
     rounds.write_rows(path, rows)
     lines = path.read_text().splitlines()
     assert lines[0] == ",".join(rounds.COLUMNS)
-    assert lines[2] == "2,1,12,11,1,0,50,44,1.5,1,1.5,,,,,"
+    assert lines[2] == "2,1,12,11,1,0,50,44,1.5,1,1.5,,,,,,"
     read = rounds.read_rows(path)
     assert [float(row["agreement"]) if row["agreement"] else None for row in read] == [pytest.approx(0.9), None]
     assert list(tmp_path.iterdir()) == [path]

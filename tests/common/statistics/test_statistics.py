@@ -73,8 +73,15 @@ def test_a_block_holds_all_there_is(values: np.ndarray, blocks: int, data: st.Da
     assert np.count_nonzero(vector) == np.count_nonzero(values)
 
 
-def test_an_outcome_is_within_its_clip() -> None:
-    assert np.linalg.norm(np.ones(len(OUTCOME_FIGURES))) == pytest.approx(OUTCOME.clip)
+@given(st.floats(0, 1), st.floats(0, 1), st.floats(0, 1))
+def test_an_outcome_is_within_its_clip(macs: float, escalated: float, parameters: float) -> None:
+    """At its largest: of a phone that keeps the full model, and of one whose submodel costs less than that."""
+    ones = dict.fromkeys(OUTCOME_FIGURES[1:], 1.0)
+    full = ones | {"escalated": 0.0, "personal": 0.0}
+    own = ones | {"macs": macs, "escalated": escalated * (1 - macs), "parameters": parameters}
+    for figures in (full, own):
+        vector = OUTCOME.vector(Phone(GROUPS, [0.1, 0.6, 0.3], **figures), CENTROIDS)
+        assert np.linalg.norm(vector) <= OUTCOME.clip
 
 
 @given(
@@ -144,6 +151,7 @@ FIGURES = {
     "parameters": 0.2,
     "escalated": 0.1,
     "personal": 1.0,
+    "drifted": 1.0,
 }
 
 
@@ -170,7 +178,7 @@ def test_classes_that_are_counted_together_make_a_shorter_vector() -> None:
 def test_an_outcome_stands_in_the_same_block_and_nobody_is_counted_before_the_first() -> None:
     usage = [0.1, 0.6, 0.3]
     sums = OUTCOME.decode(OUTCOME.vector(Phone(GROUPS, usage, **FIGURES), CENTROIDS), GROUPS)
-    np.testing.assert_array_equal(sums, [[0] * 7, [1.0, *FIGURES.values()]])
+    np.testing.assert_array_equal(sums, [[0] * 8, [1.0, *FIGURES.values()]])
     assert outcome_means(2 * sums) == {"phones": 1.0, **FIGURES}
     nobody = OUTCOME.decode(OUTCOME.vector(Phone(GROUPS, usage), CENTROIDS), GROUPS)
     assert not nobody.any()
