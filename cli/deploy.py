@@ -119,9 +119,12 @@ def _of_run(run: dict[str, Any]) -> str:
         return "run: none yet"
     figure = run["fleet"]["macs_ratio"]
     macs = f", MACs {figure['value']:.1%} ± {figure['stddev']:.1%} of the full model's" if figure else ""
+    moved = sum(look["moved"] for look in run["looks"])
+    looks = f", looks of photos: {len(run['looks'])}, adapted to: {moved}" if run["looks"] else ""
     epsilon = "without noise" if run["epsilon"] is None else f"ε = {run['epsilon']:.3g}"
     why = f" ({run['error']})" if run["error"] else ""
-    return f"run: {run['name']} {run['status']}{why}, round {run['round']} with {run['phones']} phones, {epsilon}{macs}"
+    begin = f"run: {run['name']} {run['status']}{why}, round {run['round']} with {run['phones']} phones"
+    return f"{begin}, {epsilon}{macs}{looks}"
 
 
 @app.command()

@@ -44,5 +44,5 @@ def _newest_run(deployment: Deployment) -> dict[str, Any]:
         return {}
     return {
         "name": files[-1].parent.name,
-        **found.model_dump(include={"status", "error", "round", "phones", "epsilon", "fleet"}),
+        **found.model_dump(include={"status", "error", "round", "phones", "epsilon", "fleet", "looks"}),
     }

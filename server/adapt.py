@@ -24,6 +24,7 @@ from fedcaptor.common.torch_engine.base import BaseModel
 from fedcaptor.common.torch_engine.recalibrate import moments_on
 from fedcaptor.server.looks import first_looks, next_looks
 from fedcaptor.server.planning import Reference
+from fedcaptor.server.record import LookRecord
 
 if TYPE_CHECKING:
     from fedcaptor.server.flow import Flow
@@ -54,8 +55,11 @@ def _learned(flow: Flow) -> Adaptation:
     looks, phones = _looks(flow, source)
     expected = flow.phase(1, "expected", lambda: _expected(flow, source, looks))[1]["moments"]
     correction = _corrections(flow, looks, expected)
-    stored = flow.phase(1, "adaptation", lambda: _decided(flow, source, looks, phones, expected, correction))[1]
-    return Adaptation(stored["looks"], stored["look_source"], stored["moments"])
+    found, stored = flow.phase(1, "adaptation", lambda: _decided(flow, source, looks, phones, expected, correction))
+    adaptation = Adaptation(stored["looks"], stored["look_source"], stored["moments"])
+    rows = zip(found["looks"], adaptation.moments, strict=True)
+    flow.looks = tuple(LookRecord(**row, moved=bool(moments.any())) for row, moments in rows)
+    return adaptation
 
 
 def _looks(flow: Flow, source: Array) -> tuple[Array, Floats]:

@@ -35,7 +35,7 @@ from fedcaptor.server.journal import Journal, Result
 from fedcaptor.server.masked import Lost
 from fedcaptor.server.period import PERIOD_SECONDS, Charge, counted, day_of, fits_from
 from fedcaptor.server.planning import Reference
-from fedcaptor.server.record import Delivered, PhaseRecord, RoundRecord, RunRecord
+from fedcaptor.server.record import Delivered, LookRecord, PhaseRecord, RoundRecord, RunRecord
 
 OnPhase = Callable[[RunRecord], None]
 """Called with the run so far after each phase."""
@@ -132,6 +132,7 @@ class Flow:
         self._rounds: list[RoundRecord] = []
         self.atlas: dict[str, Array] = {}
         self.adaptation: Adaptation | None = None
+        self.looks: tuple[LookRecord, ...] = ()
         self.statistics: dict[str, Any] = {}
 
     def in_looks(self) -> Iterator[tuple[BaseModel, Reference]]:
@@ -253,6 +254,7 @@ class Flow:
             excluded=len(self.journal.excluded()),
             atlas=dict(self.atlas),
             statistics=dict(self.statistics),
+            looks=self.looks,
         )
 
     def phase(self, round: int, name: str, compute: Callable[[], Result]) -> Result:

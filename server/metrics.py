@@ -121,6 +121,12 @@ def _refused(snapshot: Snapshot) -> Samples:
     return [((reason,), count) for reason, count in counts.items()]
 
 
+def _accuracies(snapshot: Snapshot) -> Samples:
+    for each in snapshot.looks:
+        yield (str(each.look), "shipped"), each.shipped
+        yield (str(each.look), "adapted"), each.adapted
+
+
 def _lost_sums(snapshot: Snapshot) -> Samples:
     counts: dict[tuple[str, ...], int] = {(sum, reason): 0 for sum in kinds() for reason in LOST}
     counts |= {(part.sum, part.reason): part.count for part in snapshot.lost}
@@ -213,6 +219,16 @@ FAMILIES = (
            lambda s: [((c.cluster,), c.macs_ratio) for c in s.clusters], ("cluster",)),
     Family("cluster_parameters_ratio", "Parameters of the cluster's submodel as a ratio of the full model.",
            lambda s: [((c.cluster,), c.parameters_ratio) for c in s.clusters], ("cluster",)),
+    Family("looks", "Looks of phones' photos that were published; absent where the run does not ask for them.",
+           one(lambda s: len(s.looks) or None)),
+    Family("look_phones", "Private estimate of the phones whose photos have a look.",
+           lambda s: [((str(each.look),), each.phones.value) for each in s.looks], ("look",)),
+    Family("look_phones_stddev", "Standard deviation of fedcaptor_look_phones by the noise of its sums.",
+           lambda s: [((str(each.look),), each.phones.stddev) for each in s.looks], ("look",)),
+    Family("look_adapted", "1 where the base model's batch norms are adapted to the look, else 0.",
+           lambda s: [((str(each.look),), each.moved) for each in s.looks], ("look",)),
+    Family("look_accuracy_ratio", "Accuracy on the server's labelled images, re-rendered in the look, by base model.",
+           _accuracies, ("look", "model")),
     Family("tier_macs_ratio", "MACs of a device tier's delivered submodels as a ratio of the full model.",
            lambda s: [((t.tier,), t.macs_ratio) for t in s.tiers], ("tier",)),
     Family("tier_parameters_ratio", "Parameters of a device tier's delivered submodels, likewise.",

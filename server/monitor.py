@@ -25,6 +25,7 @@ import numpy as np
 from fedcaptor.common.config import Config
 from fedcaptor.common.errors import FedcaptorError, PostponedError, StateError
 from fedcaptor.common.privacy.zcdp import noise_multiplier
+from fedcaptor.common.statistics.domain import COUNTED, LOOK
 from fedcaptor.common.torch_engine.base import BaseModel
 from fedcaptor.server import snapshot
 from fedcaptor.server.activity import Activity, Moment
@@ -39,6 +40,7 @@ from fedcaptor.server.snapshot import (
     Cluster,
     Figure,
     Fleet,
+    Look,
     LostSums,
     Messages,
     Phase,
@@ -211,6 +213,7 @@ def figures_of(record: RunRecord, weights_bytes: int) -> dict[str, Any]:
         "excluded": record.excluded,
         "epsilon": record.epsilon,
         "epsilon_server": record.epsilon_server,
+        "looks": _looks(record),
     }
     if record.rounds:
         last = record.last
@@ -317,12 +320,12 @@ def _lost(record: RunRecord) -> tuple[LostSums, ...]:
     return tuple(LostSums.model_validate({"sum": s, "reason": r, "count": n}) for (s, r), n in sorted(counts.items()))
 
 
-def _deviation(record: RunRecord, done: RoundRecord, kind: str) -> float:
+def _deviation(record: RunRecord, round: int, kind: str) -> float:
     """Return the standard deviation of the noise in an entry of a round's last sum of a kind, 0 without noise.
 
     `deviation` is that of the whole cohort; each phone brings its share, so fewer replies carry less.
     """
-    found = [each for each in record.sums if each["name"].startswith(f"{done.round}-{kind}-")]
+    found = [each for each in record.sums if each["name"].startswith(f"{round}-{kind}-")]
     if not found or not (deviation := found[-1].get("deviation")):
         return 0.0
     phase = next(p for p in record.phases if f"{p.round}-{p.phase}" == found[-1]["name"])
@@ -334,7 +337,7 @@ def _fleet(record: RunRecord, last: RoundRecord, weights_bytes: int) -> Fleet:
     download = last.delivered.bytes / weights_bytes
     if last.fleet is None:
         return Fleet(download_ratio=download)
-    sums, deviation = last.fleet, _deviation(record, last, "outcome")
+    sums, deviation = last.fleet, _deviation(record, last.round, "outcome")
     quantum = next((e["quantum"] for e in reversed(record.sums) if _kind(e["name"]) == "outcome" and "quantum" in e), 0)
 
     def mean(**weights: float) -> Figure | None:
@@ -396,7 +399,26 @@ def _cluster_stddev(record: RunRecord, last: RoundRecord) -> float:
     of_round = [each for each in sums if each["name"].startswith(f"{last.round}-")]
     blocks = of_round[-1]["length"] // classes if of_round else len(last.centroids)
     merged = max(blocks - len(last.centroids), 0)
-    return _deviation(record, last, "usage") * float(np.sqrt(classes * (1 + merged)))
+    return _deviation(record, last.round, "usage") * float(np.sqrt(classes * (1 + merged)))
+
+
+def _looks(record: RunRecord) -> tuple[Look, ...]:
+    """Describe the looks of phones' photos; their phones' error is bounded as that of clusters is."""
+    if not record.looks:
+        return ()
+    sums = [each for each in record.sums if _kind(each["name"]) == LOOK.kind]
+    blocks = sums[-1]["length"] // LOOK.length(record.groups, 1) if sums else 0
+    stddev = _deviation(record, 1, LOOK.kind) / COUNTED * math.sqrt(1 + max(blocks - len(record.looks), 0))
+    return tuple(
+        Look(
+            look=number,
+            phones=Figure(value=one.phones, stddev=stddev),
+            shipped=one.shipped,
+            adapted=one.adapted,
+            moved=one.moved,
+        )
+        for number, one in enumerate(record.looks)
+    )
 
 
 def _tiers(record: RunRecord, last: RoundRecord) -> tuple[Tier, ...]:

@@ -61,13 +61,13 @@ def of(metric: str, legend: str = "{{run}}", labels: str = "") -> Query:
     return Query(f"fedcaptor_{metric}{{{RUN}{labels}}}", legend)
 
 
-def estimate(title: str, metric: str, unit: Unit, text: str) -> Panel:
-    """Show a private estimate between its value minus and plus two standard deviations of its noise."""
+def estimate(title: str, metric: str, unit: Unit, text: str, label: str = "") -> Panel:
+    """Show a private estimate, of each value of `label`, between itself minus and plus two deviations of its noise."""
     value, error = f"fedcaptor_{metric}{{{RUN}}}", f"fedcaptor_{metric}_stddev{{{RUN}}}"
-    bounds = [Query(f"{value} {sign} 2 * {error}", f"{{{{run}}}} {sign} 2σ", bound=True) for sign in "+-"]
-    return Panel(
-        title, unit, (Query(value), *bounds), f"{text} The thin lines are two standard deviations of noise away."
-    )
+    legend = f"{{{{run}}}} {{{{{label}}}}}" if label else "{{run}}"
+    bounds = [Query(f"{value} {sign} 2 * {error}", f"{legend} {sign} 2σ", bound=True) for sign in "+-"]
+    text = f"{text} The thin lines are two standard deviations of noise away."
+    return Panel(title, unit, (Query(value, legend), *bounds), text)
 
 
 FLEET = Board(
@@ -114,6 +114,17 @@ FLEET = Board(
                       "Private estimates. A cluster keeps its name while it lasts."),
                 Panel("Error of phones by cluster", "count", (of("cluster_phones_stddev", "{{run}} {{cluster}}"),),
                       "Standard deviation by noise, at most."),
+            ),
+        ),
+        Section(
+            "Photos",
+            (
+                estimate("Phones by look of their photos", "look_phones", "count",
+                         "Of runs that adapt the base model to cameras and light.", "look"),
+                Panel("Accuracy in each look", "ratio",
+                      (of("look_accuracy_ratio", "{{run}} {{look}} {{model}}"),),
+                      "Of the base model on the server's labelled images, re-rendered in the look. Where shipped and "
+                      "adapted are one, the images did not bear an adaptation out."),
             ),
         ),
         Section(

@@ -57,6 +57,21 @@ class Delivered:
     other_weights: frozenset[int] = frozenset()
 
 
+@dataclass(frozen=True)
+class LookRecord:
+    """Record one look of phones' photos that was published.
+
+    `phones`: private estimate of how many have it. `shipped` and `adapted`: share of held, labelled images, re-rendered
+    in the look, that the base model answers rightly as shipped and as published for it. `moved`: whether these images
+    bore out that its batch norms are moved.
+    """
+
+    phones: float
+    shipped: float
+    adapted: float
+    moved: bool
+
+
 @dataclass(frozen=True, eq=False)
 class RoundRecord:
     """Record what a round ended with.
@@ -84,7 +99,8 @@ class RunRecord:
     a phone that answered all sums; `epsilon_server` is that towards a server that deviates; None without noise.
     `refused`: refused replies by reason. `lost`: sums that came to nothing, by phase and reason.
     `excluded`: phones that a sum was lost by, and which are asked for none any more. `atlas`: pictures and profiles of
-    filters. `statistics`: decoded sums of statistics that are not FedCAPTOR's own, by name.
+    filters. `statistics`: decoded sums of statistics that are not FedCAPTOR's own, by name. `looks`: those of phones'
+    photos, from the first round on; none where they are not asked for.
     """
 
     config: Config
@@ -100,6 +116,7 @@ class RunRecord:
     excluded: int
     atlas: Mapping[str, Array]
     statistics: Mapping[str, Any]
+    looks: tuple[LookRecord, ...] = ()
 
     @property
     def over(self) -> bool:

@@ -16,6 +16,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from fedcaptor.common.errors import StateError
 from fedcaptor.common.files import replacing
 from fedcaptor.common.messages import Digest, Kind
+from fedcaptor.common.statistics.domain import MOST
 
 FILE = "snapshot.json"
 MAX_BYTES = 1 << 20
@@ -86,6 +87,20 @@ class Cluster(_Part):
     phones: Figure
     macs_ratio: Ratio = None
     parameters_ratio: Ratio = None
+
+
+class Look(_Part):
+    """Describe one look of phones' photos by its number; `phones` is an estimate.
+
+    `shipped` and `adapted`: accuracy of the base model on the server's labelled images, re-rendered in the look.
+    `moved`: whether the base model's batch norms are adapted to it.
+    """
+
+    look: Annotated[int, Field(ge=0, lt=MOST)]
+    phones: Figure
+    shipped: Ratio
+    adapted: Ratio
+    moved: bool
 
 
 class Tier(_Part):
@@ -222,6 +237,7 @@ class Snapshot(_Part):
     fleet: Fleet = Field(default_factory=Fleet)
     clusters: Annotated[tuple[Cluster, ...], Field(max_length=CLUSTERS + 1)] = ()
     tiers: Annotated[tuple[Tier, ...], Field(max_length=32)] = ()
+    looks: Annotated[tuple[Look, ...], Field(max_length=MOST)] = ()
     messages: Annotated[tuple[Messages, ...], Field(max_length=128)] = ()
     refused: Annotated[dict[Code, Count], Field(max_length=32)] = Field(default_factory=dict)
     sums: Annotated[tuple[Spent, ...], Field(max_length=32)] = ()

@@ -105,6 +105,7 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]
     binary, folder = program("prometheus"), tmp_path_factory.mktemp("watched")
     data, weights = tiny.write(folder / "tiny")
     settings = tiny.overrides(data, weights, "population.phones=24", "faults.malformed=0.1", "privacy.dropout=0.3")
+    settings = [*settings, "domain.enabled=true", "domain.iterations=1"]
     (folder / "runs").mkdir()
     simulate(load_config(None, settings), folder / "runs" / "spring")
     with ExitStack() as stack:

@@ -33,6 +33,7 @@ from fedcaptor.server.snapshot import (
     Cluster,
     Figure,
     Fleet,
+    Look,
     Messages,
     Phase,
     Present,
@@ -87,6 +88,10 @@ def make(**changes):
             Cluster(cluster="other", phones=Figure(value=-0.5, stddev=2.0)),
         ],
         "tiers": [Tier(tier="low", macs_ratio=0.2, parameters_ratio=0.1, bytes=1000.0)],
+        "looks": [
+            Look(look=0, phones=Figure(value=30.5, stddev=3.0), shipped=0.7, adapted=0.8, moved=True),
+            Look(look=1, phones=Figure(value=9.5, stddev=3.0), shipped=0.9, adapted=0.9, moved=False),
+        ],
         "messages": [
             Messages(phase="usage", step="vector", results={"ok": 70, "late": 3, "lost": 4}, down=500, up=600)
         ],
@@ -152,6 +157,11 @@ def test_a_scrape_gives_the_snapshots_figures(exporter, tmp_path):
         ("fedcaptor_phones_online",): 39,
         ("fedcaptor_phones_enrolled",): 44,
         ("fedcaptor_phones_other_weights",): 0,
+        ("fedcaptor_looks",): 2,
+        ("fedcaptor_look_phones", ("look", "0")): 30.5,
+        ("fedcaptor_look_phones_stddev", ("look", "1")): 3.0,
+        ("fedcaptor_look_adapted", ("look", "1")): 0,
+        ("fedcaptor_look_accuracy_ratio", ("look", "0"), ("model", "adapted")): 0.8,
         ("fedcaptor_asked_phones_total", ("phase", "usage")): 120,
         ("fedcaptor_answered_phones_total", ("phase", "usage")): 110,
         ("fedcaptor_round",): 3,
@@ -264,6 +274,7 @@ def test_series_are_bounded(exporter, tmp_path):
         fleet=Fleet(**{name: figure for name in Fleet.model_fields if name != "download_ratio"}, download_ratio=1.0),
         clusters=[Cluster(cluster=name, phones=figure, macs_ratio=0.5, parameters_ratio=0.5) for name in clusters],
         tiers=[Tier(tier=f"tier {n}", macs_ratio=1, parameters_ratio=1, bytes=1) for n in range(4)],
+        looks=[Look(look=n, phones=figure, shipped=0.5, adapted=0.5, moved=True) for n in range(8)],
         phases=[Phase(phase=kind, count=1, seconds=1, asked=1, answered=1) for kind in kinds],
         messages=[
             Messages(phase=kind, step=step, results=dict.fromkeys((*RESULTS, "invented"), 1))
@@ -292,7 +303,7 @@ def test_series_are_bounded(exporter, tmp_path):
     assert labels["result"] == {*RESULTS, "other"}
     assert set(labels) == {
         "run", "digest", "version", "python", "network", "weights", "status", "mark", "phase", "step", "result",
-        "direction", "reason", "cluster", "tier", "sum", "le",
+        "direction", "reason", "cluster", "tier", "look", "model", "sum", "le",
     }  # fmt: skip
 
 

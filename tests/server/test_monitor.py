@@ -15,12 +15,13 @@ import pytest
 
 from fedcaptor.common.config import Config, load_config
 from fedcaptor.common.errors import PostponedError
+from fedcaptor.common.statistics import LOOK
 from fedcaptor.server import monitor as monitors
 from fedcaptor.server import snapshot
 from fedcaptor.server.cluster_submodels import ClusterSubmodels
 from fedcaptor.server.monitor import Monitor, figures_of
-from fedcaptor.server.record import Delivered, PhaseRecord, RoundRecord, RunRecord
-from fedcaptor.server.snapshot import Figure, Snapshot
+from fedcaptor.server.record import Delivered, LookRecord, PhaseRecord, RoundRecord, RunRecord
+from fedcaptor.server.snapshot import Figure, Look, Snapshot
 from tests.common.small_groups import small_groups
 
 GROUPS = small_groups()
@@ -122,6 +123,20 @@ def test_every_private_figure_has_its_error() -> None:
     assert [cluster.phones.value for cluster in found.clusters] == [30.5, 9.5]
     # Three blocks of three classes became two clusters: one of them may hold two blocks.
     assert [cluster.phones.stddev for cluster in found.clusters] == pytest.approx([2.0 * np.sqrt(3 * 2)] * 2)
+
+
+def test_looks_are_told_from_the_first_round_on_and_their_phones_with_an_error() -> None:
+    length = LOOK.length(GROUPS, 1)
+    sums = tuple({"name": f"1-look-{n}", "length": 4 * length, "rho": 0.1, "deviation": 1.5} for n in range(3))
+    phases = (PhaseRecord(1, "look-2", 1.0, asked=40, replies=10), PhaseRecord(1, "adaptation", 1.0))
+    looks = (LookRecord(30.0, shipped=0.7, adapted=0.8, moved=True), LookRecord(9.0, 0.9, 0.9, moved=False))
+    found = in_snapshot(record(phases=phases, sums=sums, looks=looks)).looks
+    # A phone is counted by half; a quarter of the shares of noise; four blocks became two looks: one may hold three.
+    assert found[0] == Look(
+        look=0, phones=Figure(value=30.0, stddev=1.5 / 2 / 0.5 * np.sqrt(3)), shipped=0.7, adapted=0.8, moved=True
+    )
+    assert [each.moved for each in found] == [True, False]
+    assert in_snapshot(record()).looks == ()
 
 
 def test_before_the_first_round_nothing_is_claimed() -> None:
