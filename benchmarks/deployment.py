@@ -128,7 +128,7 @@ class Fleet:
 def wait_for_superlink(process: subprocess.Popen[bytes], port: int, ca: Path) -> None:
     context = ssl.create_default_context(cafile=ca)
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context))
-    for _ in range(150):
+    for _ in range(600):
         assert process.poll() is None
         try:
             with opener.open(f"https://localhost:{port}/health", timeout=2):

@@ -40,7 +40,8 @@ class FleetLoad(Benchmark):
 
     First a round of FedCAPTOR without noise (four masked sums, a delivery), then Flower's FedAvg over arrays of its
     messages' mean size, with as many messages, through the same SuperLink. CPU seconds are of SuperLink and of the
-    run's process. The phones share the cores with them, so messages a second are of the whole machine.
+    run's process. The phones share the cores with them, so messages a second are of the whole machine. A row takes 50
+    messages a phone: with 40 phones a quarter of an hour, and longer where the machine does other things.
 
     Example: python -m benchmarks fleet --phones 10,40 --json benchmarks/results/fleet.json
     """

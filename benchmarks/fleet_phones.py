@@ -1,6 +1,7 @@
 """Many resident phones in one process, each with a connection and a key of its own; run as a program.
 
-They answer FedCAPTOR's questions as simulated phones do, and Flower's `train` by what they were sent.
+They look for messages as often as the client does by default, answer FedCAPTOR's questions as simulated phones do, and
+Flower's `train` by what they were sent.
 """
 
 from __future__ import annotations
@@ -20,14 +21,12 @@ from fedcaptor.client.app import make_app
 from fedcaptor.client.fleet import connected
 from fedcaptor.client.node_key import node_key
 from fedcaptor.client.phone import Phone
-from fedcaptor.client.resident import SOON
+from fedcaptor.client.resident import pause
 from fedcaptor.common.config import load_config
 from fedcaptor.common.errors import LinkError
 from fedcaptor.common.files import write_whole
 from fedcaptor.simulations.phones import simulated_phone
 from fedcaptor.simulations.runner import build_world
-
-POLL_SECONDS = 1.0
 
 Answer = Callable[[Message, int, int], Message]
 """Makes the reply to a message, of a phone by its number and its node's id."""
@@ -47,24 +46,26 @@ class Counted:
             write_whole(self._file, json.dumps(self._total).encode())
 
 
-def serve(port: int, folder: Path, number: int, answer: Answer, counted: Counted, stop: Event) -> None:
+def serve(
+    port: int, folder: Path, number: int, answer: Answer, poll_seconds: float, counted: Counted, stop: Event
+) -> None:
     """Answer the messages of one phone until `stop`."""
     key, roots = node_key(folder / f"node{number}"), (folder / "ca.pem").read_bytes()
     while not stop.is_set():
         try:
             with connected(f"localhost:{port}", roots, key, 1 << 26) as link:
                 counted.add(connected=1)
-                quiet = time.monotonic()
+                quiet, usual = time.monotonic(), 0.0
                 while not stop.is_set():
                     message = link.receive()
                     if message is not None:
+                        usual = time.monotonic() - quiet
                         reply = answer(message, number, link.node_id)
                         link.send(reply, 0.0)
                         sizes = {"received_bytes": size_of(message), "sent_bytes": size_of(reply)}
                         counted.add(messages=1, **sizes)
                         quiet = time.monotonic()
-                    wait = min(POLL_SECONDS, SOON + (time.monotonic() - quiet) / 4)
-                    stop.wait(wait * random.uniform(0.8, 1))
+                    stop.wait(pause(time.monotonic() - quiet, usual, poll_seconds) * random.uniform(0.8, 1))
         except LinkError as error:
             print(number, error, file=sys.stderr, flush=True)
             stop.wait(1)
@@ -91,11 +92,12 @@ def main(folder: Path, port: int, phones: int) -> None:
         context = Context(message.metadata.run_id, node, {"partition-id": number}, RecordDict(), {})
         return app(message, context)
 
+    poll_seconds = world.config.device.poll_seconds
     counted, stop = Counted(folder / "phones.json"), Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     threads = [
-        Thread(target=serve, args=(port, folder, number, answer, counted, stop), daemon=True)
+        Thread(target=serve, args=(port, folder, number, answer, poll_seconds, counted, stop), daemon=True)
         for number in range(phones)
     ]
     for thread in threads:
