@@ -77,6 +77,12 @@ def revoke(deployment: Deployment, name: str) -> None:
         _tell_services(deployment)
 
 
+def tell_superlink(deployment: Deployment) -> None:
+    """Let the SuperLink know who is enrolled, whoever started it. Raises SuperLinkAwayError where it is away."""
+    with alone(deployment):
+        superlink.enrol(deployment)
+
+
 def _tell_services(deployment: Deployment) -> None:
     """Let catalogue and SuperLink know; a SuperLink that is away hears of it from the next `up`."""
     write_catalogue_keys(deployment)

@@ -99,12 +99,13 @@ def down(deployment: Deployment, say: Callable[[str], object]) -> None:
 
 
 def status(deployment: Deployment) -> list[Running]:
-    """Tell how each service is."""
-    supervisor = _supervisor(deployment)
-    known: dict[str, Any] = {}
-    if supervisor is not None:
-        known = {found["name"]: found for found in supervisor.supervisor.getAllProcessInfo()}
-    return [_running(service, known.get(service.name)) for service in services_of(deployment)]
+    """Tell how each service is; without a supervisor, by its process, as systemd or a container may run it."""
+    supervisor, services = _supervisor(deployment), services_of(deployment)
+    if supervisor is None:
+        found = processes_of(deployment)
+        return [_running_elsewhere(service, found) for service in services]
+    known = {found["name"]: found for found in supervisor.supervisor.getAllProcessInfo()}
+    return [_running(service, known.get(service.name)) for service in services]
 
 
 def end_leftovers(deployment: Deployment, say: Callable[[str], object] = lambda text: None) -> None:
@@ -170,6 +171,19 @@ def _running(service: Service, known: dict[str, Any] | None) -> Running:
     if state == "running":
         since = float(known["now"] - known["start"])
     return Running(service.name, service.about, state, int(known["pid"]), since, note=str(known["spawnerr"]))
+
+
+def _running_elsewhere(service: Service, processes: Iterable[psutil.Process]) -> Running:
+    """Tell how a service is by its arguments among those of the deployment's processes, the oldest of which counts."""
+    arguments, found = " ".join(service.command[1:]), []
+    for process in processes:
+        with suppress(psutil.Error):
+            if arguments in " ".join(process.cmdline()):
+                found.append((process.create_time(), process.pid))
+    if not found:
+        return _running(service, None)
+    began, pid = min(found)
+    return Running(service.name, service.about, "running", pid, time.time() - began, note="(not by deploy up)")
 
 
 def _start(

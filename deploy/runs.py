@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from fedcaptor.common.errors import FedcaptorError, StateError
 from fedcaptor.common.flower import FAILED, POSTPONED
+from fedcaptor.deploy.enrolment import tell_superlink
 from fedcaptor.deploy.folder import Deployment
 from fedcaptor.deploy.superlink import FlowerRun, SuperLink, SuperLinkAwayError, connected
 from fedcaptor.server import snapshot
@@ -48,6 +49,7 @@ def run(deployment: Deployment, name: str, say: Callable[[str], object], rounds:
                     failures.append(f"{end}: {text.removeprefix(begin)}")
 
         with connected(deployment) as superlink:
+            _patiently(lambda: tell_superlink(deployment))
             run_id = _patiently(lambda: _begun(superlink, _run_config(deployment, name, rounds), say))
             ended = _follow(superlink, run_id, hear)
         if ended is not None and ended.completed:

@@ -8,8 +8,11 @@ import shutil
 import stat
 import subprocess
 import sys
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import jsonschema
 import pytest
@@ -21,7 +24,7 @@ from fedcaptor.client.node_key import make_node_key
 from fedcaptor.common.assets import asset
 from fedcaptor.common.config import load_config
 from fedcaptor.common.errors import ConfigError, PrivacyError
-from fedcaptor.deploy import enrolment
+from fedcaptor.deploy import enrolment, processes
 from fedcaptor.deploy.certificates import days_left, make_authority, make_server_certificate, names_of, read_certificate
 from fedcaptor.deploy.create import Wanted, create, issue_certificate
 from fedcaptor.deploy.environment import read_environment
@@ -197,6 +200,24 @@ def test_the_compose_file_has_the_same_services(made: Deployment) -> None:
     assert services["superlink"]["environment"]["FEDCAPTOR_SIGNING_KEY"] == str(made.operator_key)
     assert {service["network_mode"] for service in services.values()} == {"host"}
     assert not any(str(asset("")) in str(service) for service in services.values())  # the image has no checkout
+
+
+def test_services_that_a_container_runs_are_told_by_their_processes(
+    made: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The program has another path inside, and restarts leave a younger child with the same arguments."""
+    superlink, began = services_of(made)[0], time.time() - 60
+
+    def process(pid: int, create_time: float, *words: str) -> Any:
+        return SimpleNamespace(pid=pid, cmdline=lambda: list(words), create_time=lambda: create_time)
+
+    words = "/usr/bin/python3", "/usr/local/bin/flower-superlink", *superlink.command[1:]
+    found = [process(8, began + 9, *words), process(7, began, *words), process(6, began, "nginx")]
+    monkeypatch.setattr(processes, "processes_of", lambda deployment: found)
+    states = {one.name: one for one in processes.status(made)}
+    assert (states["superlink"].state, states["superlink"].pid) == ("running", 7)
+    assert 60 <= states["superlink"].since < 600
+    assert states["catalogue"].state == "down"
 
 
 def test_the_image_has_what_services_need(made: Deployment) -> None:

@@ -82,12 +82,18 @@ class Link:
 def test_a_superlink_that_is_away_is_waited_for_and_gets_the_run_once(
     deployment: Deployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    link, said = Link(), []
+    link, said, told = Link(), [], []
+
+    def tell(of: Deployment) -> None:
+        told.append(of)
+        link._answer()
+
     monkeypatch.setattr(runs, "connected", lambda deployment: nullcontext(link))
+    monkeypatch.setattr(runs, "tell_superlink", tell)
     monkeypatch.setattr(runs.time, "sleep", lambda seconds: None)
     with pytest.raises(StateError, match="run run-0001 failed: too few phones"):
         runs.run(deployment, "run-0001", said.append)
-    assert link.started == 1
+    assert (link.started, set(told)) == (1, {deployment})
     assert said == ["run run-0001 is under way: following it", "the run failed: too few phones"]
 
 
