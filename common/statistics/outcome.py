@@ -35,7 +35,8 @@ class Outcome(Statistic):
 
     The eight figures are never all one. A phone that keeps the full model escalates nothing, and a submodel of m of the
     MACs that hands e of the images to the full model is kept for m + e < 1 alone, so that m² + e² < 1: both stay within
-    √7. With another fallback a submodel of nearly full size that escalates nearly all would be scaled down by the clip.
+    √7. With another fallback, or where the full model is too large for the phone, a submodel of nearly full size that
+    escalates nearly all would be scaled down by the clip, by 7 % at most.
     """
 
     name = kind = "outcome"
