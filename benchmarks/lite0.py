@@ -171,10 +171,8 @@ def narrowed(
         STD,
     )
     logits = np.concatenate([base.scores(x[start : start + BATCH]) for start in range(0, len(x), BATCH)])
-    found = calibrate(logits, labels)
-    last = {name: (tensor / found.temperature).astype(np.float32) for name, tensor in last.items()}
-    last["_fc.bias"] += found.bias.astype(np.float32)
-    return state | last, {name: (x, np.searchsorted(outputs, y)) for name, (x, y) in parts.items()}
+    calibrated = base.calibrated(calibrate(logits, labels))
+    return calibrated, {name: (x, np.searchsorted(outputs, y)) for name, (x, y) in parts.items()}
 
 
 def command(

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from torch import nn
 
 from fedcaptor.common.arrays import Array, Images, Indices
+from fedcaptor.common.calibration import Calibration
 from fedcaptor.common.class_names import Names
 from fedcaptor.common.domain import adapted
 from fedcaptor.common.errors import ModelError, NormalisationWarning
@@ -129,8 +130,22 @@ class BaseModel:
     @property
     def output_weights(self) -> Array:
         """Return what the last layer weighs each class by, [classes, …]."""
-        last = next(group for group in self.groups.groups if group.output)
-        return np.asarray(self.state[f"{last.producers[0]}.weight"]).reshape(last.channels, -1)
+        return np.asarray(self.state[f"{self._last_layer}.weight"]).reshape(self.groups.classes, -1)
+
+    def calibrated(self, found: Calibration) -> State:
+        """Return the tensors with a calibration folded into the last layer, whose scores are then log-likelihoods.
+
+        Raises ModelError where that layer has no bias.
+        """
+        weight, bias = (f"{self._last_layer}.{part}" for part in ("weight", "bias"))
+        if bias not in self.state:
+            raise ModelError(f"{self.name}: {self._last_layer} has no bias to calibrate: give the last layer one")
+        scaled = {name: np.asarray(self.state[name]) / np.float32(found.temperature) for name in (weight, bias)}
+        return self.state | scaled | {bias: scaled[bias] + found.bias.astype(np.float32)}
+
+    @property
+    def _last_layer(self) -> str:
+        return next(group.producers[0] for group in self.groups.groups if group.output)
 
     def scores(self, images: Images) -> npt.NDArray[np.float32]:
         """Compute logits, float32 [N, classes], of uint8 images [N, H, W, C]."""

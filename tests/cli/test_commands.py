@@ -57,6 +57,25 @@ def test_train_writes_weights_with_what_was_measured(small: tuple[Path, Path]) -
     assert re.fullmatch(r"\([0-9.]+,\)", metadata["mean"])
 
 
+def test_calibrated_weights_are_of_a_network_whose_outputs_can_be_believed(
+    small: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """A bias that training on uneven classes would leave is found and taken out."""
+    data, weights = small
+    state, metadata = load_state(weights)
+    bias = next(name for name in reversed(state) if name.endswith(".bias"))
+    save_state(tmp_path / "uneven.safetensors", state | {bias: state[bias] + np.float32([4, 0, 0])}, metadata)
+    words = ["--weights", str(tmp_path / "uneven.safetensors"), "--data", str(data)]
+    said = ran("calibrate", "small-cnn", *words, "--out", str(tmp_path / "even.safetensors"))
+    before, after = map(float, re.findall(r"([0-9.]+)% ", said.replace("now", " ")))
+    assert after > before
+    found, kept = load_state(tmp_path / "even.safetensors")
+    assert kept == metadata
+    moved = found[bias] - state[bias].astype(np.float32)
+    assert moved[0] - moved[1:].mean() < 3  # of the 4 that were added
+    assert list(found) == list(state)
+
+
 def test_inspect_shows_what_is_cut_together(small: tuple[Path, Path]) -> None:
     data, weights = small
     words = ["inspect", "small-cnn", "--weights", str(weights), "--data", str(data)]
