@@ -96,6 +96,7 @@ class Arm:
 
 
 NO_LOOKS = ("domain.enabled=false", "domain.alone=false")
+OWN_LOOK = ("domain.enabled=false", "domain.alone=true")
 LOOKS = ("domain.enabled=true", "domain.alone=false")
 NO_SCORES = ("scores.enabled=false", "visualise.enabled=false")
 NO_CLUSTERS = ("clusters.k=1", "usage.prior=0", "delivery.plans=false")
@@ -104,21 +105,17 @@ ONE_MODEL = ("personal.enabled=false", "planner.by_usage=false", "personal.refer
 
 ARMS: dict[str, Arm] = {
     "shipped": Arm("the defaults"),
-    "own-look": Arm(
-        "usage clusters, filter scores and a phone's own look", ("domain.enabled=false", "domain.alone=true")
-    ),
+    "own-look": Arm("the defaults, and each phone's own look", OWN_LOOK),
     "own-images": Arm(
         "a phone alone, without images of the server", (*ALONE, *NO_LOOKS, "personal.reference=0"), False
     ),
     "alone": Arm("a phone alone, with images of the server", (*ALONE, *NO_LOOKS), False),
-    "alone-look": Arm(
-        "… re-rendered in its own look", (*ALONE, "domain.enabled=false", "domain.alone=true"), sums=False
-    ),
+    "alone-look": Arm("a phone alone, with these re-rendered in its own look", (*ALONE, *OWN_LOOK), False),
     "usage": Arm("usage clusters of the fleet", (*NO_SCORES, *NO_LOOKS)),
-    "look": Arm("… and the fleet's looks", (*NO_SCORES, *LOOKS)),
-    "moments": Arm("… and its moments", (*NO_SCORES, *LOOKS, "domain.moments=true")),
-    "scores": Arm("usage clusters, looks and filter scores", LOOKS),
-    "one-model": Arm("one submodel for all", (*ALONE, *NO_LOOKS, *ONE_MODEL), False),
+    "look": Arm("usage clusters and looks of the fleet", (*NO_SCORES, *LOOKS)),
+    "moments": Arm("these and the fleet's moments", (*NO_SCORES, *LOOKS, "domain.moments=true")),
+    "scores": Arm("usage clusters, looks and filter scores of the fleet", LOOKS),
+    "one-model": Arm("one submodel for all, limited to own classes", (*ALONE, *NO_LOOKS, *ONE_MODEL), False),
     "oracle": Arm("clusters and each camera's batch norms in the clear", (*NO_SCORES, *LOOKS), False, clear=True),
 }
 
