@@ -30,9 +30,9 @@ KINDS = (LOOK.kind, MOMENTS.kind)
 """Sums of how photos look."""
 
 _FAR, _MANY = 3.0, 12
-"""How far looks of so many photos, or more, of a few classes lie apart by chance; of fewer, by the root of how many times
-fewer they are. At most one in a hundred phones with photos like the server's is farther, grey or in colour; all whose
-photos are blurred by a pixel or dim are, and of noisy ones (deviation 0.1) those in colour.
+"""How far looks of so many photos, or more, of a few classes lie apart by chance; of fewer, by the root of how many
+times fewer they are. At most one in a hundred phones with photos like the server's is farther, grey or in colour; all
+whose photos are blurred by a pixel or dim are, and of noisy ones (deviation 0.1) those in colour.
 """
 _WEIGHTS, _PHOTOS = "weights", "photos"  # metadata keys
 

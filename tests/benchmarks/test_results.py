@@ -52,7 +52,7 @@ def test_a_table_shows_means_spreads_and_differences(record):
     assert "| `shipped` | 92.1 ± 0.1 | 80.0 ± 0.0 | 90.0 ± 0.0 | 40.0 ± 0.0 | 25.0 ± 0.0 | 237 ± 0 | – | – |" in text
     assert "| **−2.0 ± 0.0** | **+10.1 ± 0.2** |" in text  # of a phone alone, which has no ε
     assert "| **+3.1 ± 0.2** | −0.1 ± 0.2 |" in text
-    assert text.index("### clean: photos like the training images") < text.index("### looks: four kinds of cameras")
+    assert text.index("### clean, 30 photos a phone") < text.index("### looks, 30 photos a phone")
     assert "1,000 phones, ε = 8 where the fleet is asked. Seeds 0, 1, 2." in text
 
 
