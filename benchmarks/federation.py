@@ -165,6 +165,8 @@ class Federation(Benchmark):
             raise ConfigError(f"epsilon is {self.epsilon!r}, must be different values above 0 such as 8,2")
         if 0 in numbers(self.images) and set(self.worlds.split(",")) - {"cold", "owners"}:
             raise ConfigError("images 0 is for the worlds cold and owners alone: name these, or give 1 or more")
+        if "owners" in self.worlds.split(",") and (self.weights or self.data != "embedded"):
+            raise ConfigError("the world owners has images and weights of its own: leave out --data and --weights")
         if self.sample > min(numbers(self.phones)):
             raise ConfigError(f"sample is {self.sample}, must be at most the fewest phones: lower it")
 

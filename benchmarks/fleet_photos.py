@@ -21,8 +21,8 @@ from fedcaptor.simulations.looks import drawn
 from fedcaptor.simulations.population import images_file
 from fedcaptor.simulations.runner import World
 
-UNMEASURED = 2
-"""Photos below which a phone measures nothing, as `client/own_look.py` has it."""
+FEWEST = 2
+"""Photos that a phone needs to measure its look, as `client/own_look.py` has it."""
 
 
 @dataclass(eq=False)
@@ -66,7 +66,7 @@ class Photos:
         found: list[Floats | None] = []
         for number in range(len(self.use)):
             photos = self.own(number)
-            found.append(look_of(photos) if len(photos) >= UNMEASURED else None)
+            found.append(look_of(photos) if len(photos) >= FEWEST else None)
             self.on_phase("looks", number + 1, len(self.use))
         return found
 

@@ -77,6 +77,7 @@ def test_an_arm_without_sums_has_one_row_for_all_budgets() -> None:
         ({"arms": "none"}, "arm 'none' is unknown, known are shipped,"),
         ({"epsilon": "0"}, "epsilon is '0', must be"),
         ({"images": "0"}, "images 0 is for the worlds cold and owners alone"),
+        ({"worlds": "owners", "data": "own.npz"}, "the world owners has images and weights of its own"),
         ({"phones": "10"}, "sample is 20, must be at most the fewest phones"),
     ],
 )
