@@ -1,171 +1,322 @@
-"""What federation brings: the same phones, seeds, budget and ε, with one part more from arm to arm."""
+"""What federation brings, and where: the same phones and seeds in different worlds, by what a phone has of others."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
+import numpy as np
 from typer import Option
 
-from benchmarks.command import SHARED, Benchmark
+from benchmarks.command import SHARED, Benchmark, Measure
+from benchmarks.fleet_photos import AdaptedCourier, AdaptedFleet, Photos
+from benchmarks.fleet_server import Adapt, Profiles, Served, courier_args, serve_fleet
+from benchmarks.fleet_sums import Fleet
+from benchmarks.last_call import remembers_last_call
 from benchmarks.options import MinCohort
 from benchmarks.progress import OnPhase
-from benchmarks.record import Row, numbers, settings_of
-from benchmarks.stopwatch import Stopwatch
+from benchmarks.record import Row, floats, numbers, settings_of
+from benchmarks.sampled_phones import run_phones, start_phones
+from benchmarks.subsets import shown
+from fedcaptor.common.adaptation import Adaptation
 from fedcaptor.common.config import Config, load_config
+from fedcaptor.common.config.loading import parse
 from fedcaptor.common.errors import ConfigError
-from fedcaptor.simulations.local_grid import VirtualClock
+from fedcaptor.common.look import look_of
+from fedcaptor.common.torch_engine.recalibrate import moments_on
+from fedcaptor.server.adapt import published
+from fedcaptor.server.flow import Flow
 from fedcaptor.simulations.owners_world import SOURCE as OWNERS
-from fedcaptor.simulations.runner import World, local_grid, remove_run, run_rounds, simulate, weights_of
+from fedcaptor.simulations.runner import build_world
 
+CAMERAS = (
+    {"name": "sharp", "share": 0.25},
+    {"name": "blurred", "share": 0.25, "corruptions": ["blur=1.0"]},
+    {"name": "noisy", "share": 0.25, "corruptions": ["noise=0.1"]},
+    {"name": "dim", "share": 0.25, "corruptions": ["light=0.5", "contrast=0.7"]},
+)
+"""Four families of cameras, each of a fourth of the phones."""
+CHECK_SHARE, FEWEST_CHECKS = 2 / 3, 8
+IN_THE_CLEAR = 1000
+"""Photos of a camera, of all its phones together, that the arm `oracle` takes batch norms from."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A world that phones live in.
+
+    Attributes:
+        words: What it is, for the page.
+        overrides: Of the shipped configuration.
+        looks: Cameras, as `[[looks]]` of a scenario.
+        newcomers: The phones that are judged are new: they have `images` photos, while the fleet's have as many as by
+            default, and answer by their cluster's submodel where the arm publishes one.
+        own_images: Phones have as many images as their owners, whatever `images` says; rows have 0.
+    """
+
+    words: str
+    overrides: tuple[str, ...] = ()
+    looks: tuple[Mapping[str, Any], ...] = ()
+    newcomers: bool = False
+    own_images: bool = False
+
+
+WORLDS: dict[str, Setting] = {
+    "clean": Setting("photos like the training images"),
+    "looks": Setting("four kinds of cameras: sharp, blurred, noisy, dim", looks=CAMERAS),
+    "cold": Setting("new phones of the four kinds of cameras", looks=CAMERAS, newcomers=True),
+    "owners": Setting(
+        "natural owners with few images each, all their own, at most 240 of them",
+        (f"data.source={OWNERS}", "population.law=owners"),
+        own_images=True,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What a phone has of the server and of other phones.
+
+    Attributes:
+        words: What it is, for the page.
+        overrides: Of the shipped configuration.
+        sums: Private sums over the fleet are used: ε counts.
+        clear: Batch norms are taken from all photos of each camera in the clear.
+    """
+
+    words: str
+    overrides: tuple[str, ...] = ()
+    sums: bool = True
+    clear: bool = False
+
+
+NO_LOOKS = ("domain.enabled=false", "domain.alone=false")
+OWN_LOOK = ("domain.enabled=false", "domain.alone=true")
+LOOKS = ("domain.enabled=true", "domain.alone=false")
 NO_SCORES = ("scores.enabled=false", "visualise.enabled=false")
 NO_CLUSTERS = ("clusters.k=1", "usage.prior=0", "delivery.plans=false")
-NO_REFERENCE = ("personal.reference=0",)
-ONE_FOR_ALL = ("personal.enabled=false", "planner.by_usage=false")
+ALONE = (*NO_CLUSTERS, *NO_SCORES)
+ONE_MODEL = ("personal.enabled=false", "planner.by_usage=false", "personal.reference=0")
 
-ARMS: dict[str, tuple[str, ...]] = {
-    "alone": (*NO_REFERENCE, *NO_CLUSTERS, *NO_SCORES),
-    "reference": (*NO_CLUSTERS, *NO_SCORES),
-    "clusters": NO_SCORES,
-    "scores": (),
-    "one-for-all": (*ONE_FOR_ALL, *NO_REFERENCE, *NO_CLUSTERS, *NO_SCORES),
+ARMS: dict[str, Arm] = {
+    "shipped": Arm("the defaults"),
+    "own-look": Arm("the defaults, and each phone's own look", OWN_LOOK),
+    "own-images": Arm(
+        "a phone alone, without images of the server", (*ALONE, *NO_LOOKS, "personal.reference=0"), False
+    ),
+    "alone": Arm("a phone alone, with images of the server", (*ALONE, *NO_LOOKS), False),
+    "alone-look": Arm("a phone alone, with these re-rendered in its own look", (*ALONE, *OWN_LOOK), False),
+    "usage": Arm("usage clusters of the fleet", (*NO_SCORES, *NO_LOOKS)),
+    "look": Arm("usage clusters and looks of the fleet", (*NO_SCORES, *LOOKS)),
+    "moments": Arm("these and the fleet's moments", (*NO_SCORES, *LOOKS, "domain.moments=true")),
+    "scores": Arm("usage clusters, looks and filter scores of the fleet", LOOKS),
+    "one-model": Arm("one submodel for all, limited to own classes", (*ALONE, *NO_LOOKS, *ONE_MODEL), False),
+    "oracle": Arm("clusters and each camera's batch norms in the clear", (*NO_SCORES, *LOOKS), False, clear=True),
 }
-"""Overrides of the shipped configuration. `scores` is the shipped one: all parts on."""
-
-CHECK_SHARE, FEWEST_CHECKS = 2 / 3, 8
-WORLDS = ("habits", "owners")
-OWN_IMAGES = 0
-"""What a row has for the number of images where each owner has a number of her own."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Federation(Benchmark):
-    """What federation brings over a phone alone, and over one submodel for all.
+    """What federation brings over a phone alone, and where: worlds by arms.
 
-    Arms, each with one part more: alone (own images only), + the server's reference images, + private usage clusters,
-    + private filter scores; and one submodel of all classes for everybody. A row takes one or two minutes with
-    100 phones. Ctrl-C stops it, the same command goes on.
+    The whole fleet takes part in the private sums without being run: looks, moments and usage vectors are those of the
+    phones' own photos, the noise is that of the accounting for so many phones. A sample of the phones is run to its
+    end with what the server published, and judged. A row takes about half a minute with a small network and 1,000
+    phones. Ctrl-C stops it, the same command goes on.
 
-    Example: python -m benchmarks federation --seeds 0..2 --images 100,30,12 --json benchmarks/results/federation.json
+    Worlds: clean (photos like the training images), looks (four kinds of cameras), cold (new phones of these with
+    `--images`, 0 too, judged by their cluster's submodel), owners (natural owners with few images).
+
+    Arms: shipped (the defaults), own-images and alone (nothing of the fleet; without and with images of the server),
+    alone-look (these re-rendered in the phone's own look), usage (the fleet's usage clusters), look (and its looks),
+    moments (and its moments), scores (usage, looks and filter scores), own-look (the defaults and the phone's own
+    look), one-model (one submodel for all), oracle (each camera's batch norms, of all photos in the clear).
+
+    Example: python -m benchmarks federation --worlds clean,looks --images 30 --phones 1000 --seeds 0..4 --epsilon 8
+    --json benchmarks/results/federation.json
     """
 
-    seeds: Annotated[str, Option(help="Seeds: 0..2 or 0,5,7. Phones, images and noise follow from them.")] = "0"
-    images: Annotated[str, Option(help="Images a phone learns its owner from, one or more numbers.")] = "100"
-    world: Annotated[
-        str, Option(help="habits, or owners: natural owners with few images each, all their own."), SHARED
-    ] = "habits"
-    phones: Annotated[int, Option(min=20, help="Simulated phones."), SHARED] = 100
+    worlds: Annotated[str, Option(help="Worlds, separated by commas.")] = "clean,looks"
+    arms: Annotated[str, Option(help="Arms, separated by commas.")] = ",".join(ARMS)
+    images: Annotated[str, Option(help="Photos that a phone learns its owner from, one or more numbers.")] = "30"
+    phones: Annotated[str, Option(help="Phones of the fleet, one or more numbers.")] = "1000"
+    seeds: Annotated[str, Option(help="Seeds: 0..4 or 0,5,7. Phones, photos and noise follow from them.")] = "0"
+    epsilon: Annotated[str, Option(help="privacy.epsilon, one or more.")] = "8"
+    model: Annotated[str, Option(help="Registered model, or your own as package.module:factory.")] = "small-cnn"
+    weights: Annotated[Path | None, Option(help="Its weights, safetensors; the shipped ones if not given.")] = None
+    data: Annotated[str, Option(help="Source of all images, with a key `split` where parts are fixed.")] = "embedded"
+    sample: Annotated[int, Option(min=1, help="Phones that are run and judged."), SHARED] = 20
+    test_images: Annotated[int, Option(min=1, help="Test images of a phone."), SHARED] = 120
     min_cohort: MinCohort = 20
-    epsilon: Annotated[float, Option(help="privacy.epsilon of each run."), SHARED] = 8.0
-    keep: Annotated[Path | None, Option(help="Keep each run's folder in this one.")] = None
+    overrides: Annotated[
+        list[str] | None, Option("--set", help="section.key=value of all runs, may be repeated."), SHARED
+    ] = None
 
-    def config(self, arm: str, images: int, seed: int) -> Config:
-        """Return the configuration of one run: `images` a phone to learn from, check images in proportion."""
-        if self.world == "owners":
-            world = [f"data.source={OWNERS}", "population.law=owners"]
-        else:
-            checks = max(FEWEST_CHECKS, round(CHECK_SHARE * images))
-            world = [f"population.use_images={images}", f"population.check_images={checks}"]
+    def __post_init__(self) -> None:
+        for text, known, what in ((self.worlds, WORLDS, "world"), (self.arms, ARMS, "arm")):
+            if unknown := [name for name in text.split(",") if name not in known]:
+                raise ConfigError(f"{what} {unknown[0]!r} is unknown, known are {', '.join(known)}")
+        if not (found := floats(self.epsilon)) or not all(0 < value < np.inf for value in found):
+            raise ConfigError(f"epsilon is {self.epsilon!r}, must be different values above 0 such as 8,2")
+        if 0 in numbers(self.images) and set(self.worlds.split(",")) - {"cold", "owners"}:
+            raise ConfigError("images 0 is for the worlds cold and owners alone: name these, or give 1 or more")
+        if "owners" in self.worlds.split(",") and (self.weights or self.data != "embedded"):
+            raise ConfigError("the world owners has images and weights of its own: leave out --data and --weights")
+        if self.sample > min(numbers(self.phones)):
+            raise ConfigError(f"sample is {self.sample}, must be at most the fewest phones: lower it")
+
+    def config(self, key: Mapping[str, Any]) -> Config:
+        """Return the configuration of a row: of its world, then of its arm."""
+        world, arm = WORLDS[key["world"]], ARMS[key["arm"]]
+        images = key["images"]
+        checks = max(FEWEST_CHECKS, round(CHECK_SHARE * images))
+        photos = (f"population.use_images={images}", f"population.check_images={checks}")
+        epsilon = key["epsilon"]
         return load_config(
-            None,
+            parse({"looks": [dict(look) for look in world.looks]}),
             [
-                *world,
-                f"population.phones={self.phones}",
+                f"data.source={self.data}",
+                f"model.name={self.model}",
+                *([f"model.weights={self.weights}"] if self.weights else []),
+                *(() if world.newcomers or world.own_images else photos),
+                f"population.phones={key['phones']}",
+                f"population.test_images={self.test_images}",
                 f"privacy.min_cohort={self.min_cohort}",
-                f"privacy.epsilon={self.epsilon}",
-                f"run.seed={seed}",
-                *ARMS[arm],
+                f"run.seed={key['seed']}",
+                *world.overrides,
+                *(self.overrides or ()),
+                *arm.overrides,
+                "privacy.noise=false" if epsilon is None else f"privacy.epsilon={epsilon}",
             ],
         )
 
-    def __post_init__(self) -> None:
-        if self.world not in WORLDS:
-            raise ConfigError(f"world is {self.world!r}, must be one of {', '.join(WORLDS)}")
-
     def shared(self) -> dict[str, Any]:
-        config = self.config("scores", 60, 0)
-        return {**super().shared(), **settings_of(config), "ladder": list(config.personal.ladder)}
+        plain = replace(self, model="small-cnn", weights=None, data="embedded")
+        defaults = plain.config(
+            {"world": "clean", "arm": "shipped", "images": 60, "phones": 100, "epsilon": 8.0, "seed": 0}
+        )
+        return {
+            **super().shared(),
+            **settings_of(defaults),
+            "model": self.model,
+            "weights": self.weights.name if self.weights else "shipped",
+            "data": shown(self.data),
+            "looks": defaults.domain.enabled,
+            "own_look": defaults.domain.alone,
+        }
 
     def options(self) -> dict[str, Any]:
-        return {**super().options(), "keep": None}
+        return {**super().options(), "data": shown(self.data)}
 
     def row_keys(self) -> list[Row]:
-        images = [OWN_IMAGES] if self.world == "owners" else numbers(self.images)
-        rows = product(numbers(self.seeds), images, ARMS)
-        return [{"arm": arm, "images": images, "seed": seed} for seed, images, arm in rows]
-
-    def measure(self, key: Mapping[str, Any], on_phase: OnPhase) -> dict[str, Any]:
-        """Simulate once; return the figures of its row."""
-        config, watch = self.config(key["arm"], key["images"], key["seed"]), Stopwatch()
-
-        def engine(world: World) -> Any:
-            clock = VirtualClock()
-            return run_rounds(world, local_grid(world, clock, watch.around), on_phase, clock)
-
-        with self._folder(key) as directory:
-            summary = simulate(config, directory, on_phase, engine)
-            phones = json.loads((directory / "details.json").read_text())["phones"]
-        seconds = {
-            "personal_seconds": watch.each("query.deliver", self.phones),
-            "sums_seconds": watch.each("query.masked", self.phones),
-        }
-        figures = _of_phones if config.personal.enabled else _of_the_shared_model
-        return figures(summary, phones, weights_of(config).stat().st_size) | _reference_lines(summary) | seconds
+        """Return the rows seed by seed, so that a run that was stopped has whole seeds; an arm without private sums has
+        no ε, and one row for all.
+        """
+        found: dict[tuple[Any, ...], Row] = {}
+        arms = self.arms.split(",")
+        every = product(numbers(self.seeds), self.worlds.split(","), numbers(self.images), numbers(self.phones), arms)
+        for seed, world, images, phones, arm in every:
+            for epsilon in floats(self.epsilon) if ARMS[arm].sums else [None]:
+                count = 0 if WORLDS[world].own_images else images
+                row = {"world": world, "arm": arm, "images": count, "phones": phones, "epsilon": epsilon, "seed": seed}
+                found[tuple(row.values())] = row
+        return list(found.values())
 
     @contextmanager
-    def _folder(self, key: Mapping[str, Any]) -> Iterator[Path]:
-        """Give a folder that goes away with its row, or a new one under `keep`: half a run has no timing."""
-        if self.keep is None:
-            with TemporaryDirectory(prefix="benchmark-") as folder:
-                yield Path(folder)
+    def measuring(self, on_phase: OnPhase) -> Iterator[Measure]:
+        with TemporaryDirectory(prefix="benchmark-") as folder:
+            yield Measurement(self, Path(folder), on_phase).measure
+
+
+@dataclass(eq=False)
+class Measurement:
+    """Measures rows; those that come one after the other share their population."""
+
+    settings: Federation
+    folder: Path
+    on_phase: OnPhase
+    _profiles: dict[tuple[Any, ...], Profiles] = field(default_factory=dict)
+
+    def measure(self, key: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the figures of one row."""
+        config, arm, setting = self.settings.config(key), ARMS[key["arm"]], WORLDS[key["world"]]
+        photos = self._photos(*(key[part] for part in ("world", "images", "phones", "seed")))
+        world = replace(photos.world, config=config)
+        scored = config.scores.enabled
+        before = self._shipped(photos, scored and not config.domain.enabled)  # else scores are asked for once adapted
+        fleet = AdaptedFleet(photos, before, scored)
+        courier = AdaptedCourier(**courier_args(world, world.phones), fleet=fleet)
+        pictures = key["world"] == "owners", config.visualise.enabled, key["seed"]
+        served = serve_fleet(
+            world,
+            courier,
+            self._profiles.setdefault(pictures, []),
+            adapt=in_the_clear(photos) if arm.clear else None,
+            on_phase=self.on_phase,
+        )
+        sample = range(min(self.settings.sample, world.phones))
+        new = key["images"] if setting.newcomers else None
+        if new is not None and config.delivery.plans:
+            judged = start_phones(world, served, sample, new, fleet.adaptation)
         else:
-            kept = self.keep / "-".join(str(value) for value in key.values())
-            remove_run(kept)
-            yield kept
+            judged = run_phones(world, served, sample, new)
+        found = []
+        for phone in judged:
+            found.append(phone)
+            self.on_phase("sampled phones", len(found), len(sample))
+        accuracy = np.array([phone.accuracy for phone in found])
+        return {
+            "accuracy": float(np.nanmean(accuracy)),
+            "accuracy_p5": float(np.nanpercentile(accuracy, 5)),
+            "full": float(np.nanmean([phone.full for phone in found])),
+            "effective_macs": float(np.mean([phone.effective_macs for phone in found])),
+            "kept_full": float(np.mean([phone.kept_full for phone in found])),
+            "adapted": float(np.mean([phone.adapted for phone in found])),
+            "download_bytes": _bytes(served, config),
+            "clusters": len(served.round.centroids),
+            "looks": 0 if fleet.adaptation is None else len(fleet.adaptation.looks),
+            "spent_epsilon": served.epsilon,
+        }
+
+    @remembers_last_call
+    def _photos(self, world: str, images: int, phones: int, seed: int) -> Photos:
+        self.on_phase("population", 0, 1)
+        key = {"world": world, "arm": "shipped", "images": images, "phones": phones, "epsilon": 8.0, "seed": seed}
+        folder = self.folder / f"{world}-{images}-{phones}-{seed}"
+        return Photos(build_world(self.settings.config(key), folder), self.on_phase)
+
+    @remembers_last_call
+    def _shipped(self, photos: Photos, scored: bool) -> Fleet:
+        return photos.answered(scored)
 
 
-def _reference_lines(summary: Mapping[str, Any]) -> dict[str, Any]:
-    accuracy = summary["accuracy"]
-    return {
-        "full": accuracy["full"]["mean"],
-        "full_p5": accuracy["full"]["p5"],
-        "full_limited": accuracy["full_limited"]["mean"],
-        "full_limited_p5": accuracy["full_limited"]["p5"],
-        "clusters": summary["clusters"],
-        "spent_epsilon": summary["privacy"]["epsilon"],
-    }
+def in_the_clear(photos: Photos) -> Adapt:
+    """Return a phase that adapts to each camera by its photos in the clear, those of all its phones together."""
+
+    def adapt(flow: Flow, round: int) -> Adaptation:
+        base, rng = flow.base, np.random.default_rng(flow.config.run.seed)
+        looks, moments = [], []
+        for camera in np.unique(photos.cameras):
+            seen = photos.of_camera(camera)
+            chosen = seen[rng.permutation(len(seen))[:IN_THE_CLEAR]]
+            looks.append(look_of(chosen))
+            moments.append(moments_on(base, chosen))
+        parts = np.array(looks), look_of(flow.reference.x), np.array(moments)
+        adaptation = Adaptation(*(np.asarray(part, np.float32) for part in parts))
+        flow.phase(round, "adapt", lambda: published(flow, round, adaptation))
+        return adaptation
+
+    return adapt
 
 
-def _of_phones(summary: Mapping[str, Any], phones: Mapping[str, Any], weights_bytes: int) -> dict[str, Any]:
-    """Return what each phone ended with; `kept_full`: share of phones that found no submodel good enough."""
-    return {
-        "accuracy": summary["accuracy"]["personalised"]["mean"],
-        "accuracy_p5": summary["accuracy"]["personalised"]["p5"],
-        "effective_macs": summary["effective_macs_ratio"],
-        "escalated": summary["out_of_set"]["escalated_ratio"],
-        "macs": summary["macs_ratio"],
-        "kept_full": sum(ratio == 1 for ratio in phones["macs_ratio"]) / len(phones["macs_ratio"]),
-        "download_bytes": int(phones["download_bytes"][0]),
-    }
-
-
-def _of_the_shared_model(summary: Mapping[str, Any], phones: Mapping[str, Any], weights_bytes: int) -> dict[str, Any]:
-    """Return figures of the one submodel of all classes, which is downloaded whole; nothing falls back."""
-    shared = summary["cluster_only"]
-    return {
-        "accuracy": shared["accuracy_limited"]["mean"],
-        "accuracy_p5": shared["accuracy_limited"]["p5"],
-        "unlimited": shared["accuracy"]["mean"],
-        "unlimited_p5": shared["accuracy"]["p5"],
-        "effective_macs": shared["effective_macs_ratio"],
-        "escalated": 0.0,
-        "macs": shared["macs_ratio"],
-        "kept_full": 0.0,
-        "download_bytes": round(shared["parameters_ratio"] * weights_bytes),
-    }
+def _bytes(served: Served, config: Config) -> int:
+    """Return what a phone downloads beside the base model: all deliveries, or the one submodel."""
+    if not config.personal.enabled:
+        (model,) = served.models
+        return sum(tensor.numel() * tensor.element_size() for tensor in model.module.state_dict().values())
+    return sum(tensor.nbytes for _, tensors in served.deliveries for tensor in tensors.values())

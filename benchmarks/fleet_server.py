@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from flwr.app import Context, Message
 
 from benchmarks.fleet_sums import FleetCourier
 from benchmarks.progress import OnPhase
+from fedcaptor.common.adaptation import Adaptation
 from fedcaptor.common.arrays import Array, Floats, Tensors
 from fedcaptor.common.errors import StateError
 from fedcaptor.common.messages import DeliverRequest
@@ -26,6 +27,9 @@ from fedcaptor.simulations.runner import World
 
 Profiles = list[Array]
 """Class profiles of filters from pictures [F, classes], once a server has made them: servers of one seed share them."""
+
+Adapt = Callable[[Flow, int], Adaptation | None]
+"""A phase that adapts the base model, as `Phases.adapt`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,10 +59,12 @@ def serve_fleet(
     planned: bool = True,
     delivered: bool = True,
     budget: Any = None,
+    adapt: Adapt | None = None,
     on_phase: OnPhase = lambda name, done, total: None,
 ) -> Served:
     """Serve one round under `world.config` to the courier's phones; not `planned`, it ends with centroids, not
-    `delivered`, with plans. Raises PrivacyError as the server does.
+    `delivered`, with plans. `adapt`: another way than the server's to adapt the base model. Raises PrivacyError as the
+    server does.
     """
     with (
         tempfile.TemporaryDirectory(prefix="pictures-") as folder,
@@ -72,7 +78,7 @@ def serve_fleet(
             pictures=Path(folder),
             courier=courier,
             budget=budget,
-            phases=_phases(phases.phases_of(world.config), profiles, planned, delivered),
+            phases=_phases(phases.phases_of(world.config), profiles, planned, delivered, adapt),
             on_progress=on_phase,
         ) as flow,
     ):
@@ -80,7 +86,7 @@ def serve_fleet(
     return Served(record.last, record.last.submodels.submodels(world.base), courier.deliveries, record.epsilon)
 
 
-def _phases(whole: Phases, profiles: Profiles, planned: bool, delivered: bool) -> Phases:
+def _phases(whole: Phases, profiles: Profiles, planned: bool, delivered: bool, adapt: Adapt | None) -> Phases:
     """Exchange the phases that know filters' profiles already, and those that are left out."""
 
     def prefer(flow: Flow) -> Array | None:
@@ -91,7 +97,7 @@ def _phases(whole: Phases, profiles: Profiles, planned: bool, delivered: bool) -
     def no_plan(flow: Flow, round: int, centroids: Floats, preference: Array | None) -> ClusterSubmodels:
         return ClusterSubmodels((), (), (), ())
 
-    found = replace(whole, prefer=prefer)
+    found = replace(whole, prefer=prefer, adapt=adapt or whole.adapt)
     if not delivered:
         found = replace(found, deliver=lambda *_: Delivered(0.0), evaluate=lambda *_: None, collect=lambda *_: {})
     return found if planned else replace(found, plan=no_plan)

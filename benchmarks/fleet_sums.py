@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from benchmarks.last_call import remembers_last_call
 from benchmarks.progress import OnPhase
 from fedcaptor.client.usage import remembered
-from fedcaptor.common.arrays import Floats, Images, Indices, Tensors
+from fedcaptor.common.arrays import Array, Floats, Images, Indices, Tensors
 from fedcaptor.common.config import Config
 from fedcaptor.common.distances import class_shares
 from fedcaptor.common.distances import normalise as to_shares
@@ -59,29 +59,71 @@ class ImageOutputs:
     scores: npt.NDArray[np.float32]
 
     @classmethod
-    def of(cls, base: BaseModel, images: Images, on_phase: OnPhase = lambda name, done, total: None) -> ImageOutputs:
-        """Take one forward and one backward pass an image."""
+    def of(
+        cls,
+        base: BaseModel,
+        images: Images,
+        on_phase: OnPhase = lambda name, done, total: None,
+        scored: bool = True,
+    ) -> ImageOutputs:
+        """Take one forward and, where filters are `scored`, one backward pass an image."""
         logits, scores = [], []
         for start in range(0, len(images), BATCH):
             part = images[start : start + BATCH]
             logits.append(base.scores(part))
-            x, seen = to_input(part, base.mean, base.std), torch.from_numpy(logits[-1].argmax(1))
-            found = image_scores(base.module, base.groups, x, seen)
-            scores.append(np.concatenate([found[group.name].numpy() for group in base.groups.prunable], axis=1))
+            if scored:
+                x, seen = to_input(part, base.mean, base.std), torch.from_numpy(logits[-1].argmax(1))
+                found = image_scores(base.module, base.groups, x, seen)
+                scores.append(np.concatenate([found[group.name].numpy() for group in base.groups.prunable], axis=1))
             on_phase("images", start + len(part), len(images))
+        return cls(np.concatenate(logits), np.concatenate(scores) if scored else np.zeros((0, 0), np.float32))
+
+    @classmethod
+    def joined(cls, parts: Sequence[ImageOutputs]) -> ImageOutputs:
+        """Return those of all parts, one after the other."""
+        logits, scores = ([getattr(part, name) for part in parts] for name in ("logits", "scores"))
         return cls(np.concatenate(logits), np.concatenate(scores))
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Phones of a fleet that answer alike: their numbers, the base model as it is adapted to them, and all images as
+    their camera takes them.
+    """
+
+    phones: Indices
+    base: BaseModel
+    images: Array
+
+
+class OwnLooks(Protocol):
+    """How phones' photos look, and what batch norms see of them; None of a phone with too few photos."""
+
+    @property
+    def looks(self) -> Sequence[Floats | None]: ...
+
+    @property
+    def moments(self) -> Sequence[Floats | None]: ...
+
+
+class Answers(Protocol):
+    """What adds up to sums."""
+
+    def vectors(self, kind: str, numbers: Sequence[int] | Indices, tensors: Tensors) -> Floats:
+        """Return what these phones add to a sum [n, length] before they clip."""
 
 
 @dataclass(eq=False)
 class Fleet:
     """`counts` [N, C]: each phone's log of what it met. `usage` [N, C]: its distribution. `scored` [N, images]: the
-    images that it scores its filters with.
+    images that it scores its filters with, -1 for none. `own`: its looks and moments; None: it is never asked for them.
     """
 
     groups: ChannelGroups
     outputs: ImageOutputs
     counts: Floats
     scored: Indices
+    own: OwnLooks | None = None
     usage: Floats = field(init=False)
 
     def __post_init__(self) -> None:
@@ -91,20 +133,42 @@ class Fleet:
     def of(
         cls, directory: Path, config: Config, base: BaseModel, on_phase: OnPhase = lambda name, done, total: None
     ) -> Fleet:
-        """Take all phones of a population in its first round. Raises ConfigError for what would have to be run."""
-        if config.usage.corrections or config.population.law in ("owners", "partitioner"):
-            raise ConfigError("usage.corrections must be 0 and population.law one of habits, zipf, dirichlet: a fleet")
+        """Take all phones of a population of one camera in its first round."""
         visible = directory / "population"
         use = np.load(visible / "use.npy", mmap_mode="r")[0]
-        distinct, place = np.unique(use, return_inverse=True)
-        place = place.reshape(use.shape)
-        outputs = ImageOutputs.of(base, np.load(visible / "images.npy", mmap_mode="r")[distinct], on_phase)
-        counts, before = np.empty((len(use), base.groups.classes)), np.zeros(base.groups.classes)
-        for number, seen in enumerate(place):
-            shares = class_shares(softmax(outputs.logits[seen]), before)
+        everybody = Part(np.arange(len(use)), base, np.load(visible / "images.npy", mmap_mode="r"))
+        return cls.of_parts(config, use, [everybody], True, on_phase)
+
+    @classmethod
+    def of_parts(
+        cls,
+        config: Config,
+        use: Indices,
+        parts: Sequence[Part],
+        scored: bool,
+        on_phase: OnPhase,
+        own: OwnLooks | None = None,
+    ) -> Fleet:
+        """Take phones that meet the images `use` [N, images], -1 for none, in parts. Raises ConfigError for what would
+        have to be run.
+        """
+        if config.usage.corrections:
+            raise ConfigError("usage.corrections must be 0: a fleet's owners correct nothing")
+        groups, place, found, start = parts[0].base.groups, np.full(use.shape, -1), [], 0
+        for part in parts:
+            rows = use[part.phones]
+            distinct, at = np.unique(rows[rows >= 0], return_inverse=True)
+            block = place[part.phones]
+            block[rows >= 0] = at + start
+            place[part.phones], start = block, start + len(distinct)
+            found.append(ImageOutputs.of(part.base, np.array(part.images[distinct]), on_phase, scored))
+        outputs = ImageOutputs.joined(found)
+        counts, before = np.empty((len(use), groups.classes)), np.zeros(groups.classes)
+        for number, row in enumerate(place):
+            shares = class_shares(softmax(outputs.logits[row[row >= 0]]), before)
             counts[number] = remembered(before, shares, config.usage.half_life)
             on_phase("phones' usage", number + 1, len(use))
-        return cls(base.groups, outputs, counts, place[:, : config.scores.images])
+        return cls(groups, outputs, counts, place[:, : config.scores.images], own)
 
     def vectors(self, kind: str, numbers: Sequence[int] | Indices, tensors: Tensors) -> Floats:
         """Return what these phones add to a sum [n, length] before they clip."""
@@ -122,7 +186,7 @@ class Fleet:
 
 @dataclass(frozen=True, eq=False)
 class FleetPhone:
-    """A phone of a fleet, as statistics ask it. Nobody personalises or measures looks."""
+    """A phone of a fleet, as statistics ask it. Nobody personalises."""
 
     fleet: Fleet
     number: int
@@ -136,16 +200,17 @@ class FleetPhone:
 
     def filter_scores(self) -> FilterScores:
         outputs, images = self.fleet.outputs, self.fleet.scored[self.number]
+        images = images[images >= 0]
         seen = outputs.logits[images].argmax(1)
         of_class = (np.arange(self.groups.classes)[:, None] == seen).astype(np.float64)
         totals = (of_class @ outputs.scores[images]).T.astype(np.float32)
         return FilterScores(normalise([totals[rows] for rows in layer_slices(self.groups)]), of_class.any(1))
 
-    def look(self) -> None:
-        return None
+    def look(self) -> Floats | None:
+        return self.fleet.own.looks[self.number] if self.fleet.own else None
 
-    def moments(self) -> None:
-        return None
+    def moments(self) -> Floats | None:
+        return self.fleet.own.moments[self.number] if self.fleet.own else None
 
     def outcome(self) -> None:
         return None
@@ -164,7 +229,7 @@ def unaltered(kind: str, numbers: Indices, vectors: NDArray[Any]) -> NDArray[Any
 
 
 def fleet_sum(
-    fleet: Fleet,
+    fleet: Answers,
     kind: str,
     spec: SumSpec,
     tensors: Tensors,
@@ -195,7 +260,7 @@ class FleetCourier(Courier):
     `seed`: of rounding and noise, each sum with a stream of its own. `deliveries`: what was offered to the phones.
     """
 
-    fleet: Fleet
+    fleet: Answers
     seed: tuple[int, ...]
     deliveries: list[tuple[DeliverRequest, Tensors]] = field(default_factory=list)
 
@@ -215,7 +280,7 @@ class FleetCourier(Courier):
         decoded = fleet_sum(
             self.fleet, kind, spec, tensors, numbers, rng, on_phone=lambda number: self.on_reply(number + 1, count)
         )
-        plausible.check(decoded, spec, count)
+        plausible.check(decoded, spec, count, asked(kind, tensors).signed)
         return decoded, Tally(asked=count, replies=count)
 
     def deliver(self, request: DeliverRequest, tensors: Tensors, nodes: Iterable[int]) -> tuple[dict[int, int], Tally]:

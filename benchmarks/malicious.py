@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.fleet_sums import FleetCourier, fleet_sum
+from benchmarks.fleet_sums import Fleet, FleetCourier, fleet_sum
 from fedcaptor.common.arrays import Floats, Indices, Tensors
 from fedcaptor.common.errors import PrivacyError
 from fedcaptor.common.privacy.sums import SumSpec
@@ -34,6 +34,7 @@ class MaliciousCourier(FleetCourier):
     all. `discarded`: of every sum, whether it was.
     """
 
+    fleet: Fleet
     malicious: NDArray[np.bool_]
     attack: str = "none"
     target: int = 0

@@ -43,6 +43,9 @@ def summary_table(summaries: Mapping[str, Mapping[str, Any]]) -> Table:
     ]
     if any("tiers" in s for s in summaries.values()):
         rows.insert(6, ("tiers: MACs, accuracy", lambda s: "\n".join(_tier(tier) for tier in s.get("tiers", []))))
+    if any("looks" in s for s in summaries.values()):
+        title = "looks: full model as shipped, adapted; with escalations"
+        rows.insert(6, (title, lambda s: "\n".join(_look(look) for look in s.get("looks", []))))
     if any(len(s.get("accuracy_by_round", [])) > 1 for s in summaries.values()):
         rows.append(
             (
@@ -94,6 +97,11 @@ def _accuracy(spread: dict[str, float | None] | None) -> str:
 
 def _tier(tier: dict[str, Any]) -> str:
     return f"{tier['name']} ({tier['phones']}): {percent(tier['macs_ratio'])}, {percent(tier['accuracy']['mean'])}"
+
+
+def _look(look: dict[str, Any]) -> str:
+    shipped, full, personalised = (percent(look[name]) for name in ("shipped", "full", "personalised"))
+    return f"{look['name']} ({look['phones']}): {shipped}, {full}; {personalised}"
 
 
 def _images(found: dict[str, Any]) -> str:

@@ -49,7 +49,7 @@ CONTENTS = {
     DELIVERY_FILE: "pending delivery: accepted, not personalised yet",
     IDENTITY_FILE: "key that signs in masked sums",
     SCORES_FILE: "scores of filters by class, until a sum asks for them",
-    LOOK_FILE: "how the photos look, until a sum asks for it",
+    LOOK_FILE: "how the photos look",
     ADAPTATION_FILE: "published looks, and the base model's adaptation to each",
     WORK_LOG: "why the phone's own work failed the last time, if it did",
     NODE_FILE: "the phone's number at the SuperLink",

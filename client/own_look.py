@@ -29,8 +29,12 @@ logger = logging.getLogger(__name__)
 KINDS = (LOOK.kind, MOMENTS.kind)
 """Sums of how photos look."""
 
-_FAR = 3.0  # how far looks of few photos of few classes lie apart by chance, at most
-_WEIGHTS = "weights"  # metadata key
+_FAR, _MANY = 3.0, 12
+"""How far looks of so many photos, or more, of a few classes lie apart by chance; of fewer, by the root of how many
+times fewer they are. At most one in a hundred phones with photos like the server's is farther, grey or in colour; all
+whose photos are blurred by a pixel or dim are, and of noisy ones (deviation 0.1) those in colour.
+"""
+_WEIGHTS, _PHOTOS = "weights", "photos"  # metadata keys
 
 
 class OwnLook(NamedTuple):
@@ -46,7 +50,8 @@ def measure(folder: Path, shipped: Engine, images: Images, day: int) -> OwnLook 
         return None
     found = OwnLook(look_of(images), shipped.moments(images))
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / LOOK_FILE, save(found._asdict(), {DAY: str(day)}), private=True)
+    noted = {DAY: str(day), _PHOTOS: str(len(images))}
+    write_whole(folder / LOOK_FILE, save(found._asdict(), noted), private=True)
     return found
 
 
@@ -72,14 +77,14 @@ def adapted_alone(folder: Path, shipped: Engine, reference: Images, labels: Indi
     """Adapt to the phone's own look alone, and keep that; None where its look is not known, or that brings nothing.
 
     The moments are those of the server's images, re-rendered in the phone's look. The look must differ from theirs by
-    more than classes make it differ, and the adapted model must answer these images, whose labels are known, no worse
-    than the shipped model does, but for a standard error.
+    more than so many photos of a few classes make it differ, and the adapted model must answer these images, whose
+    labels are known, no worse than the shipped model does, but for a standard error.
     """
     own = read(folder)
     if own is None or labels is None or len(reference) < 2:
         return None
     source = look_of(reference)
-    if np.linalg.norm(own.look - source) > _FAR:
+    if np.linalg.norm(own.look - source) > _far(tensor_file.number_of(folder / LOOK_FILE, _PHOTOS)):
         photos = rendered(reference, own.look - source)
         moments = shipped.moments(photos)
         gain = (shipped.adapted(moments).predict(photos) == labels).astype(float) - (shipped.predict(photos) == labels)
@@ -89,6 +94,11 @@ def adapted_alone(folder: Path, shipped: Engine, reference: Images, labels: Indi
             return found
     (folder / ADAPTATION_FILE).unlink(missing_ok=True)  # of an earlier day
     return None
+
+
+def _far(photos: int) -> float:
+    """Return how far the look of so many photos lies from the server's by chance, at most."""
+    return _FAR * math.sqrt(_MANY / min(max(photos, 1), _MANY))
 
 
 def adaptation_of(folder: Path, shipped: Engine) -> Adaptation | None:

@@ -46,7 +46,7 @@ def adapt(flow: Flow, round: int) -> Adaptation | None:
         return None
     adaptation = _learned(flow) if round == 1 else flow.adaptation
     assert adaptation is not None  # every run begins with its first round, from the journal if need be
-    flow.phase(round, "adapt", lambda: _published(flow, round, adaptation))
+    flow.phase(round, "adapt", lambda: published(flow, round, adaptation))
     return adaptation
 
 
@@ -157,7 +157,8 @@ def _decided(flow: Flow, source: Array, looks: Array, phones: Floats, expected: 
     return {"looks": rows}, {"looks": looks, "look_source": source, "moments": moments}
 
 
-def _published(flow: Flow, round: int, adaptation: Adaptation) -> Result:
+def published(flow: Flow, round: int, adaptation: Adaptation) -> Result:
+    """Send an adaptation to the phones of a round."""
     tensors, courier = adaptation.tensors, flow.courier
     request = DeliverRequest(
         run=courier.run,

@@ -1,97 +1,81 @@
-"""What federation brings: a table for each number of images, and what was not worth it."""
+"""What federation brings: a table for each world and size, with differences from the defaults within seeds."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from benchmarks.charts import Chart, Line, Panel
+from benchmarks.federation import ARMS, WORLDS
 from benchmarks.pages.rows import paired, seed_of, where
 from benchmarks.pages.section import Section, section
 from benchmarks.record import Record, Row
-from benchmarks.tables import Spread, measured, reach
+from benchmarks.tables import Spread, measured
 
-NAMES = {
-    "alone": "a phone alone",
-    "reference": "+ reference images",
-    "clusters": "+ private usage clusters",
-    "scores": "+ private filter scores",
-    "one-for-all": "one submodel for all, limited to own classes",
-}
-STEPS = (
-    ("alone", "reference"),
-    ("reference", "clusters"),
-    ("clusters", "scores"),
-    ("alone", "scores"),
-    ("one-for-all", "scores"),
-)
-Arms = Mapping[str, Sequence[Row]]
-"""Rows of the arms that were measured, in the order of `NAMES`."""
+AGAINST = "shipped"
 
 
 def render(record: Record) -> Section:
-    """Make tables, verdicts and one chart."""
-    ladder = ", ".join(f"{ratio:g}" for ratio in record.settings["ladder"])
-    by_images = {images: where(record.rows, images=images) for images in record.distinct("images")}
-    parts = []
-    for images, rows in by_images.items():
-        arms = _arms(rows)
-        clusters = reach(row["clusters"] for row in rows if row["arm"] in ("clusters", "scores"))
-        first, steps = next(iter(arms.values())), list(_steps(arms))
-        parts.append(
-            {"images": images, "rows": rows, "clusters": clusters, "first": first, "arms": arms, "steps": steps}
-        )
-    owners = record.settings.get("world") == "owners"
-    charts = {}
-    if not owners:
-        charts["federation"] = _chart({images: _arms(by_images[images]) for images in sorted(by_images)})
-    return section("federation", record, charts, ladder=ladder, names=NAMES, parts=parts, owners=owners)
+    """Make tables and one chart."""
+    parts = list(_parts(record.rows))
+    version = "-earlier" if "earlier" in record.settings else ""
+    name = f"federation-{record.settings['model'].replace('/', '-')}{version}"
+    arms = {arm["name"]: ARMS[arm["name"]] for part in parts for arm in part["arms"]}
+    return section("federation", record, {name: _chart(parts)}, parts=parts, arms=arms)
 
 
-def _arms(rows: Sequence[Row]) -> Arms:
-    return {arm: found for arm in NAMES if (found := where(rows, arm=arm))}
-
-
-def _steps(arms: Arms) -> Iterator[dict[str, Any]]:
-    """Yield what each step between measured arms brings, from differences within seeds."""
-    for before, after in STEPS:
-        figures = ("accuracy", "accuracy_p5", "effective_macs")
-        found = [paired(arms.get(after, ()), arms.get(before, ()), figure, seed_of) for figure in figures]
-        accuracy, worst, macs = found
-        if accuracy and worst and macs:
-            name = f"all parts over {NAMES[before]}" if after == "scores" and before != "clusters" else NAMES[after]
+def _parts(rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
+    """Yield worlds and sizes, each with the rows of its arms in their order; arms without private sums have no ε."""
+    cells = dict.fromkeys((row["world"], row["images"], row["phones"]) for row in rows)
+    for world, images, phones in sorted(cells, key=lambda cell: (list(WORLDS).index(cell[0]), *cell[1:])):
+        of_cell = where(rows, world=world, images=images, phones=phones)
+        without = where(of_cell, epsilon=None)
+        budgets = sorted({row["epsilon"] for row in of_cell} - {None}, reverse=True)
+        for epsilon in budgets or [None]:
+            present = without if epsilon is None else [*without, *where(of_cell, epsilon=epsilon)]
+            arms = {arm: found for arm in ARMS if (found := where(present, arm=arm))}
             yield {
-                "name": name, "accuracy": accuracy, "worst": worst, "macs": macs,
-                "verdict": _verdict([accuracy, worst], [macs]),
+                "world": world, "setting": WORLDS[world], "images": images, "phones": phones, "epsilon": epsilon,
+                "rows": present, "arms": [_arm(arm, arms) for arm in arms],
             }  # fmt: skip
 
 
-def _verdict(more: Sequence[Spread], less: Sequence[Spread]) -> str:
-    """Say what the differences tell; `more`: figures to be raised, `less`: to be lowered."""
-    if any(spread.count < 2 for spread in (*more, *less)):
-        return "one seed, not told from chance"
-    told = [s.mean for s in more if s.told_from_zero] + [-s.mean for s in less if s.told_from_zero]
-    if not told:
-        return "**brought nothing** that these seeds tell from chance"
-    if all(value > 0 for value in told):
-        return "better"
-    return "**worse**" if all(value < 0 for value in told) else "**a trade**, better in one figure and worse in another"
+def _arm(name: str, arms: dict[str, list[Row]]) -> dict[str, Any]:
+    rows = arms[name]
+    against = () if name == AGAINST else arms.get(AGAINST, ())
+    more, less = (_interval(paired(rows, against, figure, seed_of)) for figure in ("accuracy", "effective_macs"))
+    return {"name": name, "rows": rows, "accuracy": more, "macs": less}
 
 
-def _chart(by_images: Mapping[int, Arms]) -> Chart:
-    complete = [arm for arm in NAMES if all(arm in arms for arms in by_images.values())]
+def _interval(spread: Spread | None) -> str:
+    """Write a difference in points with half its 95 % confidence interval, bold where that leaves out zero."""
+    if spread is None:
+        return "–"
+    mean = f"{100 * spread.mean:+.1f}".replace("-", "−")
+    if spread.count < 2:
+        return mean
+    text = f"{mean} ± {100 * spread.half_width:.1f}"
+    return f"**{text}**" if spread.told_from_zero else text
 
-    def line(label: str, arm: str, figure: str, reference: bool = False) -> Line:
-        spreads = [measured(row[figure] for row in arms[arm]) for arms in by_images.values()]
-        return Line.of(label, spreads, 100, 3, reference)
 
-    accuracy = [line(NAMES[arm], arm, "accuracy") for arm in complete]
-    for label, figure in (("full model", "full"), ("full model, true classes", "full_limited")):
-        accuracy += [line(label, arm, figure, reference=True) for arm in complete[:1]]
-    macs = [line(NAMES[arm], arm, "effective_macs") for arm in complete]
-    categories, below = tuple(map(str, by_images)), "images a phone learns from"
-    panels = (
-        Panel("Accuracy on own classes", below, "%", categories, tuple(accuracy)),
-        Panel("Effective MACs", below, "% of the full model", categories, tuple(macs)),
+def _chart(parts: Sequence[dict[str, Any]]) -> Chart:
+    """Draw each arm over worlds and sizes."""
+    sizes = len({(part["images"], part["phones"], part["epsilon"]) for part in parts}) > 1
+    categories = tuple(
+        f"{part['world']}\n{part['images']} photos, {part['phones']:,} phones" if sizes else part["world"]
+        for part in parts
+    )
+    names = dict.fromkeys(arm["name"] for part in parts for arm in part["arms"])
+
+    def line(name: str, figure: str) -> Line:
+        found = [next((arm["rows"] for arm in part["arms"] if arm["name"] == name), ()) for part in parts]
+        return Line.of(name, [measured(row[figure] for row in rows) for rows in found], 100, 3)
+
+    panels = tuple(
+        Panel(title, "", unit, categories, tuple(line(name, figure) for name in names))
+        for title, unit, figure in (
+            ("Accuracy on own classes", "%", "accuracy"),
+            ("Effective MACs", "% of the full model", "effective_macs"),
+        )
     )
     return Chart("What federation brings", panels)

@@ -6,7 +6,8 @@ for a configuration that means what it meant before, or every published figure w
 1. The keys of `COUNTED` always count, in this order and under these names, wherever the schema has them today.
 2. A renamed key counts under its former name (`FORMER`).
 3. A key that was added later is not in `COUNTED`; it counts only where it is not its default, after the others. Its
-   default must therefore mean what was done before the key came.
+   default must therefore mean what was done before the key came. `domain.alone` does for photos like the server's, to
+   the bit; before the first release it became true for all others too.
 4. The keys and sections of `NOT_COUNTED` are for devices and engines alone and change no result, but for rounding.
 """
 

@@ -19,12 +19,18 @@ ROOT = Path(__file__).resolve().parents[2]
 MACHINE = {"cores": 2, "cpu": "abacus", "python": "3.11.7", "torch": "2.14.1"}
 
 
-def row(arm, seed, accuracy, macs, p5=0.8):
-    both = {"unlimited": accuracy - 0.1, "unlimited_p5": p5 - 0.1} if arm == "one-for-all" else {}
-    full = {"full": 0.9, "full_p5": 0.8, "full_limited": 0.96, "full_limited_p5": 0.88, "clusters": 2}
-    own = {"accuracy": accuracy, "accuracy_p5": p5, "effective_macs": macs, "macs": macs, "kept_full": 0.25}
-    spent = {"download_bytes": 236_700, "personal_seconds": 0.5, "sums_seconds": 0.05, "spent_epsilon": 8.0}
-    return {"arm": arm, "images": 12, "seed": seed, **own, **full, **spent, **both}
+def row(world, arm, seed, accuracy, macs, epsilon=8.0):
+    key = {"world": world, "arm": arm, "images": 30, "phones": 1000, "epsilon": epsilon, "seed": seed}
+    own = {"accuracy": accuracy, "accuracy_p5": 0.8, "full": 0.9, "effective_macs": macs, "kept_full": 0.25}
+    return {
+        **key,
+        **own,
+        "adapted": 0.5,
+        "download_bytes": 236_700,
+        "clusters": 2,
+        "looks": 0,
+        "spent_epsilon": epsilon,
+    }
 
 
 @pytest.fixture
@@ -33,54 +39,45 @@ def record():
     for seed in range(3):
         jitter = 0.001 * seed
         rows += [
-            row("alone", seed, 0.92 + jitter, 0.6),
-            row("reference", seed, 0.94 + jitter, 0.4 + jitter),
-            row("clusters", seed, 0.94 - jitter + 0.002, 0.4 + jitter),
-            row("scores", seed, 0.90 + jitter, 0.5 + jitter),
-            row("one-for-all", seed, 0.88 + jitter, 0.3),
+            row("looks", "shipped", seed, 0.92 + jitter, 0.4),
+            row("looks", "alone", seed, 0.90 + jitter, 0.5 + jitter, None),
+            row("looks", "look", seed, 0.95 + 2 * jitter, 0.4 - jitter),
+            row("clean", "shipped", seed, 0.96, 0.4),
         ]
-    return Record("federation", Federation(phones=24).shared(), MACHINE, ["the command"], rows)
+    return Record("federation", Federation().shared(), MACHINE, ["the command"], rows)
 
 
-def test_a_table_shows_means_and_spreads(record):
+def test_a_table_shows_means_spreads_and_differences(record):
     text = render(record).text
-    assert "| a phone alone | 92.1 ± 0.1 | 80.0 ± 0.0 | 60.0 ± 0.0 | 60.0 ± 0.0 | 25.0 ± 0.0 | 236.7 ± 0.0 |" in text
-    assert "| full model | 90.0 ± 0.0 | 80.0 ± 0.0 | 100.0 |" in text
-    assert "| one submodel for all, unlimited | 78.1 ± 0.1 | 70.0 ± 0.0 |" in text
-    assert "Seeds 0, 1, 2. Preference clusters published: 2." in text
-
-
-def test_what_brought_nothing_or_is_worse_is_said(record):
-    verdicts = {line.split("**")[1]: line for line in render(record).text.splitlines() if line.startswith("- **")}
-    assert verdicts["+ reference images"].endswith("effective MACs −19.9 ± 0.1: better.")
-    assert "**brought nothing**" in verdicts["+ private usage clusters"]
-    assert verdicts["+ private filter scores"].endswith("**worse**.")
-    assert "**a trade**" in verdicts["all parts over one submodel for all, limited to own classes"]
+    assert "| `shipped` | 92.1 ± 0.1 | 80.0 ± 0.0 | 90.0 ± 0.0 | 40.0 ± 0.0 | 25.0 ± 0.0 | 237 ± 0 | – | – |" in text
+    assert "| **−2.0 ± 0.0** | **+10.1 ± 0.2** |" in text  # of a phone alone, which has no ε
+    assert "| **+3.1 ± 0.2** | −0.1 ± 0.2 |" in text
+    assert text.index("### clean, 30 photos a phone") < text.index("### looks, 30 photos a phone")
+    assert "1,000 phones, ε = 8 where the fleet is asked. Seeds 0, 1, 2." in text
 
 
 def test_one_seed_tells_nothing(record):
     record.rows[:] = where(record.rows, seed=0)
-    text = render(record).text
-    assert "±" not in text.partition("###")[2]
-    assert text.count("one seed, not told from chance") == 5
+    assert "±" not in render(record).text.partition("###")[2]
+    assert "| −2.0 | +10.0 |" in render(record).text
 
 
 def test_arms_that_were_not_measured_yet_are_left_out(record):
     record.rows[:] = where(record.rows, arm="alone")
     section = render(record)
-    assert "+ reference images" not in section.text.partition("###")[2]
-    assert [len(panel.lines) for panel in section.charts["federation"].panels] == [3, 1]
+    assert "`shipped`:" not in section.text
+    assert [len(panel.lines) for panel in section.charts["federation-small-cnn"].panels] == [1, 1]
 
 
 @pytest.mark.slow
 def test_write_results_gives_page_and_figures(record, tmp_path):
     record.save(tmp_path / "rows" / "federation.json")
     written = write_results(tmp_path / "rows", tmp_path / "docs").read_text()
-    assert "## What federation brings\n\n```\nthe command\n```\nMade on 2 cores of abacus" in written
-    assert "![What federation brings](figures/federation.svg)" in written
-    assert "- [What federation brings](#what-federation-brings)\n" in written
-    chart = render(record).charts["federation"]
-    assert drawn_digest(tmp_path / "docs" / "figures" / "federation.svg") == chart.digest
+    assert "## What federation brings: small-cnn\n\n```\nthe command\n```\nMade on 2 cores of abacus" in written
+    assert "![What federation brings](figures/federation-small-cnn.svg)" in written
+    assert "- [What federation brings: small-cnn](#what-federation-brings-small-cnn)\n" in written
+    chart = render(record).charts["federation-small-cnn"]
+    assert drawn_digest(tmp_path / "docs" / "figures" / "federation-small-cnn.svg") == chart.digest
 
 
 def test_rows_of_two_machines_make_one_section(record, tmp_path):

@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from fedcaptor.client.fallback import ABSTAINED, Models, answer
-from fedcaptor.client.folder import DELIVERY_FILE
+from fedcaptor.client.folder import ADAPTATION_FILE, DELIVERY_FILE
 from fedcaptor.client.from_cluster import personalise_from_cluster
 from fedcaptor.client.kept_models import holds_full, read_models
 from fedcaptor.client.learner import Learner
@@ -393,11 +393,27 @@ def test_a_phone_killed_before_its_mark_personalises_again(
     assert first < second == note.stat().st_mtime_ns
 
 
+class Dim(Feed):
+    """Photos in a third of the light."""
+
+    def _of(self, seed: int, count: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        x, y = super()._of(seed, count)
+        return x // 3, y
+
+
+@pytest.mark.parametrize(("mode", "adapts"), [("plan", True), ("submodel", False)])
+def test_a_phone_adapts_to_its_own_look_unless_its_submodel_is_of_the_shipped_model(
+    tmp_path: Path, base: BaseModel, cluster: Submodel, mode: str, adapts: bool
+) -> None:
+    phone(tmp_path, base, config(mode, "kept_full"), Dim()).deliver(*delivery(base, cluster, mode))
+    assert (tmp_path / ADAPTATION_FILE).exists() == adapts
+
+
 def test_a_personalisation_clears_what_a_kill_left_of_an_earlier_one(
     tmp_path: Path, base: BaseModel, cluster: Submodel
 ) -> None:
-    kept = {"cluster.safetensors", "outcome.json", "phone.db", "submodel.safetensors"}
-    for name in kept - {"phone.db"}:
+    kept = {"cluster.safetensors", "look.safetensors", "outcome.json", "phone.db", "submodel.safetensors"}
+    for name in kept - {"phone.db", "look.safetensors"}:
         (tmp_path / f".{name}.1.2.tmp").write_bytes(b"half")
     phone(tmp_path, base, config("plan", "cluster")).deliver(*delivery(base, cluster, "plan"))
     assert {path.name for path in tmp_path.iterdir()} == kept

@@ -72,3 +72,13 @@ def test_a_phone_adapts_alone_where_labelled_images_say_that_it_helps(engine: To
     own_look.measure(tmp_path, engine, photos(60), 3)
     assert own_look.adapted_alone(tmp_path, engine, reference, labels) is None
     assert not (tmp_path / ADAPTATION_FILE).exists()
+
+
+def test_a_handful_of_photos_must_look_farther_off_than_many(
+    engine: TorchEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reference, labels, trousers = DATA.x[1000:1150], DATA.y[1000:1150], DATA.x[DATA.y == 1][:3]
+    own_look.measure(tmp_path, engine, trousers, 1)
+    assert own_look.adapted_alone(tmp_path, engine, reference, labels) is None
+    monkeypatch.setattr(own_look, "_MANY", 3)  # as if three were many
+    assert own_look.adapted_alone(tmp_path, engine, reference, labels) is not None

@@ -81,6 +81,18 @@ def make_summary():
             },
             {"name": "high", "share": 0.7, "phones": 278, "macs_ratio": 0.4321, "accuracy": {"mean": None}},
         ],
+        "looks": [
+            {"name": "sharp", "share": 0.7, "phones": 281, "shipped": 0.9, "full": 0.9, "personalised": 0.95},
+            {
+                "name": "blurred",
+                "share": 0.3,
+                "corruptions": ["blur=1.0"],
+                "phones": 119,
+                "shipped": 0.6875,
+                "full": 0.8364,
+                "personalised": 0.9218,
+            },
+        ],
     }
 
 
@@ -251,7 +263,7 @@ def test_the_page_links_to_the_phones_where_they_are(tmp_path):
 def test_a_file_of_an_older_version_makes_a_page(tmp_path):
     """It has no submodel's accuracy, no round's, no origin, and shares of MACs that overlap."""
     summary, details = make_summary(), make_details()
-    for key in ("provenance", "accuracy_by_round", "tiers"):
+    for key in ("provenance", "accuracy_by_round", "tiers", "looks"):
         del summary[key]
     del summary["accuracy"]["submodel"], details["phones"]["accuracy_submodel"]
     for layer in details["clusters"][0]["layers"]:
@@ -267,6 +279,12 @@ def test_shares_of_macs_sum_to_the_whole(tmp_path):
     cells = [re.findall(r'data-label="share of MACs">([0-9.]+) %', table) for table in tables]
     assert [len(each) for each in cells] == [len(CHANNELS) + 1] * 4
     assert all(sum(map(float, each)) == pytest.approx(100, abs=0.5) for each in cells)  # each is rounded
+
+
+def test_what_adapting_to_a_camera_brought_is_shown(tmp_path):
+    page = body(write_report(make_run(tmp_path)))
+    row = re.findall(r'<th data-label="camera" scope="row">blurred \(blur=1.0\)</th>.*?</tr>', page, re.DOTALL)[0]
+    assert re.findall(r'">([0-9.]+)', row) == ["30", "119", "68.8", "83.6", "92.2"]
 
 
 def test_every_cell_names_its_column(tmp_path):
@@ -301,7 +319,8 @@ def make_hostile(directory):
     )
     atlas = make_atlas()
     summary["provenance"] = {"command": HOSTILE, "finished": HOSTILE, "version": HOSTILE}
-    summary["tiers"][0]["name"] = HOSTILE
+    summary["tiers"][0]["name"] = summary["looks"][0]["name"] = HOSTILE
+    summary["looks"][1]["corruptions"] = [HOSTILE]
     summary |= {"model": HOSTILE, "data": HOSTILE, "marks": [HOSTILE], "faults": {HOSTILE: HOSTILE}}
     summary["privacy"] |= {"sums": {HOSTILE: [HOSTILE]}, "delivery_leak": HOSTILE}
     for cluster in details["clusters"]:

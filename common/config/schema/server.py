@@ -74,9 +74,10 @@ class Domain(Section):
         "noise. Beside the looks it was seen to bring one point or nothing, with thousands of phones.",
     )
     alone: Annotated[bool, PHONE, SIMULATION] = Field(
-        False,
-        description="Where the server publishes no looks, adapt to the look of the phone's own photos, with the "
-        "delivered reference images: no sum is needed, and usage is counted by the model as it was shipped until then.",
+        True,
+        description="Where the server publishes no looks, adapt to the look of the phone's own photos if that is not "
+        "the look of the delivered reference images: no sum is needed, and usage is counted by the model as it was "
+        "shipped until then.",
     )
     images: Annotated[int, PHONE] = Field(64, ge=2, description="Most images that a phone measures its look on.")
 
