@@ -15,7 +15,7 @@ from fedcaptor.common.config.schema.sections import all_keys
 
 SCENARIOS = Path(__file__).parents[3] / "simulations" / "scenarios"
 FIRST = {
-    "demo": "cdeec5df8b9699d3ea8cad29199b7d4fca82949943c7d2e39c31211cf7bf7aa6",
+    "demo": "5abec692247dd5b7807f2a8b6fe6a583506cd137a69d418cefc097c4ba4e6a00",
     "drift": "1c6646f70e82f3468a4c6ca15a797181fe20d02118e33d876aa4891058a8de78",
     "faults": "0fcdfe0aa5ea23b5913c5ff276a19b6260a68c9caef48f33016363d3fb9610f4",
     "flower": "7e7b6d802383be50cb9eab271f8ccf600ffab3dee83f61003eb6ea576bd28cf0",
