@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fedcaptor.deploy.android import transfer
+from fedcaptor.deploy.android import plans, transfer
 from fedcaptor.deploy.android.adb import Attached, choose
 from fedcaptor.deploy.android.bundle import LAYERS, Bundle, Layer, _pack, alignment
 from fedcaptor.deploy.android.device import DeviceError
@@ -152,7 +152,14 @@ def test_the_service_starts_once_goes_on_after_an_update_and_stops(
     monkeypatch.setattr(Installation, "check", lambda self, bundle: ({}, []))
     device, bundle = FolderDevice(), bundle_of(tmp_path / "bundle")
     installation = Installation(device, str(tmp_path / "home"))
+    with pytest.raises(DeviceError, match="nothing is installed"):
+        plans.of_update(installation, bundle)
+    assert plans.of_push(installation, bundle)[-2:] == ["send program, 0 MiB", "put the new client to use"]
+    assert (plans.of_stop(installation), plans.of_remove(installation, None)) == ([], [])
+    assert not (tmp_path / "home").exists()
     installation.push(bundle, print)
+    assert plans.of_push(installation, bundle) == []
+    assert plans.of_start(installation, 8443) == ["lead its port 8443 here", "start the client"]
     with pytest.raises(DeviceError, match=r"no phone\.toml"):
         installation.start(8443)
     (tmp_path / "home" / "phone" / "phone.toml").touch()
@@ -164,6 +171,11 @@ def test_the_service_starts_once_goes_on_after_an_update_and_stops(
         installation.push(bundle, print)
         assert installation.status()["running"] == running["running"]
         newer = bundle_of(tmp_path / "newer", "echo $$ > pid; exec sleep 61")
+        stop = f"stop process {running['running']}"
+        assert plans.of_update(installation, newer) == ["send runtime, 0 MiB", f"{stop} and start the new client"]
+        assert plans.of_remove(installation, None) == [stop, f"delete {installation.home}"]
+        assert plans.of_start(installation, 8443) == []
+        assert installation.status() == running
         device.left = 13  # until the client is stopped, and before it is started anew
         with pytest.raises(DeviceError, match="gone"):
             installation.push(newer, print)
