@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -150,6 +151,7 @@ def push(
     images: Annotated[
         str, typer.Option(help="Folder of the owner's images on the device, such as /sdcard/DCIM/Camera.")
     ] = "",
+    demo: Annotated[bool, typer.Option("--demo", help="Give it embedded images, where it has none.")] = False,
     start: Annotated[bool, typer.Option("--start", help="Start the client too.")] = False,
     cache: Cache = None,
     as_json: AsJson = False,
@@ -162,9 +164,10 @@ def push(
     from fedcaptor.common.errors import ConfigError
     from fedcaptor.deploy.android import plans
     from fedcaptor.deploy.folder import Deployment
+    from fedcaptor.deploy.phones import write_demo_images
 
-    if start and folder is None:
-        raise ConfigError("--start is given without DIR: give the deployment's folder, where the client leads to")
+    if folder is None and (start or demo or name or images):
+        raise ConfigError("DIR is not given: the phone of these options is one of a deployment, give its folder")
     deployment = Deployment.open(folder) if folder else None
     bundle = _build(cache)
 
@@ -177,6 +180,11 @@ def push(
             return {"sent": sent, "said": said}
         enrolled = installation.enrol(deployment, name, images)
         said = f"{said}; enrolled as {enrolled}"
+        if demo:
+            number = sorted(deployment.enrolled_keys()).index(enrolled)
+            with tempfile.TemporaryDirectory() as made:
+                write_demo_images(Path(made) / "images", number)
+                installation.bring_images(Path(made) / "images")
         if start:
             said = f"{said}; {installation.start(deployment.settings.port)}"
         return {"sent": sent, "name": enrolled, "said": said}
@@ -254,16 +262,23 @@ def logs(
 
 @app.command()
 def bench(
-    models: Annotated[list[Path], typer.Argument(help="Programs (.onnx) to measure.")],
+    models: Annotated[list[Path] | None, typer.Argument(help="Programs (.onnx) to measure.")] = None,
     serials: Serials = None,
     every: Every = False,
     threads: Annotated[int, typer.Option(min=1, help="Threads that compute.")] = 1,
     seconds: Annotated[float, typer.Option(min=0, help="Seconds of timing at least; 60 for energy.")] = 1.0,
     data: Annotated[Path | None, typer.Option(help="Labelled images (.npz) for the accuracy.")] = None,
+    own: Annotated[bool, typer.Option("--own", help="The phone's own submodel too, which stays there.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure programs on the devices: latency, memory and, where the device tells them, energy and temperature."""
+    from fedcaptor.common.errors import ConfigError
+    from fedcaptor.deploy.android.bench import bench as measured
 
+    if not models and not own:
+        raise ConfigError("no program is given: name .onnx files, or --own for the phone's submodel")
+    if own and data is not None:
+        raise ConfigError("--own is given with --data: a phone's submodel does not say its labels, give one of the two")
     columns = (
         ("precision", "precision"),
         ("ms", "latency_ms_median"),
@@ -275,7 +290,7 @@ def bench(
     )
 
     def work(installation: Installation, say: Say) -> dict[str, Any]:
-        return {"rows": installation.bench(models, say, threads, seconds, data)}
+        return {"rows": measured(installation, models or (), say, threads, seconds, data, own)}
 
     def show(results: list[dict[str, Any]]) -> None:
         rows = [(result["serial"], row) for result in results for row in result["rows"]]

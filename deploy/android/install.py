@@ -11,10 +11,8 @@ The installation is one folder, `HOME`, which needs neither root nor an app:
 from __future__ import annotations
 
 import hashlib
-import json
 import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -22,7 +20,7 @@ from typing import Any
 
 from fedcaptor.common.errors import ConfigError
 from fedcaptor.deploy import enrolment
-from fedcaptor.deploy.android.bundle import Bundle, Layer
+from fedcaptor.deploy.android.bundle import Bundle, Layer, pack
 from fedcaptor.deploy.android.device import Device, DeviceError
 from fedcaptor.deploy.android.probe import findings, probe
 from fedcaptor.deploy.android.transfer import replace_file, send_archive, unpack
@@ -96,9 +94,9 @@ class Installation:
         launcher = bundle.launcher(self.home)
         if (old := self._launcher().encode()) != launcher:
             if old:
-                self._launch("service pause")
+                self.launch("service pause")
             replace_file(self.device, launcher, f"{self.home}/fedcaptor", "700")
-        self._launch("service resume")
+        self.launch("service resume")
         self._sweep(f"{self.home}/layers", {layer.folder for layer in bundle.layers})
         return sent
 
@@ -112,7 +110,7 @@ class Installation:
                 f"the front's certificate is not for {_LOOPBACK}, where a cable leads: "
                 "use a deployment with an authority of its own"
             )
-        public = self._launch(f"phone key {KEY}").encode() + b"\n"
+        public = self.launch(f"phone key {KEY}").encode() + b"\n"
         with _enrolling:
             found = enrolment.name_of(deployment, public)
             if found is None:
@@ -130,14 +128,25 @@ class Installation:
         self.device.run(f"cd '{self.home}/phone' && mkdir -p images && chmod 700 . && chmod 600 {KEY}")
         return found
 
+    def bring_images(self, folder: Path) -> None:
+        """Copy the files of a folder of this machine to the phone's images, unless it has any."""
+        images, part = f"{self.home}/phone/images", f"{self.home}/incoming/images.part"
+        if self.device.run(f"ls '{images}'").strip():
+            return
+        with tempfile.NamedTemporaryFile() as file:
+            archive = Path(file.name)
+            pack(folder, archive)
+            send_archive(self.device, archive, hashlib.sha256(archive.read_bytes()).hexdigest(), part)
+        self.device.run(f"tar -xf '{part}' -C '{images}' && rm -f '{part}'", 600.0)
+
     def start(self, port: int) -> str:
         """Lead `port` of the device to this machine and start the service, if it does not run; return what it says."""
         self.require_installed()
         self.device.reverse(port)
-        return self._launch("service start")
+        return self.launch("service start")
 
     def stop(self) -> str:
-        return self._launch("service stop") if self._launcher() else "is not installed"
+        return self.launch("service stop") if self._launcher() else "is not installed"
 
     @property
     def running(self) -> int | None:
@@ -168,33 +177,6 @@ class Installation:
         self.require_installed()
         return self.push(bundle, say)
 
-    def bench(
-        self, models: Sequence[Path], say: Say, threads: int = 1, seconds: float = 1.0, data: Path | None = None
-    ) -> list[dict[str, Any]]:
-        """Measure programs on the device and return the rows of `fedcaptor.client.measure`.
-
-        `seconds`: of timing, at least; `data`: labelled images (.npz) for the accuracy.
-        """
-        self.require_installed()
-        there = f"{self.home}/tmp/bench"
-        sent = {f"{there}/{number}.onnx": model for number, model in enumerate(models)}
-        words = ["--json", "--threads", f"{threads}", "--seconds", f"{seconds}", *sent]
-        if data is not None:
-            words[1:1] = ["--data", f"{there}/data.npz"]
-            sent[f"{there}/data.npz"] = data
-        try:
-            for target, file in sent.items():
-                send_archive(self.device, file, hashlib.sha256(file.read_bytes()).hexdigest(), target)
-                say(f"{file.name} sent")
-            say("measuring")
-            told = json.loads(self._launch(f"python -m fedcaptor.client.measure {' '.join(words)}", 3600.0))
-            return [{**row, "model": model.name} for row, model in zip(told, models, strict=True)]
-        except json.JSONDecodeError as error:
-            raise DeviceError(f"{self.device.serial}: the client's figures cannot be read: {error}") from error
-        finally:
-            with suppress(DeviceError):  # the device may be gone, and the next call sends anew
-                self.device.run(f"rm -rf '{there}'")
-
     def remove(self, deployment: Deployment | None = None) -> str | None:
         """Stop the service and delete the folder, the phone's key and storage included.
 
@@ -217,10 +199,11 @@ class Installation:
 
     def _service(self) -> tuple[int | None, int]:
         """Return the process of an installed service, None where it does not run, and how often the client ended."""
-        told = dict(line.split("=", 1) for line in self._launch("service status").splitlines() if "=" in line)
+        told = dict(line.split("=", 1) for line in self.launch("service status").splitlines() if "=" in line)
         return int(told["running"]) if told.get("running") else None, int(told.get("restarts", 0))
 
-    def _launch(self, arguments: str, seconds: float = 600.0) -> str:
+    def launch(self, arguments: str, seconds: float = 600.0) -> str:
+        """Run the installation's `fedcaptor` on the device and return what it says."""
         return self.device.run(f"sh '{self.home}/fedcaptor' {arguments}", seconds).strip()
 
     def _launcher(self) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import subprocess
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,10 +13,7 @@ import onnxruntime
 import pytest
 from PIL import Image
 
-from fedcaptor.deploy.programs import ours
-from fedcaptor.deploy.runs import last_snapshot
-from tests.android.conftest import OWNERS
-from tests.android.fleet import BUNDLE, Fleet, until
+from tests.android.fleet import BUNDLE, OWNERS, Fleet, first_reply, run_of, until
 
 pytestmark = [pytest.mark.android, pytest.mark.timeout(3600)]
 
@@ -26,11 +22,10 @@ def test_a_round(installed: Fleet) -> None:
     root, port = installed.deployment.root, installed.deployment.settings.port
     for found in installed.say("start", root, "--dry-run"):
         assert found["plan"] == [f"lead its port {port} here", "start the client"]
-    words = [ours("fedcaptor"), "deploy", "run", root, "--name", "first"]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as run:
+    with run_of(installed, "first") as run:
         begun = time.monotonic()
         assert all(found["said"].startswith("started as") for found in installed.say("start", root))
-        until(lambda: run.poll() is not None or _replies(installed), 1200)
+        first_reply(installed, "first", run)
         installed.measured["start to the first masked reply at the server"] = time.monotonic() - begun
         said, _ = run.communicate()
     logs = {found["serial"]: found["log"] for found in installed.say("logs", "-n", 500)}
@@ -39,12 +34,6 @@ def test_a_round(installed: Fleet) -> None:
     for found in installed.say("status", "--cache", BUNDLE):
         assert (found["current"], found["restarts"], found["ports"]) == (True, 0, [port])
         assert found["running"]
-
-
-def _replies(fleet: Fleet) -> bool:
-    """Tell whether the server has a phone's reply to a step of a masked sum."""
-    seen = last_snapshot(fleet.deployment.runs / "first")
-    return seen is not None and seen.present is not None and bool(seen.present.step) and seen.present.replied > 0
 
 
 def test_each_phone_makes_its_own_submodel(running: Fleet) -> None:
@@ -61,6 +50,8 @@ def test_each_phone_makes_its_own_submodel(running: Fleet) -> None:
         assert len(program) < 0.75 * installed_bytes(running, number)
         answers = _answers(program, note, (folder.parent / "images").iterdir())
         assert np.isin(answers, OWNERS[number]).mean() > 0.7
+    (measured,) = running.say("bench", "--own", numbers=(0,))
+    assert [row["model"] for row in measured["rows"]] == ["its own submodel"]
 
 
 def installed_bytes(fleet: Fleet, number: int) -> int:

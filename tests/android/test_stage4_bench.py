@@ -10,23 +10,32 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fedcaptor.client.onnx_engine import OnnxEngine
 from fedcaptor.common.data.source import load
-from tests.android.fleet import Fleet, fedcaptor
+from fedcaptor.common.planner import Budget, allocate
+from tests.android.fleet import Fleet
 
 pytestmark = [pytest.mark.android, pytest.mark.timeout(1800)]
 
+PARTS = (slice(8), slice(8, 40))
+"""Which images of a class the accuracy is measured on, and which the submodel is made of."""
+
 
 def test_full_pruned_and_eight_bit_programs_are_measured(installed: Fleet, tmp_path: Path) -> None:
-    weights = installed.deployment.weights
-    models = [tmp_path / f"{name}.onnx" for name in ("full", "pruned", "int8")]
-    words = ("prune", "small-cnn", "--weights", weights, "--classes")
-    fedcaptor(*words, "0,1,2,3,4,5,6,7,8,9", "--macs", 1.0, "--out", models[0])
-    fedcaptor(*words, "0,1", "--macs", 0.3, "--out", models[1])
-    fedcaptor(*words, "0,1", "--macs", 0.3, "--int8", "--out", models[2])
+    engine = OnnxEngine.of(installed.deployment.graph, installed.deployment.weights)
+    shown, classes = load("embedded"), np.array([0, 1])
+    first, more = (np.concatenate([np.flatnonzero(shown.y == label)[part] for label in classes]) for part in PARTS)
+    evidence = engine.observe(classes, shown.x[more], rows=512)
+    pruned = evidence.build(allocate(engine.groups, evidence.curves, classes, Budget(macs=0.3)))
+    quantised = engine.quantised(pruned, shown.x[more])
+    assert quantised is not None
+    models = []
+    for name, submodel in {"full": engine.whole(), "pruned": pruned, "int8": quantised}.items():
+        models.append(tmp_path / f"{name}.onnx")
+        models[-1].write_bytes(engine.program(submodel))
     data = tmp_path / "labelled.npz"
-    shown = load("embedded")
-    chosen = np.concatenate([np.flatnonzero(shown.y == label)[:8] for label in (0, 1)])
-    np.savez_compressed(data, x=shown.x[chosen], y=shown.y[chosen])
+    np.savez_compressed(data, x=shown.x[first], y=shown.y[first])
+
     (found,) = installed.say("bench", *models, "--data", data, numbers=(0,))
     here = [sys.executable, "-m", "fedcaptor.client.measure", "--json", "--seconds", "0", "--data", data, *models]
     expected = json.loads(subprocess.run(here, capture_output=True, text=True, check=True).stdout)
@@ -34,7 +43,7 @@ def test_full_pruned_and_eight_bit_programs_are_measured(installed: Fleet, tmp_p
     assert [row["model"] for row in rows] == [model.name for model in models]
     assert [row["precision"] for row in rows] == ["float32", "float32", "int8"]
     for row, other in zip(rows, expected, strict=True):
-        assert row["accuracy"] == pytest.approx(other["accuracy"], abs=1 / len(chosen))  # rounding may turn one image
+        assert row["accuracy"] == pytest.approx(other["accuracy"], abs=1 / len(first))  # rounding may turn one image
         assert row["accuracy"] > 0.7
         assert row["latency_ms_median"] > 0
         assert row["peak_rss_bytes"] > row["loaded_rss_bytes"] > 0

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from onnx import TensorProto, helper
 
+from fedcaptor.deploy.android.bench import bench
 from fedcaptor.deploy.android.bundle import Bundle
 from fedcaptor.deploy.android.device import DeviceError
 from tests.android.fleet import BUNDLE, Fleet
@@ -59,7 +60,7 @@ def test_a_device_that_vanishes_is_said_to(step: str, installed: Fleet, tmp_path
         "start": lambda: installation.start(port),
         "status": installation.status,
         "logs": lambda: installation.logs(5),
-        "bench": lambda: installation.bench([model], print),
+        "bench": lambda: bench(installation, [model], print),
         "stop": installation.stop,
     }
     vanishes(installed, calls[step], 30)

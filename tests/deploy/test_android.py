@@ -13,7 +13,7 @@ import pytest
 
 from fedcaptor.deploy.android import plans, transfer
 from fedcaptor.deploy.android.adb import Attached, choose
-from fedcaptor.deploy.android.bundle import LAYERS, Bundle, Layer, _pack, alignment
+from fedcaptor.deploy.android.bundle import LAYERS, Bundle, Layer, alignment, pack
 from fedcaptor.deploy.android.device import DeviceError
 from fedcaptor.deploy.android.install import Installation
 from fedcaptor.deploy.android.probe import findings, probe
@@ -85,7 +85,7 @@ def bundle_of(folder: Path, client: str = "echo $$ > pid; exec sleep 60") -> Bun
             for script in SCRIPTS.glob("*.sh"):
                 (tree / "scripts" / script.name).write_bytes(script.read_bytes())
         packed = folder / f"{name}.tar"
-        _pack(tree, packed)
+        pack(tree, packed)
         digest = hashlib.sha256(packed.read_bytes()).hexdigest()
         layers.append(Layer(name, digest, packed.stat().st_size, []))
         packed.rename(folder / f"{layers[-1].folder}.tar")
@@ -268,7 +268,7 @@ def test_an_archive_depends_on_its_content_alone(tmp_path: Path) -> None:
     for name in ("one", "two"):
         (tmp_path / name / "folder").mkdir(parents=True)
         (tmp_path / name / "folder" / "file").write_text("content")
-        _pack(tmp_path / name, tmp_path / f"{name}.tar")
+        pack(tmp_path / name, tmp_path / f"{name}.tar")
     assert (tmp_path / "one.tar").read_bytes() == (tmp_path / "two.tar").read_bytes()
 
 
