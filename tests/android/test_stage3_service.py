@@ -17,10 +17,8 @@ def test_a_client_that_dies_comes_back(running: Fleet) -> None:
     installation = running.installation(0)
     until(lambda: "connected as node" in log_of(running, 0), 300)
     before, (restarts, loop) = log_of(running, 0).count("connected as node"), _service(running)
-    client = (
-        r"for p in /proc/[0-9]*; do grep -q 'phone.run.--config' $p/cmdline 2>/dev/null && kill -9 ${p#/proc/}; done"
-    )
-    installation.device.run(f"{client}; true")
+    children = rf"for p in /proc/[0-9]*; do ! grep -q '^PPid:[^0-9]*{loop}$' $p/status || kill -9 ${{p#/proc/}}; done"
+    installation.device.run(children)
     until(lambda: _service(running) == (restarts + 1, loop))
     until(lambda: log_of(running, 0).count("connected as node") > before, 300)
     assert "the client ended with 137; again in 1 s" in log_of(running, 0)
