@@ -168,6 +168,8 @@ def push(
 
     if folder is None and (start or demo or name or images):
         raise ConfigError("DIR is not given: the phone of these options is one of a deployment, give its folder")
+    if demo and images:
+        raise ConfigError("--demo is given with --images: the phone learns from one folder, give one of the two")
     deployment = Deployment.open(folder) if folder else None
     bundle = _build(cache)
 

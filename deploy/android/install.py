@@ -197,14 +197,14 @@ class Installation:
         public = self.device.run(f"cat '{self.home}/phone/{KEY}.pub' 2>/dev/null || true").encode()
         return enrolment.name_of(deployment, public) if public else None
 
+    def launch(self, arguments: str, seconds: float = 600.0) -> str:
+        """Run the installation's `fedcaptor` on the device and return what it says."""
+        return self.device.run(f"sh '{self.home}/fedcaptor' {arguments}", seconds).strip()
+
     def _service(self) -> tuple[int | None, int]:
         """Return the process of an installed service, None where it does not run, and how often the client ended."""
         told = dict(line.split("=", 1) for line in self.launch("service status").splitlines() if "=" in line)
         return int(told["running"]) if told.get("running") else None, int(told.get("restarts", 0))
-
-    def launch(self, arguments: str, seconds: float = 600.0) -> str:
-        """Run the installation's `fedcaptor` on the device and return what it says."""
-        return self.device.run(f"sh '{self.home}/fedcaptor' {arguments}", seconds).strip()
 
     def _launcher(self) -> str:
         return self.device.run(f"cat '{self.home}/fedcaptor' 2>/dev/null || true")

@@ -144,6 +144,17 @@ def test_a_push_that_is_cut_again_and_again_installs_in_the_end(
     assert not [path for path in home.rglob("*") if path.stat().st_mode & 0o077]
 
 
+def test_images_are_brought_once(tmp_path: Path) -> None:
+    own = tmp_path / "home" / "phone" / "images"
+    own.mkdir(parents=True)
+    installation = Installation(FolderDevice(), str(tmp_path / "home"))
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"{name}.png").write_bytes(name.encode())
+        installation.bring_images(tmp_path / name)
+    assert [(path.name, path.read_bytes()) for path in own.iterdir()] == [("first.png", b"first")]
+
+
 @pytest.mark.slow
 def test_the_service_starts_once_goes_on_after_an_update_and_stops(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
