@@ -26,8 +26,8 @@ from fedcaptor.deploy.android.probe import findings, probe
 from fedcaptor.deploy.android.transfer import replace_file, send_archive, unpack
 from fedcaptor.deploy.certificates import names_of, read_certificate
 from fedcaptor.deploy.check import Finding
-from fedcaptor.deploy.folder import Deployment
-from fedcaptor.deploy.phones import KEY, phone_files
+from fedcaptor.deploy.folder import KEY, Deployment
+from fedcaptor.deploy.phones import phone_files
 
 HOME = "/data/local/tmp/fedcaptor"
 CONDITION = "charging level=30 temperature=42"

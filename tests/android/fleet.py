@@ -15,6 +15,7 @@ from pathlib import Path
 import adbutils
 
 from benchmarks.deployment import free_port
+from fedcaptor.common.config import DeploymentSettings
 from fedcaptor.deploy.android import adb
 from fedcaptor.deploy.android.bundle import Bundle, build
 from fedcaptor.deploy.android.install import HOME, Installation
@@ -99,7 +100,11 @@ def attached_fleet(folder: Path, settings: Sequence[str]) -> Iterator[Fleet]:
         stack.callback(os.environ.pop, "ANDROID_ADB_SERVER_PORT")
         subprocess.run([adbutils.adb_path(), "start-server"], env=os.environ | {"HOME": str(folder)}, check=True)
         stack.callback(adbutils.AdbClient().server_kill)
-        made = create(folder / "deployment", Wanted(2, port=free_port(), keys=False, overrides=tuple(settings)))
+        ports = [
+            f"deployment.{name}={free_port()}" for name in DeploymentSettings.model_fields if name.endswith("_port")
+        ]
+        wanted = Wanted(2, port=free_port(), keys=False, overrides=(*settings, *ports))
+        made = create(folder / "deployment", wanted)
         stack.callback(down, made, print)
         fedcaptor("deploy", "up", made.root)
         held = Fleet((devices[0], devices[1]), made, bundle)
