@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import adbutils
@@ -11,7 +12,7 @@ from fedcaptor.deploy.android import adb
 from fedcaptor.deploy.android.device import DeviceError
 from fedcaptor.deploy.android.install import HOME, Installation
 from tests.android.emulated import device, make_root
-from tests.android.fleet import Fleet, until
+from tests.android.fleet import BUNDLE, Fleet, until
 
 pytestmark = [pytest.mark.android, pytest.mark.timeout(1800)]
 
@@ -30,6 +31,19 @@ def test_a_full_device_keeps_what_it_has(fleet: Fleet, tmp_path: Path) -> None:
             installation.device.send(bytes(1 << 20), "/data/local/tmp/more")
         installation.device.run("rm /data/local/tmp/filler")
         assert not installation.device.run(f"ls {HOME} 2>/dev/null || true")
+
+
+def test_one_command_enrols_brings_images_and_starts(installed: Fleet) -> None:
+    images = installed.home(1) / "phone" / "images"
+    installed.say("stop", numbers=(1,))
+    assert installed.say("stop", "--dry-run", numbers=(1,))[0]["plan"] == []
+    shutil.rmtree(images)
+    push = ("push", installed.deployment.root, "--cache", BUNDLE, "--demo", "--start")
+    (done,) = installed.say(*push, numbers=(1,))
+    assert "; started as " in done["said"]
+    assert len(list(images.iterdir())) in (80, 120)  # of two or of three classes
+    (planned,) = installed.say(*push, "--dry-run", numbers=(1,))
+    assert planned["plan"] == [f"bring the files of {done['name']}"]
 
 
 def test_removal_goes_on_after_a_cut_and_leaves_nothing(running: Fleet) -> None:
