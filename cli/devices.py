@@ -175,7 +175,7 @@ def push(
 
     def work(installation: Installation, say: Say) -> dict[str, Any]:
         if dry_run:
-            return _planned(plans.of_push(installation, bundle, deployment, name, start))
+            return _planned(plans.of_push(installation, bundle, deployment, name, demo, start))
         sent = installation.push(bundle, say)
         said = f"{sent / 2**20:.0f} MiB sent, all of {bundle.size / 2**20:.0f} is there"
         if deployment is None:

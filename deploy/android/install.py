@@ -130,14 +130,18 @@ class Installation:
 
     def bring_images(self, folder: Path) -> None:
         """Copy the files of a folder of this machine to the phone's images, unless it has any."""
-        images, part = f"{self.home}/phone/images", f"{self.home}/incoming/images.part"
-        if self.device.run(f"ls '{images}'").strip():
+        if self.has_images():
             return
+        images, part = f"{self.home}/phone/images", f"{self.home}/incoming/images.part"
         with tempfile.NamedTemporaryFile() as file:
             archive = Path(file.name)
             pack(folder, archive)
             send_archive(self.device, archive, hashlib.sha256(archive.read_bytes()).hexdigest(), part)
         self.device.run(f"tar -xf '{part}' -C '{images}' && rm -f '{part}'", 600.0)
+
+    def has_images(self) -> bool:
+        """Tell whether the phone's own folder of images has any."""
+        return bool(self.device.run(f"ls '{self.home}/phone/images' 2>/dev/null || true").strip())
 
     def start(self, port: int) -> str:
         """Lead `port` of the device to this machine and start the service, if it does not run; return what it says."""

@@ -15,9 +15,12 @@ def of_push(
     bundle: Bundle,
     deployment: Deployment | None = None,
     name: str = "",
+    demo: bool = False,
     start: bool = False,
 ) -> list[str]:
-    """Plan to install a bundle, to enrol the device where there is a deployment, and to `start` the client there."""
+    """Plan to install a bundle, and where there is a deployment to enrol the device, to bring the images of a
+    demonstration (`demo`) and to `start` the client.
+    """
     installation.require_fit(bundle)
     plan = [f"send {layer.name}, {layer.size / 2**20:.0f} MiB" for layer in installation.missing(bundle)]
     if not installation.is_current(bundle):
@@ -27,6 +30,7 @@ def of_push(
         known = installation.name_in(deployment)
         enrol = f"make a key there and enrol it{f' as {name}' if name else ''}"
         plan.append(f"bring the files of {known}" if known else f"{enrol}, and bring its files")
+        plan += ["bring embedded images"] if demo and not installation.has_images() else []
         plan += _starting(installation, deployment.settings.port) if start else []
     return plan
 
