@@ -44,7 +44,7 @@ test-cluster: setup # Ray's engine on a cluster of two nodes on loopback
 	$(PYTEST) -m cluster
 
 test-android: setup # phones on a cable: adb's daemon and arm64 programs under qemu, unpacked from Debian into .tools
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m android -v tests/android
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m android -v --durations=20 tests/android
 
 test-fast: setup # without real processes, browsers and computations of more than a second
 	$(PYTEST) -m "not slow and not long and not android"

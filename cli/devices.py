@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -85,11 +86,9 @@ def _on_each(
         raise typer.Exit(1)
 
 
-def _plan(installation: Installation, bundle: Bundle) -> dict[str, Any]:
-    """What a push would send."""
-    layers = {layer.name: layer.size for layer in installation.missing(bundle)}
-    said = f"would send {sum(layers.values()) / 2**20:.0f} MiB: {', '.join(layers)}" if layers else "has all layers"
-    return {"missing": layers, "said": said}
+def _planned(plan: list[str]) -> dict[str, Any]:
+    """What `--dry-run` says of a device."""
+    return {"plan": plan, "said": f"would {'; '.join(plan)}" if plan else "nothing to do"}
 
 
 @app.command("list")
@@ -152,6 +151,8 @@ def push(
     images: Annotated[
         str, typer.Option(help="Folder of the owner's images on the device, such as /sdcard/DCIM/Camera.")
     ] = "",
+    demo: Annotated[bool, typer.Option("--demo", help="Give it embedded images, where it has none.")] = False,
+    start: Annotated[bool, typer.Option("--start", help="Start the client too.")] = False,
     cache: Cache = None,
     as_json: AsJson = False,
     dry_run: DryRun = False,
@@ -160,37 +161,64 @@ def push(
 
     Without DIR the software alone is installed, enough for `bench`. After a cut cable the same command goes on.
     """
+    from fedcaptor.common.errors import ConfigError
+    from fedcaptor.deploy.android import plans
     from fedcaptor.deploy.folder import Deployment
+    from fedcaptor.deploy.phones import write_demo_images
 
+    if folder is None and (start or demo or name or images):
+        raise ConfigError("DIR is not given: the phone of these options is one of a deployment, give its folder")
+    if demo and images:
+        raise ConfigError("--demo is given with --images: the phone learns from one folder, give one of the two")
     deployment = Deployment.open(folder) if folder else None
     bundle = _build(cache)
 
     def work(installation: Installation, say: Say) -> dict[str, Any]:
         if dry_run:
-            return _plan(installation, bundle)
+            return _planned(plans.of_push(installation, bundle, deployment, name, demo, start))
         sent = installation.push(bundle, say)
         said = f"{sent / 2**20:.0f} MiB sent, all of {bundle.size / 2**20:.0f} is there"
         if deployment is None:
             return {"sent": sent, "said": said}
         enrolled = installation.enrol(deployment, name, images)
-        return {"sent": sent, "name": enrolled, "said": f"{said}; enrolled as {enrolled}"}
+        said = f"{said}; enrolled as {enrolled}"
+        if demo:
+            number = sorted(deployment.enrolled_keys()).index(enrolled)
+            with tempfile.TemporaryDirectory() as made:
+                write_demo_images(Path(made) / "images", number)
+                installation.bring_images(Path(made) / "images")
+        if start:
+            said = f"{said}; {installation.start(deployment.settings.port)}"
+        return {"sent": sent, "name": enrolled, "said": said}
 
     _on_each(serials, every, as_json, work)
 
 
 @app.command()
-def start(folder: Folder, serials: Serials = None, every: Every = False, as_json: AsJson = False) -> None:
+def start(
+    folder: Folder, serials: Serials = None, every: Every = False, as_json: AsJson = False, dry_run: DryRun = False
+) -> None:
     """Lead the devices to the deployment's front, and start the client on them. A replugged cable needs it again."""
+    from fedcaptor.deploy.android import plans
     from fedcaptor.deploy.folder import Deployment
 
     port = Deployment.open(folder).settings.port
-    _on_each(serials, every, as_json, lambda installation, say: {"said": installation.start(port)})
+
+    def work(installation: Installation, say: Say) -> dict[str, Any]:
+        return _planned(plans.of_start(installation, port)) if dry_run else {"said": installation.start(port)}
+
+    _on_each(serials, every, as_json, work)
 
 
 @app.command()
-def stop(serials: Serials = None, every: Every = False, as_json: AsJson = False) -> None:
+def stop(serials: Serials = None, every: Every = False, as_json: AsJson = False, dry_run: DryRun = False) -> None:
     """Stop the client; what it stored stays."""
-    _on_each(serials, every, as_json, lambda installation, say: {"said": installation.stop()})
+    from fedcaptor.deploy.android import plans
+
+    def work(installation: Installation, say: Say) -> dict[str, Any]:
+        return _planned(plans.of_stop(installation)) if dry_run else {"said": installation.stop()}
+
+    _on_each(serials, every, as_json, work)
 
 
 @app.command()
@@ -236,24 +264,35 @@ def logs(
 
 @app.command()
 def bench(
-    models: Annotated[list[Path], typer.Argument(help="Programs (.onnx) to measure.")],
+    models: Annotated[list[Path] | None, typer.Argument(help="Programs (.onnx) to measure.")] = None,
     serials: Serials = None,
     every: Every = False,
     threads: Annotated[int, typer.Option(min=1, help="Threads that compute.")] = 1,
+    seconds: Annotated[float, typer.Option(min=0, help="Seconds of timing at least; 60 for energy.")] = 1.0,
+    data: Annotated[Path | None, typer.Option(help="Labelled images (.npz) for the accuracy.")] = None,
+    own: Annotated[bool, typer.Option("--own", help="The phone's own submodel too, which stays there.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure programs on the devices: latency, memory and, where the device tells them, energy and temperature."""
+    from fedcaptor.common.errors import ConfigError
+    from fedcaptor.deploy.android.bench import bench as measured
 
+    if not models and not own:
+        raise ConfigError("no program is given: name .onnx files, or --own for the phone's submodel")
+    if own and data is not None:
+        raise ConfigError("--own is given with --data: a phone's submodel does not say its labels, give one of the two")
     columns = (
         ("precision", "precision"),
         ("ms", "latency_ms_median"),
         ("ms, p90", "latency_ms_p90"),
         ("bytes", "peak_rss_bytes"),
         ("J", "energy_joules"),
+        ("°C", "temperature_c"),
+        ("accuracy", "accuracy"),
     )
 
     def work(installation: Installation, say: Say) -> dict[str, Any]:
-        return {"rows": installation.bench(models, threads, say)}
+        return {"rows": measured(installation, models or (), say, threads, seconds, data, own)}
 
     def show(results: list[dict[str, Any]]) -> None:
         rows = [(result["serial"], row) for result in results for row in result["rows"]]
@@ -277,11 +316,13 @@ def update(
     serials: Serials = None, every: Every = False, cache: Cache = None, as_json: AsJson = False, dry_run: DryRun = False
 ) -> None:
     """Send what changed since, and start the client anew where it ran. The phone's key and storage stay."""
+    from fedcaptor.deploy.android import plans
+
     bundle = _build(cache)
 
     def work(installation: Installation, say: Say) -> dict[str, Any]:
         if dry_run:
-            return _plan(installation, bundle)
+            return _planned(plans.of_update(installation, bundle))
         sent = installation.update(bundle, say)
         return {"sent": sent, "said": f"{sent / 2**20:.0f} MiB sent" if sent else "is up to date"}
 
@@ -300,6 +341,7 @@ def remove(
     dry_run: DryRun = False,
 ) -> None:
     """Stop the client and delete its folder, with the phone's key, what it stored, and its record of spent privacy."""
+    from fedcaptor.deploy.android import plans
     from fedcaptor.deploy.folder import Deployment
 
     deployment = Deployment.open(folder) if folder else None
@@ -308,7 +350,7 @@ def remove(
 
     def work(installation: Installation, say: Say) -> dict[str, Any]:
         if dry_run:
-            return {"said": f"would delete {installation.home}"}
+            return _planned(plans.of_remove(installation, deployment))
         revoked = installation.remove(deployment)
         return {"revoked": revoked, "said": "removed" + (f"; {revoked} is shut out" if revoked else "")}
 

@@ -29,7 +29,7 @@ from fedcaptor.client.folder import NODE_FILE, RESIDENT_LOCK
 from fedcaptor.client.node_key import node_key
 from fedcaptor.client.phone import Phone
 from fedcaptor.client.process_lock import acquire
-from fedcaptor.client.processes import holds
+from fedcaptor.client.processes import holds, refusal
 from fedcaptor.client.resting import Requests, Rest, Woken
 from fedcaptor.common.errors import ConfigError, FedcaptorError, LinkError, StateError
 from fedcaptor.common.files import read_bounded, write_whole
@@ -76,9 +76,12 @@ class Resident:
         with only_one(self.device.folder, self.woken) as lock, _ended(phone):
             if self.woken is None:
                 self.stop.wait(random.uniform(0, settings.spread_seconds))
-            failures, reason = 0, ""
+            failures, reason, away = 0, "", ""
             while not self.stop.is_set():
-                if not holds(settings.condition):
+                if (refused := refusal(settings.condition)) is not None:
+                    if refused != away:
+                        logger.info("device.condition does not hold: %s", refused)
+                        away = refused
                     if self.once is not None:
                         return
                     self._rest(None, lock, phone)

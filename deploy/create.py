@@ -20,8 +20,8 @@ from fedcaptor.common.files import make_folder, write_whole
 from fedcaptor.common.torch_engine.base import BaseModel
 from fedcaptor.common.torch_engine.network_graph import network_graph
 from fedcaptor.deploy.certificates import LOOPBACK, make_authority, make_server_certificate, names_of, read_certificate
-from fedcaptor.deploy.folder import Deployment
-from fedcaptor.deploy.phones import KEY, write_demo_images, write_phone
+from fedcaptor.deploy.folder import KEY, Deployment
+from fedcaptor.deploy.phones import write_demo_images, write_phone
 from fedcaptor.deploy.processes import is_listened_on
 from fedcaptor.deploy.render import render
 from fedcaptor.server.start import budget_of

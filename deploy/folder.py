@@ -11,6 +11,9 @@ from pathlib import Path
 from fedcaptor.common.config import Config, DeploymentSettings, load_config
 from fedcaptor.common.errors import ConfigError
 
+KEY = "node.key"
+"""The name of a phone's private key, in its own folder."""
+
 
 @dataclass(frozen=True)
 class Deployment:

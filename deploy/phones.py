@@ -14,9 +14,8 @@ from fedcaptor.common.files import write_whole
 from fedcaptor.common.secure.keys import identity_of
 from fedcaptor.common.secure.register import signing_key
 from fedcaptor.common.weights_file import digest_of_file
-from fedcaptor.deploy.folder import Deployment
+from fedcaptor.deploy.folder import KEY, Deployment
 
-KEY = "node.key"
 _DEMO_OWNERS = ((0, 1), (5, 7, 9), (2, 8))
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedcaptor.deploy.folder import Deployment
+from fedcaptor.deploy.folder import KEY, Deployment
 from fedcaptor.deploy.programs import find, ours
 
 
@@ -140,9 +140,12 @@ def services_of(deployment: Deployment) -> list[Service]:
 
 
 def _phones(deployment: Deployment) -> Iterator[Service]:
-    """The phones that run on this machine too."""
+    """The phones that run on this machine too: those that are enrolled and have their key here."""
+    enrolled = deployment.enrolled_keys()
     if deployment.settings.local_phones:
         for folder in deployment.phone_folders():
+            if folder.name not in enrolled or not (folder / KEY).is_file():
+                continue
             command = (str(ours("fedcaptor")), "phone", "run", "--config", str(folder / "phone.toml"))
             yield Service(folder.name, "phone on this machine", command, phone=True)
 

@@ -146,7 +146,7 @@ def _layer(
     contents = make(tree)
     _check_alignment(tree)
     with replacing(cache / f"{name}.tar") as archive:
-        _pack(tree, archive)
+        pack(tree, archive)
         with archive.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         layer = Layer(name, digest, archive.stat().st_size, contents)
@@ -262,7 +262,7 @@ def alignment(content: bytes) -> int | None:
     return min(held, default=None)
 
 
-def _pack(tree: Path, archive: Path) -> None:
+def pack(tree: Path, archive: Path) -> None:
     """Write a tree as an archive that depends on nothing but its content."""
 
     def plain(info: tarfile.TarInfo) -> tarfile.TarInfo:

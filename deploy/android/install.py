@@ -11,7 +11,6 @@ The installation is one folder, `HOME`, which needs neither root nor an app:
 from __future__ import annotations
 
 import hashlib
-import json
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,15 +19,15 @@ from threading import Lock
 from typing import Any
 
 from fedcaptor.common.errors import ConfigError
-from fedcaptor.deploy import enrolment, superlink
-from fedcaptor.deploy.android.bundle import Bundle, Layer
+from fedcaptor.deploy import enrolment
+from fedcaptor.deploy.android.bundle import Bundle, Layer, pack
 from fedcaptor.deploy.android.device import Device, DeviceError
 from fedcaptor.deploy.android.probe import findings, probe
 from fedcaptor.deploy.android.transfer import replace_file, send_archive, unpack
 from fedcaptor.deploy.certificates import names_of, read_certificate
 from fedcaptor.deploy.check import Finding
-from fedcaptor.deploy.folder import Deployment
-from fedcaptor.deploy.phones import KEY, phone_files
+from fedcaptor.deploy.folder import KEY, Deployment
+from fedcaptor.deploy.phones import phone_files
 
 HOME = "/data/local/tmp/fedcaptor"
 CONDITION = "charging level=30 temperature=42"
@@ -61,15 +60,24 @@ class Installation:
         told = probe(self.device, self.home)
         return told, findings(told, self._needed(self.missing(bundle)) if bundle else 0)
 
+    def require_fit(self, bundle: Bundle) -> None:
+        """Raise DeviceError where the device cannot take a bundle."""
+        _, found = self.check(bundle)
+        if errors := [f"{one.check}: {one.text}, {one.remedy}" for one in found if one.level == "error"]:
+            raise DeviceError(f"{self.device.serial} cannot take the client: {'; '.join(errors)}")
+
+    def require_installed(self) -> None:
+        """Raise DeviceError where nothing is installed."""
+        if not self._launcher():
+            raise DeviceError(f"{self.device.serial}: nothing is installed: run `fedcaptor devices push`")
+
     def push(self, bundle: Bundle, say: Say) -> int:
         """Install a bundle and return the bytes that were sent: what is there already stays, older layers go.
 
         A client that runs is started anew with it, also by the next call where this one is cut in between.
         Raises DeviceError where the device cannot take it; then what it had still works.
         """
-        _, found = self.check(bundle)
-        if errors := [f"{one.check}: {one.text}, {one.remedy}" for one in found if one.level == "error"]:
-            raise DeviceError(f"{self.device.serial} cannot take the client: {'; '.join(errors)}")
+        self.require_fit(bundle)
         sent = 0
         self.device.run(f"mkdir -p '{self.home}' && chmod 700 '{self.home}'")
         missing = self.missing(bundle)
@@ -86,9 +94,9 @@ class Installation:
         launcher = bundle.launcher(self.home)
         if (old := self._launcher().encode()) != launcher:
             if old:
-                self._launch("service pause")
+                self.launch("service pause")
             replace_file(self.device, launcher, f"{self.home}/fedcaptor", "700")
-        self._launch("service resume")
+        self.launch("service resume")
         self._sweep(f"{self.home}/layers", {layer.folder for layer in bundle.layers})
         return sent
 
@@ -102,10 +110,10 @@ class Installation:
                 f"the front's certificate is not for {_LOOPBACK}, where a cable leads: "
                 "use a deployment with an authority of its own"
             )
-        public = self._launch(f"phone key {KEY}").encode() + b"\n"
+        public = self.launch(f"phone key {KEY}").encode() + b"\n"
         with _enrolling:
-            found = _name_of(deployment, public)
-            if not found:
+            found = enrolment.name_of(deployment, public)
+            if found is None:
                 found = name or f"android-{hashlib.sha256(public).hexdigest()[:8]}"
                 with tempfile.NamedTemporaryFile() as file:
                     Path(file.name).write_bytes(public)
@@ -120,25 +128,46 @@ class Installation:
         self.device.run(f"cd '{self.home}/phone' && mkdir -p images && chmod 700 . && chmod 600 {KEY}")
         return found
 
+    def bring_images(self, folder: Path) -> None:
+        """Copy the files of a folder of this machine to the phone's images, unless it has any."""
+        if self.has_images():
+            return
+        images, part = f"{self.home}/phone/images", f"{self.home}/incoming/images.part"
+        with tempfile.NamedTemporaryFile() as file:
+            archive = Path(file.name)
+            pack(folder, archive)
+            send_archive(self.device, archive, hashlib.sha256(archive.read_bytes()).hexdigest(), part)
+        self.device.run(f"tar -xf '{part}' -C '{images}' && rm -f '{part}'", 600.0)
+
+    def has_images(self) -> bool:
+        """Tell whether the phone's own folder of images has any."""
+        return bool(self.device.run(f"ls '{self.home}/phone/images' 2>/dev/null || true").strip())
+
     def start(self, port: int) -> str:
         """Lead `port` of the device to this machine and start the service, if it does not run; return what it says."""
+        self.require_installed()
         self.device.reverse(port)
-        return self._launch("service start")
+        return self.launch("service start")
 
     def stop(self) -> str:
-        return self._launch("service stop") if self._launcher() else "is not installed"
+        return self.launch("service stop") if self._launcher() else "is not installed"
+
+    @property
+    def running(self) -> int | None:
+        """The service's process, None where it does not run or nothing is installed."""
+        return self._service()[0] if self._launcher() else None
 
     def status(self, bundle: Bundle | None = None) -> dict[str, Any]:
         """Return what is installed and whether it runs. `current`: whether it is this bundle; None without one."""
         if not self._launcher():
             return {"serial": self.device.serial, "installed": False}
-        told = dict(line.split("=", 1) for line in self._launch("service status").splitlines() if "=" in line)
+        running, restarts = self._service()
         return {
             "serial": self.device.serial,
             "installed": True,
             "current": None if bundle is None else self.is_current(bundle),
-            "running": int(told["running"]) if told.get("running") else None,
-            "restarts": int(told.get("restarts", 0)),
+            "running": running,
+            "restarts": restarts,
             "ports": sorted(self.device.reversed()),
             "mebibytes": int(self.device.run(f"du -sk '{self.home}'", 600.0).split()[0]) >> 10,
         }
@@ -149,54 +178,37 @@ class Installation:
 
     def update(self, bundle: Bundle, say: Say) -> int:
         """Push a bundle onto a device that has one; return the bytes that were sent."""
-        if not self._launcher():
-            raise DeviceError(f"{self.device.serial}: nothing is installed: run `fedcaptor devices push`")
+        self.require_installed()
         return self.push(bundle, say)
 
-    def bench(self, models: Sequence[Path], threads: int, say: Say) -> list[dict[str, Any]]:
-        """Measure programs on the device and return the rows of `fedcaptor.client.measure`."""
-        if not self._launcher():
-            raise DeviceError(f"{self.device.serial}: nothing is installed: run `fedcaptor devices push`")
-        there = f"{self.home}/tmp/bench"
-        sent: list[str] = []
-        try:
-            for number, model in enumerate(models):
-                sent.append(f"{there}/{number}/{model.name}")
-                send_archive(self.device, model, hashlib.sha256(model.read_bytes()).hexdigest(), sent[-1])
-                say(f"{model.name} sent")
-            say("measuring")
-            names = " ".join(f"'{name}'" for name in sent)
-            told = self._launch(f"python -m fedcaptor.client.measure --json --threads {threads} {names}", 3600.0)
-            rows: list[dict[str, Any]] = json.loads(told)
-            return [{**row, "model": str(row["model"]).rpartition("/")[2]} for row in rows]
-        except json.JSONDecodeError as error:
-            raise DeviceError(f"{self.device.serial}: the client's figures cannot be read: {error}") from error
-        except DeviceError as error:
-            if "No module named fedcaptor.client.measure" not in str(error):
-                raise
-            remedy = "send one that can, by `fedcaptor devices update`"
-            raise DeviceError(f"{self.device.serial}: the installed client cannot measure: {remedy}") from error
-        finally:
-            self.device.run(f"rm -rf '{there}'")
-
-    def remove(self, deployment: Deployment | None = None) -> str:
+    def remove(self, deployment: Deployment | None = None) -> str | None:
         """Stop the service and delete the folder, the phone's key and storage included.
 
-        With a deployment the phone is shut out of it too; returns its name there, empty where it has none.
+        With a deployment the phone is shut out of it too; returns its name there, None where it has none.
         """
-        public = self.device.run(f"cat '{self.home}/phone/{KEY}.pub' 2>/dev/null || true").encode()
         self.stop()
-        revoked = ""
+        name = None
         if deployment is not None:
             self.device.unreverse(deployment.settings.port)
             with _enrolling:
-                if public and (revoked := _name_of(deployment, public)):
-                    enrolment.revoke(deployment, revoked)
+                if (name := self.name_in(deployment)) is not None:
+                    enrolment.revoke(deployment, name)
         self.device.run(f"rm -rf '{self.home}'", 600.0)
-        return revoked
+        return name
 
-    def _launch(self, arguments: str, seconds: float = 600.0) -> str:
+    def name_in(self, deployment: Deployment) -> str | None:
+        """Return the name that the device's key is enrolled by; None where it is not, or there is no key."""
+        public = self.device.run(f"cat '{self.home}/phone/{KEY}.pub' 2>/dev/null || true").encode()
+        return enrolment.name_of(deployment, public) if public else None
+
+    def launch(self, arguments: str, seconds: float = 600.0) -> str:
+        """Run the installation's `fedcaptor` on the device and return what it says."""
         return self.device.run(f"sh '{self.home}/fedcaptor' {arguments}", seconds).strip()
+
+    def _service(self) -> tuple[int | None, int]:
+        """Return the process of an installed service, None where it does not run, and how often the client ended."""
+        told = dict(line.split("=", 1) for line in self.launch("service status").splitlines() if "=" in line)
+        return int(told["running"]) if told.get("running") else None, int(told.get("restarts", 0))
 
     def _launcher(self) -> str:
         return self.device.run(f"cat '{self.home}/fedcaptor' 2>/dev/null || true")
@@ -214,10 +226,3 @@ class Installation:
         held = self.device.run(f"ls '{folder}' 2>/dev/null || true").split()
         if old := [name for name in held if name not in keep]:
             self.device.run("rm -rf " + " ".join(f"'{folder}/{name}'" for name in old), 600.0)
-
-
-def _name_of(deployment: Deployment, public: bytes) -> str:
-    """The name that a public key is enrolled by; empty where it is not."""
-    own = superlink.der_of(public, "the device's key")
-    enrolled = deployment.enrolled_keys().items()
-    return next((name for name, key in enrolled if superlink.der_of(key, name) == own), "")

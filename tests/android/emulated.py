@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,6 +42,9 @@ _DAEMON = [
     "qemu-user",
 ]
 _USERLAND = ["libc6", "libcrypt1", "mksh", "toybox"]
+_CPU = "cortex-a76"
+"""Without SVE and SME, as most phones: emulated, their kernels are many times as slow."""
+_BOOT_SECONDS = 60.0
 _MAGIC = r"\x7fELF\x02\x01\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x02\x00\xb7\x00"
 _MASK = r"\xff\xff\xff\xff\xff\xff\xff\x00\xff\xff\xff\xff\xff\xff\xff\xff\xfe\xff\xff\xff"
 # The table holds only while it is mounted. F: the emulator is opened now, so that it is found inside of the root.
@@ -55,7 +59,7 @@ mount $DATA "$ROOT/data"
 mkdir -p "$ROOT/data/local/tmp"
 "$PYTHON" "$RELAY" &
 cd /
-exec env -i PATH=/system/bin HOME=/ ADBD_PORT="$PORT" \
+exec env -i PATH=/system/bin HOME=/ ADBD_PORT="$PORT" QEMU_CPU={_CPU} \
   "$CHROOT" "$ROOT" /daemon/ld-linux-x86-64.so.2 --library-path /daemon /daemon/adbd
 """
 
@@ -167,6 +171,15 @@ class Emulated:
                 end.shutdown(socket.SHUT_RDWR)
 
 
+def _await(daemon: subprocess.Popen[bytes], cable: Path, log: Path) -> None:
+    """Wait for the inner end of the cable; fails with what the daemon said where it ended."""
+    end = time.monotonic() + _BOOT_SECONDS
+    while not cable.exists():
+        if daemon.poll() is not None or time.monotonic() > end:
+            raise RuntimeError(f"the device did not boot, it needs what docs/android.md says: {log.read_text()}")
+        time.sleep(0.1)
+
+
 @contextlib.contextmanager
 def device(root: Path, port: int, size: str = "") -> Iterator[Emulated]:
     """Run a device on a root that `make_root` laid out; `port` is the daemon's, in the device's own network.
@@ -188,6 +201,7 @@ def device(root: Path, port: int, size: str = "") -> Iterator[Emulated]:
         accepting = threading.Thread(target=made.accept, daemon=True)
         accepting.start()
         try:
+            _await(daemon, cable, root / "daemon.log")
             yield made
         finally:
             made.unplug()

@@ -93,9 +93,13 @@ def test_trouble_is_told_once_and_attempts_become_rare(
     assert 100 < max(pauses) <= 300
 
 
-def test_it_checks_in_while_the_condition_holds_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_checks_in_while_the_condition_holds_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
     link, charging = Link(), tmp_path / "charging"
-    one = phone(tmp_path, monkeypatch, [link], f'device.condition="test -e {charging}"', "device.condition_seconds=7")
+    condition = f"test -e {charging} || {{ echo no charger >&2; false; }}"
+    one = phone(tmp_path, monkeypatch, [link], f'device.condition="{condition}"', "device.condition_seconds=7")
     one.run()  # once: it does not wait for the charger
     assert link.received == 0
     pauses: list[float] = []
@@ -111,6 +115,7 @@ def test_it_checks_in_while_the_condition_holds_alone(tmp_path: Path, monkeypatc
     one.run()
     assert pauses[1:4] == [7, 7, 7]
     assert link.received > 0
+    assert caplog.text.count("device.condition does not hold: no charger") == 2  # once a run
 
 
 def test_a_reply_whose_wait_was_cut_short_is_not_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

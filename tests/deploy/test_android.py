@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from fedcaptor.deploy.android import transfer
+from fedcaptor.deploy.android import plans, transfer
 from fedcaptor.deploy.android.adb import Attached, choose
-from fedcaptor.deploy.android.bundle import LAYERS, Bundle, Layer, _pack, alignment
+from fedcaptor.deploy.android.bundle import LAYERS, Bundle, Layer, alignment, pack
 from fedcaptor.deploy.android.device import DeviceError
 from fedcaptor.deploy.android.install import Installation
 from fedcaptor.deploy.android.probe import findings, probe
@@ -85,7 +85,7 @@ def bundle_of(folder: Path, client: str = "echo $$ > pid; exec sleep 60") -> Bun
             for script in SCRIPTS.glob("*.sh"):
                 (tree / "scripts" / script.name).write_bytes(script.read_bytes())
         packed = folder / f"{name}.tar"
-        _pack(tree, packed)
+        pack(tree, packed)
         digest = hashlib.sha256(packed.read_bytes()).hexdigest()
         layers.append(Layer(name, digest, packed.stat().st_size, []))
         packed.rename(folder / f"{layers[-1].folder}.tar")
@@ -144,6 +144,17 @@ def test_a_push_that_is_cut_again_and_again_installs_in_the_end(
     assert not [path for path in home.rglob("*") if path.stat().st_mode & 0o077]
 
 
+def test_images_are_brought_once(tmp_path: Path) -> None:
+    own = tmp_path / "home" / "phone" / "images"
+    own.mkdir(parents=True)
+    installation = Installation(FolderDevice(), str(tmp_path / "home"))
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"{name}.png").write_bytes(name.encode())
+        installation.bring_images(tmp_path / name)
+    assert [(path.name, path.read_bytes()) for path in own.iterdir()] == [("first.png", b"first")]
+
+
 @pytest.mark.slow
 def test_the_service_starts_once_goes_on_after_an_update_and_stops(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -152,7 +163,14 @@ def test_the_service_starts_once_goes_on_after_an_update_and_stops(
     monkeypatch.setattr(Installation, "check", lambda self, bundle: ({}, []))
     device, bundle = FolderDevice(), bundle_of(tmp_path / "bundle")
     installation = Installation(device, str(tmp_path / "home"))
+    with pytest.raises(DeviceError, match="nothing is installed"):
+        plans.of_update(installation, bundle)
+    assert plans.of_push(installation, bundle)[-2:] == ["send program, 0 MiB", "put the new client to use"]
+    assert (plans.of_stop(installation), plans.of_remove(installation, None)) == ([], [])
+    assert not (tmp_path / "home").exists()
     installation.push(bundle, print)
+    assert plans.of_push(installation, bundle) == []
+    assert plans.of_start(installation, 8443) == ["lead its port 8443 here", "start the client"]
     with pytest.raises(DeviceError, match=r"no phone\.toml"):
         installation.start(8443)
     (tmp_path / "home" / "phone" / "phone.toml").touch()
@@ -164,6 +182,11 @@ def test_the_service_starts_once_goes_on_after_an_update_and_stops(
         installation.push(bundle, print)
         assert installation.status()["running"] == running["running"]
         newer = bundle_of(tmp_path / "newer", "echo $$ > pid; exec sleep 61")
+        stop = f"stop process {running['running']}"
+        assert plans.of_update(installation, newer) == ["send runtime, 0 MiB", f"{stop} and start the new client"]
+        assert plans.of_remove(installation, None) == [stop, f"delete {installation.home}"]
+        assert plans.of_start(installation, 8443) == []
+        assert installation.status() == running
         device.left = 13  # until the client is stopped, and before it is started anew
         with pytest.raises(DeviceError, match="gone"):
             installation.push(newer, print)
@@ -256,7 +279,7 @@ def test_an_archive_depends_on_its_content_alone(tmp_path: Path) -> None:
     for name in ("one", "two"):
         (tmp_path / name / "folder").mkdir(parents=True)
         (tmp_path / name / "folder" / "file").write_text("content")
-        _pack(tmp_path / name, tmp_path / f"{name}.tar")
+        pack(tmp_path / name, tmp_path / f"{name}.tar")
     assert (tmp_path / "one.tar").read_bytes() == (tmp_path / "two.tar").read_bytes()
 
 

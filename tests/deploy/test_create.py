@@ -28,7 +28,7 @@ from fedcaptor.deploy import enrolment, processes
 from fedcaptor.deploy.certificates import days_left, make_authority, make_server_certificate, names_of, read_certificate
 from fedcaptor.deploy.create import Wanted, create, issue_certificate
 from fedcaptor.deploy.environment import read_environment
-from fedcaptor.deploy.folder import Deployment
+from fedcaptor.deploy.folder import KEY, Deployment
 from fedcaptor.deploy.render import render
 from fedcaptor.deploy.services import services_of
 from tests.programs import program
@@ -218,6 +218,19 @@ def test_services_that_a_container_runs_are_told_by_their_processes(
     assert (states["superlink"].state, states["superlink"].pid) == ("running", 7)
     assert 60 <= states["superlink"].since < 600
     assert states["catalogue"].state == "down"
+
+
+def test_phones_run_here_that_are_enrolled_and_have_their_key_here(deployment: Deployment) -> None:
+    def here() -> list[str]:
+        return [service.name for service in services_of(deployment) if service.phone]
+
+    first, second, *others = deployment.phone_folders()
+    names = [folder.name for folder in others]
+    assert here() == [first.name, second.name, *names]
+    (deployment.enrolled / f"{first.name}.pub").unlink()
+    assert here() == [second.name, *names]
+    (second / KEY).unlink()
+    assert here() == names
 
 
 def test_the_image_has_what_services_need(made: Deployment) -> None:
