@@ -41,6 +41,16 @@ CAMERAS = (
     {"name": "dim", "share": 0.25, "corruptions": ["light=0.5", "contrast=0.7"]},
 )
 """Four families of cameras, each of a fourth of the phones."""
+MANY = (
+    "population.law=interests",
+    "population.groups=12",
+    "population.classes_max=34",
+    "population.exponent=0.7",
+    "population.concentration=60",
+    "usage.max_classes=40",
+    "usage.min_share=0.002",
+)
+"""Owners as in the benchmark `many_classes`; of all that a phone may keep, its 40 likeliest classes."""
 CHECK_SHARE, FEWEST_CHECKS = 2 / 3, 8
 IN_THE_CLEAR = 1000
 """Photos of a camera, of all its phones together, that the arm `oracle` takes batch norms from."""
@@ -70,6 +80,7 @@ WORLDS: dict[str, Setting] = {
     "clean": Setting("photos like the training images"),
     "looks": Setting("four kinds of cameras: sharp, blurred, noisy, dim", looks=CAMERAS),
     "cold": Setting("new phones of the four kinds of cameras", looks=CAMERAS, newcomers=True),
+    "many": Setting("owners with two of twelve interests, each a long tail of 34 classes", MANY),
     "owners": Setting(
         "natural owners with few images each, all their own, at most 240 of them",
         (f"data.source={OWNERS}", "population.law=owners"),
@@ -103,6 +114,8 @@ NO_CLUSTERS = ("clusters.k=1", "usage.prior=0", "delivery.plans=false")
 ALONE = (*NO_CLUSTERS, *NO_SCORES)
 ONE_MODEL = ("personal.enabled=false", "planner.by_usage=false", "personal.reference=0")
 
+TOPICS = ("clusters.method=topics", "clusters.k=16", "clusters.iterations=6")
+
 ARMS: dict[str, Arm] = {
     "shipped": Arm("the defaults"),
     "own-look": Arm("the defaults, and each phone's own look", OWN_LOOK),
@@ -112,6 +125,7 @@ ARMS: dict[str, Arm] = {
     "alone": Arm("a phone alone, with images of the server", (*ALONE, *NO_LOOKS), False),
     "alone-look": Arm("a phone alone, with these re-rendered in its own look", (*ALONE, *OWN_LOOK), False),
     "usage": Arm("usage clusters of the fleet", (*NO_SCORES, *NO_LOOKS)),
+    "topics": Arm("topics of the fleet, of which each owner has a mixture", (*NO_SCORES, *NO_LOOKS, *TOPICS)),
     "look": Arm("usage clusters and looks of the fleet", (*NO_SCORES, *LOOKS)),
     "moments": Arm("these and the fleet's moments", (*NO_SCORES, *LOOKS, "domain.moments=true")),
     "scores": Arm("usage clusters, looks and filter scores of the fleet", LOOKS),
@@ -130,12 +144,14 @@ class Federation(Benchmark):
     phones. Ctrl-C stops it, the same command goes on.
 
     Worlds: clean (photos like the training images), looks (four kinds of cameras), cold (new phones of these with
-    `--images`, 0 too, judged by their cluster's submodel), owners (natural owners with few images).
+    `--images`, 0 too, judged by their cluster's submodel), many (owners with two
+    interests; for a network with 34 classes or more), owners (natural owners with few images).
 
     Arms: shipped (the defaults), own-images and alone (nothing of the fleet; without and with images of the server),
-    alone-look (these re-rendered in the phone's own look), usage (the fleet's usage clusters), look (and its looks),
-    moments (and its moments), scores (usage, looks and filter scores), own-look (the defaults and the phone's own
-    look), one-model (one submodel for all), oracle (each camera's batch norms, of all photos in the clear).
+    alone-look (these re-rendered in the phone's own look), usage (the fleet's usage clusters), topics (its topics
+    instead), look (clusters and looks), moments (and its moments), scores (usage, looks and filter scores), own-look
+    (the defaults and the phone's own look), one-model (one submodel for all), oracle (each camera's batch norms, of all
+    photos in the clear).
 
     Example: python -m benchmarks federation --worlds clean,looks --images 30 --phones 1000 --seeds 0..4 --epsilon 8
     --json benchmarks/results/federation.json

@@ -32,8 +32,11 @@ KINDS = (LOOK.kind, MOMENTS.kind)
 _FAR, _MANY = 3.0, 12
 """How far looks of so many photos, or more, of a few classes lie apart by chance; of fewer, by the root of how many
 times fewer they are. At most one in a hundred phones with photos like the server's is farther, grey or in colour; all
-whose photos are blurred by a pixel or dim are, and of noisy ones (deviation 0.1) those in colour.
+whose photos are blurred by a pixel or dim are, and of noisy ones (deviation 0.1) those in colour. Grey noisy photos, of
+which a fourth are answered wrongly, are at least half as far, and one in a hundred others.
 """
+_FARTHER, _NEARER = -1.0, 2.0
+"""Standard errors that the answers to images in a look must gain: beyond `_FAR`, and from half of it on."""
 _WEIGHTS, _PHOTOS = "weights", "photos"  # metadata keys
 
 
@@ -76,19 +79,21 @@ def keep_adaptation(folder: Path, adaptation: Adaptation, weights: str) -> None:
 def adapted_alone(folder: Path, shipped: Engine, reference: Images, labels: Indices | None) -> Adaptation | None:
     """Adapt to the phone's own look alone, and keep that; None where its look is not known, or that brings nothing.
 
-    The moments are those of the server's images, re-rendered in the phone's look. The look must differ from theirs by
-    more than so many photos of a few classes make it differ, and the adapted model must answer these images, whose
-    labels are known, no worse than the shipped model does, but for a standard error.
+    The moments are those of the server's images, re-rendered in the phone's look. The adapted model must answer these
+    images, whose labels are known, better than the shipped model does. Where the look is farther off than chance
+    makes it, no worse is enough.
     """
     own = read(folder)
     if own is None or labels is None or len(reference) < 2:
         return None
     source = look_of(reference)
-    if np.linalg.norm(own.look - source) > _far(tensor_file.number_of(folder / LOOK_FILE, _PHOTOS)):
+    distance = np.linalg.norm(own.look - source) / _far(tensor_file.number_of(folder / LOOK_FILE, _PHOTOS))
+    if distance > 0.5:
         photos = rendered(reference, own.look - source)
         moments = shipped.moments(photos)
         gain = (shipped.adapted(moments).predict(photos) == labels).astype(float) - (shipped.predict(photos) == labels)
-        if gain.mean() >= -gain.std(ddof=1) / math.sqrt(len(gain)):
+        needed = (_FARTHER if distance > 1 else _NEARER) * gain.std(ddof=1) / math.sqrt(len(gain))
+        if gain.mean() >= needed and gain.any():
             found = Adaptation(*(np.asarray(part, np.float32) for part in (own.look[None], source, moments[None])))
             keep_adaptation(folder, found, shipped.weights_digest)
             return found

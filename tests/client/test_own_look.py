@@ -74,6 +74,21 @@ def test_a_phone_adapts_alone_where_labelled_images_say_that_it_helps(engine: To
     assert not (tmp_path / ADAPTATION_FILE).exists()
 
 
+@pytest.mark.slow
+def test_photos_that_are_not_far_off_are_adapted_to_where_that_surely_helps(
+    engine: TorchEngine, tmp_path: Path
+) -> None:
+    """Grey noise of a tenth moves a look less than a few photos of a few classes may, and costs twenty points."""
+    reference, labels = DATA.x[1000:1150], DATA.y[1000:1150]
+    own_look.measure(tmp_path, engine, photos(60, "noise=0.1"), 1)
+    assert own_look.adapted_alone(tmp_path, engine, reference, labels) is not None
+    later, truth = photos(400, "noise=0.1", start=4000), DATA.y[4000:4400]
+    right = [(each.predict(later) == truth).mean() for each in (engine, own_look.adapted_engine(tmp_path, engine))]
+    assert right[1] > right[0] + 0.1
+    rng = np.random.default_rng(0)
+    assert own_look.adapted_alone(tmp_path, engine, reference, rng.permutation(labels)) is None
+
+
 def test_a_handful_of_photos_must_look_farther_off_than_many(
     engine: TorchEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
