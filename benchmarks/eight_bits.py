@@ -90,7 +90,11 @@ class EightBits(NetworkBenchmark):
         answers, int8_answers = (submodel.classes[z[own].argmax(1)] for z in scores)
         apart = [None if own.all() else told_apart(out_of_set_score(z, SCORE), own)["auroc"] for z in scores]
         seconds, int8_seconds = _seconds((single, int8), test.x[own], self.repetitions, clock)
-        sizes = [len(submodel.network.program()), len(engine.program(single)), len(engine.program(int8))]
+        sizes = [
+            len(submodel.network.program(submodel.classes)),
+            len(engine.program(single)),
+            len(engine.program(int8)),
+        ]
         return {
             "macs_ratio": submodel.macs_ratio,
             "whole": submodel.macs_ratio == 1,

@@ -177,7 +177,7 @@ class _Measurement:
             return _Program(partial(submodel.module, _image(base.groups.input_shape)), file)
         engine, file = self._engine(model), self.folder / f"{name}.onnx"
         own = engine.load(plan, slice_state(base.state, base.groups, plan, own=True))
-        content = own.network.program()
+        content = own.network.program(own.classes)
         if precision == "int8":
             height, width = base.groups.input_shape[1:]
             size = (CALIBRATION, height, width, base.groups.input_shape[0])

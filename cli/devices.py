@@ -279,8 +279,6 @@ def bench(
 
     if not models and not own:
         raise ConfigError("no program is given: name .onnx files, or --own for the phone's submodel")
-    if own and data is not None:
-        raise ConfigError("--own is given with --data: a phone's submodel does not say its labels, give one of the two")
     columns = (
         ("precision", "precision"),
         ("ms", "latency_ms_median"),

@@ -168,7 +168,7 @@ class OnnxEngine:
 
         shown = pixels(images[calibration_images(len(images))])
         try:
-            content = quantised(_own(submodel).network.program(), shown)
+            content = quantised(_own(submodel).network.program(submodel.classes), shown)
             return ProgramSubmodel.of(content, self.groups, submodel.plan)
         except Exception as error:  # the quantiser's have no class in common, and float32 serves as well
             logger.warning("%s has no eight bits: %r", self.groups.model, error)
@@ -177,7 +177,7 @@ class OnnxEngine:
     def program(self, submodel: engine.Submodel) -> bytes:
         if isinstance(submodel, ProgramSubmodel):
             return submodel.content
-        return with_half_weights(_own(submodel).network.program())
+        return with_half_weights(_own(submodel).network.program(submodel.classes))
 
     def of_program(self, plan: Plan, content: bytes) -> ProgramSubmodel:
         return ProgramSubmodel.of(content, self.groups, plan)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -10,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from onnx import NodeProto, TensorProto, helper
 
-from fedcaptor.common.arrays import Images
+from fedcaptor.common.arrays import Images, Indices
 from fedcaptor.common.groups import State
 from fedcaptor.common.onnx_graph import IMAGES, INPUTS, SCORES, NetworkGraph, embedded, program, reaching
 from fedcaptor.common.onnx_session import Session, Values, in_batches
@@ -83,8 +84,11 @@ class Network:
         """Compute logits [N, classes] of uint8 images [N, H, W, C]; N is at least 1."""
         return in_batches(self._scores, {IMAGES: self.normalise(images)}, self.batch)[SCORES]
 
-    def program(self) -> bytes:
-        """Return an .onnx file that maps float images [N, C, H, W] in [0, 1] to scores [N, classes]."""
+    def program(self, labels: Indices) -> bytes:
+        """Return an .onnx file that maps float images [N, C, H, W] in [0, 1] to scores [N, classes].
+
+        Its metadata have the `labels` [classes] of the scores, as JSON.
+        """
         statistics = {
             name: np.array(values, np.float32).reshape(-1, 1, 1)
             for name, values in (("images mean", self.mean), ("images std", self.std))
@@ -97,6 +101,7 @@ class Network:
         complete = program([*first, *self.fitted.forward], [PIXELS], [SCORES], tensors)
         shape: list[str | int | None] = ["N", *self.graph.groups.input_shape]
         complete.graph.input[0].CopyFrom(helper.make_tensor_value_info(PIXELS, TensorProto.FLOAT, shape))
+        helper.set_model_props(complete, {"labels": json.dumps(labels.tolist())})
         return embedded(complete, tensors)
 
     def visit(self, way: Underway, visits: Mapping[str, Visit]) -> npt.NDArray[np.float32]:

@@ -218,6 +218,7 @@ def test_a_program_is_complete(small: Engines) -> None:
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     pixels = images.transpose(0, 3, 1, 2).astype(np.float32) / 255
     np.testing.assert_allclose(session.run(["scores"], {"pixels": pixels})[0], wanted, atol=2e-3 * abs(wanted).max())
+    assert json.loads(session.get_modelmeta().custom_metadata_map["labels"]) == list(OWN)
     stored = sum(tensor.size for tensor in onnx.tensors(built).values())
     assert len(content) < 2 * stored + 20_000  # half precision
 
