@@ -23,7 +23,6 @@ from fedcaptor.common.distances import class_shares
 from fedcaptor.common.groups import ChannelGroups
 from fedcaptor.common.softmax import softmax
 from fedcaptor.common.statistics import COOCCURRENCE, TOPICS, USAGE, Statistic
-from fedcaptor.common.statistics.usage import MOST_COARSE
 from fedcaptor.server import clusters
 from fedcaptor.server.budget import Step, SumBudget, steps_of
 from fedcaptor.server.calibrate import calibrate
@@ -203,19 +202,19 @@ def _federated(
         on_phase(f"{settings.method} {step.index}", 1, 1)
         return statistic.decode(vector + rng.normal(0, deviation, len(vector)), groups), deviation
 
-    coarse = clusters.coarse_classes(answers.output_weights, MOST_COARSE, 0) if groups.classes > MOST_COARSE else None
+    blocks = COOCCURRENCE.blocks(groups)
+    coarse = clusters.coarse_classes(answers.output_weights, blocks, 0) if blocks > 1 else None
     found = np.zeros(0)
     for step in steps_of(config, 1):
         if step.statistic is COOCCURRENCE:
-            given, blocks = ({}, 1) if coarse is None else ({"coarse": coarse}, MOST_COARSE)
-            pairs, _ = total(COOCCURRENCE, step, given, blocks)
+            pairs, _ = total(COOCCURRENCE, step, {} if coarse is None else {"coarse": coarse}, blocks)
             found = clusters.first_centroids(pairs, settings.k, 0)
             found = found if coarse is None else clusters.spread(found, coarse)
         elif step.statistic in (USAGE, TOPICS):
             sent = rounded(found)
             name = "topics" if step.statistic is TOPICS else "centroids"
-            blocks, deviation = total(step.statistic, step, {name: sent.astype(np.float32)}, len(sent))
-            found, counts = clusters.next_centroids(blocks, sent, deviation)
+            sums, deviation = total(step.statistic, step, {name: sent.astype(np.float32)}, len(sent))
+            found, counts = clusters.next_centroids(sums, sent, deviation)
             floor = config.privacy.min_cohort + 2 * deviation * float(np.sqrt(groups.classes))
             found, _ = clusters.publishable(found, counts, floor, settings.alike, settings.k == 0)
     return found

@@ -15,7 +15,6 @@ from fedcaptor.common.config import Config
 from fedcaptor.common.filter_clusters import filter_clusters
 from fedcaptor.common.preference import importance, join, layer_slices, normalise, share_out
 from fedcaptor.common.statistics import BUILT_IN, COOCCURRENCE, OUTCOME, SCORES, TOPICS, USAGE, registered
-from fedcaptor.common.statistics.usage import MOST_COARSE
 from fedcaptor.common.torch_engine.forward import normalise as to_input
 from fedcaptor.common.torch_engine.scores import taylor_scores
 from fedcaptor.common.weights_file import narrow
@@ -57,10 +56,11 @@ def _first_centroids(flow: Flow, step: Step) -> Floats:
     """Take the sum of co-occurrences, of coarse classes where there are many."""
     classes, settings, seed = flow.base.groups.classes, flow.config.clusters, flow.config.run.seed
     k = settings.k or min(settings.most, classes)
-    if classes <= MOST_COARSE:
+    blocks = COOCCURRENCE.blocks(flow.base.groups)
+    if blocks == 1:
         return clusters.first_centroids(flow.sum(step, {}), k, seed, settings.method)
-    coarse = clusters.coarse_classes(flow.base.output_weights, MOST_COARSE, seed)
-    found = clusters.first_centroids(flow.sum(step, {"coarse": coarse}, MOST_COARSE), k, seed, settings.method)
+    coarse = clusters.coarse_classes(flow.base.output_weights, blocks, seed)
+    found = clusters.first_centroids(flow.sum(step, {"coarse": coarse}, blocks), k, seed, settings.method)
     return clusters.spread(found, coarse)
 
 

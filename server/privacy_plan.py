@@ -13,7 +13,7 @@ from fedcaptor.common.config import Config
 from fedcaptor.common.groups import ChannelGroups
 from fedcaptor.common.privacy.sums import SumSpec
 from fedcaptor.common.privacy.zcdp import PERIOD_DAYS, epsilon, noise_multiplier, to_epsilon
-from fedcaptor.common.statistics import SCORES, USAGE, Precision
+from fedcaptor.common.statistics import COOCCURRENCE, LOOK, MOMENTS, SCORES, TOPICS, USAGE, Precision
 from fedcaptor.server.budget import SumBudget, steps, steps_of
 
 DISHONEST = (0.1, 0.2)
@@ -82,13 +82,15 @@ def plan_sums(config: Config, groups: ChannelGroups) -> PrivacyPlan:
     clusters = config.clusters.k or min(config.clusters.most, groups.classes)
     pooled = sum(min(config.scores.clusters_per_layer, group.channels) for group in groups.prunable)
     order = steps(config)
-    specs = [budget.spec(step, pooled if step.statistic is SCORES else clusters) for step in order]
+    looks = config.domain.looks
+    blocks = {SCORES: pooled, COOCCURRENCE: COOCCURRENCE.blocks(groups), LOOK: looks, MOMENTS: looks}
+    specs = [budget.spec(step, blocks.get(step.statistic, clusters)) for step in order]
     sums, spent = [], 0.0
     for step, spec in zip(order, specs, strict=True):
         rho = budget.charge(spec)
         spent += rho or 0.0
         sums.append(_planned(spec, rho, spent, privacy.delta, step.statistic.precision(config, groups, clusters)))
-    usage = next(one for step, one in zip(order, sums, strict=True) if step.statistic is USAGE)
+    usage = next(one for step, one in zip(order, sums, strict=True) if step.statistic in (USAGE, TOPICS))
     periods = math.ceil(365 / PERIOD_DAYS)
     renewed = privacy.noise and config.planned_rounds != config.run.rounds
     return PrivacyPlan(

@@ -47,7 +47,11 @@ class Cooccurrence(_OfUsage):
         return classes * (classes + 1) // 2
 
     def longest(self, groups: ChannelGroups) -> int:
-        return max(self.length(groups, min(groups.classes, MOST_COARSE)), USAGE.longest(groups))
+        return max(self.length(groups, self.blocks(groups)), USAGE.longest(groups))
+
+    def blocks(self, groups: ChannelGroups) -> int:
+        """Return how many coarse classes a network's are counted in, 1 where each class counts by itself."""
+        return MOST_COARSE if groups.classes > MOST_COARSE else 1
 
     def vector(self, phone: PhoneView, tensors: Tensors) -> Floats:
         usage, coarse = phone.usage(), tensors.get("coarse")

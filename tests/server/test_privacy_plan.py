@@ -29,7 +29,8 @@ def test_sums_are_the_budgets_and_compose_to_the_runs_epsilon() -> None:
     overrides = ["run.rounds=2", "privacy.epsilon=4", "population.phones=1000"]
     found, config = planned(*overrides), load_config(None, overrides)
     budget = SumBudget(config, GROUPS, 1000)
-    specs = [budget.spec(step, 16 if step.kind == "scores" else 8) for step in steps(config)]
+    blocks = {"usage-0": 1, "scores-0": 16}
+    specs = [budget.spec(step, blocks.get(step.name, 8)) for step in steps(config)]
     assert [(s.name, s.length, s.noise_multiplier) for s in found.sums] == [
         (s.name, s.length, s.noise_multiplier) for s in specs
     ]
@@ -38,6 +39,13 @@ def test_sums_are_the_budgets_and_compose_to_the_runs_epsilon() -> None:
         assert one.composed == pytest.approx(epsilon(specs[:count], 1e-5, 0.05))
     assert found.epsilon == pytest.approx(found.sums[-1].composed) == pytest.approx(4, rel=0.01)
     assert 4 < found.dishonest[0.1] < found.dishonest[0.2]
+
+
+def test_topics_are_planned_like_clusters_and_pairs_of_ten_classes_are_55() -> None:
+    by_method = [planned(f"clusters.method={method}") for method in ("kmeans", "topics")]
+    kmeans, topics = ([(one.name, one.length, one.rho) for one in found.sums] for found in by_method)
+    assert kmeans == topics
+    assert topics[0][1] == 55
 
 
 def test_a_reserve_is_within_epsilon_and_shown() -> None:
