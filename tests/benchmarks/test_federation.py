@@ -73,7 +73,7 @@ def test_an_arm_without_sums_has_one_row_for_all_budgets() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"worlds": "moon"}, "world 'moon' is unknown, known are clean, looks, cold, owners"),
+        ({"worlds": "moon"}, "world 'moon' is unknown, known are clean, looks, cold, many, owners"),
         ({"arms": "none"}, "arm 'none' is unknown, known are shipped,"),
         ({"epsilon": "0"}, "epsilon is '0', must be"),
         ({"images": "0"}, "images 0 is for the worlds cold and owners alone"),

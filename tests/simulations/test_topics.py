@@ -29,6 +29,7 @@ TOPICS = [
     "privacy.min_cohort=3",
     "testing.small_cohorts=true",
     "scores.enabled=false",
+    "personal.ladder=[0.6]",
 ]
 
 
