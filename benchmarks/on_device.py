@@ -17,6 +17,7 @@ import onnxruntime
 import torch
 from typer import Option
 
+from benchmarks import executorch_program
 from benchmarks.command import SHARED, Benchmark
 from benchmarks.last_call import remembers_last_call
 from benchmarks.lite0 import MODEL as LITE0
@@ -28,7 +29,7 @@ from fedcaptor.client.measure import Request, measured_alone, percentile, repeat
 from fedcaptor.client.onnx_engine import Network, OnnxEngine
 from fedcaptor.client.program import example, load
 from fedcaptor.common.energy import energy_ratio
-from fedcaptor.common.errors import ModelError, PlanError
+from fedcaptor.common.errors import ConfigError, ModelError, PlanError
 from fedcaptor.common.memory import peak_rss
 from fedcaptor.common.plan import Plan
 from fedcaptor.common.slicer import slice_state
@@ -41,7 +42,8 @@ from fedcaptor.common.torch_engine.registry import made_for
 from fedcaptor.common.torch_engine.standalone import Standalone
 
 TORCH, SINGLE, INT8 = ("torch", "float32"), ("onnxruntime", "float32"), ("onnxruntime", "int8")
-RUNTIMES = (TORCH, SINGLE, INT8)
+EXECUTORCH = ("executorch", "float32")
+PROGRAMS = (TORCH, SINGLE, INT8, EXECUTORCH)
 OWN = {LITE0: (1000, (3, 64, 64))}
 """Classes and images of networks that the registry does not have."""
 
@@ -69,6 +71,9 @@ class OnDevice(Benchmark):
 
     models: Models = f"vgg16,alexnet,resnet56,torchvision/mobilenet_v2,{LITE0}"
     macs: Budgets = "0.5,0.3,0.2"
+    runtimes: Annotated[
+        str, Option(help=f"torch, onnxruntime, executorch (by XNNPACK: pip install {executorch_program.PACKAGE}).")
+    ] = "torch,onnxruntime"
     multiples: Annotated[
         str, Option(help="Kept channels are multiples of it. All but the last are for onnxruntime float32 alone.")
     ] = "8,16"
@@ -78,11 +83,18 @@ class OnDevice(Benchmark):
     def shared(self) -> dict[str, Any]:
         return {**super().shared(), "onnxruntime": onnxruntime.__version__, "threads": 1}
 
+    @property
+    def _programs(self) -> list[tuple[str, str]]:
+        wanted, known = self.runtimes.split(","), dict(PROGRAMS)
+        if unknown := set(wanted) - set(known):
+            raise ConfigError(f"runtime {unknown.pop()!r} is unknown, known are {', '.join(known)}")
+        return [program for program in PROGRAMS if program[0] in wanted]
+
     def row_keys(self) -> list[Row]:
         *coarser, last = numbers(self.multiples)
         keys: list[Row] = []
         for model in self.models.split(","):
-            for runtime, precision in RUNTIMES:
+            for runtime, precision in self._programs:
                 told = {"model": model, "runtime": runtime, "precision": precision}
                 keys.append({**told, "multiple": 1, "macs_target": 1.0})
                 for multiple in [*coarser, last] if (runtime, precision) == SINGLE else [last]:
@@ -93,6 +105,8 @@ class OnDevice(Benchmark):
 
     @contextmanager
     def measuring(self, on_phase: OnPhase) -> Iterator[Any]:
+        if EXECUTORCH in self._programs:
+            executorch_program.require()
         onnxruntime.set_default_logger_severity(3)
         with TemporaryDirectory(prefix="fedcaptor-on-device-") as folder, one_thread():
             yield _Measurement(self.seconds, self.seed, Path(folder), on_phase).measure
@@ -175,6 +189,10 @@ class _Measurement:
             file, submodel = self.folder / f"{name}.safetensors", sliced(base, plan)
             Standalone.of(submodel).write(file)
             return _Program(partial(submodel.module, _image(base.groups.input_shape)), file)
+        if (runtime, precision) == EXECUTORCH:
+            file, shape = self.folder / f"{name}.pte", base.groups.input_shape
+            file.write_bytes(executorch_program.lowered(sliced(base, plan).module, shape))
+            return _Program(executorch_program.call(file, shape), file)
         engine, file = self._engine(model), self.folder / f"{name}.onnx"
         own = engine.load(plan, slice_state(base.state, base.groups, plan, own=True))
         content = own.network.program(own.classes)
@@ -192,9 +210,13 @@ class _Measurement:
 
     def _alone(self, program: _Program, runtime: str, model: str) -> dict[str, float]:
         """Measure a network in a process of its own."""
-        if runtime == "torch":
+        if runtime in ("torch", "executorch"):
             with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-                return pool.submit(torch_alone, program.file, model, self.seconds).result()
+                if runtime == "torch":
+                    return pool.submit(torch_alone, program.file, model, self.seconds).result()
+                shape = self._base(model).groups.input_shape
+                values = pool.submit(executorch_program.alone, program.file, shape, self.seconds).result()
+                return dict(zip(FIGURES, values, strict=True))
         found = measured_alone(program.file, Request(runs=20, seconds=self.seconds))
         return {name: found[name] for name in FIGURES}
 

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import executorch_program
 from benchmarks.on_device import FIGURES, OnDevice, torch_alone
 from benchmarks.record import Record
 from benchmarks.results import PAGES
 from benchmarks.submodels import random_base, random_plans
+from fedcaptor.common.errors import ConfigError, MissingError
 from fedcaptor.common.torch_engine.factory import sliced
 from fedcaptor.common.torch_engine.standalone import Standalone
 
@@ -48,6 +50,16 @@ def test_coarser_multiples_are_measured_where_they_tell_most() -> None:
     keys = OnDevice(models="vgg16,resnet56", macs="0.5,0.3").row_keys()
     assert len(keys) == 2 * (3 + 5 + 3) + 1
     assert {key["runtime"] for key in keys if key.get("multiple") == 8} == {"onnxruntime"}
+
+
+def test_executorch_is_measured_where_it_is_asked_for_and_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    benchmark = OnDevice(models="vgg16", macs="0.5", runtimes="executorch")
+    assert [key["macs_target"] for key in benchmark.row_keys() if key.get("runtime") == "executorch"] == [1.0, 0.5]
+    with pytest.raises(ConfigError, match="runtime 'tflite' is unknown, known are torch, onnxruntime, executorch"):
+        OnDevice(runtimes="torch,tflite").row_keys()
+    monkeypatch.setattr(executorch_program, "find_spec", lambda name: None)
+    with pytest.raises(MissingError, match="pip install executorch=="), benchmark.measuring(lambda *_: None):
+        pass
 
 
 @pytest.mark.slow
