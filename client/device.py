@@ -20,7 +20,7 @@ from fedcaptor.client.usage import last_day_of
 from fedcaptor.common.config import Config, load_config
 from fedcaptor.common.errors import ConfigError
 from fedcaptor.common.files import no_file
-from fedcaptor.common.statistics import SCORES
+from fedcaptor.common.statistics import MOMENTS, SCORES
 from fedcaptor.common.tiers import as_tier
 from fedcaptor.common.weights_file import digest_of_file
 
@@ -174,7 +174,8 @@ class Device:
     def _due(self, kind: str) -> bool:
         """Tell whether `work` would do anything; this needs no network."""
         if kind in own_look.KINDS:
-            return own_look.day_of(self.folder) != today() or pending_delivery.exists(self.folder)
+            due = own_look.due(self.folder, today(), kind == MOMENTS.kind)
+            return due or pending_delivery.exists(self.folder)
         scored = kind != SCORES.kind or kept_scores.day_of(self.folder) == today()
         recorded = last_day_of(self.folder / DATABASE) == today()
         return not (scored and recorded) or pending_delivery.exists(self.folder)

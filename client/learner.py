@@ -32,7 +32,7 @@ from fedcaptor.common.errors import StateError, WireError
 from fedcaptor.common.groups import ChannelGroups
 from fedcaptor.common.messages import DeliverRequest, SumRequest
 from fedcaptor.common.softmax import softmax
-from fedcaptor.common.statistics import SCORES, FilterScores
+from fedcaptor.common.statistics import MOMENTS, SCORES, FilterScores
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ class _View:
         return None if own is None else own.look
 
     def moments(self) -> Floats | None:
-        own = self._learner.own_look(self._round)
+        own = self._learner.own_look(self._round, moments=True)
         return None if own is None else own.moments
 
     def images(self) -> Images:
@@ -108,7 +108,7 @@ class Learner:
         """
         day = self.day(0)
         if kind in own_look.KINDS:
-            self.own_look(0)
+            self.own_look(0, kind == MOMENTS.kind)
         else:
             self.record(day)
         if kind == SCORES.kind and kept_scores.day_of(self.folder) != day:
@@ -118,12 +118,16 @@ class Learner:
         while pending_delivery.exists(self.folder):
             self.finish()
 
-    def own_look(self, round: int) -> OwnLook | None:
-        """Measure how the day's photos look, once; None without photos, and where a reply waits for what was not."""
+    def own_look(self, round: int, moments: bool = False) -> OwnLook | None:
+        """Measure how the day's photos look, once, and where it is asked for what the base model's batch norms see.
+
+        Returns None without photos, and where a reply waits for what was not measured.
+        """
         day = self.day(round)
-        if self.replying or own_look.day_of(self.folder) == day:
+        if self.replying or not own_look.due(self.folder, day, moments):
             return own_look.read(self.folder)
-        return own_look.measure(self.folder, self.shipped, self.feed.use(day)[: self.config.domain.images], day)
+        images = self.feed.use(day)[: self.config.domain.images]
+        return own_look.measure(self.folder, self.shipped, images, day, moments)
 
     def filter_scores(self, round: int) -> FilterScores | None:
         """Score the filters on the day's images.

@@ -41,21 +41,30 @@ _WEIGHTS, _PHOTOS = "weights", "photos"  # metadata keys
 
 
 class OwnLook(NamedTuple):
-    """The look [n] of a day's photos, and the base model's moments [m] on them."""
+    """The look [n] of a day's photos and, where they are asked for, the base model's moments [m] on them."""
 
     look: Floats
-    moments: Floats
+    moments: Floats | None
 
 
-def measure(folder: Path, shipped: Engine, images: Images, day: int) -> OwnLook | None:
-    """Measure a day's images with the model as it was shipped, and store it. Returns None below two images."""
+def measure(folder: Path, shipped: Engine, images: Images, day: int, moments: bool = False) -> OwnLook | None:
+    """Measure a day's images, with the model as it was shipped where `moments` are asked for, and store it.
+
+    Returns None below two images.
+    """
     if len(images) < 2:
         return None
-    found = OwnLook(look_of(images), shipped.moments(images))
+    found = OwnLook(look_of(images), shipped.moments(images) if moments else None)
     folder.mkdir(parents=True, exist_ok=True)
-    noted = {DAY: str(day), _PHOTOS: str(len(images))}
-    write_whole(folder / LOOK_FILE, save(found._asdict(), noted), private=True)
+    tensors = {name: tensor for name, tensor in found._asdict().items() if tensor is not None}
+    write_whole(folder / LOOK_FILE, save(tensors, {DAY: str(day), _PHOTOS: str(len(images))}), private=True)
     return found
+
+
+def due(folder: Path, day: int, moments: bool) -> bool:
+    """Tell whether a day's images were not measured yet, or without the moments that are asked for."""
+    found = read(folder)
+    return day_of(folder) != day or (moments and found is not None and found.moments is None)
 
 
 def day_of(folder: Path) -> int:
@@ -66,7 +75,7 @@ def day_of(folder: Path) -> int:
 def read(folder: Path) -> OwnLook | None:
     """Return what was measured last, None where nothing was or it cannot be read."""
     tensors = tensors_of(folder / LOOK_FILE)
-    return OwnLook(**tensors) if tensors.keys() == set(OwnLook._fields) else None
+    return OwnLook(tensors["look"], tensors.get("moments")) if "look" in tensors else None
 
 
 def keep_adaptation(folder: Path, adaptation: Adaptation, weights: str) -> None:

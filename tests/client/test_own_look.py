@@ -32,18 +32,25 @@ def photos(count: int, *corruptions: str, start: int = 0) -> np.ndarray:
 def test_a_day_is_measured_once_and_read_again(engine: TorchEngine, tmp_path: Path) -> None:
     assert own_look.day_of(tmp_path) == -1
     assert own_look.measure(tmp_path, engine, photos(1), 3) is None
+    assert own_look.due(tmp_path, 3, moments=False)
     found = own_look.measure(tmp_path, engine, photos(20), 3)
     assert found is not None
-    assert own_look.day_of(tmp_path) == 3
+    assert found.moments is None
+    assert [own_look.due(tmp_path, *asked) for asked in ((3, False), (3, True), (4, False))] == [False, True, True]
+    found = own_look.measure(tmp_path, engine, photos(20), 3, moments=True)
+    assert found is not None
+    assert not own_look.due(tmp_path, 3, moments=True)
     for kept, measured in zip(own_look.read(tmp_path) or (), found, strict=True):
+        assert measured is not None
         np.testing.assert_array_equal(kept, measured)
     (tmp_path / LOOK_FILE).write_bytes(b"half")
     assert (own_look.read(tmp_path), own_look.day_of(tmp_path)) == (None, -1)
 
 
 def test_the_nearest_published_look_moves_the_model_of_these_weights(engine: TorchEngine, tmp_path: Path) -> None:
-    own = own_look.measure(tmp_path, engine, photos(40, "blur=1"), 1)
+    own = own_look.measure(tmp_path, engine, photos(40, "blur=1"), 1, moments=True)
     assert own is not None
+    assert own.moments is not None
     source = look_of(DATA.x[:200])
     moments = np.stack([np.zeros(len(own.moments)), own.moments / 2]).astype(np.float32)
     adaptation = Adaptation(np.stack([source, own.look + 0.1]).astype(np.float32), source.astype(np.float32), moments)
