@@ -37,14 +37,17 @@ which a fourth are answered wrongly, are at least half as far, and one in a hund
 """
 _FARTHER, _NEARER = -1.0, 2.0
 """Standard errors that the answers to images in a look must gain: beyond `_FAR`, and from half of it on."""
-_WEIGHTS, _PHOTOS = "weights", "photos"  # metadata keys
+_WEIGHTS = "weights"  # metadata key
 
 
 class OwnLook(NamedTuple):
-    """The look [n] of a day's photos and, where they are asked for, the base model's moments [m] on them."""
+    """The look [n] of a day's photos, how many they are, and, where that is asked for, the base model's moments [m] on
+    them.
+    """
 
     look: Floats
-    moments: Floats | None
+    photos: int
+    moments: Floats | None = None
 
 
 def measure(folder: Path, shipped: Engine, images: Images, day: int, moments: bool = False) -> OwnLook | None:
@@ -54,10 +57,10 @@ def measure(folder: Path, shipped: Engine, images: Images, day: int, moments: bo
     """
     if len(images) < 2:
         return None
-    found = OwnLook(look_of(images), shipped.moments(images) if moments else None)
+    found = OwnLook(look_of(images), len(images), shipped.moments(images) if moments else None)
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: tensor for name, tensor in found._asdict().items() if tensor is not None}
-    write_whole(folder / LOOK_FILE, save(tensors, {DAY: str(day), _PHOTOS: str(len(images))}), private=True)
+    tensors = {name: np.atleast_1d(value) for name, value in found._asdict().items() if value is not None}
+    write_whole(folder / LOOK_FILE, save(tensors, {DAY: str(day)}), private=True)
     return found
 
 
@@ -75,7 +78,9 @@ def day_of(folder: Path) -> int:
 def read(folder: Path) -> OwnLook | None:
     """Return what was measured last, None where nothing was or it cannot be read."""
     tensors = tensors_of(folder / LOOK_FILE)
-    return OwnLook(tensors["look"], tensors.get("moments")) if "look" in tensors else None
+    if not tensors.keys() >= {"look", "photos"}:
+        return None
+    return OwnLook(tensors["look"], int(tensors["photos"][0]), tensors.get("moments"))
 
 
 def keep_adaptation(folder: Path, adaptation: Adaptation, weights: str) -> None:
@@ -96,7 +101,7 @@ def adapted_alone(folder: Path, shipped: Engine, reference: Images, labels: Indi
     if own is None or labels is None or len(reference) < 2:
         return None
     source = look_of(reference)
-    distance = np.linalg.norm(own.look - source) / _far(tensor_file.number_of(folder / LOOK_FILE, _PHOTOS))
+    distance = np.linalg.norm(own.look - source) / _far(own.photos)
     if distance > 0.5:
         photos = rendered(reference, own.look - source)
         moments = shipped.moments(photos)

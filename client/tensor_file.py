@@ -32,12 +32,7 @@ def tensors_of(path: Path) -> dict[str, Array]:
 
 def day_of(path: Path) -> int:
     """Return the day of a file's content, -1 where it cannot be read."""
-    return number_of(path, DAY)
-
-
-def number_of(path: Path, key: str) -> int:
-    """Return a number of a file's metadata, -1 where it cannot be read."""
     try:
-        return int(metadata_of(path).get(key, -1))
+        return int(metadata_of(path).get(DAY, -1))
     except ValueError:
         return -1

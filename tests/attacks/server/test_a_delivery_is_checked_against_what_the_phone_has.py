@@ -92,7 +92,7 @@ def test_without_the_full_model_the_present_submodel_judges(
     request, tensors = swapped(base, cluster)
     one.deliver(request.model_copy(update={"round": 2}), tensors)
     assert "contradicts this phone's" in caplog.text
-    assert Outcome.read(tmp_path) == before
+    assert Outcome.read(tmp_path) == before.model_copy(update={"drifted": True})
     x, y = tiny.images(200, 21)
     given = answer(engine, read_models(tmp_path, engine, "abstain"), settings.fallback, x[np.isin(y, OWN)])
     sure = ~given.escalated
