@@ -144,8 +144,8 @@ class Federation(Benchmark):
     phones. Ctrl-C stops it, the same command goes on.
 
     Worlds: clean (photos like the training images), looks (four kinds of cameras), cold (new phones of these with
-    `--images`, 0 too, judged by their cluster's submodel), many (owners with two
-    interests; for a network with 34 classes or more), owners (natural owners with few images).
+    `--images`, 0 too, judged by their cluster's submodel), many (owners with two interests; for a network with 34
+    classes or more), owners (natural owners with few images).
 
     Arms: shipped (the defaults), own-images and alone (nothing of the fleet; without and with images of the server),
     alone-look (these re-rendered in the phone's own look), usage (the fleet's usage clusters), topics (its topics

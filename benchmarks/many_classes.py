@@ -18,15 +18,14 @@ from benchmarks.record import Row, numbers
 from fedcaptor.client.owner import Owner
 from fedcaptor.common.arrays import Floats, Indices
 from fedcaptor.common.calibration import Calibration
-from fedcaptor.common.config import Config, Population, Usage, load_config
+from fedcaptor.common.config import Config, Population, Usage, parse
 from fedcaptor.common.distances import class_shares
 from fedcaptor.common.groups import ChannelGroups
 from fedcaptor.common.softmax import softmax
-from fedcaptor.common.statistics import COOCCURRENCE, TOPICS, USAGE, Statistic
-from fedcaptor.server import clusters
+from fedcaptor.common.statistics import Statistic
 from fedcaptor.server.budget import Step, SumBudget, steps_of
 from fedcaptor.server.calibrate import calibrate
-from fedcaptor.server.phases import rounded
+from fedcaptor.server.phases import cluster_by_sums
 from fedcaptor.simulations.habits import shares_by_law
 
 LIKELIEST = (10, 20, 40)
@@ -154,8 +153,7 @@ def measured(settings: ManyClasses, key: Mapping[str, Any], answers: Answers, on
     ):
         found = nothing[None, :][:0]
         if method:
-            config = _config(settings, method, key["epsilon"])
-            found = _federated(config, answers, phones, noise, rng, on_phase)
+            found = _federated(_config(settings, method, key["epsilon"], noise), answers, phones, rng, on_phase)
         arms[arm] = [
             _judged(answers, _estimated(answers, photos, found, method == "topics"), own)
             for photos, own in zip(met, later, strict=True)
@@ -176,48 +174,44 @@ def _owners(settings: ManyClasses, classes: int, key: Mapping[str, Any]) -> Floa
     return np.asarray(shares_by_law(population, classes, 1, key["seed"])[0])
 
 
-def _config(settings: ManyClasses, method: str, epsilon: float) -> Config:
-    given = [f"k={settings.topics}", f"iterations={settings.iterations}", f'method="{method}"']
-    return load_config(
-        None, [*(f"clusters.{each}" for each in given), f"privacy.epsilon={epsilon}", "scores.enabled=false"]
-    )
+def _config(settings: ManyClasses, method: str, epsilon: float, noise: bool) -> Config:
+    given = {
+        "clusters": {"k": settings.topics, "iterations": settings.iterations, "method": method},
+        "privacy": {"epsilon": epsilon, "noise": noise},
+        "scores": {"enabled": False},
+    }
+    return parse(given)
+
+
+@dataclass(frozen=True, eq=False)
+class _Sums:
+    """Stand for a run in the phase that clusters phones: each sum is that of all phones, with its noise."""
+
+    config: Config
+    base: Answers
+    budget: SumBudget
+    phones: Sequence[UsagePhone]
+    rng: np.random.Generator
+    on_phase: OnPhase
+
+    def steps(self, round: int, *statistics: Statistic) -> list[Step]:
+        return [step for step in steps_of(self.config, round) if step.statistic in statistics]
+
+    def sum(self, step: Step, tensors: Mapping[str, Any], blocks: int = 1) -> Any:
+        deviation = self.budget.spec(step, blocks).deviation
+        vector = np.zeros(step.statistic.length(self.base.groups, blocks))
+        for phone in self.phones:
+            vector += step.statistic.vector(phone, tensors)  # type: ignore[arg-type]
+        self.on_phase(f"{self.config.clusters.method} {step.index}", 1, 1)
+        return step.statistic.decode(vector + self.rng.normal(0, deviation, len(vector)), self.base.groups)
 
 
 def _federated(
-    config: Config,
-    answers: Answers,
-    phones: Sequence[UsagePhone],
-    noise: bool,
-    rng: np.random.Generator,
-    on_phase: OnPhase,
+    config: Config, answers: Answers, phones: Sequence[UsagePhone], rng: np.random.Generator, on_phase: OnPhase
 ) -> Floats:
     """Return centroids or topics [K, C] of private sums over all phones, as the server makes them."""
-    groups, settings, budget = answers.groups, config.clusters, SumBudget(config, answers.groups, len(phones))
-
-    def total(statistic: Statistic, step: Step, tensors: Mapping[str, Any], blocks: int) -> tuple[Any, float]:
-        deviation = budget.spec(step, blocks).deviation if noise else 0.0
-        vector = np.zeros(statistic.length(groups, blocks))
-        for phone in phones:
-            vector += statistic.vector(phone, tensors)  # type: ignore[arg-type]
-        on_phase(f"{settings.method} {step.index}", 1, 1)
-        return statistic.decode(vector + rng.normal(0, deviation, len(vector)), groups), deviation
-
-    blocks = COOCCURRENCE.blocks(groups)
-    coarse = clusters.coarse_classes(answers.output_weights, blocks, 0) if blocks > 1 else None
-    found = np.zeros(0)
-    for step in steps_of(config, 1):
-        if step.statistic is COOCCURRENCE:
-            pairs, _ = total(COOCCURRENCE, step, {} if coarse is None else {"coarse": coarse}, blocks)
-            found = clusters.first_centroids(pairs, settings.k, 0)
-            found = found if coarse is None else clusters.spread(found, coarse)
-        elif step.statistic in (USAGE, TOPICS):
-            sent = rounded(found)
-            name = "topics" if step.statistic is TOPICS else "centroids"
-            sums, deviation = total(step.statistic, step, {name: sent.astype(np.float32)}, len(sent))
-            found, counts = clusters.next_centroids(sums, sent, deviation)
-            floor = config.privacy.min_cohort + 2 * deviation * float(np.sqrt(groups.classes))
-            found, _ = clusters.publishable(found, counts, floor, settings.alike, settings.k == 0)
-    return found
+    sums = _Sums(config, answers, SumBudget(config, answers.groups, len(phones)), phones, rng, on_phase)
+    return cluster_by_sums(sums, 1, None, np.zeros(0))[0]  # type: ignore[arg-type]
 
 
 def _known(owner: Floats) -> Floats:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +18,7 @@ import torch
 from typer import Option
 
 from benchmarks import executorch_program
+from benchmarks.alone import FIGURES, Call, alone, image
 from benchmarks.command import SHARED, Benchmark
 from benchmarks.last_call import remembers_last_call
 from benchmarks.lite0 import MODEL as LITE0
@@ -25,12 +26,11 @@ from benchmarks.options import Budgets, Models
 from benchmarks.progress import OnPhase
 from benchmarks.record import Row, numbers, ratios
 from benchmarks.submodels import random_base, random_plans
-from fedcaptor.client.measure import Request, measured_alone, percentile, repeated
+from fedcaptor.client.measure import Request, measured_alone
 from fedcaptor.client.onnx_engine import Network, OnnxEngine
 from fedcaptor.client.program import example, load
 from fedcaptor.common.energy import energy_ratio
 from fedcaptor.common.errors import ConfigError, ModelError, PlanError
-from fedcaptor.common.memory import peak_rss
 from fedcaptor.common.plan import Plan
 from fedcaptor.common.slicer import slice_state
 from fedcaptor.common.timing import LatencyRatio, latency_ratio
@@ -50,12 +50,7 @@ OWN = {LITE0: (1000, (3, 64, 64))}
 CAPTOR = {"vgg16": (0.405, 0.379), "alexnet": (0.428, 0.376)}
 """Savings of MACs and of energy that CAPTOR (Qin et al., ASP-DAC 2019) reports, by network."""
 
-FIGURES = ("latency_ms_median", "latency_ms_p90", "cpu_ms_median", "loaded_rss_bytes", "peak_rss_bytes", "file_bytes")
-"""What is measured of a network in a process of its own, named as in `fedcaptor.client.measure`."""
-
 CALIBRATION = 8  # images that ranges of eight bits are measured on: their values do not change the time
-
-Call = Callable[[], object]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,8 +210,7 @@ class _Measurement:
                 if runtime == "torch":
                     return pool.submit(torch_alone, program.file, model, self.seconds).result()
                 shape = self._base(model).groups.input_shape
-                values = pool.submit(executorch_program.alone, program.file, shape, self.seconds).result()
-                return dict(zip(FIGURES, values, strict=True))
+                return pool.submit(executorch_program.executorch_alone, program.file, shape, self.seconds).result()
         found = measured_alone(program.file, Request(runs=20, seconds=self.seconds))
         return {name: found[name] for name in FIGURES}
 
@@ -224,23 +218,13 @@ class _Measurement:
 @torch.no_grad()
 def torch_alone(file: Path, model: str, seconds: float) -> dict[str, float]:
     """Run a submodel's file with torch in this process, which should have nothing else. For a process of its own."""
-    torch.set_num_threads(1)
-    before = peak_rss()
-    submodel = Standalone.read(file, model)
-    call = partial(submodel.module, _image(submodel.input_shape))
-    repeated(call, 1, 0.5)
-    times = repeated(call, 20, seconds)
-    values = (
-        1e3 * float(np.median(times[:, 0])),
-        1e3 * percentile(times[:, 0], 0.9),
-        1e3 * float(np.median(times[:, 1])),
-        before,
-        peak_rss(),
-        file.stat().st_size,
-    )
-    return dict(zip(FIGURES, values, strict=True))
+
+    def load() -> Call:
+        submodel = Standalone.read(file, model)
+        return partial(submodel.module, _image(submodel.input_shape))
+
+    return alone(load, file, seconds)
 
 
 def _image(shape: tuple[int, int, int]) -> torch.Tensor:
-    image = torch.rand((1, *shape), generator=torch.Generator().manual_seed(0))
-    return image.contiguous(memory_format=torch.channels_last)
+    return image(shape).contiguous(memory_format=torch.channels_last)
