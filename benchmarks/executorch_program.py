@@ -31,9 +31,11 @@ def lowered(module: nn.Module, shape: tuple[int, int, int]) -> bytes:
 
 
 def call(file: Path, shape: tuple[int, int, int]) -> Call:
-    """Load a .pte file; returns what runs one image."""
+    """Load a .pte file; returns what runs one image on one thread."""
+    from executorch.extension.pybindings.portable_lib import _unsafe_reset_threadpool
     from executorch.runtime import Runtime
 
+    _unsafe_reset_threadpool(1)  # XNNPACK takes a thread for each core, and nothing else sets another number
     return partial(Runtime.get().load_program(file).load_method("forward").execute, (image(shape),))
 
 
