@@ -31,6 +31,8 @@ from fedcaptor.common.look import look_of
 from fedcaptor.common.torch_engine.recalibrate import moments_on
 from fedcaptor.server.adapt import published
 from fedcaptor.server.flow import Flow
+from fedcaptor.server.planning import Reference
+from fedcaptor.server.synthesis import synthesise
 from fedcaptor.simulations.owners_world import SOURCE as OWNERS
 from fedcaptor.simulations.runner import build_world
 
@@ -52,6 +54,8 @@ MANY = (
 )
 """Owners as in the benchmark `many_classes`; of all that a phone may keep, its 40 likeliest classes."""
 CHECK_SHARE, FEWEST_CHECKS = 2 / 3, 8
+EACH = 60
+"""Images of a class that a server without any makes."""
 IN_THE_CLEAR = 1000
 """Photos of a camera, of all its phones together, that the arm `oracle` takes batch norms from."""
 
@@ -67,6 +71,7 @@ class Setting:
         newcomers: The phones that are judged are new: they have `images` photos, while the fleet's have as many as by
             default, and answer by their cluster's submodel where the arm publishes one.
         own_images: Phones have as many images as their owners, whatever `images` says; rows have 0.
+        synthetic: The server has no images but those that it makes of the network.
     """
 
     words: str
@@ -74,10 +79,14 @@ class Setting:
     looks: tuple[Mapping[str, Any], ...] = ()
     newcomers: bool = False
     own_images: bool = False
+    synthetic: bool = False
 
 
 WORLDS: dict[str, Setting] = {
     "clean": Setting("photos like the training images"),
+    "no-images": Setting("the same, and a server without images: it makes them of the network", synthetic=True),
+    "new": Setting("new phones, photos like the training images", newcomers=True),
+    "new-no-images": Setting("the same, and a server without images", newcomers=True, synthetic=True),
     "looks": Setting("four kinds of cameras: sharp, blurred, noisy, dim", looks=CAMERAS),
     "cold": Setting("new phones of the four kinds of cameras", looks=CAMERAS, newcomers=True),
     "many": Setting("owners with two of twelve interests, each a long tail of 34 classes", MANY),
@@ -143,9 +152,11 @@ class Federation(Benchmark):
     end with what the server published, and judged. A row takes about half a minute with a small network and 1,000
     phones. Ctrl-C stops it, the same command goes on.
 
-    Worlds: clean (photos like the training images), looks (four kinds of cameras), cold (new phones of these with
-    `--images`, 0 too, judged by their cluster's submodel), many (owners with two interests; for a network with 34
-    classes or more), owners (natural owners with few images).
+    Worlds: clean (photos like the training images), no-images (the same, and a server that has the network and no
+    images: it makes some of the network, which takes two minutes a seed), new and new-no-images (new phones of these,
+    with `--images`, 0 too, judged by their cluster's submodel), looks (four kinds of cameras), cold (new phones of
+    these), many (owners with two interests; for a
+    network with 34 classes or more), owners (natural owners with few images).
 
     Arms: shipped (the defaults), own-images and alone (nothing of the fleet; without and with images of the server),
     alone-look (these re-rendered in the phone's own look), usage (the fleet's usage clusters), topics (its topics
@@ -179,8 +190,12 @@ class Federation(Benchmark):
                 raise ConfigError(f"{what} {unknown[0]!r} is unknown, known are {', '.join(known)}")
         if not (found := floats(self.epsilon)) or not all(0 < value < np.inf for value in found):
             raise ConfigError(f"epsilon is {self.epsilon!r}, must be different values above 0 such as 8,2")
-        if 0 in numbers(self.images) and set(self.worlds.split(",")) - {"cold", "owners"}:
-            raise ConfigError("images 0 is for the worlds cold and owners alone: name these, or give 1 or more")
+        fed = [name for name in self.worlds.split(",") if not WORLDS[name].newcomers and not WORLDS[name].own_images]
+        if 0 in numbers(self.images) and fed:
+            raise ConfigError(f"images is 0, but phones of the world {fed[0]} need some: give 1 or more")
+        looking = [arm for arm in self.arms.split(",") if "domain.enabled=true" in ARMS[arm].overrides]
+        if looking and any(WORLDS[name].synthetic for name in self.worlds.split(",")):
+            raise ConfigError(f"without images of the server there are no looks: leave out the arm {looking[0]}")
         if "owners" in self.worlds.split(",") and (self.weights or self.data != "embedded"):
             raise ConfigError("the world owners has images and weights of its own: leave out --data and --weights")
         if self.sample > min(numbers(self.phones)):
@@ -304,7 +319,13 @@ class Measurement:
         self.on_phase("population", 0, 1)
         key = {"world": world, "arm": "shipped", "images": images, "phones": phones, "epsilon": 8.0, "seed": seed}
         folder = self.folder / f"{world}-{images}-{phones}-{seed}"
-        return Photos(build_world(self.settings.config(key), folder), self.on_phase)
+        population = build_world(self.settings.config(key), folder)
+        if WORLDS[world].synthetic:
+            x, y = synthesise(
+                population.base, EACH, seed=seed, on_step=lambda *done: self.on_phase("images of the network", *done)
+            )
+            population = replace(population, reference=Reference(x, y, synthetic=True))
+        return Photos(population, self.on_phase)
 
     @remembers_last_call
     def _shipped(self, photos: Photos, scored: bool) -> Fleet:

@@ -124,6 +124,28 @@ def calibrate(
 
 
 @app.command()
+def synthesise(
+    model: ModelName,
+    weights: Weights,
+    shape: Annotated[str, typer.Option(help="Of an image: channels, height and width, such as 3x32x32.")],
+    out: Annotated[Path, typer.Option(help="Data source to write, .npz.")],
+    each: Annotated[int, typer.Option(min=1, help="Images of every class.")] = 60,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of gradient descent.")] = 100,
+    seed: int = 0,
+) -> None:
+    """Make images of a network's weights alone, for a server that has the network and no photos.
+
+    They are what the network takes for its classes, with the statistics that its batch norms saw in training. Give the
+    file as `data.reference`: plans, submodels and the personal step on phones are made with it.
+    """
+    from fedcaptor._synthesis import synthesise_files
+
+    with shown_on(console) as on_progress:
+        found = synthesise_files(model, weights, shape, out, each, steps, seed, on_progress)
+    print(f"{found.images} images in {out}; the network calls {found.agreement:.1%} of them what they are labelled")
+
+
+@app.command()
 def export_graph(
     model: ModelName,
     weights: Weights,

@@ -195,7 +195,7 @@ class Learner:
         offer = read_offer(request, tensors, self.engine, self.config.delivery)
         me = self
         own = self.config.domain.alone and offer.adaptation is None and offer.submodel is None
-        if own and offer.reference is not None:
+        if own and offer.reference is not None and not offer.synthetic:
             self.own_look(request.round)
             alone = own_look.adapted_alone(self.folder, self.shipped, offer.reference, offer.labels)
             me, offer = replace(self), replace(offer, adaptation=alone)  # a new one has its engine anew

@@ -31,7 +31,8 @@ class Offer:
     [R, H, W, C] with labels [R], the filter preference [F, C] and the base model's calibration (None: unknown). Where a
     phone fetches its cluster's `submodel`, plan and centroid are those of this cluster alone. With `tiers`, names of
     device tiers, there is a plan per cluster and tier. With an `adaptation` there is one of each look too, and a
-    calibration of each. `mixed`: the centroids are topics, of which an owner's usage is a mixture.
+    calibration of each. `mixed`: the centroids are topics, of which an owner's usage is a mixture. `synthetic`: the
+    reference images are no photos.
     """
 
     plans: Sequence[Plan] = ()
@@ -45,6 +46,7 @@ class Offer:
     adaptation: Adaptation | None = None
     calibrations: Sequence[Calibration] = ()
     mixed: bool = False
+    synthetic: bool = False
 
     def of(self, tier: str, look: int = 0) -> Offer:
         """Return what a phone takes that is of one device tier, and whose photos have one of the looks: reference
@@ -135,6 +137,7 @@ def read_offer(request: DeliverRequest, tensors: Tensors, engine: Engine, bounds
         adaptation=adaptation,
         calibrations=calibrations,
         mixed=topics is not None,
+        synthetic=request.synthetic,
     )
     return offer if many else _with_submodel(offer, request, tensors, engine)
 

@@ -311,6 +311,11 @@ class DeliverRequest(Header):
 
     message: Literal["deliver_request"] = "deliver_request"
     mode: Literal["plan", "choose", "submodel", "adapt"]
+    synthetic: bool = Field(
+        False,
+        exclude_if=operator.not_,
+        description="the reference images are no photos: a phone's own are not to look like them",
+    )
     weights: Digest = Field(description="digest of the base model's weights: a phone with others refuses the delivery")
     clusters: Annotated[tuple[Annotated[int, Field(ge=0, lt=MAX_PLANS)], ...], Field(max_length=MAX_PLANS)]
     digests: Annotated[tuple[Digest, ...], Field(max_length=MAX_PLANS)]

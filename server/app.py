@@ -20,7 +20,6 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedcaptor.common.config import Config, load_config
 from fedcaptor.common.data.source import load
-from fedcaptor.common.data.splits import split
 from fedcaptor.common.errors import ConfigError, FedcaptorError, PostponedError
 from fedcaptor.common.flower import FAILED, POSTPONED
 from fedcaptor.common.secure.keys import identity_of
@@ -94,7 +93,7 @@ class Settings:
             folder,
             url_of(os.environ[STATE], name) if os.environ.get(STATE) else f"sqlite:///{folder / 'state.db'}",
             Path(weights),
-            str(run_config.get("reference", "")) or config.data.source,
+            str(run_config.get("reference", "")) or config.data.reference or config.data.source,
             int(run_config.get("nodes", 1)),
             enrolled_by(run_config),
             _operator(run_config),
@@ -153,7 +152,6 @@ def run_server(settings: Settings, grid: Grid) -> RunRecord:
     data = load(settings.reference)
     _, height, width, channels = data.x.shape
     base = BaseModel.load(settings.weights, config.model.name, (channels, height, width))
-    part = split(data)["reference"]
     digest = run_digest(config, base, settings.name)
 
     def log(phase: str, done: int, total: int) -> None:
@@ -174,7 +172,7 @@ def run_server(settings: Settings, grid: Grid) -> RunRecord:
         open_run(
             config,
             base,
-            Reference(data.x[part], data.y[part]),
+            Reference.of(data),
             grid,
             digest=digest,
             state=settings.state,

@@ -89,7 +89,14 @@ def offered(
 
 
 def offer(
-    config: Config, courier: Courier, round: int, tensors: Tensors, plans: Sequence[Plan], weights: str, issued: int = 0
+    config: Config,
+    courier: Courier,
+    round: int,
+    tensors: Tensors,
+    plans: Sequence[Plan],
+    weights: str,
+    issued: int = 0,
+    synthetic: bool = False,
 ) -> DeliverRequest:
     """Make the header for a delivery of `tensors`."""
     return DeliverRequest(
@@ -97,6 +104,7 @@ def offer(
         round=round,
         request=courier.request_id(str(round), "deliver", digest_of(tensors)),
         mode="plan",
+        synthetic=synthetic,
         weights=weights,
         clusters=tuple(range(len(plans))),
         digests=tuple(plan.digest for plan in plans),

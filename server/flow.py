@@ -148,7 +148,12 @@ class Flow:
 
     @cached_property
     def calibrations(self) -> list[Calibration]:
-        """Return the base model's calibration by the reference images, in each look; fitted once a run."""
+        """Return the base model's calibration by the reference images, in each look; fitted once a run.
+
+        Of synthetic images the network is sure because they were made so: they say nothing of photos.
+        """
+        if self.reference.synthetic:
+            return [Calibration.none(self.base.groups.classes)]
         return [calibrate(base.scores(reference.x), reference.y) for base, reference in self.in_looks()]
 
     def run(self, rounds: int = 0) -> RunRecord:

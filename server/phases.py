@@ -168,7 +168,7 @@ def deliver(flow: Flow, round: int, centroids: Floats, made: ClusterSubmodels, p
         pack = packed(flow.reference, config.personal.reference, room, config.run.seed)
         tensors |= pack.tensors if pack else {}
         request = cluster_submodels.offer(
-            config, courier, round, tensors, plans, base.weights_digest, flow.issued(round)
+            config, courier, round, tensors, plans, base.weights_digest, flow.issued(round), flow.reference.synthetic
         )
         if config.delivery.mode == "submodel":
             tally = deliver_submodels(courier, request, tensors, made.plans, made.states, flow.nodes)

@@ -11,6 +11,8 @@ import numpy.typing as npt
 
 from fedcaptor.common.arrays import Images, Indices
 from fedcaptor.common.config import Planner, Tier
+from fedcaptor.common.data.source import Dataset
+from fedcaptor.common.data.splits import split
 from fedcaptor.common.errors import PlanError
 from fedcaptor.common.explanation import explain
 from fedcaptor.common.plan import Plan
@@ -22,10 +24,19 @@ from fedcaptor.common.torch_engine.tolerance import RATIOS, smallest_within
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """Hold the server's own labelled images: `x` uint8 [N, H, W, C], `y` int64 [N]."""
+    """Hold the server's own labelled images: `x` uint8 [N, H, W, C], `y` int64 [N]; `synthetic` ones are no photos."""
 
     x: Images
     y: Indices
+    synthetic: bool = False
+
+    @classmethod
+    def of(cls, data: Dataset) -> Reference:
+        """Take the reference part of a data source, or all of synthetic images."""
+        if data.synthetic:
+            return cls(data.x, data.y, synthetic=True)
+        part = split(data)["reference"]
+        return cls(data.x[part], data.y[part])
 
     def drawn(self, shares: npt.NDArray[np.float64], count: int, rng: np.random.Generator) -> Indices:
         """Draw about `count` image numbers in proportion to class `shares` [C], at most all of a class."""

@@ -15,7 +15,7 @@ from flwr.serverapp import Grid
 
 from fedcaptor.common import tiers
 from fedcaptor.common.config import Config, Privacy
-from fedcaptor.common.errors import PostponedError
+from fedcaptor.common.errors import ConfigError, PostponedError
 from fedcaptor.common.groups import ChannelGroups
 from fedcaptor.common.progress import OnProgress
 from fedcaptor.common.statistics import BUILT_IN, registered
@@ -59,6 +59,11 @@ def open_run(
     StateError where the run cannot begin.
     """
     tiers.check(config, base.groups)
+    if reference.synthetic and config.domain.enabled:
+        raise ConfigError(
+            "domain.enabled is true, but the server's images are synthetic: they do not tell how photos differ from "
+            "what the network was trained on; set it to false, or give photos"
+        )
     journal = Journal(state, digest, clock)
 
     def phones_of(round: int, budget_of_nodes: Callable[[Sequence[int]], Budget]) -> tuple[Sequence[int], Budget]:

@@ -23,7 +23,7 @@ from fedcaptor.common.plugins import is_own, resolve
 EMBEDDED = asset("common/data/embedded/fashion_mnist.npz")
 TORCHVISION = ("CIFAR10", "CIFAR100", "FashionMNIST", "KMNIST", "MNIST", "USPS")
 SPLITS = ("train", "validation", "test")
-KEYS = ("x", "y", "names", "owner", "split")
+KEYS = ("x", "y", "names", "owner", "split", "synthetic")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 FORMATS = ["PNG", "JPEG", "BMP", "WEBP"]  # Pillow's decoders that a file can reach, whatever its name
 MAX_PIXELS = 1 << 25
@@ -39,6 +39,7 @@ class Dataset:
     """Hold images x [N, H, W, C] uint8 with C in {1, 3}, labels y [N] int64, and one name per class.
 
     `owner` [N] int64 is the phone that holds an image, `split` [N] one of train, validation, test; None: not given.
+    `synthetic`: they are no photos, but made by a network (`server.synthesis`).
     """
 
     name: str
@@ -47,6 +48,7 @@ class Dataset:
     names: tuple[str, ...]
     owner: NDArray[np.int64] | None = None
     split: NDArray[np.str_] | None = None
+    synthetic: bool = False
 
 
 def load(source: str) -> Dataset:
@@ -73,8 +75,8 @@ def _own(source: str) -> Dataset:
     found = resolve(source, "data source", "'embedded', a .npz file, a folder of class folders", DataError)()
     kind = type(found).__name__
     _need(isinstance(found, Dataset), source, f"gave a {kind}", "return a fedcaptor.Dataset of x, y and names")
-    arrays = {"x": found.x, "y": found.y, "names": np.array(found.names), "owner": found.owner, "split": found.split}
-    return _dataset(found.name, source, {key: np.asarray(value) for key, value in arrays.items() if value is not None})
+    arrays = {key: np.asarray(value) for key in KEYS if (value := getattr(found, key)) is not None}
+    return _dataset(found.name, source, arrays)
 
 
 def _need(holds: object, where: object, rule: str, remedy: str) -> None:
@@ -88,7 +90,7 @@ def _bounded(size: int, where: object) -> None:
 
 
 def _dataset(name: str, where: object, arrays: dict[str, NDArray]) -> Dataset:
-    """Check arrays and make the data set; `arrays` has x, y and possibly names, owner, split."""
+    """Check arrays and make the data set; `arrays` has x, y and possibly the other keys."""
     x, count = _images(where, arrays["x"]), len(arrays["x"])
     y = _integers(where, "y", arrays["y"], count)
     owner = _integers(where, "owner", arrays["owner"], count) if "owner" in arrays else None
@@ -100,7 +102,10 @@ def _dataset(name: str, where: object, arrays: dict[str, NDArray]) -> Dataset:
         unknown = sorted(set(split.tolist()) - set(SPLITS))
         rule = f"split holds {unknown[0][:40]!r}" if unknown else ""
         _need(not unknown, where, rule, "use train, validation or test")
-    return Dataset(name, x, y, names, owner, split)
+    synthetic = arrays.get("synthetic", np.False_)
+    good = synthetic.dtype == np.bool_ and synthetic.shape == ()
+    _need(good, where, f"synthetic is {synthetic.dtype} {list(synthetic.shape)}", "store one truth value")
+    return Dataset(name, x, y, names, owner, split, bool(synthetic))
 
 
 def _images(where: object, x: NDArray) -> NDArray[np.uint8]:

@@ -73,10 +73,14 @@ def test_an_arm_without_sums_has_one_row_for_all_budgets() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"worlds": "moon"}, "world 'moon' is unknown, known are clean, looks, cold, many, owners"),
+        (
+            {"worlds": "moon"},
+            "world 'moon' is unknown, known are clean, no-images, new, new-no-images, looks, cold, many, owners",
+        ),
         ({"arms": "none"}, "arm 'none' is unknown, known are shipped,"),
+        ({"worlds": "no-images", "arms": "usage,look"}, "leave out the arm look"),
         ({"epsilon": "0"}, "epsilon is '0', must be"),
-        ({"images": "0"}, "images 0 is for the worlds cold and owners alone"),
+        ({"images": "0"}, "images is 0, but phones of the world clean need some"),
         ({"worlds": "owners", "data": "own.npz"}, "the world owners has images and weights of its own"),
         ({"phones": "10"}, "sample is 20, must be at most the fewest phones"),
     ],

@@ -409,6 +409,17 @@ def test_a_phone_adapts_to_its_own_look_unless_its_submodel_is_of_the_shipped_mo
     assert (tmp_path / ADAPTATION_FILE).exists() == adapts
 
 
+def test_a_phone_does_not_adapt_where_the_server_s_images_are_no_photos(
+    tmp_path: Path, base: BaseModel, cluster: Submodel
+) -> None:
+    request, tensors = delivery(base, cluster, "plan")
+    phone(tmp_path, base, config("plan", "kept_full"), Dim()).deliver(
+        request.model_copy(update={"synthetic": True}), tensors
+    )
+    assert (tmp_path / "outcome.json").exists()
+    assert not (tmp_path / ADAPTATION_FILE).exists()
+
+
 def test_a_personalisation_clears_what_a_kill_left_of_an_earlier_one(
     tmp_path: Path, base: BaseModel, cluster: Submodel
 ) -> None:

@@ -32,6 +32,11 @@ class Data(Section):
         description="`embedded`, an `.npz` file, a folder of class folders, `torchvision:NAME`, or "
         "`package.module:function`.",
     )
+    reference: Annotated[str, SERVER, SIMULATION] = Field(
+        "",
+        description="The server's own images, where they are of another source than `source`, such as what "
+        "`fedcaptor synthesise` writes for servers without any.",
+    )
 
 
 class Model(Section):
