@@ -41,4 +41,4 @@ def test_the_page_from_its_first_line_to_its_last(tmp_path):
     ratios = [float(line.split()[0]) for line in run(tmp_path, "ladder.py").splitlines()]
     assert 0.5 >= ratios[0] > 0.25 >= ratios[1]
     assert len(PROGRAMS) == 6
-    assert len(COMMANDS) == 2
+    assert len(COMMANDS) == 3
