@@ -49,10 +49,8 @@ MANY = (
     "population.classes_max=34",
     "population.exponent=0.7",
     "population.concentration=60",
-    "usage.max_classes=40",
-    "usage.min_share=0.002",
 )
-"""Owners as in the benchmark `many_classes`; of all that a phone may keep, its 40 likeliest classes."""
+"""Owners as in the benchmark `many_classes`."""
 CHECK_SHARE, FEWEST_CHECKS = 2 / 3, 8
 EACH = 60
 """Images of a class that a server without any makes."""

@@ -51,7 +51,7 @@ class Owner:
             memory: Decayed counts of earlier images [C].
             centroids: Usage of each cluster [K, C].
             settings: The prior is worth `prior` images. Own classes have at least `min_share` of the usage, are
-                `max_classes` at most; the most used one always is.
+                `max_classes` at most, both by the number of classes where they are 0; the most used one always is.
             mixed: The centroids are topics. The prior is then made of the owner's own mixture of them.
         """
         seen = _Seen(likelihoods, memory)
@@ -60,8 +60,9 @@ class Owner:
         else:
             cluster, mean = _nearest(likelihoods, memory, centroids, settings.prior)
             usage = seen.usages(settings.prior * mean[None])[0]
-        order = np.argsort(-usage, kind="stable")[: settings.max_classes]
-        own = order[usage[order] >= settings.min_share]
+        count = len(usage)
+        order = np.argsort(-usage, kind="stable")[: settings.max_classes or max(8, count * 4 // 5)]
+        own = order[usage[order] >= (settings.min_share or min(0.03, 0.3 / count))]
         return cls(usage, np.sort(own if len(own) else order[:1]), cluster)
 
     def meets(self, likelihoods: Floats) -> npt.NDArray[np.bool_]:

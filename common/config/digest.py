@@ -5,10 +5,11 @@ for a configuration that means what it meant before, or every published figure w
 
 1. The keys of `COUNTED` always count, in this order and under these names, wherever the schema has them today.
 2. A renamed key counts under its former name (`FORMER`).
-3. A key that was added later is not in `COUNTED`; it counts only where it is not its default, after the others. Its
+3. A key whose default now follows the network counts there as the value that it had for ten classes (`FORMER_VALUES`).
+4. A key that was added later is not in `COUNTED`; it counts only where it is not its default, after the others. Its
    default must therefore mean what was done before the key came. `domain.alone` does for photos like the server's, to
    the bit; before the first release it became true for all others too.
-4. The keys and sections of `NOT_COUNTED` are for devices and engines alone and change no result, but for rounding.
+5. The keys and sections of `NOT_COUNTED` are for devices and engines alone and change no result, but for rounding.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ COUNTED: Mapping[str, str] = {
 """Keys by section. Frozen: a change here changes the noise of every run."""
 
 FORMER: Mapping[str, str] = {"faults.malformed": "rubbish"}
+FORMER_VALUES: Mapping[str, Any] = {"usage.min_share": 0.03, "usage.max_classes": 8}
 NOT_COUNTED = frozenset(
     {
         "deployment",
@@ -68,7 +70,11 @@ def _counted(name: str, section: Any) -> Any:
     if not isinstance(section, BaseModel):
         return [_counted(name, each) for each in section]
     always = COUNTED.get(name, "").split()
-    values = {FORMER.get(f"{name}.{key}", key): getattr(section, key) for key in always}
+    values = {
+        FORMER.get(path, key): getattr(section, key) or FORMER_VALUES.get(path, getattr(section, key))
+        for key in always
+        if (path := f"{name}.{key}")
+    }
     for key, field in sorted(type(section).model_fields.items()):
         value = getattr(section, key)
         if key not in always and f"{name}.{key}" not in NOT_COUNTED and value != field.get_default():

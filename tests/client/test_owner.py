@@ -112,3 +112,18 @@ def test_without_images_to_compare_topics_with_the_fleet_is_believed_somewhat(im
     owner = Owner.of(np.eye(6)[[0] * images], np.zeros(6), TOPICS, settings(prior=4.0), mixed=True)
     assert owner.usage.sum() == pytest.approx(1)
     assert owner.usage[1] >= owner.usage[3] >= owner.usage[5] - 1e-9
+
+
+def test_how_many_classes_are_own_follows_the_network_unless_it_is_configured() -> None:
+    def own(classes: int, **changes: float) -> int:
+        counts = np.concatenate([np.full(classes // 2, 100.0), np.full(classes - classes // 2, 10.0)])
+        return len(
+            Owner.of(
+                NOTHING[:, :0].reshape(0, classes), counts, np.zeros((0, classes)), Usage(prior=0.0, **changes)
+            ).classes
+        )
+
+    assert [own(10), own(200)] == [5, 100]  # shares of 0.018 and 0.0009, less than 0.3 over the number of classes
+    assert own(200, min_share=0.0005) == 160
+    assert own(200, min_share=0.0005, max_classes=200) == 200
+    assert own(200, min_share=0.03) == 1

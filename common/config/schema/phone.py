@@ -28,10 +28,14 @@ class Usage(Section):
         description="Weight, in images, of the published centroids in the usage estimate: a phone that saw fewer is "
         "treated like its cluster, one that saw many more by these alone.",
     )
-    min_share: Annotated[Ratio, PHONE] = Field(
-        0.03, description="A class with at least this share of the usage is the owner's own."
+    min_share: Annotated[Share, PHONE] = Field(
+        0.0,
+        description="A class with at least this share of the usage is the owner's own. 0 = 0.3 over the number of "
+        "classes, at most 0.03: a class that is met more rarely costs more in each answer than its misses do.",
     )
-    max_classes: Annotated[int, PHONE] = Field(8, ge=1, description="Most own classes.")
+    max_classes: Annotated[int, PHONE] = Field(
+        0, ge=0, description="Most own classes; 0 = four fifths of all, at least 8."
+    )
     images: Annotated[int, PHONE] = Field(
         1000, ge=1, description="Devices: most images of the owner's folder that are read a day, the newest."
     )
