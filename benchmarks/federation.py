@@ -125,7 +125,6 @@ TOPICS = ("clusters.method=topics", "clusters.k=16", "clusters.iterations=6")
 
 ARMS: dict[str, Arm] = {
     "shipped": Arm("the defaults"),
-    "own-look": Arm("the defaults, and each phone's own look", OWN_LOOK),
     "own-images": Arm(
         "a phone alone, without images of the server", (*ALONE, *NO_LOOKS, "personal.reference=0"), False
     ),
@@ -156,11 +155,11 @@ class Federation(Benchmark):
     these), many (owners with two interests; for a
     network with 34 classes or more), owners (natural owners with few images).
 
-    Arms: shipped (the defaults), own-images and alone (nothing of the fleet; without and with images of the server),
-    alone-look (these re-rendered in the phone's own look), usage (the fleet's usage clusters), topics (its topics
-    instead), look (clusters and looks), moments (and its moments), scores (usage, looks and filter scores), own-look
-    (the defaults and the phone's own look), one-model (one submodel for all), oracle (each camera's batch norms, of all
-    photos in the clear).
+    Arms: shipped (the defaults, with each phone's own look), own-images and alone (nothing of the fleet; without and
+    with images of the server), alone-look (these re-rendered in the phone's own look), usage (the fleet's usage
+    clusters), topics (its topics instead), look (clusters and looks), moments (and its moments), scores (usage, looks
+    and filter scores), one-model (one submodel for all), oracle (each camera's batch norms, of all photos in the
+    clear).
 
     Example: python -m benchmarks federation --worlds clean,looks --images 30 --phones 1000 --seeds 0..4 --epsilon 8
     --json benchmarks/results/federation.json

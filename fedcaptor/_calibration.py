@@ -38,7 +38,8 @@ def calibrate_files(model: str, weights: Path, source: str, out: Path) -> Calibr
     state = base.calibrated(found)
     before = base.scores(data.x[parts["phones"]])
     labels = data.y[parts["phones"]]
-    save_state(out, state, load_state(weights)[1])
+    metadata = {key: text for key, text in load_state(weights)[1].items() if key != "accuracy"}  # that of before
+    save_state(out, state, metadata)
     return Calibrated(found, _accuracy(before, labels), _accuracy(found.likelihoods(before), labels), len(labels))
 
 
