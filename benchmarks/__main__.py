@@ -13,6 +13,7 @@ from benchmarks import lite0
 from benchmarks.catalogue import Catalogue
 from benchmarks.chaos import Chaos
 from benchmarks.command import command
+from benchmarks.corrections import Corrections
 from benchmarks.eight_bits import EightBits
 from benchmarks.fallback import Fallback
 from benchmarks.federation import Federation
@@ -47,6 +48,7 @@ app = typer.Typer(
 )
 app.command("catalogue")(command(Catalogue))
 app.command("chaos")(command(Chaos))
+app.command("corrections")(command(Corrections))
 app.command("eight_bits")(command(EightBits))
 app.command("fallback")(command(Fallback))
 app.command("federation")(command(Federation))

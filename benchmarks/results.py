@@ -12,6 +12,7 @@ from pathlib import Path
 from benchmarks.charts import draw
 from benchmarks.pages import (
     catalogue,
+    corrections,
     fallback,
     federation,
     gradients,
@@ -31,6 +32,7 @@ PAGES: dict[str, Callable[[Record], Section]] = {
     "federation": federation.render,
     "looks": partial(section, "looks"),
     "many_classes": many_classes.render,
+    "corrections": corrections.render,
     "heterofl": partial(section, "heterofl"),
     "private_vs_open": private_vs_open.render,
     "preference": partial(section, "preference"),

@@ -99,7 +99,7 @@ def test_rows_of_an_unknown_benchmark_are_refused(record, tmp_path):
     Record("other", {}, MACHINE).save(tmp_path / "other.json")
     with pytest.raises(
         StateError,
-        match="'other', known are federation, looks, many_classes, heterofl, private_vs_open, preference, pruning",
+        match="'other', known are federation, looks, many_classes, corrections, heterofl, private_vs_open, preference",
     ):
         sections(tmp_path)
 
