@@ -263,7 +263,7 @@ def figures(phones: LyingPhones, adaptation: Adaptation) -> dict[str, Any]:
     pairs, of = np.unique(np.column_stack([cameras, chosen]), axis=0, return_inverse=True)
     adapted = np.array([attacked.accuracy(camera, adaptation.moments[look]) for camera, look in pairs])[of.ravel()]
     shipped = attacked.shipped[cameras]
-    moved = adaptation.moments.any(1)
+    moved = (adaptation.moments != 0).any(1)
     corrected = moved & (np.abs(adaptation.moments - phones.expected).max(1) > 1e-6)
     scale, far = look_scale(attacked.fleet.groups), float(np.linalg.norm(attacked.centre - adaptation.source))
     return {
