@@ -21,6 +21,7 @@ from benchmarks.fleet import FleetLoad
 from benchmarks.gradients import Gradients
 from benchmarks.heterofl import HeteroFL
 from benchmarks.local_privacy import LocalPrivacy
+from benchmarks.look_poisoning import LookPoisoning
 from benchmarks.looks import Looks
 from benchmarks.many_classes import ManyClasses
 from benchmarks.memory import Memory
@@ -57,6 +58,7 @@ app.command("gradients")(command(Gradients))
 app.command("heterofl")(command(HeteroFL))
 app.command("lite0")(lite0.command)
 app.command("local_privacy")(command(LocalPrivacy))
+app.command("look_poisoning")(command(LookPoisoning))
 app.command("looks")(command(Looks))
 app.command("many_classes")(command(ManyClasses))
 app.command("memory")(command(Memory))

@@ -53,6 +53,7 @@ PAGES: dict[str, Callable[[Record], Section]] = {
     "secure_sum": partial(section, "secure_sum"),
     "local_privacy": local_privacy.render,
     "poisoning": poisoning.render,
+    "look_poisoning": partial(section, "look_poisoning"),
 }
 """How a benchmark's record becomes a section, in the order of the page; some are a template and no code."""
 
