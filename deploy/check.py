@@ -155,7 +155,8 @@ def _phones(deployment: Deployment) -> Iterator[Finding]:
         return
     if {node.public_key for node in nodes} != enrolled:
         text = f"{len(enrolled)} enrolled, the SuperLink knows {len(nodes)}"
-        yield Finding("phones", "warning", text, f"`fedcaptor deploy up {deployment.root}`")
+        remedy = f"`fedcaptor deploy up {deployment.root}`, or `deploy run`, which enrols them before its round"
+        yield Finding("phones", "warning", text, remedy)
     online, needed = sum(node.status == "online" for node in nodes), deployment.settings.phones
     if online < needed:
         remedy = "wait for them, look at `fedcaptor phone log` on one, or lower deployment.phones"
