@@ -18,6 +18,8 @@ from fedcaptor.simulations.population import images_file
 from fedcaptor.simulations.runner import World
 
 BATCH = 64
+FEWEST = 8
+"""Classes of an owner at most where a network knows no more than 40, else a fifth of them."""
 REFERENCE = 1000
 """Images of the server at most that components and scales are taken from."""
 
@@ -92,7 +94,8 @@ class Networks:
             tested.append(self.output(base, np.load(images_file(oracle, camera))))
             reference.append(self.output(base, world.reference.x[:REFERENCE]).features)
         tests, shares = (np.load(oracle / f"{name}.npy")[0][:owners] for name in ("test", "shares"))
-        likeliest = np.sort(shares, axis=1)[:, -min(world.config.usage.max_classes, shares.shape[1]), None]
+        classes = shares.shape[1]
+        likeliest = np.sort(shares, axis=1)[:, -min(max(FEWEST, classes // 5), classes), None]
         test_images = len(tested[0].logits)
         return Fleet(
             photos=np.where(photos.use < 0, -1, photos.use + distinct * photos.cameras[:, None]),
