@@ -19,7 +19,7 @@ def render(record: Record) -> Section:
     """Make tables and one chart."""
     parts = list(_parts(record.rows))
     version = "-earlier" if "earlier" in record.settings else ""
-    name = f"federation-{record.settings['model'].replace('/', '-')}{version}"
+    name = f"federation-{record.settings['model'].rpartition(':')[2].replace('/', '-')}{version}"
     arms = {arm["name"]: ARMS[arm["name"]] for part in parts for arm in part["arms"]}
     return section("federation", record, {name: _chart(parts)}, parts=parts, arms=arms)
 
