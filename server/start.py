@@ -59,7 +59,7 @@ def open_run(
     StateError where the run cannot begin.
     """
     tiers.check(config, base.groups)
-    if reference.synthetic and config.domain.enabled:
+    if config.domain.enabled and reference.synthetic:
         raise ConfigError(
             "domain.enabled is true, but the server's images are synthetic: they do not tell how photos differ from "
             "what the network was trained on; set it to false, or give photos"

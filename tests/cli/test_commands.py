@@ -70,7 +70,7 @@ def test_calibrated_weights_are_of_a_network_whose_outputs_can_be_believed(
     before, after = map(float, re.findall(r"([0-9.]+)% ", said.replace("now", " ")))
     assert after > before
     found, kept = load_state(tmp_path / "even.safetensors")
-    assert kept == metadata
+    assert kept == {key: text for key, text in metadata.items() if key != "accuracy"}  # which was that of before
     moved = found[bias] - state[bias].astype(np.float32)
     assert moved[0] - moved[1:].mean() < 3  # of the 4 that were added
     assert list(found) == list(state)
