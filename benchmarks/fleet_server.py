@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,26 @@ def courier_args(world: World, phones: int) -> dict[str, Any]:
     return {"grid": grid, "run": run, "rounds": config.rounds, "masking": None, "seed": (config.run.seed, phones)}
 
 
+@contextmanager
+def opened(world: World, courier: FleetCourier, **options: Any) -> Iterator[Flow]:
+    """Open a run over the courier's phones, in memory; `options`: of `open_run`."""
+    with (
+        tempfile.TemporaryDirectory(prefix="pictures-") as folder,
+        open_run(
+            world.config,
+            world.base,
+            world.reference,
+            courier.grid,
+            digest=courier.run,
+            state="sqlite://",
+            pictures=Path(folder),
+            courier=courier,
+            **options,
+        ) as flow,
+    ):
+        yield flow
+
+
 def serve_fleet(
     world: World,
     courier: FleetCourier,
@@ -66,22 +87,8 @@ def serve_fleet(
     `delivered`, with plans. `adapt`: another way than the server's to adapt the base model. Raises PrivacyError as the
     server does.
     """
-    with (
-        tempfile.TemporaryDirectory(prefix="pictures-") as folder,
-        open_run(
-            world.config,
-            world.base,
-            world.reference,
-            courier.grid,
-            digest=courier.run,
-            state="sqlite://",
-            pictures=Path(folder),
-            courier=courier,
-            budget=budget,
-            phases=_phases(phases.phases_of(world.config), profiles, planned, delivered, adapt),
-            on_progress=on_phase,
-        ) as flow,
-    ):
+    chosen = _phases(phases.phases_of(world.config), profiles, planned, delivered, adapt)
+    with opened(world, courier, budget=budget, phases=chosen, on_progress=on_phase) as flow:
         record = flow.run()
     return Served(record.last, record.last.submodels.submodels(world.base), courier.deliveries, record.epsilon)
 

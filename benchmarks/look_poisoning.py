@@ -20,7 +20,7 @@ from typer import Option
 from benchmarks.command import SHARED, Benchmark, Measure
 from benchmarks.federation import CAMERAS
 from benchmarks.fleet_photos import Photos
-from benchmarks.fleet_server import courier_args
+from benchmarks.fleet_server import courier_args, opened
 from benchmarks.fleet_sums import Fleet, FleetCourier, ImageOutputs
 from benchmarks.last_call import remembers_last_call
 from benchmarks.malicious import malicious_clients
@@ -35,7 +35,6 @@ from fedcaptor.common.statistics import asked, in_block, nearest
 from fedcaptor.common.statistics.domain import COUNTED, look_scale
 from fedcaptor.server.adapt import adapt
 from fedcaptor.server.looks import ALIKE
-from fedcaptor.server.start import open_run
 from fedcaptor.simulations.population import images_file
 from fedcaptor.simulations.runner import build_world
 
@@ -235,19 +234,7 @@ def learned(phones: LyingPhones) -> Adaptation:
     """Return what the server learns of these phones in the first round, and publishes."""
     world = phones.of.photos.world
     courier = FleetCourier(**courier_args(world, len(phones.malicious)), fleet=phones)
-    with (
-        tempfile.TemporaryDirectory(prefix="pictures-") as folder,
-        open_run(
-            world.config,
-            world.base,
-            world.reference,
-            courier.grid,
-            digest=courier.run,
-            state="sqlite://",
-            pictures=Path(folder),
-            courier=courier,
-        ) as flow,
-    ):
+    with opened(world, courier) as flow:
         adaptation = adapt(flow, 1)
     assert adaptation is not None  # domain.enabled
     return adaptation

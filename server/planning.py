@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,11 +31,11 @@ class Reference:
     synthetic: bool = False
 
     @classmethod
-    def of(cls, data: Dataset) -> Reference:
-        """Take the reference part of a data source, or all of synthetic images."""
+    def of(cls, data: Dataset, parts: Mapping[str, Indices] | None = None) -> Reference:
+        """Take the reference part of a data source, or all of synthetic images; `parts`: its split, if it was made."""
         if data.synthetic:
             return cls(data.x, data.y, synthetic=True)
-        part = split(data)["reference"]
+        part = (parts or split(data))["reference"]
         return cls(data.x[part], data.y[part])
 
     def drawn(self, shares: npt.NDArray[np.float64], count: int, rng: np.random.Generator) -> Indices:

@@ -139,7 +139,8 @@ def build_world(config: Config, directory: Path) -> World:
     )
     with replacing(stored) as temporary:
         temporary.write_text(config.model_dump_json(indent=1))
-    reference = Reference.of(load(config.data.reference) if config.data.reference else data)
+    other = config.data.reference
+    reference = Reference.of(load(other)) if other else Reference.of(data, parts)
     return World(config, directory, data, base, reference, phones, weights.stat().st_size)
 
 

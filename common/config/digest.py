@@ -70,11 +70,10 @@ def _counted(name: str, section: Any) -> Any:
     if not isinstance(section, BaseModel):
         return [_counted(name, each) for each in section]
     always = COUNTED.get(name, "").split()
-    values = {
-        FORMER.get(path, key): getattr(section, key) or FORMER_VALUES.get(path, getattr(section, key))
-        for key in always
-        if (path := f"{name}.{key}")
-    }
+    values = {}
+    for key in always:
+        path, value = f"{name}.{key}", getattr(section, key)
+        values[FORMER.get(path, key)] = value or FORMER_VALUES.get(path, value)
     for key, field in sorted(type(section).model_fields.items()):
         value = getattr(section, key)
         if key not in always and f"{name}.{key}" not in NOT_COUNTED and value != field.get_default():
